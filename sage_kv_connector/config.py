@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of the transport, in one place: from code, JSON, YAML, or ``key=value`` words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+BackendName = Literal["auto", "rdma", "pcie", "shm", "tcp", "nixl", "mooncake"]
+#: Backends of this release; the other names are reserved and refused with a clear error.
+AVAILABLE_BACKENDS = ("shm", "tcp")
+
+SECRET_ENV = "SAGE_KVT_SECRET"
+SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
+
+
+class KVTransportConfig(BaseModel):
+    """Options of one engine's transport. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str | None = Field(None, description="named set of options that the others override")
+    backend: BackendName = Field("auto", description="auto: shm on the same node, else tcp")
+    target_dtype: Literal["auto"] = Field(
+        "auto", description="dtype on the wire; auto: the cache's own (no other in this release)"
+    )
+    chunk_size: int = Field(
+        0, ge=0, le=64 << 20, description="bytes of one chunk; 0: the backend's measured default"
+    )
+    overlap_streams: int = Field(
+        0, ge=0, le=16, description="lanes (data-plane threads) of a backend; 0: chosen from the cores"
+    )
+    prefetch_depth: int = Field(4, ge=1, le=64, description="chunks in flight in stream_pipeline")
+    zero_copy: bool = Field(
+        True, description="shm: read straight from the peer's pages; false: always through the arena"
+    )
+    integrity: Literal["auto", "crc", "generation"] = Field(
+        "auto",
+        description="auto: CRC32C where bytes cross a wire or a staging buffer; crc: always; "
+        "generation: never a CRC (a trusted fabric)",
+    )
+    host: str = Field(
+        "auto",
+        description="address to listen on and to advertise; auto: all interfaces when a secret is set, else loopback",
+    )
+    advertise_host: str | None = Field(
+        None, description="address that peers connect to, if not host (NAT, proxies)"
+    )
+    advertise_port: int | None = Field(
+        None, ge=1, le=65535, description="port that peers connect to, if not port"
+    )
+    port: int = Field(
+        0, ge=0, le=65535, description="tcp port of rank 0, rank r takes port + r; 0: any free one"
+    )
+    bootstrap_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="HTTP port that answers GET /query for routers that dispatch at once",
+    )
+    secret: SecretStr | None = Field(None, description=f"shared secret; else ${SECRET_ENV}, else secret_file")
+    secret_file: Path | None = Field(
+        None, description=f"file with the shared secret; else ${SECRET_FILE_ENV}"
+    )
+    deadline_s: float = Field(
+        120.0, gt=0, description="a transfer that takes longer fails, and decode recomputes"
+    )
+    lease_s: float = Field(
+        60.0, gt=0, description="a producer keeps finished pages this long unless decode renews"
+    )
+    connect_timeout_s: float = Field(5.0, gt=0, description="connect and handshake with a peer")
+    peer_timeout_s: float = Field(15.0, gt=0, description="a silent peer is given up after this time")
+    unmatched_timeout_s: float = Field(
+        60.0, gt=0, description="a subscription waits this long for its prefill to arrive"
+    )
+
+    audit_file: Path | None = Field(
+        None,
+        description="append a SHA-256 of each transfer's pages, read back on this side (for tests; slow)",
+    )
+
+    @field_validator("backend")
+    @classmethod
+    def _available(cls, value: str) -> str:
+        if value != "auto" and value not in AVAILABLE_BACKENDS:
+            raise ValueError(
+                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(AVAILABLE_BACKENDS)}"
+            )
+        return value
+
+    def resolved_secret(self) -> bytes:
+        """The shared secret: config, environment, file; empty if none is set.
+
+        Raises ValueError when a named file can't be read or is empty.
+        """
+        if self.secret is not None:
+            return self.secret.get_secret_value().encode()
+        if word := os.environ.get(SECRET_ENV):
+            return word.encode()
+        path = self.secret_file or (Path(p) if (p := os.environ.get(SECRET_FILE_ENV)) else None)
+        if path is None:
+            return b""
+        try:
+            text = path.read_bytes().strip()
+        except OSError as error:
+            raise ValueError(f"secret_file {str(path)!r} can't be read: {error.strerror}") from error
+        if not text:
+            raise ValueError(f"secret_file {str(path)!r} is empty; it must hold the shared secret")
+        return text
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any] | None = None) -> KVTransportConfig:
+        """From a mapping (``kv_connector_extra_config``, YAML); a ``preset`` in it is the layer below.
+
+        Raises pydantic.ValidationError naming field, value and what is allowed.
+        """
+        given = dict(options or {})
+        name = given.get("preset")
+        base: dict[str, Any] = {}
+        if name is not None:
+            known = presets()
+            if name not in known:
+                raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
+            base = dict(known[name]["settings"])
+        return cls.model_validate({**base, **given})
+
+    @classmethod
+    def from_words(cls, words: Iterable[str]) -> KVTransportConfig:
+        """From ``key=value`` words; values are read as YAML, dashes in keys as underscores."""
+        options: dict[str, Any] = {}
+        for word in words:
+            key, sign, value = word.partition("=")
+            if not sign or not key:
+                raise ValueError(f"option {word!r} is not of the form key=value")
+            options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        return cls.load(options)
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The presets that ship with the package: name → {goal, why, settings}."""
+    text = (files("sage_kv_connector") / "presets" / "kv_transport_presets.yaml").read_text()
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(text)["presets"]
+    return loaded

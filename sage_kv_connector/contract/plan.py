@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two peers agreed on, how one transfer is carried out, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from sage_kv_connector.contract.chunk import DeviceSpec
+
+
+class TransportPlan(msgspec.Struct, frozen=True):
+    """What a session between two peers settled, once, at its start.
+
+    ``mode`` is how the backend places bytes ("direct", "arena", "stream");
+    ``reason`` says why it is not a better one. ``checksum``: a CRC32C on each chunk.
+    """
+
+    backend: str
+    mode: str
+    reason: str
+    lanes: int
+    checksum: bool
+    wire_dtype: str = "same"
+
+
+class TransferPlan(msgspec.Struct, frozen=True):
+    """How one transfer is cut and paced.
+
+    ``prefetch_depth`` is how many chunks ``stream_pipeline`` keeps in flight.
+    ``deadline_s``: after that the transfer fails. ``peer`` is where the chunks go
+    (``direction`` "send") or come from ("recv").
+    """
+
+    peer: DeviceSpec = DeviceSpec()
+    direction: Literal["send", "recv"] = "send"
+    prefetch_depth: int = 4
+    deadline_s: float = 120.0
+
+
+class TransferStats(msgspec.Struct, frozen=True):
+    """One transfer or chunk that ended well. Times in seconds, on this side's clock.
+
+    ``wait_s`` runs from the call to the peer's readiness (its subscription, or its
+    first byte), ``transfer_s`` from there to the last byte.
+    """
+
+    transfer_id: str
+    nbytes: int
+    wait_s: float
+    transfer_s: float
+    backend: str
+    mode: str
+    checksum: bool
+
+    @property
+    def gbytes_per_s(self) -> float:
+        return self.nbytes / self.transfer_s / 1e9 if self.transfer_s > 0 else 0.0
+
+
+class Outcome(NamedTuple):
+    """How a transfer ended: ``stats`` if every byte landed and held, else ``error`` says why not."""
+
+    transfer_id: str
+    stats: TransferStats | None
+    error: str
+
+    @property
+    def ok(self) -> bool:
+        return self.stats is not None
+
+
+class TransferReport(msgspec.Struct, frozen=True):
+    """What ``stream_pipeline`` moved: the chunks' stats and the time of the whole."""
+
+    stats: tuple[TransferStats, ...]
+    nbytes: int
+    elapsed_s: float
+
+    @property
+    def gbytes_per_s(self) -> float:
+        return self.nbytes / self.elapsed_s / 1e9 if self.elapsed_s > 0 else 0.0
