@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine's transport: backends, control thread, sessions, producer, consumer.
+
+Both faces of the package stand on this: the asyncio ``TransportEngine`` and the
+connectors of inference engines, whose threads only submit and poll. Methods may
+be called from any thread; callbacks come on the control thread and must be short.
+
+Life: construct → register_memory → start → … → close (idempotent; everything in
+flight ends with an error, every offer is released).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+
+from sage_kv_connector.backends import create_backend
+from sage_kv_connector.backends.base import Backend, Event, EventKind
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine import messages as m
+from sage_kv_connector.engine.consumer import Consumer, Subscription, Wanted
+from sage_kv_connector.engine.handshake import Identity
+from sage_kv_connector.engine.loop import ControlLoop
+from sage_kv_connector.engine.planner import enabled_backends
+from sage_kv_connector.engine.producer import OnReleased, Producer
+from sage_kv_connector.engine.session import PeerAddress, Session, SessionTable
+from sage_kv_connector.engine.source import Source
+
+logger = logging.getLogger(__name__)
+
+#: Engine threads wait at most this long for the control thread where they must be sure of its state.
+CALL_TIMEOUT_S = 30.0
+
+
+class EngineCore:
+    """The transport of one worker process."""
+
+    def __init__(
+        self,
+        config: KVTransportConfig,
+        *,
+        engine_id: str = "",
+        rank: int = 0,
+        schema: KVCacheSchema | None = None,
+    ) -> None:
+        self.config = config
+        self.engine_id = engine_id or secrets.token_hex(8)
+        self.rank = rank
+        secret = config.resolved_secret()
+        self._host = _listen_host(config, secret)
+        names = enabled_backends(config)
+        self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
+        identity = Identity(self.engine_id, rank, secret, schema)
+        self.sessions = SessionTable(identity, config, self.backends, self._on_message, self._on_closed)
+        self._loop = ControlLoop(self.backends.values(), self._on_event)
+        self.sessions.loop = self._loop
+        self._producer = Producer(self._loop, config)
+        self._consumer = Consumer(self._loop, self.sessions)
+        self._regions: dict[int, dict[str, int]] = {}
+        self._closed = False
+        self.addresses: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Listen and run. Raises OSError naming the address that can't be bound."""
+        self.addresses = tuple(self._listen(name, backend) for name, backend in self.backends.items())
+        self._loop.start()
+
+    def _listen(self, name: str, backend: Backend) -> str:
+        if name != "tcp":
+            return backend.listen(f"{name}://")
+        port = self.config.port + self.rank if self.config.port else 0
+        bound = backend.listen(f"tcp://{_bracket(self._host)}:{port}")
+        bound_port = bound.rpartition(":")[2]
+        host = self.config.advertise_host or _reachable_host(self._host)
+        advertised = self.config.advertise_port
+        if advertised is not None:
+            bound_port = str(advertised + self.rank)
+        return f"tcp://{_bracket(host)}:{bound_port}"
+
+    def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Let posts and windows use these (address, length) spans, until ``close``."""
+        for address, length in extents:
+            for backend in self.backends.values():
+                backend.register_memory(address, length)
+
+    # -- producer
+
+    def offer(
+        self,
+        transfer_id: str,
+        source: Source,
+        on_released: OnReleased,
+        *,
+        consumers: int = 1,
+        only_for: str = "",
+    ) -> None:
+        """See :class:`Producer`. An id that is on offer already is released at once, with that reason."""
+
+        def run() -> None:
+            try:
+                self._producer.offer(transfer_id, source, on_released, consumers=consumers, only_for=only_for)
+            except ValueError as error:
+                on_released(Outcome(transfer_id, None, str(error)))
+
+        self._loop.submit(run)
+
+    def update(self, transfer_id: str, change: Callable[[], None]) -> None:
+        """Run ``change`` (of the offer's source) on the control thread, then post what became ready."""
+
+        def run() -> None:
+            change()
+            self._producer.pump(transfer_id)
+
+        self._loop.submit(run)
+
+    def is_streaming(self, transfer_id: str) -> bool:
+        """Whether somebody is being served right now; any thread may ask, the answer may be a step late."""
+        return self._producer.is_streaming(transfer_id)
+
+    def finish(self, transfer_id: str) -> None:
+        self._loop.submit(lambda: self._producer.finish(transfer_id))
+
+    def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
+        """Returns when no byte of these transfers' memory is read, or trusted at the peer, any more."""
+        ids = tuple(transfer_ids)
+
+        def run() -> None:
+            for transfer_id in ids:
+                self._producer.withdraw(transfer_id, code, detail)
+
+        self._loop.call(run, CALL_TIMEOUT_S)
+
+    # -- consumer
+
+    def subscribe(
+        self,
+        peer: PeerAddress,
+        wanted: Wanted,
+        on_outcome: Callable[[Outcome], None],
+        on_started: Callable[[Subscription], None] | None = None,
+    ) -> None:
+        """See :class:`Consumer`. ``on_started`` gives the handle for ``cancel``, before any outcome."""
+
+        def run() -> None:
+            subscription = self._consumer.subscribe(peer, wanted, on_outcome)
+            if on_started is not None:
+                on_started(subscription)
+
+        self._loop.submit(run)
+
+    def cancel(self, subscription: Subscription) -> None:
+        self._loop.submit(lambda: self._consumer.cancel(subscription))
+
+    def release(self, peer: PeerAddress, transfer_id: str) -> None:
+        self._loop.submit(lambda: self._consumer.release(peer, transfer_id))
+
+    def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
+        self._loop.submit(lambda: self._consumer.renew(peer, transfer_ids))
+
+    # -- both
+
+    def counters(self) -> dict[str, int]:
+        """Totals of the lanes over all backends, and what is registered now (for leak checks)."""
+        totals: dict[str, int] = {}
+        for backend in self.backends.values():
+            for name, value in backend.counters().items():
+                totals[name] = totals.get(name, 0) + value
+        totals |= {
+            "offers": len(self._producer),
+            "subscriptions": len(self._consumer),
+            "sessions": len(self.sessions),
+        }
+        return totals
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._loop.call(self._producer.close, CALL_TIMEOUT_S)
+            self._loop.call(self._consumer.close, CALL_TIMEOUT_S)
+        finally:
+            self._loop.stop()
+            for backend in self.backends.values():
+                backend.close()
+
+    def _on_event(self, backend: Backend, event: Event) -> None:
+        if event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
+            session = self.sessions.find(backend, event.connection)
+            if session is None:
+                return
+            if event.kind == EventKind.SENT:
+                self._producer.on_sent(session, event)
+            else:
+                self._consumer.handle(session, event)
+        else:
+            self.sessions.handle(backend, event)
+
+    def _on_message(self, session: Session, message: m.Message) -> None:
+        match message:
+            case m.Subscribe():
+                self._producer.on_subscribe(session, message)
+            case m.Cancel():
+                self._producer.on_cancel(session, message)
+            case m.Release():
+                self._producer.on_release(message)
+            case m.Renew():
+                self._producer.on_renew(message)
+            case m.Failed():
+                self._consumer.on_failed(session, message)
+            case m.Reject():
+                logger.warning("%s ended the session (%s): %s", session.label, message.code, message.detail)
+                session.backend.close_connection(session.connection)
+            case _:
+                raise m.ProtocolError(f"{type(message).__name__} is not expected in an open session")
+
+    def _on_closed(self, session: Session, why: str) -> None:
+        self._producer.on_closed(session, why)
+        self._consumer.on_closed(session, why)
+
+
+def _listen_host(config: KVTransportConfig, secret: bytes) -> str:
+    if config.host == "auto":
+        return "0.0.0.0" if secret else "127.0.0.1"
+    if not secret and not _is_loopback(config.host):
+        raise ValueError(
+            f"host {config.host!r} is reachable from other machines, so a shared secret is needed: "
+            f"set secret, secret_file or ${SECRET_ENV} on every server (or host=127.0.0.1)"
+        )
+    return config.host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable_host(host: str) -> str:
+    """The address to advertise for a wildcard: that of the interface with the default route."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    import socket
+
+    family, probe = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((probe, 9))  # a datagram socket sends nothing: this only looks up the route
+            return str(sock.getsockname()[0])
+        except OSError:
+            return "127.0.0.1" if family == socket.AF_INET else "::1"
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

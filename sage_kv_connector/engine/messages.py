@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control messages of a session, as docs/protocol.md specifies them: MessagePack arrays, tag first."""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+#: Longest texts that are accepted from a peer, in characters and bytes.
+MAX_TRANSFER_ID = 256
+MAX_DETAIL = 4096
+NONCE_BYTES = 32
+#: A subscription names at most this many page runs over all groups.
+MAX_PAGE_RUNS = 1 << 16
+
+
+class ProtocolError(Exception):
+    """A peer said something that the protocol does not allow here."""
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """Connector → acceptor, first. ``want`` is the engine it means to reach ("" = any)."""
+
+    versions: tuple[int, ...]
+    engine_id: str
+    rank: int
+    nonce: bytes
+    want: str = ""
+
+
+class Challenge(msgspec.Struct, tag="challenge", array_like=True, frozen=True):
+    """Acceptor → connector: its own nonce, and proof that it knows the secret."""
+
+    version: int
+    engine_id: str
+    rank: int
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(msgspec.Struct, tag="proof", array_like=True, frozen=True):
+    """Connector → acceptor: proof, and its schema (MessagePack of KVCacheSchema, or empty)."""
+
+    proof: bytes
+    schema: bytes
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """Acceptor → connector: the session is open."""
+
+    proof: bytes
+    schema: bytes
+
+
+class Reject(msgspec.Struct, tag="reject", array_like=True, frozen=True):
+    """Either way, then the connection ends. ``code`` is one of docs/protocol.md's."""
+
+    code: str
+    detail: str
+
+
+class PageRuns(msgspec.Struct, array_like=True, frozen=True):
+    """Pages of one kv group by their place in the request: (first, count) runs, ascending."""
+
+    group: int
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def pages(self) -> int:
+        return sum(count for _, count in self.runs)
+
+
+class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
+    """Consumer → producer: stream these pages of this transfer into my window.
+
+    An empty ``selection`` means everything that the producer offers under that id.
+    ``finished``: the consumer knows that prefill is over, so an unknown id is an error at once.
+    """
+
+    transfer_id: str
+    generation: int
+    window: bytes
+    nbytes: int
+    selection: tuple[PageRuns, ...]
+    checksum: bool
+    finished: bool
+    timeout_ms: int
+
+
+class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
+    """Producer → consumer: this subscription won't complete."""
+
+    transfer_id: str
+    generation: int
+    code: str
+    detail: str
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
+    """Consumer → producer: stop this subscription; its window is closed."""
+
+    transfer_id: str
+    generation: int
+
+
+class Release(msgspec.Struct, tag="release", array_like=True, frozen=True):
+    """Consumer → producer: nothing of this transfer is wanted (any more)."""
+
+    transfer_id: str
+
+
+class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):
+    """Consumer → producer: keep these transfers' pages for another lease."""
+
+    transfer_ids: tuple[str, ...]
+
+
+class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
+    """Either way, while something is in flight."""
+
+    sequence: int
+
+
+class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
+    """Answer to a Ping with the same number."""
+
+    sequence: int
+
+
+Message = (
+    Hello | Challenge | Proof | Welcome | Reject | Subscribe | Failed | Cancel | Release | Renew | Ping | Pong
+)
+
+_decoder = msgspec.msgpack.Decoder(Message)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> Message:
+    """Decode and bound one message. Raises ProtocolError saying what is wrong with it."""
+    try:
+        message = _decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"message of {len(payload)} bytes is not valid: {error}") from error
+    _check(message)
+    return message
+
+
+def _check(message: Message) -> None:
+    match message:
+        case Hello(nonce=nonce) | Challenge(nonce=nonce) if len(nonce) != NONCE_BYTES:
+            raise ProtocolError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
+        case Subscribe():
+            _check_subscribe(message)
+        case Failed(transfer_id=tid) | Cancel(transfer_id=tid) | Release(transfer_id=tid):
+            _check_transfer_id(tid)
+        case Renew(transfer_ids=ids):
+            for tid in ids:
+                _check_transfer_id(tid)
+    detail = getattr(message, "detail", "")
+    if len(detail) > MAX_DETAIL:
+        raise ProtocolError(f"detail has {len(detail)} characters, at most {MAX_DETAIL} are allowed")
+
+
+def _check_transfer_id(transfer_id: str) -> None:
+    if not 0 < len(transfer_id) <= MAX_TRANSFER_ID:
+        raise ProtocolError(f"transfer_id has {len(transfer_id)} characters, allowed: 1 to {MAX_TRANSFER_ID}")
+
+
+def _check_subscribe(message: Subscribe) -> None:
+    _check_transfer_id(message.transfer_id)
+    if not 0 < message.generation < 1 << 64:
+        raise ProtocolError(f"generation is {message.generation}, allowed: 1 to 2**64 - 1")
+    if message.nbytes <= 0 or message.timeout_ms <= 0:
+        raise ProtocolError(
+            f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
+        )
+    if sum(len(part.runs) for part in message.selection) > MAX_PAGE_RUNS:
+        raise ProtocolError(f"selection has more than {MAX_PAGE_RUNS} page runs")
+    seen: set[int] = set()
+    for part in message.selection:
+        if part.group < 0 or part.group in seen:
+            raise ProtocolError(f"selection names group {part.group} twice or below 0")
+        seen.add(part.group)
+        end = 0
+        for first, count in part.runs:
+            if first < end or count <= 0 or first + count > 1 << 40:
+                raise ProtocolError(
+                    f"selection of group {part.group}: run ({first}, {count}) is empty, out of order or too far"
+                )
+            end = first + count

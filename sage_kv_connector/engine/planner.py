@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backends to enable, which address of a peer to try first, and what a session settled on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sage_kv_connector.backends.base import ConnectionInfo
+from sage_kv_connector.config import AVAILABLE_BACKENDS, KVTransportConfig
+from sage_kv_connector.contract.plan import TransportPlan
+
+
+def node_id() -> str:
+    """The same for processes that can reach each other by shm: one kernel boot, one network namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/net")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
+
+
+def enabled_backends(config: KVTransportConfig) -> tuple[str, ...]:
+    """Names of the backends to start, the preferred first."""
+    return AVAILABLE_BACKENDS if config.backend == "auto" else (config.backend,)
+
+
+def order_addresses(addresses: Iterable[str], peer_node: str, enabled: tuple[str, ...]) -> tuple[str, ...]:
+    """A peer's addresses that can work from here, the best first; shm only within one node."""
+    same_node = peer_node != "" and peer_node == node_id()
+    usable = [a for a in addresses if a.partition("://")[0] in enabled]
+    usable = [a for a in usable if same_node or not a.startswith("shm://")]
+    return tuple(sorted(usable, key=lambda address: enabled.index(address.partition("://")[0])))
+
+
+def plan_session(backend: str, info: ConnectionInfo, config: KVTransportConfig) -> TransportPlan:
+    """What applies to every transfer of one session."""
+    checksum = {"crc": True, "generation": False, "auto": info.crosses_wire}[config.integrity]
+    return TransportPlan(
+        backend=backend, mode=info.mode, reason=info.reason, lanes=info.lanes, checksum=checksum
+    )
+
+
+def default_lanes() -> int:
+    """Data-plane threads of a backend: one, and a second where the engine leaves cores over."""
+    return 2 if len(os.sched_getaffinity(0)) > 2 else 1

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a producer's bytes come from: pages that become ready layer by layer, or plain memory.
+
+A source answers one question for each subscription: which descriptors are ready
+now that were not handed out yet? The window is linear: group after group, in a
+group layer after layer, in a layer the selected pages in ascending order, in a
+page its planes; a consumer lays its segments out in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sage_kv_connector.backends.base import Descriptors, Segments
+from sage_kv_connector.contract.cache_view import KVCacheView, LayerView
+from sage_kv_connector.engine.messages import PageRuns
+
+#: Page id of a block table entry without memory (outside a sliding window).
+NULL_PAGE = -1
+
+
+class SelectionError(ValueError):
+    """A subscription asks for something that this source does not have."""
+
+
+class Reader(Protocol):
+    """One subscription's way through a source."""
+
+    def take_ready(self) -> Descriptors | None:
+        """Descriptors that became ready since the last call; None if there are none.
+
+        Raises SelectionError when selected pages turn out to have no memory.
+        """
+        ...
+
+    @property
+    def exhausted(self) -> bool:
+        """Everything selected was handed out."""
+        ...
+
+
+class Source(Protocol):
+    """What a transfer id stands for on the producer."""
+
+    def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
+        """Begin to serve a subscription. Raises SelectionError."""
+        ...
+
+
+def page_indices(runs: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
+    """(first, count) runs as one ascending array."""
+    if not runs:
+        return np.zeros(0, dtype=np.int64)
+    return np.concatenate([np.arange(first, first + count, dtype=np.int64) for first, count in runs])
+
+
+def index_runs(indices: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """The inverse of ``page_indices``."""
+    if not len(indices):
+        return ()
+    cuts = np.flatnonzero(np.diff(indices) != 1) + 1
+    starts = np.concatenate([[0], cuts])
+    ends = np.concatenate([cuts, [len(indices)]])
+    return tuple((int(indices[a]), int(b - a)) for a, b in zip(starts, ends, strict=True))
+
+
+def window_segments(view: KVCacheView, pages: dict[int, npt.NDArray[np.int64]]) -> Segments:
+    """A consumer's segments for local page ids by group, in window order; shape (n, 2)."""
+    parts = [
+        layer.page_segments(pages[index])
+        for index, group in enumerate(view.groups)
+        if index in pages and len(pages[index])
+        for layer in group.layers
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.uint64)
+
+
+class MemorySource:
+    """Plain memory that is ready at once, all of it for every subscription."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+
+    def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
+        if selection:
+            raise SelectionError("this transfer is plain memory, it has no pages to select")
+        total = int(self._segments[:, 1].sum())
+        if nbytes != total:
+            raise SelectionError(f"nbytes: {total} offered, {nbytes} asked for")
+        return _MemoryReader(self._segments)
+
+
+class _MemoryReader:
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self.exhausted = False
+
+    def take_ready(self) -> Descriptors | None:
+        if self.exhausted:
+            return None
+        self.exhausted = True
+        return _place(self._segments, 0)
+
+
+class PagedSource:
+    """The pages of one request, ready up to a page count for each group and layer.
+
+    ``set_pages`` follows the engine's block table, ``advance`` its progress.
+    """
+
+    def __init__(self, view: KVCacheView) -> None:
+        self._view = view
+        self.pages = [np.zeros(0, dtype=np.int64) for _ in view.groups]
+        self.ready = [np.zeros(len(group.layers), dtype=np.int64) for group in view.groups]
+        self._selection: tuple[PageRuns, ...] = ()
+
+    def set_pages(self, group: int, page_ids: npt.NDArray[np.int64]) -> None:
+        """The block table of a group; NULL_PAGE where the engine keeps no memory."""
+        self.pages[group] = page_ids
+
+    def advance(self, group: int, layers: slice, pages: int) -> None:
+        """The first ``pages`` pages of these layers hold their final bytes. Never goes back."""
+        np.maximum(self.ready[group][layers], pages, out=self.ready[group][layers])
+
+    def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
+        if not selection:
+            raise SelectionError("this transfer is paged: name the pages")
+        for part in selection:
+            if part.group >= len(self._view.groups):
+                raise SelectionError(f"group: {len(self._view.groups)} here, {part.group} asked for")
+        reader = _PagedReader(self, self._view, selection)
+        if reader.nbytes != nbytes:
+            raise SelectionError(f"nbytes: the selected pages hold {reader.nbytes} here, {nbytes} asked for")
+        self._selection = selection
+        return reader
+
+    def served_segments(self) -> Segments:
+        """Local memory of the last subscription's pages in window order, for an audit."""
+        chosen = {part.group: self.pages[part.group][page_indices(part.runs)] for part in self._selection}
+        return window_segments(self._view, chosen)
+
+
+class _LayerCursor:
+    """How far one layer of the selection was handed out."""
+
+    __slots__ = ("base", "group", "index", "layer", "sent")
+
+    def __init__(self, group: int, index: int, layer: LayerView, base: int) -> None:
+        self.group, self.index, self.layer, self.base, self.sent = group, index, layer, base, 0
+
+
+class _PagedReader:
+    def __init__(self, source: PagedSource, view: KVCacheView, selection: tuple[PageRuns, ...]) -> None:
+        self._source = source
+        self._indices = {part.group: page_indices(part.runs) for part in selection}
+        self._open: list[_LayerCursor] = []
+        self.nbytes = 0
+        for group_index, group in enumerate(view.groups):
+            count = len(self._indices.get(group_index, ()))
+            if not count:
+                continue
+            for index, layer in enumerate(group.layers):
+                self._open.append(_LayerCursor(group_index, index, layer, self.nbytes))
+                self.nbytes += count * layer.page_bytes
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._open
+
+    def take_ready(self) -> Descriptors | None:
+        parts = []
+        for cursor in self._open:
+            indices = self._indices[cursor.group]
+            ready = int(np.searchsorted(indices, self._source.ready[cursor.group][cursor.index]))
+            if ready <= cursor.sent:
+                continue
+            table = self._source.pages[cursor.group]
+            chosen = indices[cursor.sent : ready]
+            if chosen[-1] >= len(table):
+                raise SelectionError(
+                    f"page {int(chosen[-1])} of group {cursor.group} is beyond the {len(table)} here"
+                )
+            ids = table[chosen]
+            if (ids == NULL_PAGE).any():
+                missing = int(chosen[ids == NULL_PAGE][0])
+                raise SelectionError(f"page {missing} of group {cursor.group} is no longer kept here")
+            offset = cursor.base + cursor.sent * cursor.layer.page_bytes
+            parts.append(_place(cursor.layer.page_segments(ids), offset))
+            cursor.sent = ready
+        self._open = [c for c in self._open if c.sent < len(self._indices[c.group])]
+        return np.concatenate(parts) if parts else None
+
+
+def _place(segments: Segments, offset: int) -> Descriptors:
+    """Descriptors that put ``segments`` one after the other into the window from ``offset``."""
+    lengths = segments[:, 1]
+    descriptors = np.empty((len(segments), 3), dtype=np.uint64)
+    descriptors[:, 0] = segments[:, 0]
+    descriptors[:, 1] = np.uint64(offset) + np.cumsum(lengths) - lengths
+    descriptors[:, 2] = lengths
+    return descriptors
