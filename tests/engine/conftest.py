@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.engine import core as core_module
+from sage_kv_connector.engine.core import EngineCore
+from tests.engine.memory_backend import MemoryBackend
+
+
+@pytest.fixture
+def make_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EngineCore]]:
+    """Engines over the in-process backend; closed at the end."""
+    monkeypatch.setattr(core_module, "enabled_backends", lambda config: ("memory",))
+    monkeypatch.setattr(core_module, "create_backend", lambda name, config: MemoryBackend())
+    cores: list[EngineCore] = []
+
+    def make(options: dict[str, Any] | None = None, **kwargs: Any) -> EngineCore:
+        core = EngineCore(KVTransportConfig.load(options or {}), **kwargs)
+        core.start()
+        cores.append(core)
+        return core
+
+    yield make
+    for core in cores:
+        core.close()

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Producer and consumer over the in-process backend: who is told what, and when memory is free."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.backends.base import Status
+from sage_kv_connector.contract.cache_view import KVCacheView, group_view
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, window_segments
+from tests.engine.memory_backend import MemoryBackend
+
+LAYERS, PAGES, HEADS, PAGE_SIZE, DIM = 3, 16, 2, 8, 4
+
+MakeCore = Callable[..., EngineCore]
+
+
+class Side:
+    """One engine with a small paged cache."""
+
+    def __init__(self, core: EngineCore, seed: int) -> None:
+        self.core = core
+        rng = np.random.default_rng(seed)
+        shape = (PAGES, HEADS, PAGE_SIZE, 2 * DIM)
+        self.cache = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(LAYERS)]
+        layers = [(f"layer{i}", [("kv", t, ("page", "head", "token", "content"))]) for i, t in enumerate(self.cache)]
+        self.view = KVCacheView((group_view("fullattention", PAGE_SIZE, PAGES, layers),))
+        core.register_memory(self.view.extents())
+        self.released: queue.Queue[Outcome] = queue.Queue()
+        self.outcomes: queue.Queue[Outcome] = queue.Queue()
+
+    def address(self) -> PeerAddress:
+        return PeerAddress(self.core.engine_id, 0, self.core.addresses)
+
+    def offer(self, transfer_id: str, pages: list[int]) -> PagedSource:
+        source = PagedSource(self.view)
+        source.set_pages(0, np.array(pages))
+        self.core.offer(transfer_id, source, self.released.put)
+        return source
+
+    def ready(self, transfer_id: str, source: PagedSource, layers: slice, pages: int) -> None:
+        self.core.update(transfer_id, lambda: source.advance(0, layers, pages))
+
+    def subscribe(
+        self, peer: Side, transfer_id: str, indices: range, pages: list[int], **kwargs: Any
+    ) -> list[Subscription]:
+        started: list[Subscription] = []
+        wanted = Wanted(
+            transfer_id=transfer_id,
+            selection=(PageRuns(0, ((indices.start, len(indices)),)),),
+            segments=window_segments(self.view, {0: np.array(pages)}),
+            finished=kwargs.get("finished", False),
+            deadline_s=kwargs.get("deadline_s", 10.0),
+        )
+        self.core.subscribe(kwargs.get("address") or peer.address(), wanted, self.outcomes.put, started.append)
+        return started
+
+    def backend(self) -> MemoryBackend:
+        backend = self.core.backends["memory"]
+        assert isinstance(backend, MemoryBackend)
+        return backend
+
+
+@pytest.fixture
+def sides(make_core: MakeCore) -> tuple[Side, Side]:
+    return Side(make_core(), 1), Side(make_core(), 2)
+
+
+def assert_pages_equal(prefill: Side, source: list[int], decode: Side, target: list[int]) -> None:
+    for there, here in zip(prefill.cache, decode.cache, strict=True):
+        np.testing.assert_array_equal(there[source], here[target])
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "condition did not come true in time"
+        time.sleep(0.005)
+
+
+def test_finished_prefill_is_fetched_page_for_page(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [5, 1, 9, 0])
+    prefill.ready("t", source, slice(None), 4)
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(1, 4), [7, 3, 2], finished=True)
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.ok, outcome.error
+    assert prefill.released.get(timeout=5).ok
+    assert_pages_equal(prefill, [1, 9, 0], decode, [7, 3, 2])
+
+
+def test_subscription_before_the_offer_streams_layer_by_layer(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "t", range(0, 3), [4, 5, 6])
+    eventually(lambda: prefill.core.counters()["offers"] == 1)
+    source = prefill.offer("t", [10, 11, 12])
+    for layer in range(LAYERS):
+        prefill.ready("t", source, slice(layer, layer + 1), 2)
+    assert decode.outcomes.empty()
+    prefill.ready("t", source, slice(None), 3)
+    assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.empty(), "pages are prefill's own until it finished"
+    prefill.core.finish("t")
+    assert prefill.released.get(timeout=5).ok
+    assert_pages_equal(prefill, [10, 11, 12], decode, [4, 5, 6])
+
+
+def test_unknown_transfer_of_a_finished_prefill_fails_at_once(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "never", range(1), [0], finished=True)
+    outcome = decode.outcomes.get(timeout=5)
+    assert "unknown_transfer" in outcome.error
+
+
+def test_failed_chunk_reaches_decode_and_frees_prefill(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [1])
+    prefill.backend().fail_window = Status.CHECKSUM_MISMATCH
+    prefill.backend().hold_posts = True
+    decode.subscribe(prefill, "t", range(1), [1])
+    prefill.ready("t", source, slice(None), 1)
+    prefill.core.finish("t")
+    eventually(lambda: prefill.backend().counters()["posts"] > 0)
+    prefill.backend().let_posts_go()
+    assert "checksum_mismatch" in decode.outcomes.get(timeout=5).error
+    prefill.released.get(timeout=5)
+
+
+def test_withdrawn_offer_is_revoked_before_withdraw_returns(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [1, 2])
+    prefill.backend().hold_posts = True
+    decode.subscribe(prefill, "t", range(2), [1, 2])
+    prefill.ready("t", source, slice(None), 2)
+    eventually(lambda: prefill.backend().counters()["posts"] > 0)
+    prefill.core.withdraw(["t"], "aborted", "preempted")
+    assert prefill.backend().counters()["posts"] == 0
+    assert "preempted" in decode.outcomes.get(timeout=5).error
+    assert not prefill.released.get(timeout=5).ok
+
+
+def test_cancelled_subscription_frees_the_producer(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [1, 2])
+    prefill.ready("t", source, slice(None), 1)
+    started = decode.subscribe(prefill, "t", range(2), [1, 2])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    decode.core.cancel(started[0])
+    assert decode.outcomes.get(timeout=5).error == "cancelled"
+    prefill.core.finish("t")
+    prefill.released.get(timeout=5)
+    assert decode.backend().counters()["windows"] == 0
+
+
+def test_release_before_the_offer_is_remembered(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.core.release(prefill.address(), "t")
+    eventually(lambda: prefill.core.counters()["sessions"] == 1)
+    time.sleep(0.05)
+    prefill.offer("t", [1])
+    prefill.core.finish("t")
+    assert not prefill.released.get(timeout=5).ok
+
+
+def test_lease_runs_out_and_renewal_holds_it(make_core: MakeCore) -> None:
+    prefill, decode = Side(make_core({"lease_s": 0.3}), 1), Side(make_core(), 2)
+    prefill.offer("t", [1])
+    prefill.core.finish("t")
+    for _ in range(5):
+        time.sleep(0.1)
+        decode.core.renew(prefill.address(), ("t",))
+    assert prefill.released.empty()
+    assert "lease" in prefill.released.get(timeout=5).error
+
+
+def test_unmatched_subscription_and_deadline_end_in_time(make_core: MakeCore) -> None:
+    prefill, decode = Side(make_core({"unmatched_timeout_s": 0.2}), 1), Side(make_core(), 2)
+    decode.subscribe(prefill, "t", range(1), [0])
+    assert "no prefill" in decode.outcomes.get(timeout=5).error
+    prefill.offer("u", [1])
+    decode.subscribe(prefill, "u", range(1), [0], deadline_s=0.2)
+    assert "deadline" in decode.outcomes.get(timeout=5).error
+    prefill.core.finish("u")
+    prefill.released.get(timeout=5)
+
+
+def test_lost_session_fails_the_load_and_frees_the_pages(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [1])
+    prefill.backend().hold_posts = True
+    decode.subscribe(prefill, "t", range(1), [1])
+    prefill.ready("t", source, slice(None), 1)
+    prefill.core.finish("t")
+    eventually(lambda: prefill.backend().counters()["posts"] > 0)
+    for connection in list(prefill.backend()._ends):
+        prefill.backend().close_connection(connection)
+    assert not decode.outcomes.get(timeout=5).ok
+    prefill.released.get(timeout=5)
+    second = prefill.offer("u", [2])
+    prefill.backend().hold_posts = False
+    prefill.ready("u", second, slice(None), 1)
+    prefill.core.finish("u")
+    decode.subscribe(prefill, "u", range(1), [2])
+    assert decode.outcomes.get(timeout=5).ok, "the next transfer dials again"
+
+
+def test_dead_and_changed_peers_are_named(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    gone = PeerAddress("gone", 0, ("memory://nowhere",))
+    decode.subscribe(prefill, "t", range(1), [0], address=gone)
+    assert "nobody listens" in decode.outcomes.get(timeout=5).error
+    changed = PeerAddress("before-restart", 0, prefill.core.addresses)
+    decode.subscribe(prefill, "t", range(1), [0], address=changed)
+    assert "before-restart" in decode.outcomes.get(timeout=5).error
+
+
+def test_other_secret_is_refused(make_core: MakeCore) -> None:
+    prefill, decode = Side(make_core({"secret": "a"}), 1), Side(make_core({"secret": "b"}), 2)
+    decode.subscribe(prefill, "t", range(1), [0])
+    assert "secret" in decode.outcomes.get(timeout=5).error
+    eventually(lambda: prefill.core.counters()["sessions"] == 0)
+
+
+def test_schemas_that_differ_are_refused_with_field_and_both_values(make_core: MakeCore) -> None:
+    def schema(dtype: str) -> KVCacheSchema:
+        return KVCacheSchema("e", "m", dtype, LAYERS, HEADS, 0, HEADS, DIM, ())
+
+    prefill, decode = Side(make_core(schema=schema("bf16")), 1), Side(make_core(schema=schema("fp8_e4m3")), 2)
+    prefill.offer("t", [1])
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(1), [0], finished=True)
+    error = decode.outcomes.get(timeout=5).error
+    assert "dtype: fp8_e4m3 here, bf16 at the peer" in error
+    prefill.released.get(timeout=5)
+
+
+def test_pages_without_memory_are_refused_by_name(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [NULL_PAGE, 3])
+    prefill.ready("t", source, slice(None), 2)
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(2), [1, 2])
+    assert "page 0 of group 0 is no longer kept" in decode.outcomes.get(timeout=5).error
+    prefill.released.get(timeout=5)
+
+
+def test_closing_an_engine_ends_everything_it_had(make_core: MakeCore) -> None:
+    prefill, decode = Side(make_core(), 1), Side(make_core(), 2)
+    prefill.offer("t", [1])
+    decode.subscribe(prefill, "t", range(1), [0])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    prefill.core.close()
+    assert not decode.outcomes.get(timeout=5).ok
+    assert not prefill.released.get(timeout=5).ok
+    decode.core.close()
