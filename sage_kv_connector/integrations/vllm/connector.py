@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class vLLM builds once for its scheduler and once in each worker.
+
+It absorbs what differs between vLLM's releases (docs/vllm-versions.md): renamed
+hooks are answered under both names, and each half gets the same calls whichever
+release makes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
+from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
+from sage_kv_connector.integrations.vllm.worker import WorkerSide
+
+
+class _NoHMA:
+    """Stands in for SupportsHMA in releases that have none."""
+
+
+SupportsHMA: Any = getattr(base, "SupportsHMA", _NoHMA)
+#: Since this class exists a step's results are one value, and whole requests can be reported as failed.
+TransferResults: Any = getattr(base, "KVConnectorTransferResults", None)
+
+
+class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """KV hand-over between vLLM servers through sage_kv_connector's transport engine.
+
+    ``kv_connector_extra_config`` takes the fields of KVTransportConfig; a bad one
+    fails the start with an error that names it.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
+        try:
+            super().__init__(vllm_config, role, kv_cache_config)
+        except TypeError:  # releases whose base took two arguments
+            super().__init__(vllm_config, role)
+        if kv_cache_config is None:
+            raise ValueError(
+                "sage_kvt needs kv_cache_config, which this vLLM does not pass to its connectors"
+            )
+        transfer = vllm_config.kv_transfer_config
+        config = KVTransportConfig.load(transfer.kv_connector_extra_config)
+        engine_id = str(transfer.engine_id)
+        self._single_group = len(transfer_groups(kv_cache_config)) == 1
+        self._has_forward = False
+        self._invalid_blocks: set[int] = set()
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config, engine_id)
+        else:
+            self._worker = WorkerSide(vllm_config, kv_cache_config, config, engine_id)
+
+    @property
+    def scheduler_side(self) -> SchedulerSide:
+        assert self._scheduler is not None, "a scheduler hook was called on a worker's connector"
+        return self._scheduler
+
+    @property
+    def worker_side(self) -> WorkerSide:
+        assert self._worker is not None, "a worker hook was called on the scheduler's connector"
+        return self._worker
+
+    # -- worker hooks
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self.worker_side.register_kv_caches(kv_caches)
+
+    def get_handshake_metadata(self) -> SageKVHandshakeMetadata | None:
+        return self.worker_side.handshake_metadata()
+
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        assert isinstance(connector_metadata, SageKVConnectorMetadata)
+        self._has_forward = connector_metadata.has_forward
+        self.worker_side.begin_step(connector_metadata)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Loads were started when the step's metadata was bound."""
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Requests only run once all their pages landed."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        self.worker_side.layer_saved(layer_name)
+
+    def wait_for_save(self) -> None:
+        self.worker_side.end_forward()
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        results = self._take_results()
+        return results.sent or None, results.received or None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        results = self._take_results()
+        failed = set() if self._single_group else results.failed
+        return TransferResults(
+            finished_sending=results.sent, finished_recving=results.received, failed_recving=failed
+        )
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        invalid, self._invalid_blocks = self._invalid_blocks, set()
+        return invalid
+
+    def _take_results(self) -> Any:
+        results = self.worker_side.take_results(has_forward=self._has_forward)
+        # Block ids are unique within one group only; with several the whole request is reported.
+        if self._single_group or TransferResults is None:
+            self._invalid_blocks |= results.invalid_blocks
+        return results
+
+    # -- scheduler hooks
+
+    def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
+        return tuple(group_id for group_id, _ in transfer_groups(self._kv_cache_config))
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        return self.scheduler_side.num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self.scheduler_side.update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> SageKVConnectorMetadata:
+        return self.scheduler_side.build_meta(scheduler_output)
+
+    def on_new_request(self, request: Any) -> None:
+        self.scheduler_side.on_new_request(request)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        self.scheduler_side.update_connector_output(connector_output)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self.scheduler_side.request_finished(request, (block_ids,))
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.scheduler_side.request_finished(request, block_ids)
+
+    def has_pending_push_work(self) -> bool:
+        return self.scheduler_side.has_pending_push_work()
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        self.scheduler_side.set_ranks(metadata)
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
+        stages = {pp_rank for pp_rank, _ in metadata}
+        if stages != {0}:
+            raise ValueError(
+                f"pipeline_parallel_size is {len(stages)}: sage_kvt moves KV of tensor parallel ranks, "
+                "not of pipeline stages; allowed: 1"
+            )
+        self.scheduler_side.set_ranks({tp_rank: meta for (_, tp_rank), meta in metadata.items()})
+
+    # -- both
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.shutdown()
+        if self._scheduler is not None:
+            self._scheduler.shutdown()

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's KV cache tensors as a KVCacheView, and the schema that describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, group_view
+from sage_kv_connector.contract.schema import KVCacheSchema
+
+#: vLLM's names of cache dtypes, and torch's of tensor dtypes, in the schema's terms.
+_DTYPES = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "fp8": "fp8_e4m3",
+    "fp8_e4m3": "fp8_e4m3",
+    "fp8_e5m2": "fp8_e5m2",
+    "float8_e4m3fn": "fp8_e4m3",
+    "float8_e5m2": "fp8_e5m2",
+}
+
+
+def transfer_groups(kv_cache_config: Any) -> list[tuple[int, Any]]:
+    """(group id, group) of the kv groups that take part in transfers."""
+    ids = getattr(kv_cache_config, "transfer_group_ids", None)
+    groups = list(kv_cache_config.kv_cache_groups)
+    return [(i, groups[i]) for i in (range(len(groups)) if ids is None else ids)]
+
+
+def cache_view(kv_caches: dict[str, Any], kv_cache_config: Any) -> KVCacheView:
+    """The pages of every transferable group.
+
+    Raises ValueError naming the layer for a tensor whose page axis can't be found.
+    """
+    pages = int(kv_cache_config.num_blocks)
+    groups: list[GroupView] = []
+    for _, group in transfer_groups(kv_cache_config):
+        spec = group.kv_cache_spec
+        layers = []
+        for name in group.layer_names:
+            if name not in kv_caches:
+                continue  # a layer that shares another layer's cache
+            layer_spec = getattr(spec, "kv_cache_specs", {}).get(name, spec)
+            layers.append((name, _planes(name, kv_caches[name], layer_spec, pages)))
+        groups.append(group_view(_kind(spec), int(spec.block_size), pages, layers))
+    return KVCacheView(tuple(groups))
+
+
+def cache_schema(view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int) -> KVCacheSchema:
+    """Describe this worker's part of the cache."""
+    import vllm
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    first = transfer_groups(kv_cache_config)[0][1].kv_cache_spec
+    heads = int(getattr(first, "num_kv_heads", 1))
+    total = int(model.get_total_num_kv_heads())
+    return KVCacheSchema(
+        engine=f"vllm {vllm.__version__}",
+        model=str(model.model),
+        dtype=_dtype(vllm_config),
+        total_layers=int(model.get_total_num_hidden_layers()),
+        total_kv_heads=total,
+        head_start=min(tp_rank * heads, max(0, total - heads)),
+        head_count=heads,
+        head_dim=int(getattr(first, "head_size", 0)),
+        groups=tuple(group.schema() for group in view.groups),
+        packing=_packing(vllm_config, first),
+        tp_rank=tp_rank,
+        tp_size=int(parallel.tensor_parallel_size),
+        pp_size=int(parallel.pipeline_parallel_size),
+    )
+
+
+def sliding_window(spec: Any) -> int:
+    """Tokens that a group's layers look back, 0 = all."""
+    return int(getattr(spec, "sliding_window", None) or 0)
+
+
+def _kind(spec: Any) -> str:
+    name = type(spec).__name__.removesuffix("Spec").lower()
+    window = sliding_window(spec)
+    return f"{name}:{window}" if window else name
+
+
+def _dtype(vllm_config: Any) -> str:
+    name = str(vllm_config.cache_config.cache_dtype)
+    if name == "auto":
+        name = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)
+
+
+def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, Any, Sequence[str]]]:
+    """One tensor, or a tuple or list of them (K and V, recurrent states)."""
+    if isinstance(cache, tuple | list):
+        names = ("k", "v") if len(cache) == 2 and not _recurrent(spec) else None
+        return [
+            (names[i] if names else f"state{i}", tensor, _axes(layer, tensor, spec, pages))
+            for i, tensor in enumerate(cache)
+        ]
+    name = "latent" if cache.dim() == 3 and not _recurrent(spec) else "kv"
+    return [(name, cache, _axes(layer, cache, spec, pages))]
+
+
+def _recurrent(spec: Any) -> bool:
+    return not hasattr(spec, "num_kv_heads")
+
+
+def _axes(layer: str, tensor: Any, spec: Any, pages: int) -> Sequence[str]:
+    """Name a tensor's axes by their sizes.
+
+    The page axis is the first that holds all pages; where K and V are split inside
+    one tensor the axis of size 2 beside it is the plane.
+    """
+    shape = tuple(int(n) for n in tensor.shape)
+    page_axis = next(
+        (
+            i
+            for i, n in enumerate(shape[:2])
+            if n >= pages and n % pages == 0 and (i == 1 or shape[0] != 2 or pages == 2)
+        ),
+        None,
+    )
+    if page_axis is None:
+        raise ValueError(f"KV cache of layer {layer!r}: shape {shape} has no axis for its {pages} blocks")
+    kernel_block = int(spec.block_size) * pages // shape[page_axis]
+    heads, dim = int(getattr(spec, "num_kv_heads", 0)), int(getattr(spec, "head_size", 0))
+    names: list[str] = []
+    for i, size in enumerate(shape):
+        left = [n for n in ("head", "token") if n not in names]
+        if i == page_axis:
+            names.append("page")
+        elif size == 2 and len(shape) == 5 and "plane" not in names and i <= 1:
+            names.append("plane")
+        elif i == len(shape) - 1:
+            names.append("content" if size != dim else "dim")
+        elif left == ["head", "token"] and size == heads and (size != kernel_block or len(shape) == 4):
+            names.append("head")
+        elif "token" in left and size == kernel_block:
+            names.append("token")
+        elif "head" in left and size == heads:
+            names.append("head")
+        else:
+            names.append(f"axis{i}")
+    return names
+
+
+def _packing(vllm_config: Any, spec: Any) -> str:
+    """The order in which vLLM's CPU kernels pack a page; it depends on the machine's instruction set."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or _recurrent(spec):
+        return ""
+    try:
+        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+    except ImportError:
+        return "cpu"
+    known = (vllm_config.model_config.dtype, int(spec.block_size), int(spec.head_size))
+    try:
+        return f"cpu-{_get_attn_isa(*known, vllm_config.cache_config.cache_dtype)}"
+    except TypeError:  # releases before the cache dtype was an argument
+        return f"cpu-{_get_attn_isa(*known)}"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the connector's two halves tell each other; pickled by vLLM's executors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+)
+
+
+@dataclass(frozen=True)
+class RemotePrefill:
+    """Where a request's KV comes from, out of its ``kv_transfer_params``.
+
+    ``ranks`` maps "tp" rank to addresses; empty when a bootstrap server must be asked.
+    ``finished``: prefill is over, so the transfer must be known there.
+    """
+
+    engine_id: str
+    transfer_id: str
+    ranks: dict[int, tuple[str, ...]]
+    node: str
+    bootstrap: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Load:
+    """Fetch pages. For each kv group: (place in the request, page id) of each page to fill."""
+
+    request_id: str
+    remote: RemotePrefill
+    page_indices: tuple[tuple[int, ...], ...]
+    page_ids: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a prefill on offer: its block tables (page ids by group) and tokens before and after the step.
+
+    ``complete``: after the step the whole prompt is computed, so its last, partial page is final too.
+    """
+
+    request_id: str
+    transfer_id: str
+    page_ids: tuple[tuple[int, ...], ...]
+    tokens_before: int
+    tokens_after: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A prefill ended well; its pages are held until they were fetched or the lease is over."""
+
+    request_id: str
+    transfer_id: str
+    page_ids: tuple[tuple[int, ...], ...]
+    tokens: int
+
+
+@dataclass
+class SageKVConnectorMetadata(KVConnectorMetadata):
+    """One step's orders from the scheduler's half to each worker's."""
+
+    loads: list[Load] = field(default_factory=list)
+    cancelled_loads: list[str] = field(default_factory=list)
+    releases: list[RemotePrefill] = field(default_factory=list)
+    expected: list[RemotePrefill] = field(default_factory=list)
+    no_longer_expected: list[str] = field(default_factory=list)
+    progress: list[Progress] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    withdrawn: list[str] = field(default_factory=list)
+    has_forward: bool = False
+
+
+@dataclass
+class SageKVHandshakeMetadata(KVConnectorHandshakeMetadata):
+    """What a worker's transport listens on."""
+
+    addresses: tuple[str, ...]
+    node: str
+    schema_digest: str

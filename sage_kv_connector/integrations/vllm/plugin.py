@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of ``vllm.general_plugins``: makes ``sage_kvt`` a connector, and a word of its own.
+
+vLLM loads general plugins in every process, before it builds its argument parser
+and again when an ``EngineArgs`` is made, so ``register`` is idempotent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from sage_kv_connector.config import KVTransportConfig
+
+BARE_WORD = "sage_kvt"
+CONNECTOR_MODULE = "sage_kv_connector.integrations.vllm.connector"
+CONNECTOR_CLASS = "SageKVConnector"
+
+
+def register() -> None:
+    """Make the connector known to vLLM's factory and the bare word to its arguments."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.engine.arg_utils import EngineArgs
+
+    for name in (BARE_WORD, CONNECTOR_CLASS):
+        if name not in KVConnectorFactory._registry:
+            KVConnectorFactory.register_connector(name, CONNECTOR_MODULE, CONNECTOR_CLASS)
+    if not hasattr(EngineArgs, "_sage_kvt_bare_word"):
+        EngineArgs._sage_kvt_bare_word = True
+        EngineArgs.add_cli_args = staticmethod(_with_bare_word(EngineArgs.add_cli_args))
+        EngineArgs.create_engine_config = _with_expanded_word(EngineArgs.create_engine_config)
+
+
+def is_bare_word(text: object) -> bool:
+    """``sage_kvt`` alone, or with options: ``sage_kvt:backend=tcp,port=7000``."""
+    return isinstance(text, str) and (text == BARE_WORD or text.startswith(f"{BARE_WORD}:"))
+
+
+def expand_bare_word(text: str) -> Any:
+    """The KVTransferConfig that the word stands for: both roles, recompute when a load fails.
+
+    Raises ValueError for an option that KVTransportConfig does not know.
+    """
+    from vllm.config import KVTransferConfig
+
+    words = [word for word in text[len(BARE_WORD) + 1 :].split(",") if word]
+    config = KVTransportConfig.from_words(words)
+    options = config.model_dump(mode="json", exclude_unset=True)
+    if config.secret is not None:
+        options["secret"] = config.secret.get_secret_value()
+    wanted = {
+        "kv_connector": BARE_WORD,
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": options,
+        "kv_load_failure_policy": "recompute",
+    }
+    known = {field.name for field in dataclasses.fields(KVTransferConfig)}
+    return KVTransferConfig(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _with_bare_word(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(add_cli_args)
+    def wrapped(parser: Any, *args: Any, **kwargs: Any) -> Any:
+        parser = add_cli_args(parser, *args, **kwargs)
+        for action in parser._actions:
+            if action.dest == "kv_transfer_config" and not getattr(action.type, "sage_kvt", False):
+                action.type = _parse_type(action.type)
+        return parser
+
+    return wrapped
+
+
+def _parse_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return expand_bare_word(text) if is_bare_word(text) else original(text)
+
+    parse.sage_kvt = True  # type: ignore[attr-defined]
+    parse.__name__ = getattr(original, "__name__", "kv_transfer_config")
+    return parse
+
+
+def _with_expanded_word(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(create_engine_config)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_bare_word(self.kv_transfer_config):
+            self.kv_transfer_config = expand_bare_word(self.kv_transfer_config)
+        return create_engine_config(self, *args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's half: which requests hand KV over, and what each worker must do in this step.
+
+A prefill request (``do_remote_decode``) is put on offer when it is first scheduled
+and reported step by step, so that a subscriber can be served while it computes. A
+decode request (``do_remote_prefill``) parks until its pages landed. ``transfer_id``
+is the router's where it sends one, else ours; request ids of vLLM are never shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any
+
+from vllm.v1.request import RequestStatus
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.engine.messages import MAX_TRANSFER_ID
+from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
+from sage_kv_connector.integrations.vllm.kv_caches import sliding_window, transfer_groups
+from sage_kv_connector.integrations.vllm.metadata import (
+    Finished,
+    Load,
+    Progress,
+    RemotePrefill,
+    SageKVConnectorMetadata,
+    SageKVHandshakeMetadata,
+)
+
+logger = logging.getLogger(__name__)
+
+PageTables = tuple[tuple[int, ...], ...]
+
+
+class _Prefill:
+    """One request on offer."""
+
+    def __init__(self, transfer_id: str, request: Any) -> None:
+        self.transfer_id = transfer_id
+        self.request = request
+        self.tables: list[list[int]] = []
+        self.scheduled = False
+
+    def snapshot(self) -> PageTables:
+        return tuple(tuple(table) for table in self.tables)
+
+
+class SchedulerSide:
+    """Lives in vLLM's scheduler process; every method is called on its thread."""
+
+    def __init__(
+        self, vllm_config: Any, kv_cache_config: Any, config: KVTransportConfig, engine_id: str
+    ) -> None:
+        self._config = config
+        self._engine_id = engine_id
+        self._groups = transfer_groups(kv_cache_config)
+        self._group_count = len(kv_cache_config.kv_cache_groups)
+        self._parallel = vllm_config.parallel_config
+        self._prefills: dict[str, _Prefill] = {}
+        self._transfer_ids: set[str] = set()
+        self._held: dict[str, str] = {}
+        self._loading: dict[str, RemotePrefill] = {}
+        self._expected: dict[str, RemotePrefill] = {}
+        self._next = SageKVConnectorMetadata()
+        self._ranks: dict[int, SageKVHandshakeMetadata] = {}
+        self._bootstrap: BootstrapServer | None = None
+
+    # -- start and end
+
+    def set_ranks(self, ranks: dict[int, SageKVHandshakeMetadata]) -> None:
+        """What the workers listen on, by tensor parallel rank; starts the bootstrap server if one is asked for."""
+        self._ranks = ranks
+        if self._config.bootstrap_port is not None and self._bootstrap is None:
+            port = self._config.bootstrap_port
+            if port:
+                port += int(getattr(self._parallel, "data_parallel_index", 0))
+            host = "0.0.0.0" if self._config.host == "auto" else self._config.host
+            addresses = {rank: meta.addresses for rank, meta in ranks.items()}
+            node = next(iter(ranks.values())).node
+            self._bootstrap = BootstrapServer(host, port, self._engine_id, addresses, node)
+            logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
+
+    def shutdown(self) -> None:
+        if self._bootstrap is not None:
+            self._bootstrap.close()
+            self._bootstrap = None
+
+    # -- a request's life
+
+    def on_new_request(self, request: Any) -> None:
+        """Tell the producer early that its pages will be fetched, so that the lease holds while we queue."""
+        remote = self._remote(request)
+        if remote is not None and remote.finished:
+            self._expected[request.request_id] = remote
+            self._next.expected.append(remote)
+
+    def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
+        if self._remote(request) is None:
+            return 0, False
+        missing = len(request.prompt_token_ids or ()) - computed
+        return (missing, True) if missing > 0 else (0, False)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, external: int) -> None:
+        params = request.kv_transfer_params or {}
+        if params.get("do_remote_decode"):
+            self._offer(request, params)
+            return
+        remote = self._remote(request)
+        if remote is None:
+            return
+        params["do_remote_prefill"] = False  # one transfer a request: a retry computes locally
+        self._no_longer_expected(request.request_id)
+        if external <= 0:
+            self._next.releases.append(remote)
+            return
+        prompt = len(request.prompt_token_ids or ())
+        indices, ids = self._wanted_pages(blocks, prompt - external, prompt)
+        self._next.loads.append(Load(request.request_id, remote, indices, ids))
+        self._loading[request.request_id] = remote
+
+    def build_meta(self, output: Any) -> SageKVConnectorMetadata:
+        meta, self._next = self._next, SageKVConnectorMetadata()
+        meta.has_forward = bool(output.total_num_scheduled_tokens)
+        if self._prefills:
+            self._withdraw_preempted(meta)
+            self._report_progress(meta, output)
+        return meta
+
+    def update_connector_output(self, output: Any) -> None:
+        for request_id in output.finished_recving or ():
+            self._loading.pop(request_id, None)
+        for request_id in output.finished_sending or ():
+            self._transfer_ids.discard(self._held.pop(request_id, ""))
+
+    def request_finished(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        request_id = request.request_id
+        if self._loading.pop(request_id, None) is not None:
+            self._next.cancelled_loads.append(request_id)
+            return False, None
+        remote = self._remote(request)
+        if remote is not None:  # aborted before it was ever scheduled
+            request.kv_transfer_params["do_remote_prefill"] = False
+            self._no_longer_expected(request_id)
+            self._next.releases.append(remote)
+            return False, None
+        prefill = self._prefills.pop(request_id, None)
+        if prefill is None:
+            return False, None
+        good = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+        if not good or not any(block_ids):
+            self._transfer_ids.discard(prefill.transfer_id)
+            self._next.withdrawn.append(prefill.transfer_id)
+            return False, None
+        self._held[request_id] = prefill.transfer_id
+        tables = self._tables(block_ids)
+        tokens = len(request.prompt_token_ids or ())
+        self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens))
+        return True, self._params(prefill.transfer_id)
+
+    def has_pending_push_work(self) -> bool:
+        """Orders that no scheduled request carries still have to reach the workers."""
+        meta = self._next
+        return bool(meta.releases or meta.expected or meta.no_longer_expected or meta.withdrawn)
+
+    # -- inside
+
+    def _params(self, transfer_id: str) -> dict[str, Any]:
+        """What the router takes from prefill's answer to decode's request."""
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "transfer_id": transfer_id,
+            "remote_engine_id": self._engine_id,
+            "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
+            "remote_node": next((meta.node for meta in self._ranks.values()), ""),
+            "tp_size": int(self._parallel.tensor_parallel_size),
+        }
+
+    def _remote(self, request: Any) -> RemotePrefill | None:
+        """Read and bound what a client or a router sent; None, with a warning, if it can't be used."""
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return None
+        try:
+            return parse_remote(params)
+        except ValueError as error:
+            logger.warning("request %s computes its prompt itself: %s", request.request_id, error)
+            params["do_remote_prefill"] = False
+            return None
+
+    def _offer(self, request: Any, params: dict[str, Any]) -> None:
+        if request.request_id in self._prefills:
+            return
+        given = params.get("transfer_id")
+        transfer_id = given if isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID else ""
+        if not transfer_id:
+            transfer_id = f"{self._engine_id}-{secrets.token_hex(12)}"
+        if transfer_id in self._transfer_ids:
+            logger.warning(
+                "transfer_id %r is in use; request %s is not handed over", transfer_id, request.request_id
+            )
+            return
+        self._transfer_ids.add(transfer_id)
+        self._prefills[request.request_id] = _Prefill(transfer_id, request)
+
+    def _no_longer_expected(self, request_id: str) -> None:
+        remote = self._expected.pop(request_id, None)
+        if remote is not None:
+            self._next.no_longer_expected.append(remote.transfer_id)
+
+    def _wanted_pages(self, blocks: Any, first_token: int, prompt: int) -> tuple[PageTables, PageTables]:
+        """By transferable group: the pages that must come from the peer, null blocks left out."""
+        indices, ids = [], []
+        for group_id, group in self._groups:
+            spec = group.kv_cache_spec
+            size = int(spec.block_size)
+            window = sliding_window(spec)
+            first = max(first_token, prompt - window) // size if window else first_token // size
+            table = blocks.blocks[group_id]
+            chosen = [
+                (i, int(block.block_id))
+                for i, block in enumerate(table[: -(-prompt // size)])
+                if i >= first and not getattr(block, "is_null", False)
+            ]
+            indices.append(tuple(i for i, _ in chosen))
+            ids.append(tuple(block_id for _, block_id in chosen))
+        return tuple(indices), tuple(ids)
+
+    def _tables(self, block_ids: tuple[list[int], ...]) -> PageTables:
+        return tuple(tuple(block_ids[group_id]) for group_id, _ in self._groups)
+
+    def _withdraw_preempted(self, meta: SageKVConnectorMetadata) -> None:
+        """A preempted prefill lost its pages; whatever was streamed of them is void, decode recomputes."""
+        for request_id, prefill in list(self._prefills.items()):
+            if prefill.scheduled and prefill.request.status == RequestStatus.PREEMPTED:
+                meta.withdrawn.append(prefill.transfer_id)
+                prefill.scheduled = False
+                prefill.tables = []
+                logger.info("prefill %s was preempted; its transfer starts over", request_id)
+
+    def _report_progress(self, meta: SageKVConnectorMetadata, output: Any) -> None:
+        for new in output.scheduled_new_reqs:
+            prefill = self._prefills.get(new.req_id)
+            if prefill is not None:
+                prefill.tables = [list(ids) for ids in new.block_ids]
+                self._progress(meta, prefill, new.req_id, new.num_computed_tokens, output)
+        cached = output.scheduled_cached_reqs
+        resumed = getattr(cached, "resumed_req_ids", None)
+        for i, request_id in enumerate(cached.req_ids):
+            prefill = self._prefills.get(request_id)
+            if prefill is None:
+                continue
+            new_ids = cached.new_block_ids[i]
+            restart = not prefill.scheduled or (
+                request_id in resumed if resumed is not None else cached.resumed_from_preemption[i]
+            )
+            if new_ids is not None:
+                if restart:
+                    prefill.tables = [list(ids) for ids in new_ids]
+                else:
+                    for table, ids in zip(prefill.tables, new_ids, strict=True):
+                        table.extend(ids)
+            self._progress(meta, prefill, request_id, cached.num_computed_tokens[i], output)
+
+    def _progress(
+        self, meta: SageKVConnectorMetadata, prefill: _Prefill, request_id: str, computed: int, output: Any
+    ) -> None:
+        prefill.scheduled = True
+        after = computed + output.num_scheduled_tokens[request_id]
+        prompt = len(prefill.request.prompt_token_ids or ())
+        tables = tuple(tuple(prefill.tables[group_id]) for group_id, _ in self._groups)
+        meta.progress.append(
+            Progress(request_id, prefill.transfer_id, tables, computed, min(after, prompt), after >= prompt)
+        )
+
+
+def parse_remote(params: dict[str, Any]) -> RemotePrefill:
+    """``kv_transfer_params`` of a decode request. Raises ValueError naming the field that can't be used."""
+    engine_id, transfer_id = params.get("remote_engine_id"), params.get("transfer_id")
+    if not isinstance(engine_id, str) or not engine_id:
+        raise ValueError(f"remote_engine_id is {engine_id!r}, must be the prefill engine's id")
+    if not isinstance(transfer_id, str) or not 0 < len(transfer_id) <= MAX_TRANSFER_ID:
+        raise ValueError(f"transfer_id is {transfer_id!r}, must be text of 1 to {MAX_TRANSFER_ID} characters")
+    ranks, bootstrap = params.get("remote_ranks"), params.get("remote_bootstrap_addr")
+    if isinstance(ranks, dict) and ranks:
+        try:
+            by_rank = {int(rank): tuple(str(a) for a in addresses) for rank, addresses in ranks.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"remote_ranks is {ranks!r}, must map ranks to lists of addresses") from None
+        return RemotePrefill(engine_id, transfer_id, by_rank, str(params.get("remote_node", "")), "", True)
+    if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
+        return RemotePrefill(engine_id, transfer_id, {}, "", bootstrap.rstrip("/"), False)
+    raise ValueError(
+        f"remote_ranks is {ranks!r} and remote_bootstrap_addr {bootstrap!r}: one must say where prefill is"
+    )

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's half: carries the scheduler's orders to the transport and brings back what ended.
+
+vLLM's thread only enqueues here. Completions come on the control thread into
+``_Results``, from which each step takes them. In a step without a forward pass
+(everything waits for transfers) the step waits some milliseconds for the next
+completion instead of spinning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.memory_digest import digest_segments
+from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
+from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
+from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
+from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
+from sage_kv_connector.integrations.vllm.metadata import (
+    Finished,
+    Load,
+    Progress,
+    RemotePrefill,
+    SageKVConnectorMetadata,
+    SageKVHandshakeMetadata,
+)
+
+logger = logging.getLogger(__name__)
+
+#: A step without a forward pass waits this long for a completion; new requests wait no longer for it.
+IDLE_STEP_WAIT_S = 0.002
+#: vLLM's block 0 stands for "no memory".
+VLLM_NULL_BLOCK = 0
+
+
+class _Results:
+    """Completions since the last step; filled on the control thread, emptied on vLLM's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrived = threading.Event()
+        self._sent: set[str] = set()
+        self._received: dict[str, str] = {}
+
+    def add_sent(self, request_id: str) -> None:
+        with self._lock:
+            self._sent.add(request_id)
+        self._arrived.set()
+
+    def add_received(self, request_id: str, error: str) -> None:
+        with self._lock:
+            self._received[request_id] = error
+        self._arrived.set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._arrived.wait(timeout_s)
+
+    def take(self) -> tuple[set[str], dict[str, str]]:
+        """(requests sent, requests received → error or "")."""
+        with self._lock:
+            self._arrived.clear()
+            sent, self._sent = self._sent, set()
+            received, self._received = self._received, {}
+        return sent, received
+
+
+class StepResults(NamedTuple):
+    """What one step reports to vLLM."""
+
+    sent: set[str]
+    received: set[str]
+    failed: set[str]
+    invalid_blocks: set[int]
+
+
+class _OnOffer:
+    """A prefill of this worker: its source and, per layer name, where it stands in the source."""
+
+    def __init__(self, request_id: str, source: PagedSource) -> None:
+        self.request_id = request_id
+        self.source = source
+        self.finished = False
+        self.pages_after: tuple[int, ...] = ()
+
+
+class WorkerSide:
+    """Lives in each worker process; methods are called on vLLM's thread unless they say otherwise."""
+
+    def __init__(
+        self, vllm_config: Any, kv_cache_config: Any, config: KVTransportConfig, engine_id: str
+    ) -> None:
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._config = config
+        self._rank = int(get_tensor_model_parallel_rank())
+        self._engine_id = engine_id
+        self._core: EngineCore | None = None
+        self._view: KVCacheView | None = None
+        self._schema_digest = ""
+        self._layer_place: dict[str, tuple[int, int]] = {}
+        self._results = _Results()
+        self._on_offer: dict[str, _OnOffer] = {}
+        self._in_step: list[Progress] = []
+        self._loads: dict[str, Load] = {}
+        self._handles: dict[str, Subscription] = {}
+        self._cancelled: set[str] = set()
+        self._expected: dict[str, RemotePrefill] = {}
+        self._renewed_at = 0.0
+        self._bootstraps: dict[str, BootstrapAnswer] = {}
+        self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
+
+    # -- start and end
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._view = cache_view(kv_caches, self._kv_cache_config)
+        schema = cache_schema(self._view, self._vllm_config, self._kv_cache_config, self._rank)
+        self._schema_digest = schema.digest()
+        for group_index, group in enumerate(self._view.groups):
+            for layer_index, layer in enumerate(group.layers):
+                self._layer_place[layer.name] = (group_index, layer_index)
+        self._core = EngineCore(self._config, engine_id=self._engine_id, rank=self._rank, schema=schema)
+        self._core.register_memory(self._view.extents())
+        self._core.start()
+        logger.info(
+            "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
+            self._rank,
+            ", ".join(self._core.addresses),
+            schema.bytes_per_token(),
+            self._schema_digest,
+        )
+
+    def handshake_metadata(self) -> SageKVHandshakeMetadata | None:
+        if self._core is None:
+            return None
+        return SageKVHandshakeMetadata(self._core.addresses, node_id(), self._schema_digest)
+
+    def counters(self) -> dict[str, int]:
+        counters = self._core.counters() if self._core is not None else {}
+        return counters | {"loads": len(self._loads), "on_offer": len(self._on_offer)}
+
+    def shutdown(self) -> None:
+        self._resolver.shutdown(wait=False, cancel_futures=True)
+        if self._core is not None:
+            self._core.close()
+
+    # -- a step
+
+    def begin_step(self, meta: SageKVConnectorMetadata) -> None:
+        """Before the forward pass, and before pages that were given up are written again."""
+        core = self._core
+        if core is None:
+            return
+        if meta.withdrawn:
+            for transfer_id in meta.withdrawn:
+                self._on_offer.pop(transfer_id, None)
+            core.withdraw(meta.withdrawn, "aborted", "prefill was aborted or preempted")
+        self._in_step = meta.progress
+        for progress in meta.progress:
+            self._advance_before(core, progress)
+        for finished in meta.finished:
+            self._finish(core, finished)
+        for load in meta.loads:
+            self._loads[load.request_id] = load
+            self._with_peer(load.remote, partial(self._subscribe, load))
+        for request_id in meta.cancelled_loads:
+            self._cancel(core, request_id)
+        for remote in meta.releases:
+            self._with_peer(remote, partial(self._release, remote))
+        self._renew(core, meta)
+
+    def layer_saved(self, layer_name: str) -> None:
+        """A layer's KV of this step is written: stream it to whoever subscribed already."""
+        place = self._layer_place.get(layer_name)
+        core = self._core
+        if place is None or core is None:
+            return
+        group, layer = place
+        for progress in self._in_step:
+            if core.is_streaming(progress.transfer_id):
+                offer = self._on_offer.get(progress.transfer_id)
+                if offer is not None:
+                    pages = offer.pages_after[group]
+                    change = partial(offer.source.advance, group, slice(layer, layer + 1), pages)
+                    core.update(progress.transfer_id, change)
+
+    def end_forward(self) -> None:
+        """After the forward pass every layer of the step is written."""
+        for progress in self._in_step:
+            offer = self._on_offer.get(progress.transfer_id)
+            if offer is not None and self._core is not None:
+                change = partial(_advance_all, offer.source, offer.pages_after)
+                self._core.update(progress.transfer_id, change)
+        self._in_step = []
+
+    def take_results(self, *, has_forward: bool) -> StepResults:
+        if not has_forward and (self._loads or any(o.finished for o in self._on_offer.values())):
+            self._results.wait(IDLE_STEP_WAIT_S)
+        sent, received = self._results.take()
+        failed: set[str] = set()
+        invalid: set[int] = set()
+        for request_id, error in received.items():
+            load = self._loads.pop(request_id, None)
+            self._handles.pop(request_id, None)
+            self._cancelled.discard(request_id)
+            if error and load is not None:
+                failed.add(request_id)
+                invalid.update(page for pages in load.page_ids for page in pages)
+        return StepResults(sent, set(received), failed, invalid)
+
+    # -- prefill
+
+    def _advance_before(self, core: EngineCore, progress: Progress) -> None:
+        assert self._view is not None
+        offer = self._on_offer.get(progress.transfer_id)
+        if offer is None:
+            offer = _OnOffer(progress.request_id, PagedSource(self._view))
+            self._on_offer[progress.transfer_id] = offer
+            core.offer(progress.transfer_id, offer.source, partial(self._released, progress.transfer_id))
+        sizes = [group.page_size for group in self._view.groups]
+        before = tuple(progress.tokens_before // size for size in sizes)
+        offer.pages_after = tuple(
+            -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
+            for size in sizes
+        )
+        tables = _tables(progress.page_ids)
+
+        def change(source: PagedSource = offer.source) -> None:
+            for group, table in enumerate(tables):
+                source.set_pages(group, table)
+            _advance_all(source, before)
+
+        core.update(progress.transfer_id, change)
+
+    def _finish(self, core: EngineCore, finished: Finished) -> None:
+        offer = self._on_offer.get(finished.transfer_id)
+        if offer is None:  # released or withdrawn before: nothing holds the pages
+            self._results.add_sent(finished.request_id)
+            return
+        offer.finished = True
+        assert self._view is not None
+        pages = tuple(-(-finished.tokens // group.page_size) for group in self._view.groups)
+        tables = _tables(finished.page_ids)
+
+        def change(source: PagedSource = offer.source) -> None:
+            for group, table in enumerate(tables):
+                source.set_pages(group, table)
+            _advance_all(source, pages)
+
+        core.update(finished.transfer_id, change)
+        core.finish(finished.transfer_id)
+
+    def _released(self, transfer_id: str, outcome: Outcome) -> None:
+        """Control thread: the pages of an offer are free."""
+        offer = self._on_offer.get(transfer_id)
+        if offer is None:
+            return
+        if outcome.stats is not None:
+            self._audit("producer", transfer_id, offer.source.served_segments(), outcome)
+            logger.info("sent %s: %s", transfer_id, _summary(outcome))
+        if offer.finished:
+            del self._on_offer[transfer_id]
+            self._results.add_sent(offer.request_id)
+
+    # -- decode
+
+    def _with_peer(self, remote: RemotePrefill, use: Any) -> None:
+        """Call ``use(peer or None, why)`` with this rank's peer, on a thread of the pool if it must be asked for."""
+        if remote.ranks:
+            use(*self._peer(remote.engine_id, remote.ranks, remote.node))
+            return
+        known = self._bootstraps.get(remote.bootstrap)
+        if known is not None and known.engine_id == remote.engine_id:
+            use(*self._peer(known.engine_id, known.ranks, known.node))
+            return
+
+        def ask() -> None:
+            try:
+                answer = query_bootstrap(remote.bootstrap, self._config.connect_timeout_s)
+            except (OSError, ValueError) as error:
+                use(None, f"bootstrap server {remote.bootstrap}: {error}")
+                return
+            self._bootstraps[remote.bootstrap] = answer
+            use(*self._peer(answer.engine_id, answer.ranks, answer.node))
+
+        self._resolver.submit(ask)
+
+    def _peer(
+        self, engine_id: str, ranks: dict[int, tuple[str, ...]], node: str
+    ) -> tuple[PeerAddress | None, str]:
+        addresses = ranks.get(self._rank)
+        size = int(self._vllm_config.parallel_config.tensor_parallel_size)
+        if addresses is None or len(ranks) != size:
+            return None, f"tp_size: {size} here, {len(ranks)} at the peer (incompatible)"
+        usable = order_addresses(addresses, node, enabled_backends(self._config))
+        return PeerAddress(engine_id, self._rank, usable), ""
+
+    def _subscribe(self, load: Load, peer: PeerAddress | None, why: str) -> None:
+        if peer is None or self._core is None or self._view is None:
+            self._received(load, Outcome(load.remote.transfer_id, None, why))
+            return
+        arrays = [np.asarray(indices, dtype=np.int64) for indices in load.page_indices]
+        selection = tuple(
+            PageRuns(group, index_runs(indices)) for group, indices in enumerate(arrays) if len(indices)
+        )
+        ids = {group: np.asarray(pages, dtype=np.int64) for group, pages in enumerate(load.page_ids)}
+        wanted = Wanted(
+            transfer_id=load.remote.transfer_id,
+            selection=selection,
+            segments=window_segments(self._view, ids),
+            finished=load.remote.finished,
+            deadline_s=self._config.deadline_s,
+        )
+
+        def started(handle: Subscription) -> None:
+            self._handles[load.request_id] = handle
+            if load.request_id in self._cancelled and self._core is not None:
+                self._core.cancel(handle)
+
+        self._core.subscribe(peer, wanted, partial(self._landed, load, wanted), started)
+
+    def _landed(self, load: Load, wanted: Wanted, outcome: Outcome) -> None:
+        """Control thread."""
+        if outcome.ok:
+            self._audit("consumer", wanted.transfer_id, wanted.segments, outcome)
+        self._received(load, outcome)
+
+    def _received(self, load: Load, outcome: Outcome) -> None:
+        if outcome.ok:
+            logger.info("received %s: %s", outcome.transfer_id, _summary(outcome))
+        else:
+            logger.warning("KV of %s did not arrive: %s", load.request_id, outcome.error)
+        self._results.add_received(load.request_id, outcome.error)
+
+    def _cancel(self, core: EngineCore, request_id: str) -> None:
+        if request_id not in self._loads:
+            return
+        self._cancelled.add(request_id)
+        handle = self._handles.get(request_id)
+        if handle is not None:
+            core.cancel(handle)
+
+    def _release(self, remote: RemotePrefill, peer: PeerAddress | None, why: str) -> None:
+        if peer is not None and self._core is not None:
+            self._core.release(peer, remote.transfer_id)
+        else:
+            logger.warning("transfer %s can't be released: %s", remote.transfer_id, why)
+
+    def _renew(self, core: EngineCore, meta: SageKVConnectorMetadata) -> None:
+        """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""
+        for remote in meta.expected:
+            self._expected[remote.transfer_id] = remote
+        for transfer_id in meta.no_longer_expected:
+            self._expected.pop(transfer_id, None)
+        now = time.monotonic()
+        if not self._expected or now - self._renewed_at < self._config.lease_s / 3:
+            return
+        self._renewed_at = now
+        by_peer: dict[PeerAddress, list[str]] = {}
+        for remote in self._expected.values():
+            peer, _ = self._peer(remote.engine_id, remote.ranks, remote.node)
+            if peer is not None:
+                by_peer.setdefault(peer, []).append(remote.transfer_id)
+        for peer, transfer_ids in by_peer.items():
+            core.renew(peer, tuple(transfer_ids))
+
+    # -- both
+
+    def _audit(self, side: str, transfer_id: str, segments: Any, outcome: Outcome) -> None:
+        """With ``audit_file``: read the pages back from the pool and record their digest."""
+        if self._config.audit_file is None or outcome.stats is None:
+            return
+        record = {
+            "side": side,
+            "transfer_id": transfer_id,
+            "rank": self._rank,
+            "sha256": digest_segments(segments, hashlib.sha256()),
+            "nbytes": outcome.stats.nbytes,
+            "transfer_s": outcome.stats.transfer_s,
+            "backend": outcome.stats.backend,
+            "mode": outcome.stats.mode,
+            "checksum": outcome.stats.checksum,
+        }
+        with Path(self._config.audit_file).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _tables(page_ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """vLLM's block ids as page ids; its null block has no memory of its own."""
+    tables = []
+    for ids in page_ids:
+        table = np.asarray(ids, dtype=np.int64)
+        tables.append(np.where(table == VLLM_NULL_BLOCK, NULL_PAGE, table))
+    return tables
+
+
+def _advance_all(source: PagedSource, pages: tuple[int, ...]) -> None:
+    for group, count in enumerate(pages):
+        source.advance(group, slice(None), count)
+
+
+def _summary(outcome: Outcome) -> str:
+    stats = outcome.stats
+    if stats is None:
+        return outcome.error
+    return (
+        f"{stats.nbytes} bytes in {stats.transfer_s * 1e3:.1f} ms ({stats.gbytes_per_s:.2f} GB/s) "
+        f"over {stats.backend} ({stats.mode}{', crc32c' if stats.checksum else ''})"
+    )
