@@ -72,7 +72,7 @@ def _decode_schema(data: bytes) -> KVCacheSchema | None:
         return None
     try:
         return _schema_decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"schema is not valid: {error}") from error
 
 

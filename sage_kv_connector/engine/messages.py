@@ -144,7 +144,7 @@ def decode(payload: bytes) -> Message:
     """Decode and bound one message. Raises ProtocolError saying what is wrong with it."""
     try:
         message = _decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"message of {len(payload)} bytes is not valid: {error}") from error
     _check(message)
     return message

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any stride order of an engine's tensors comes out as the right bytes of the right page."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_kv_connector.contract.cache_view import KVCacheView, group_view, plane_view
+from sage_kv_connector.engine.source import index_runs, page_indices
+
+
+def read(segments: npt.NDArray[np.uint64]) -> bytes:
+    return b"".join(ctypes.string_at(address, length) for address, length in segments.tolist())
+
+
+@given(data=st.data())
+def test_pages_of_any_axis_order_are_read_in_memory_order(data: st.DataObject) -> None:
+    sizes = {"page": 5, "head": 3, "token": 4, "content": 2}
+    memory_order = data.draw(st.permutations(list(sizes)))
+    shown_order = data.draw(st.permutations(list(sizes)))
+    memory = np.arange(np.prod(list(sizes.values())), dtype=np.uint16).reshape([sizes[a] for a in memory_order])
+    tensor = memory.transpose([memory_order.index(axis) for axis in shown_order])
+    plane = plane_view("kv", tensor, shown_order, 5)
+    pages = data.draw(st.lists(st.integers(0, 4), min_size=1, unique=True))
+    group = group_view("full", 4, 5, [("layer", [("kv", tensor, shown_order)])])
+    got = read(group.layers[0].page_segments(np.array(pages)))
+    page_axis = memory_order.index("page")
+    expected = b"".join(np.ascontiguousarray(memory.take(page, page_axis)).tobytes() for page in pages)
+    assert got == expected
+    assert plane.schema.page_bytes * len(pages) == len(expected)
+    assert [axis for axis, _ in plane.schema.axes] == [axis for axis in memory_order if axis != "page"]
+
+
+def test_split_planes_follow_each_other_within_a_page() -> None:
+    k = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    v = k + 100
+    axes = ("page", "content")
+    group = group_view("full", 1, 3, [("layer", [("k", k, axes), ("v", v, axes)])])
+    assert read(group.layers[0].page_segments(np.array([2, 0]))) == bytes([4, 5, 104, 105, 0, 1, 100, 101])
+
+
+def test_kernel_blocks_smaller_than_the_tables_are_joined() -> None:
+    tensor = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    group = group_view("full", 2, 3, [("layer", [("kv", tensor, ("page", "content"))])])
+    assert read(group.layers[0].page_segments(np.array([1]))) == bytes([4, 5, 6, 7])
+
+
+def test_extents_cover_all_pages_and_merge_what_touches() -> None:
+    storage = np.zeros((2, 4, 8), dtype=np.uint8)
+    axes = ("page", "content")
+    group = group_view("full", 1, 4, [(f"layer{i}", [("kv", storage[i], axes)]) for i in range(2)])
+    assert KVCacheView((group,)).extents() == [(storage.ctypes.data, storage.nbytes)]
+
+
+@pytest.mark.parametrize(
+    ("axes", "pages", "message"),
+    [
+        (("page", "token"), 4, "do not name shape"),
+        (("token", "head", "content"), 4, "one 'page' axis"),
+        (("page", "head", "content"), 3, "no multiple of the 3 pages"),
+    ],
+)
+def test_bad_axes_are_named(axes: tuple[str, ...], pages: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plane_view("kv", np.zeros((4, 2, 2)), axes, pages)
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_index_runs_and_page_indices_are_inverse(indices: set[int]) -> None:
+    array = np.array(sorted(indices), dtype=np.int64)
+    np.testing.assert_array_equal(page_indices(index_runs(array)), array)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing a peer sends is trusted: messages decode exactly or are refused."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_kv_connector.engine import messages as m
+
+names = st.text(min_size=1, max_size=40)
+u63 = st.integers(1, 2**63 - 1)
+
+
+@st.composite
+def page_runs(draw: st.DrawFn) -> tuple[m.PageRuns, ...]:
+    parts = []
+    for group in draw(st.lists(st.integers(0, 5), unique=True, max_size=3)):
+        end, runs = 0, []
+        for gap, count in draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), max_size=4)):
+            runs.append((end + gap, count))
+            end += gap + count
+        parts.append(m.PageRuns(group, tuple(runs)))
+    return tuple(parts)
+
+
+valid = st.one_of(
+    st.builds(m.Hello, st.just((1,)), names, st.integers(0, 99), st.binary(min_size=32, max_size=32), names),
+    st.builds(
+        m.Subscribe, names, u63, st.binary(max_size=64), u63, page_runs(), st.booleans(), st.booleans(), u63
+    ),
+    st.builds(m.Failed, names, u63, names, names),
+    st.builds(m.Cancel, names, u63),
+    st.builds(m.Release, names),
+    st.builds(m.Renew, st.lists(names).map(tuple)),
+    st.builds(m.Ping, u63),
+)
+
+
+@given(valid)
+def test_every_message_survives_the_wire(message: m.Message) -> None:
+    assert m.decode(m.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_not_raised_as_anything_else(noise: bytes) -> None:
+    try:
+        m.decode(noise)
+    except m.ProtocolError:
+        pass
+
+
+@given(valid, st.data())
+def test_flipped_bytes_never_escape_the_bounds(message: m.Message, data: st.DataObject) -> None:
+    raw = bytearray(m.encode(message))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = m.decode(bytes(raw))
+    except m.ProtocolError:
+        return
+    if isinstance(decoded, m.Subscribe):
+        assert decoded.nbytes > 0 and decoded.generation > 0
+        assert all(count > 0 for part in decoded.selection for _, count in part.runs)
+
+
+def subscribe(**changes: object) -> bytes:
+    good = m.Subscribe("t", 7, b"w", 4096, (m.PageRuns(0, ((0, 2),)),), True, False, 1000)
+    return m.encode(msgspec.structs.replace(good, **changes))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (subscribe(generation=0), "generation is 0"),
+        (subscribe(nbytes=-1), "nbytes is -1"),
+        (subscribe(timeout_ms=0), "timeout_ms 0"),
+        (subscribe(transfer_id=""), "transfer_id has 0 characters"),
+        (subscribe(transfer_id="x" * 300), "transfer_id has 300 characters"),
+        (subscribe(selection=(m.PageRuns(0, ((4, 2), (5, 1))),)), "out of order"),
+        (subscribe(selection=(m.PageRuns(0, ((1 << 50, 1),)),)), "too far"),
+        (subscribe(selection=(m.PageRuns(1, ()), m.PageRuns(1, ()))), "group 1 twice"),
+        (m.encode(m.Hello((1,), "e", 0, b"short")), "nonce has 5 bytes"),
+        (m.encode(m.Failed("t", 1, "c", "x" * 5000)), "detail has 5000 characters"),
+        (b"\x93\xa5hello", "not valid"),
+    ],
+)
+def test_bad_messages_are_named(raw: bytes, says: str) -> None:
+    with pytest.raises(m.ProtocolError, match=says):
+        m.decode(raw)
