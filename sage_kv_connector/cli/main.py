@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of ``sage-kvt``; each module beside this one does the work of one."""
+
+from __future__ import annotations
+
+import platform
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from sage_kv_connector import __version__
+from sage_kv_connector.cli.report import emit, progress
+
+app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure our transport beside its peers and the physical limit.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
+
+
+class BackendChoice(StrEnum):
+    shm = "shm"
+    tcp = "tcp"
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Versions of the package and of Python."""
+    result = {"sage_kv_connector": __version__, "python": platform.python_version()}
+    emit(result, as_json=as_json, title="versions", rows=result.items())
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What works on this machine, and why something does not. Exit status 1 if something is broken."""
+    from sage_kv_connector.cli.doctor import examine
+
+    findings = examine()
+    result = {"findings": [finding._asdict() for finding in findings]}
+    rows = [(f"{f.name}: {f.state}", f.detail) for f in findings]
+    emit(result, as_json=as_json, title="doctor", rows=rows)
+    raise typer.Exit(int(any(f.state == "broken" for f in findings)))
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="show one preset only")] = None, as_json: AsJson = False
+) -> None:
+    """The presets that ship with the package, and what each sets."""
+    from sage_kv_connector.config import presets as shipped
+
+    known = shipped()
+    if name is not None and name not in known:
+        progress.print(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
+        raise typer.Exit(2)
+    chosen = known if name is None else {name: known[name]}
+    rows = [
+        (
+            key,
+            f"{preset['goal']}\n{preset['why']}\n"
+            + ", ".join(f"{k}={v}" for k, v in preset["settings"].items()),
+        )
+        for key, preset in chosen.items()
+    ]
+    emit(chosen, as_json=as_json, title="presets", rows=rows)
