@@ -36,7 +36,9 @@ def test_every_preset_is_valid() -> None:
         KVTransportConfig.load({"preset": name})
 
 
-def test_secret_comes_from_config_environment_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_comes_from_config_environment_or_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SAGE_KVT_SECRET", raising=False)
     monkeypatch.delenv("SAGE_KVT_SECRET_FILE", raising=False)
     assert KVTransportConfig().resolved_secret() == b""

@@ -24,7 +24,9 @@ def test_pages_of_any_axis_order_are_read_in_memory_order(data: st.DataObject) -
     sizes = {"page": 5, "head": 3, "token": 4, "content": 2}
     memory_order = data.draw(st.permutations(list(sizes)))
     shown_order = data.draw(st.permutations(list(sizes)))
-    memory = np.arange(np.prod(list(sizes.values())), dtype=np.uint16).reshape([sizes[a] for a in memory_order])
+    memory = np.arange(np.prod(list(sizes.values())), dtype=np.uint16).reshape(
+        [sizes[a] for a in memory_order]
+    )
     tensor = memory.transpose([memory_order.index(axis) for axis in shown_order])
     plane = plane_view("kv", tensor, shown_order, 5)
     pages = data.draw(st.lists(st.integers(0, 4), min_size=1, unique=True))

@@ -35,7 +35,9 @@ class Side:
         rng = np.random.default_rng(seed)
         shape = (PAGES, HEADS, PAGE_SIZE, 2 * DIM)
         self.cache = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(LAYERS)]
-        layers = [(f"layer{i}", [("kv", t, ("page", "head", "token", "content"))]) for i, t in enumerate(self.cache)]
+        layers = [
+            (f"layer{i}", [("kv", t, ("page", "head", "token", "content"))]) for i, t in enumerate(self.cache)
+        ]
         self.view = KVCacheView((group_view("fullattention", PAGE_SIZE, PAGES, layers),))
         core.register_memory(self.view.extents())
         self.released: queue.Queue[Outcome] = queue.Queue()
@@ -64,7 +66,9 @@ class Side:
             finished=kwargs.get("finished", False),
             deadline_s=kwargs.get("deadline_s", 10.0),
         )
-        self.core.subscribe(kwargs.get("address") or peer.address(), wanted, self.outcomes.put, started.append)
+        self.core.subscribe(
+            kwargs.get("address") or peer.address(), wanted, self.outcomes.put, started.append
+        )
         return started
 
     def backend(self) -> MemoryBackend:

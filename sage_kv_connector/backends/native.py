@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What shm and tcp share: a Backend over an Endpoint of the C++ data plane.
+
+The extension checks what needs its tables (regions, windows, bounds); here are the
+checks of shapes and types, and the shape of what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import (
+    Capabilities,
+    ConnectionInfo,
+    Descriptors,
+    Event,
+    Segments,
+)
+
+#: Spin of lanes and waiters after activity, in microseconds: longer than a wake-up, far shorter than a step.
+DEFAULT_SPIN_US = 50
+
+
+class NativeBackend:
+    """Common part; a subclass makes the endpoint and names its scheme and capabilities."""
+
+    scheme: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, endpoint: _data_plane.Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def register_memory(self, address: int, length: int) -> int:
+        return self._endpoint.register_memory(address, length)
+
+    def deregister_memory(self, region: int) -> None:
+        self._endpoint.deregister_memory(region)
+
+    def listen(self, address: str) -> str:
+        return f"{self.scheme}://{self._endpoint.listen(self._without_scheme(address))}"
+
+    def connect(self, address: str, timeout_s: float) -> int:
+        return self._endpoint.connect(self._without_scheme(address), timeout_s)
+
+    def authorize(self, connection: int) -> None:
+        self._endpoint.authorize(connection)
+
+    def connection_info(self, connection: int) -> ConnectionInfo:
+        return ConnectionInfo(*self._endpoint.connection_info(connection))
+
+    def close_connection(self, connection: int) -> None:
+        self._endpoint.close_connection(connection)
+
+    def send(self, connection: int, message: bytes) -> None:
+        self._endpoint.send(connection, message)
+
+    def open_window(
+        self, connection: int, segments: Segments, generation: int, *, notify_chunks: bool = False
+    ) -> int:
+        return self._endpoint.open_window(
+            connection, _table(segments, "segments", 2), generation, notify_chunks
+        )
+
+    def window_descriptor(self, window: int) -> bytes:
+        return self._endpoint.window_descriptor(window)
+
+    def close_window(self, window: int) -> int:
+        return self._endpoint.close_window(window)
+
+    def post(
+        self,
+        connection: int,
+        window_descriptor: bytes,
+        descriptors: Descriptors,
+        generation: int,
+        *,
+        priority: int = 0,
+        checksum: bool = True,
+    ) -> int:
+        return self._endpoint.post(
+            connection, window_descriptor, _table(descriptors, "descriptors", 3), generation, priority, checksum
+        )
+
+    def cancel(self, post: int) -> None:
+        self._endpoint.cancel(post)
+
+    def poll(self, max_events: int = 256) -> Sequence[Event]:
+        return [Event._make(event) for event in self._endpoint.poll(max_events)]
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._endpoint.wait(timeout_s)
+
+    def fileno(self) -> int:
+        return self._endpoint.fileno()
+
+    def counters(self) -> dict[str, int]:
+        return self._endpoint.counters()
+
+    def close(self) -> None:
+        self._endpoint.close()
+
+    def _without_scheme(self, address: str) -> str:
+        scheme, separator, rest = address.partition("://")
+        if not separator or scheme != self.scheme:
+            raise ValueError(f"address {address!r} must start with {self.scheme}://")
+        return rest
+
+
+def _table(array: np.ndarray[tuple[int, ...], np.dtype[np.uint64]], name: str, columns: int) -> Segments:
+    if array.ndim != 2 or array.shape[1] != columns or array.dtype != np.uint64:
+        raise ValueError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}, must have shape (n, {columns}) and dtype uint64"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "connection.h"
+
+#include "endpoint.h"
+
+namespace sage_kvt {
+namespace {
+// A peer that reads nothing can't make us keep more than this.
+constexpr size_t kMaxQueuedMessageBytes = 16u << 20;
+}  // namespace
+
+bool Connection::take_message(const Channel& channel, std::string* message) {
+  std::lock_guard lock(mutex_);
+  if (messages_.empty() || channels_.empty() || channels_.front().get() != &channel) return false;
+  *message = std::move(messages_.front());
+  messages_.pop_front();
+  message_bytes_ -= message->size();
+  return true;
+}
+
+bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk) {
+  std::lock_guard lock(mutex_);
+  if (queue_.empty() || !authorized) return false;
+  auto first = queue_.begin();
+  *post = first->second;
+  *chunk = (*post)->cut(max_bytes, max_pieces);
+  if ((*post)->all_cut()) queue_.erase(first);
+  ++(*post)->chunks_in_flight;
+  return true;
+}
+
+void Connection::chunk_done(const std::shared_ptr<Post>& post, Status status, const std::string& detail) {
+  std::lock_guard lock(mutex_);
+  --post->chunks_in_flight;
+  if (status != Status::kOk && post->status == Status::kOk) {
+    post->status = status;
+    post->detail = detail;
+    queue_.erase({post->priority, post->id});
+  }
+  if (post->chunks_in_flight == 0 && (post->all_cut() || post->status != Status::kOk)) finish_locked(post);
+}
+
+bool Connection::has_work() const {
+  std::lock_guard lock(mutex_);
+  return !messages_.empty() || !queue_.empty();
+}
+
+bool Connection::has_work_for(const Channel& channel) const {
+  std::lock_guard lock(mutex_);
+  if (!queue_.empty() && authorized) return true;
+  return !messages_.empty() && !channels_.empty() && channels_.front().get() == &channel;
+}
+
+bool Connection::queue_message(std::string message) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return true;  // CLOSED is on its way; a message more or less makes no difference
+  if (message_bytes_ + message.size() > kMaxQueuedMessageBytes) return false;
+  message_bytes_ += message.size();
+  messages_.push_back(std::move(message));
+  return true;
+}
+
+bool Connection::queue_post(const std::shared_ptr<Post>& post) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return false;
+  queue_[{post->priority, post->id}] = post;
+  posts_[post->id] = post;
+  return true;
+}
+
+std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
+  std::lock_guard lock(mutex_);
+  auto found = posts_.find(post_id);
+  if (found == posts_.end()) return nullptr;
+  auto post = found->second;
+  post->cancelled = true;
+  if (post->status == Status::kOk) post->status = Status::kCancelled;
+  queue_.erase({post->priority, post->id});
+  return post;
+}
+
+void Connection::settle(const std::shared_ptr<Post>& post) {
+  std::lock_guard lock(mutex_);
+  if (post->chunks_in_flight == 0) finish_locked(post);
+}
+
+void Connection::finish_locked(const std::shared_ptr<Post>& post) {
+  if (posts_.erase(post->id) == 0) return;
+  Event event;
+  event.kind = EventKind::kSent;
+  event.connection = id;
+  event.id = post->id;
+  event.status = post->status;
+  event.length = post->status == Status::kOk ? post->total : 0;
+  event.detail = post->detail;
+  endpoint.post_ended(post->id);
+  endpoint.completions().push(std::move(event));
+}
+
+std::vector<std::shared_ptr<Channel>> Connection::channels() const {
+  std::lock_guard lock(mutex_);
+  return channels_;
+}
+
+void Connection::add_channel(std::shared_ptr<Channel> channel) {
+  std::lock_guard lock(mutex_);
+  channels_.push_back(std::move(channel));
+}
+
+void Connection::drop_channels() {
+  std::vector<std::shared_ptr<Channel>> dropped;
+  std::lock_guard lock(mutex_);
+  dropped.swap(channels_);
+}
+
+ConnectionInfo Connection::info() const {
+  std::lock_guard lock(mutex_);
+  ConnectionInfo info = info_;
+  info.lanes = static_cast<int>(channels_.size());
+  return info;
+}
+
+void Connection::set_info(const ConnectionInfo& info) {
+  std::lock_guard lock(mutex_);
+  info_ = info;
+}
+
+void Connection::close(Status status, const std::string& detail) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_.exchange(true)) return;
+    messages_.clear();
+    queue_.clear();
+    while (!posts_.empty()) {
+      auto post = posts_.begin()->second;
+      if (post->status == Status::kOk) post->status = Status::kConnectionLost;
+      finish_locked(post);
+    }
+    channels_.clear();
+  }
+  endpoint.connection_closed(id, status, detail);
+}
+
+}  // namespace sage_kvt

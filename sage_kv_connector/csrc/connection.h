@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// One peer: its queues, shared by the channels that carry it.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "event.h"
+#include "post.h"
+
+namespace sage_kvt {
+
+class Channel;
+class Endpoint;
+
+struct ConnectionInfo {
+  std::string peer, mode, reason;
+  bool crosses_wire = true;
+  int lanes = 1;
+};
+
+class Connection {
+ public:
+  Connection(Endpoint& endpoint, uint64_t id) : endpoint(endpoint), id(id) {}
+
+  Endpoint& endpoint;
+  const uint64_t id;
+  std::atomic<bool> authorized{false};
+  std::atomic<bool> announced{false};  // the layer above knows it, so it gets a CLOSED
+  std::atomic<bool> counted{false};    // among the endpoint's unauthorized ones
+
+  // -- work for channels
+
+  // False if none waits; messages go over the first channel only, chunks once authorized.
+  bool take_message(const Channel& channel, std::string* message);
+  bool take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk);
+  void chunk_done(const std::shared_ptr<Post>& post, Status status, const std::string& detail);
+  bool has_work() const;
+  bool has_work_for(const Channel& channel) const;
+
+  // -- orders of the layer above; false or nullptr once closed
+
+  bool queue_message(std::string message);
+  bool queue_post(const std::shared_ptr<Post>& post);
+  // The post if it had not ended, taken off the queue.
+  std::shared_ptr<Post> stop_post(uint64_t post_id);
+  // Reports SENT for a stopped post once nothing of it is in flight.
+  void settle(const std::shared_ptr<Post>& post);
+
+  std::vector<std::shared_ptr<Channel>> channels() const;
+  void add_channel(std::shared_ptr<Channel> channel);
+  void drop_channels();
+  ConnectionInfo info() const;
+  void set_info(const ConnectionInfo& info);
+
+  // Ends everything once: posts, windows, then CLOSED. Channels must be shut by the caller.
+  void close(Status status, const std::string& detail);
+  bool closed() const { return closed_; }
+
+ private:
+  void finish_locked(const std::shared_ptr<Post>& post);
+
+  mutable std::mutex mutex_;
+  std::deque<std::string> messages_;
+  size_t message_bytes_ = 0;
+  std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>> queue_;
+  std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
+  std::vector<std::shared_ptr<Channel>> channels_;
+  ConnectionInfo info_;
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace sage_kvt

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// One backend instance of one process: lanes, connections, windows, posts and their completions.
+//
+// Locks, outermost first: Channel::mutex, Connection's, then the tables here and Window's.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "connection.h"
+#include "event.h"
+#include "lane.h"
+#include "memory_region.h"
+#include "window.h"
+
+namespace sage_kvt {
+
+struct EndpointOptions {
+  int lanes = 1;
+  uint64_t chunk_bytes = 1 << 20;
+  uint64_t spin_ns = 50000;
+  // A post of at most this many bytes on an idle connection leaves from the caller's thread.
+  uint64_t inline_bytes = 64 << 10;
+};
+
+struct Counters {
+  std::atomic<uint64_t> bytes_sent{0}, bytes_landed{0}, chunks_sent{0}, chunks_landed{0}, checksum_failures{0},
+      stale_chunks{0}, refused_chunks{0}, stalls{0}, messages_sent{0}, messages_received{0};
+};
+
+// What a peer needs to know of a window.
+struct WindowDescriptor {
+  uint64_t window, generation, size;
+};
+
+constexpr size_t kMaxMessageBytes = 1u << 20;
+constexpr size_t kMaxUnauthorizedMessageBytes = 64u << 10;
+constexpr size_t kMaxUnauthorizedConnections = 64;
+constexpr size_t kMaxPieces = 512;
+constexpr uint64_t kMaxChunkBytes = 64u << 20;
+
+class Endpoint {
+ public:
+  explicit Endpoint(const EndpointOptions& options);
+  virtual ~Endpoint();
+
+  // -- set-up; errors are std::invalid_argument (bad argument) or std::system_error
+  virtual std::string listen(const std::string& address) = 0;
+  virtual uint64_t connect(const std::string& address, double timeout_s) = 0;
+  uint64_t register_memory(uint64_t address, uint64_t length) { return regions_.add(address, length); }
+  void deregister_memory(uint64_t region);
+  virtual void authorize(uint64_t connection);
+  ConnectionInfo info(uint64_t connection);
+  void close_connection(uint64_t connection, Status status, const std::string& detail);
+
+  // -- transfers
+  // False when the connection's bounded queue is full.
+  bool send(uint64_t connection, std::string message);
+  uint64_t open_window(uint64_t connection, const std::vector<Segment>& segments, uint64_t generation, bool notify);
+  WindowDescriptor describe(uint64_t window);
+  uint64_t close_window(uint64_t window);
+  uint64_t post(uint64_t connection, const WindowDescriptor& target, const std::vector<Descriptor>& descriptors,
+                uint64_t generation, int priority, bool checksum);
+  void cancel(uint64_t post);
+  bool wait(double timeout_s);
+  CompletionQueue& completions() { return completions_; }
+  // Idempotent; every thread is joined and every descriptor closed when it returns.
+  void close();
+
+  // -- for channels and connections
+  // An incoming one counts as unauthorized; nullptr when there are too many of those.
+  std::shared_ptr<Connection> new_connection(bool incoming);
+  // Drop a connection that was never announced.
+  void forget(const std::shared_ptr<Connection>& connection);
+  std::shared_ptr<Connection> find_connection(uint64_t id);
+  std::shared_ptr<Window> find_window(uint64_t id);
+  void connection_closed(uint64_t id, Status status, const std::string& detail);
+  void post_ended(uint64_t id);
+  void window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length);
+  void window_failed(const std::shared_ptr<Window>& window, Status status, uint64_t offset, uint64_t length,
+                     const std::string& detail);
+  void attach(const std::shared_ptr<Channel>& channel);
+  void emit(EventKind kind, uint64_t connection, std::string payload = {});
+  // A channel (its mutex held) found its connection broken; it ends once no channel lock is held.
+  void doom(const std::shared_ptr<Connection>& connection, Status status, const std::string& detail);
+  const EndpointOptions& options() const { return options_; }
+  Counters counters;
+
+ protected:
+  // A connection is gone; for what a backend keeps of it.
+  virtual void forgotten(uint64_t) {}
+  Lane& lane(size_t index) { return *lanes_[index % lanes_.size()]; }
+
+ private:
+  void no_longer_counted(Connection& connection);
+  std::vector<std::shared_ptr<Channel>> all_channels();
+  void kick(Connection& connection);
+  void bury_doomed();
+
+  const EndpointOptions options_;
+  CompletionQueue completions_;
+  MemoryRegions regions_;
+  std::shared_mutex mutex_;
+  std::unordered_map<uint64_t, std::shared_ptr<Connection>> connections_;
+  std::unordered_map<uint64_t, std::shared_ptr<Window>> windows_;
+  std::unordered_map<uint64_t, std::shared_ptr<Connection>> post_owner_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  struct Doomed {
+    std::shared_ptr<Connection> connection;
+    Status status;
+    std::string detail;
+  };
+  std::mutex doomed_mutex_;
+  std::vector<Doomed> doomed_;
+  std::atomic<bool> any_doomed_{false};
+  std::atomic<size_t> unauthorized_{0};
+  std::atomic<uint64_t> next_id_{1}, next_lane_{0};
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace sage_kvt

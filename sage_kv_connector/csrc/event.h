@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the data plane reports, and the queue it comes out of.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace sage_kvt {
+
+// Values are those of sage_kv_connector/backends/base.py.
+enum class EventKind : int {
+  kConnected = 1,
+  kAccepted = 2,
+  kClosed = 3,
+  kMessage = 4,
+  kSent = 5,
+  kLanded = 6,
+  kWindowDone = 7,
+  kWindowFailed = 8,
+};
+
+enum class Status : int {
+  kOk = 0,
+  kCancelled = 1,
+  kConnectionLost = 2,
+  kChecksumMismatch = 3,
+  kStaleGeneration = 4,
+  kOutOfBounds = 5,
+  kOverlap = 6,
+  kProtocolError = 7,
+  kRefused = 8,
+  kIoError = 9,
+};
+
+// CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.
+uint64_t now_ns();
+
+struct Event {
+  EventKind kind = EventKind::kClosed;
+  uint64_t connection = 0;
+  uint64_t id = 0;
+  Status status = Status::kOk;
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  uint64_t time_ns = 0;
+  std::string payload;
+  std::string detail;
+};
+
+// Many lanes push, one or more threads take. The eventfd is readable while events wait.
+class CompletionQueue {
+ public:
+  CompletionQueue();
+  ~CompletionQueue();
+  CompletionQueue(const CompletionQueue&) = delete;
+  CompletionQueue& operator=(const CompletionQueue&) = delete;
+
+  void push(Event event);
+  std::vector<Event> take(size_t max_events);
+  bool empty() const;
+  int fd() const { return fd_; }
+
+ private:
+  mutable std::mutex mutex_;
+  std::deque<Event> events_;
+  int fd_;
+};
+
+}  // namespace sage_kvt

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory_region.h"
+
+#include <stdexcept>
+
+namespace sage_kvt {
+
+uint64_t MemoryRegions::add(uint64_t address, uint64_t length) {
+  if (address == 0 || length == 0 || address + length < address)
+    throw std::invalid_argument("memory region [" + std::to_string(address) + ", +" + std::to_string(length) +
+                                ") is empty or overflows");
+  std::lock_guard lock(mutex_);
+  regions_[next_] = {address, length};
+  return next_++;
+}
+
+bool MemoryRegions::remove(uint64_t id) {
+  std::lock_guard lock(mutex_);
+  return regions_.erase(id) > 0;
+}
+
+bool MemoryRegions::contains(uint64_t address, uint64_t length) const {
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, r] : regions_)
+    if (address >= r.address && length <= r.length && address - r.address <= r.length - length) return true;
+  return false;
+}
+
+}  // namespace sage_kvt

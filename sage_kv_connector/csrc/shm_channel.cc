@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shm_channel.h"
+
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "crc32c.h"
+
+namespace sage_kvt {
+namespace {
+
+constexpr size_t kRecordsATurn = 64;
+constexpr size_t kMaxIov = 1024;  // IOV_MAX
+constexpr uint64_t kSocketCheckNs = 100000;
+
+}  // namespace
+
+ShmChannel::ShmChannel(std::shared_ptr<Connection> connection, ShmEndpoint& endpoint, int socket, bool incoming)
+    : Channel(std::move(connection)),
+      endpoint_(endpoint),
+      socket_(socket),
+      own_wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      incoming_(incoming),
+      side_(incoming ? 1 : 0),
+      state_(incoming ? State::kSetUp : State::kAnswer) {}
+
+ShmChannel::~ShmChannel() {
+  for (int fd : {socket_, own_wake_, peer_wake_})
+    if (fd >= 0) ::close(fd);
+  if (shared_) ::munmap(shared_, shared_bytes_);
+}
+
+std::vector<int> ShmChannel::fds() const { return {socket_, own_wake_}; }
+
+uint8_t* ShmChannel::arena(int side) const {
+  return reinterpret_cast<uint8_t*>(shared_) + sizeof(SharedLayout) +
+         static_cast<uint64_t>(side) * endpoint_.shm().arena_bytes;
+}
+
+void ShmChannel::broken(Status status, const std::string& detail) {
+  if (dead.exchange(true)) return;
+  shut();
+  endpoint_.doom(connection, status, detail);
+}
+
+void ShmChannel::shut() {
+  // First make void what the peer may be reading, then forget it.
+  if (shared_)
+    for (auto& live : shared_->live[side_]) live.store(0, std::memory_order_seq_cst);
+  for (auto& flight : flight_) {
+    if (flight.post) {
+      auto post = std::move(flight.post);
+      connection->chunk_done(post, Status::kConnectionLost, "");
+    }
+    flight.busy = false;
+  }
+  if (next_.post) {
+    auto post = std::move(next_.post);
+    connection->chunk_done(post, Status::kConnectionLost, "");
+  }
+  if (socket_ >= 0) ::shutdown(socket_, SHUT_RDWR);
+  for (int* fd : {&socket_, &own_wake_, &peer_wake_}) {
+    if (*fd >= 0) ::close(*fd);
+    *fd = -1;
+  }
+}
+
+void ShmChannel::revoke(const Post& post) {
+  for (size_t slot = 0; slot < kSlots; ++slot) {
+    auto& flight = flight_[slot];
+    if (!flight.post || flight.post->id != post.id) continue;
+    shared_->live[side_][slot].store(0, std::memory_order_seq_cst);
+    auto ended = std::move(flight.post);
+    connection->chunk_done(ended, Status::kCancelled, "");
+  }
+  if (next_.post && next_.post->id == post.id) {
+    auto ended = std::move(next_.post);
+    connection->chunk_done(ended, Status::kCancelled, "");
+  }
+}
+
+bool ShmChannel::progress() {
+  if (state_ != State::kReady) {
+    const bool moved = handshake();
+    if (dead || state_ != State::kReady) return moved;
+  }
+  const bool received = receive_some();
+  if (dead) return true;
+  const bool sent = send_some();
+  if (dead) return true;
+  if (received || sent) return true;
+  return peer_gone();
+}
+
+bool ShmChannel::peer_gone() {
+  const uint64_t now = now_ns();
+  if (now - socket_checked_ < kSocketCheckNs) return false;
+  socket_checked_ = now;
+  char byte;
+  const ssize_t n = ::recv(socket_, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+  broken(n == 0 ? Status::kConnectionLost : Status::kProtocolError,
+         n == 0 ? "the peer process closed the connection or ended" : "unexpected data on the rendezvous socket");
+  return true;
+}
+
+bool ShmChannel::arm() {
+  if (state_ != State::kReady) return true;
+  uint64_t value;
+  (void)!::read(own_wake_, &value, sizeof value);
+  reader_->set_sleeping(true);
+  const bool can_send =
+      !waiting_for_room_ && !waiting_for_ack_ &&
+      (!acks_.empty() || has_message_ || next_.post || (in_flight_ < kSlots && connection->has_work_for(*this)));
+  if (reader_->empty() && !can_send) return true;
+  reader_->set_sleeping(false);
+  return false;
+}
+
+void ShmChannel::disarm(bool) {
+  if (state_ == State::kReady) reader_->set_sleeping(false);
+}
+
+void ShmChannel::wake_peer() {
+  if (!writer_->reader_sleeps() && !reader_->writer_blocked()) return;
+  uint64_t one = 1;
+  (void)!::write(peer_wake_, &one, sizeof one);
+}
+
+// -- sending
+
+bool ShmChannel::put(const std::vector<RingWriter::Part>& parts, uint64_t total) {
+  if (writer_->write(parts)) {
+    waiting_for_room_ = false;
+    return true;
+  }
+  ++endpoint_.counters.stalls;
+  waiting_for_room_ = writer_->wait_for_room(total);
+  return false;
+}
+
+bool ShmChannel::send_some() {
+  bool moved = false;
+  while (!acks_.empty()) {
+    if (!put({{&acks_.front(), sizeof(Ack)}}, sizeof(Ack))) break;
+    acks_.pop_front();
+    moved = true;
+  }
+  while (acks_.empty() && (has_message_ || connection->take_message(*this, &message_))) {
+    has_message_ = true;
+    const uint64_t size = sizeof(MessageRecord) + message_.size();
+    MessageRecord header{{static_cast<uint32_t>(padded(size)), static_cast<uint32_t>(RecordType::kMessage)},
+                         message_.size()};
+    if (!put({{&header, sizeof header}, {message_.data(), message_.size()}}, size)) break;
+    has_message_ = false;
+    ++endpoint_.counters.messages_sent;
+    moved = true;
+  }
+  while (acks_.empty() && !has_message_ && send_chunk()) moved = true;
+  if (moved) wake_peer();
+  return moved;
+}
+
+bool ShmChannel::arena_take(uint64_t length, size_t slot, uint64_t* offset) {
+  const uint64_t size = endpoint_.shm().arena_bytes;
+  if (arena_used_ == 0) arena_head_ = 0;
+  uint64_t gap = 0;
+  if (arena_head_ + length > size) gap = size - arena_head_;
+  if (arena_used_ + gap + length > size) return false;
+  *offset = gap ? 0 : arena_head_;
+  arena_head_ = *offset + length;
+  arena_used_ += gap + length;
+  arena_spans_.push_back({gap + length, slot, false});
+  return true;
+}
+
+void ShmChannel::arena_free(size_t slot) {
+  for (auto& span : arena_spans_)
+    if (span.slot == slot && !span.freed) {
+      span.freed = true;
+      break;
+    }
+  while (!arena_spans_.empty() && arena_spans_.front().freed) {
+    arena_used_ -= arena_spans_.front().bytes;
+    arena_spans_.pop_front();
+  }
+}
+
+bool ShmChannel::send_chunk() {
+  const bool direct = peer_reads_ && we_read_;
+  if (!next_.post) {
+    if (in_flight_ == kSlots) return false;
+    uint64_t most = endpoint_.options().chunk_bytes;
+    if (!direct) most = std::min(most, endpoint_.shm().arena_bytes / 4);
+    if (!connection->take_chunk(most, kMaxPieces, &next_.post, &next_.chunk)) return false;
+  }
+  size_t slot = next_slot_;
+  while (flight_[slot].busy) slot = (slot + 1) % kSlots;
+  const auto& chunk = next_.chunk;
+  const auto& post = *next_.post;
+  Notice notice{};
+  notice.header.type = static_cast<uint32_t>(RecordType::kNotice);
+  notice.window = post.window;
+  notice.offset = chunk.offset;
+  notice.length = chunk.length;
+  notice.generation = post.generation;
+  notice.slot = static_cast<uint32_t>(slot);
+  std::vector<Piece> pieces;
+  if (direct) {
+    notice.pieces = static_cast<uint32_t>(chunk.pieces.size());
+    pieces.reserve(chunk.pieces.size());
+    for (const auto& p : chunk.pieces) pieces.push_back({reinterpret_cast<uint64_t>(p.iov_base), p.iov_len});
+    if (post.checksum)
+      for (const auto& p : chunk.pieces) notice.crc = crc32c(notice.crc, p.iov_base, p.iov_len);
+  } else {
+    if (!arena_take(chunk.length, slot, &notice.arena_offset)) {
+      waiting_for_ack_ = true;
+      return false;
+    }
+    notice.flags |= kInArena;
+    uint8_t* to = arena(side_) + notice.arena_offset;
+    for (const auto& p : chunk.pieces) {
+      std::memcpy(to, p.iov_base, p.iov_len);
+      if (post.checksum) notice.crc = crc32c(notice.crc, to, p.iov_len);
+      to += p.iov_len;
+    }
+  }
+  if (post.checksum) notice.flags |= kHasCrc;
+  const uint64_t size = sizeof notice + pieces.size() * sizeof(Piece);
+  notice.header.size = static_cast<uint32_t>(padded(size));
+  shared_->live[side_][slot].store(post.generation, std::memory_order_seq_cst);
+  if (!put({{&notice, sizeof notice}, {pieces.data(), pieces.size() * sizeof(Piece)}}, size)) {
+    if (!direct) {
+      arena_used_ -= arena_spans_.back().bytes;
+      arena_spans_.pop_back();
+      arena_head_ = notice.arena_offset;
+    }
+    return false;
+  }
+  endpoint_.counters.bytes_sent += chunk.length;
+  ++endpoint_.counters.chunks_sent;
+  flight_[slot] = {std::move(next_.post), chunk.length, true};
+  next_.post.reset();
+  ++in_flight_;
+  next_slot_ = (slot + 1) % kSlots;
+  return true;
+}
+
+// -- receiving
+
+bool ShmChannel::receive_some() {
+  bool moved = false;
+  for (size_t i = 0; i < kRecordsATurn && !dead; ++i) {
+    const auto result = reader_->read(&record_);
+    if (result == RingReader::Result::kEmpty) break;
+    moved = true;
+    if (result == RingReader::Result::kBroken || !on_record()) {
+      broken(Status::kProtocolError, "a record in the shared ring is not valid");
+      return true;
+    }
+    // The sender can go on with what it waits for before this turn is over.
+    while (!acks_.empty() && put({{&acks_.front(), sizeof(Ack)}}, sizeof(Ack))) {
+      acks_.pop_front();
+      wake_peer();
+    }
+  }
+  if (moved && !dead) wake_peer();
+  return moved;
+}
+
+bool ShmChannel::on_record() {
+  RecordHeader header;
+  std::memcpy(&header, record_.data(), sizeof header);
+  switch (static_cast<RecordType>(header.type)) {
+    case RecordType::kMessage: {
+      MessageRecord message;
+      if (header.size < sizeof message) return false;
+      std::memcpy(&message, record_.data(), sizeof message);
+      const uint64_t most = connection->authorized ? kMaxMessageBytes : kMaxUnauthorizedMessageBytes;
+      if (message.length > most || sizeof message + message.length > header.size) return false;
+      ++endpoint_.counters.messages_received;
+      endpoint_.emit(EventKind::kMessage, connection->id,
+                     std::string(reinterpret_cast<const char*>(record_.data()) + sizeof message, message.length));
+      return true;
+    }
+    case RecordType::kNotice:
+      return on_notice();
+    case RecordType::kAck: {
+      Ack ack;
+      if (header.size != sizeof ack) return false;
+      std::memcpy(&ack, record_.data(), sizeof ack);
+      return on_ack(ack);
+    }
+  }
+  return false;
+}
+
+bool ShmChannel::on_notice() {
+  Notice notice;
+  if (!connection->authorized || record_.size() < sizeof notice) return false;
+  std::memcpy(&notice, record_.data(), sizeof notice);
+  const auto* pieces = reinterpret_cast<const Piece*>(record_.data() + sizeof notice);
+  if (notice.slot >= kSlots || notice.pieces > kMaxPieces || notice.length > kMaxChunkBytes) return false;
+  if (sizeof notice + notice.pieces * sizeof(Piece) > record_.size()) return false;
+  if (notice.flags & kInArena) {
+    const uint64_t size = endpoint_.shm().arena_bytes;
+    if (notice.arena_offset > size || notice.length > size - notice.arena_offset) return false;
+  } else {
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < notice.pieces; ++i) {
+      if (pieces[i].length > notice.length) return false;
+      total += pieces[i].length;
+    }
+    if (total != notice.length) return false;
+  }
+  place(notice, pieces);
+  return true;
+}
+
+void ShmChannel::place(const Notice& notice, const Piece* pieces) {
+  auto window = endpoint_.find_window(notice.window);
+  Status status = Status::kRefused;
+  std::string detail;
+  if (window && window->connection == connection->id) {
+    status = window->reserve(notice.offset, notice.length, notice.generation);
+    if (status != Status::kOk) {
+      ++endpoint_.counters.refused_chunks;
+      detail = "refused chunk";
+    } else {
+      status = (notice.flags & kInArena) ? copy_from_arena(*window, notice, &detail)
+                                         : copy_direct(*window, notice, pieces, &detail);
+    }
+    if (status == Status::kOk)
+      endpoint_.window_landed(window, notice.offset, notice.length);
+    else if (status != Status::kCancelled)
+      endpoint_.window_failed(window, status, notice.offset, notice.length, detail);
+  }
+  acks_.push_back({{sizeof(Ack), static_cast<uint32_t>(RecordType::kAck)}, notice.slot, static_cast<uint32_t>(status)});
+}
+
+Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail) {
+  std::vector<iovec> remote(notice.pieces), local;
+  for (uint32_t i = 0; i < notice.pieces; ++i)
+    remote[i] = {reinterpret_cast<void*>(pieces[i].address), pieces[i].length};
+  uint32_t crc = 0;
+  size_t next = 0;
+  for (uint64_t done = 0; done < notice.length;) {
+    WindowPin pin(window);
+    if (!pin) return Status::kCancelled;
+    local.clear();
+    window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
+    const ssize_t n =
+        ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
+    if (n <= 0) {
+      *detail = std::string("process_vm_readv: ") + (n == 0 ? "nothing read" : std::strerror(errno));
+      return Status::kIoError;
+    }
+    auto left = static_cast<size_t>(n);
+    if (notice.flags & kHasCrc)
+      for (size_t i = 0, more = left; more > 0; ++i) {
+        const size_t part = std::min(more, local[i].iov_len);
+        crc = crc32c(crc, local[i].iov_base, part);
+        more -= part;
+      }
+    done += left;
+    while (left > 0) {
+      auto& piece = remote[next];
+      const size_t part = std::min(left, piece.iov_len);
+      piece.iov_base = static_cast<char*>(piece.iov_base) + part;
+      piece.iov_len -= part;
+      left -= part;
+      if (piece.iov_len == 0) ++next;
+    }
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
+    *detail = "the sender revoked the chunk";
+    return Status::kStaleGeneration;
+  }
+  if ((notice.flags & kHasCrc) && crc != notice.crc) {
+    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
+    return Status::kChecksumMismatch;
+  }
+  return Status::kOk;
+}
+
+Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::string* detail) {
+  WindowPin pin(window);
+  if (!pin) return Status::kCancelled;
+  const uint8_t* from = arena(1 - side_) + notice.arena_offset;
+  uint32_t crc = 0;
+  std::vector<iovec> local;
+  for (uint64_t done = 0; done < notice.length;) {
+    local.clear();
+    done += window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
+    for (const auto& piece : local) {
+      std::memcpy(piece.iov_base, from, piece.iov_len);
+      // Of what was placed, not of what lies in the arena: the peer may still write there.
+      if (notice.flags & kHasCrc) crc = crc32c(crc, piece.iov_base, piece.iov_len);
+      from += piece.iov_len;
+    }
+  }
+  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
+    *detail = "the sender revoked the chunk";
+    return Status::kStaleGeneration;
+  }
+  if ((notice.flags & kHasCrc) && crc != notice.crc) {
+    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
+    return Status::kChecksumMismatch;
+  }
+  return Status::kOk;
+}
+
+bool ShmChannel::on_ack(const Ack& ack) {
+  if (ack.slot >= kSlots || !flight_[ack.slot].busy || ack.status > static_cast<uint32_t>(Status::kIoError))
+    return false;
+  auto& flight = flight_[ack.slot];
+  flight.busy = false;
+  waiting_for_ack_ = false;
+  --in_flight_;
+  arena_free(ack.slot);
+  auto post = std::move(flight.post);
+  flight.post.reset();
+  if (post) {
+    const auto status = static_cast<Status>(ack.status);
+    connection->chunk_done(post, status, status == Status::kOk ? "" : "the receiver did not take a chunk");
+  }
+  return true;
+}
+
+}  // namespace sage_kvt

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// The receiver's side of a transfer: where the bytes of a linear space go, and which arrived.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "event.h"
+
+namespace sage_kvt {
+
+struct Segment {
+  uint64_t address, length;
+};
+
+class Window {
+ public:
+  Window(uint64_t id, uint64_t connection, uint64_t generation, const std::vector<Segment>& segments, bool notify);
+
+  const uint64_t id, connection, generation;
+  const bool notify_chunks;
+  uint64_t size() const { return size_; }
+
+  // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
+  Status reserve(uint64_t offset, uint64_t length, uint64_t generation);
+
+  // Memory for [offset, offset + length), at most `max` pieces; returns how many bytes they cover.
+  uint64_t pieces(uint64_t offset, uint64_t length, size_t max, std::vector<iovec>* out) const;
+
+  // A copy runs between begin_copy and end_copy; false once the window is closed.
+  bool begin_copy();
+  void end_copy();
+
+  // The chunk arrived and held; true if it was the last one.
+  bool land(uint64_t length);
+  // True the first time: the caller reports the failure.
+  bool fail();
+
+  // Waits for a running copy; afterwards begin_copy is false. Returns the bytes that landed.
+  uint64_t close();
+
+ private:
+  std::vector<Segment> segments_;
+  std::vector<uint64_t> starts_;
+  uint64_t size_ = 0;
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  std::map<uint64_t, uint64_t> taken_;  // offset -> end, disjoint, neighbours merged
+  uint64_t landed_ = 0;
+  int copies_ = 0;
+  bool closed_ = false, failed_ = false;
+};
+
+// Pins a window for the length of one copy call.
+class WindowPin {
+ public:
+  explicit WindowPin(Window& window) : window_(window), held_(window.begin_copy()) {}
+  ~WindowPin() {
+    if (held_) window_.end_copy();
+  }
+  WindowPin(const WindowPin&) = delete;
+  WindowPin& operator=(const WindowPin&) = delete;
+  explicit operator bool() const { return held_; }
+
+ private:
+  Window& window_;
+  bool held_;
+};
+
+}  // namespace sage_kvt
