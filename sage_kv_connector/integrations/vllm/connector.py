@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
+from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
@@ -53,6 +54,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._invalid_blocks: set[int] = set()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        follow_vllm_logging()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config, engine_id)
         else:
