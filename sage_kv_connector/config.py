@@ -83,7 +83,7 @@ class KVTransportConfig(BaseModel):
 
     audit_file: Path | None = Field(
         None,
-        description="append a SHA-256 of each transfer's pages, read back on this side (for tests; slow)",
+        description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
     )
 
     @field_validator("backend")

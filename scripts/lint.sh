@@ -1,0 +1,8 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Format and lint of Python and C++, and types; changes nothing.
+set -eu
+ruff format --check .
+ruff check .
+mypy
+clang-format --dry-run --Werror sage_kv_connector/csrc/*.cc sage_kv_connector/csrc/*.h tests/cpp/*.cc tests/cpp/*.h
