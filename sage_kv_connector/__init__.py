@@ -29,7 +29,7 @@ _HOME = {
     "TransportEngine": "sage_kv_connector.engine.transport",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

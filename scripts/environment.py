@@ -53,7 +53,9 @@ def main() -> int:
         say(__doc__ or "")
         return 2
     if sys.version_info < MIN_PYTHON:
-        say(f"Python is {platform.python_version()}; {'.'.join(map(str, MIN_PYTHON))} or newer is needed (PYTHON=…)")
+        say(
+            f"Python is {platform.python_version()}; {'.'.join(map(str, MIN_PYTHON))} or newer is needed (PYTHON=…)"
+        )
         return 1
     try:
         environment = prepare(peers)
@@ -61,7 +63,7 @@ def main() -> int:
         say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
         return 1
     os.chdir(os.environ.get("SAGE_KVT_CWD", ROOT))
-    os.execvpe(command[0], command, environment)  # noqa: S606
+    os.execvpe(command[0], command, environment)
 
 
 def prepare(peers: bool) -> dict[str, str]:
@@ -176,7 +178,17 @@ def build_package() -> None:
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("building the data plane")
-    pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "-e", ROOT]
+    pip = [
+        VENV / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-deps",
+        "-e",
+        ROOT,
+    ]
     done = subprocess.run(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):

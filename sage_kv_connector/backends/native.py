@@ -82,7 +82,12 @@ class NativeBackend:
         checksum: bool = True,
     ) -> int:
         return self._endpoint.post(
-            connection, window_descriptor, _table(descriptors, "descriptors", 3), generation, priority, checksum
+            connection,
+            window_descriptor,
+            _table(descriptors, "descriptors", 3),
+            generation,
+            priority,
+            checksum,
         )
 
     def cancel(self, post: int) -> None:

@@ -51,20 +51,20 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
     from vllm import __version__ as vllm_version
 
     prompts = _prompts(prompt_tokens)
-    with tempfile.TemporaryDirectory(prefix="sage-kvt-demo-") as name:
-        with _pair(Path(name), prompt_tokens, dispatch, backend) as pair:
-            progress.print(f"handing over {REPEATS} fresh prompts of {prompt_tokens} tokens")
-            complete(pair.router.url, next(prompts), max_tokens=2)  # opens the session
-            timed = [_hand_over(pair, next(prompts)) for _ in range(REPEATS)]
-            recomputed = [
-                complete(pair.decode.url, next(prompts), max_tokens=2).ttft_s for _ in range(REPEATS)
-            ]
-            progress.print("comparing token ids and KV bytes")
-            pair.audit.touch()
-            prompt = next(prompts)
-            routed = complete(pair.router.url, prompt, max_tokens=ANSWER_TOKENS)
-            alone = complete(pair.prefill.url, prompt, max_tokens=ANSWER_TOKENS)
-            records = [json.loads(line) for line in pair.audit.read_text().splitlines()]
+    with (
+        tempfile.TemporaryDirectory(prefix="sage-kvt-demo-") as name,
+        _pair(Path(name), prompt_tokens, dispatch, backend) as pair,
+    ):
+        progress.print(f"handing over {REPEATS} fresh prompts of {prompt_tokens} tokens")
+        complete(pair.router.url, next(prompts), max_tokens=2)  # opens the session
+        timed = [_hand_over(pair, next(prompts)) for _ in range(REPEATS)]
+        recomputed = [complete(pair.decode.url, next(prompts), max_tokens=2).ttft_s for _ in range(REPEATS)]
+        progress.print("comparing token ids and KV bytes")
+        pair.audit.touch()
+        prompt = next(prompts)
+        routed = complete(pair.router.url, prompt, max_tokens=ANSWER_TOKENS)
+        alone = complete(pair.prefill.url, prompt, max_tokens=ANSWER_TOKENS)
+        records = [json.loads(line) for line in pair.audit.read_text().splitlines()]
     sent = [r for r in records if r["side"] == "producer"]
     received = [r for r in records if r["side"] == "consumer"]
     transfer_s = received[-1]["transfer_s"] if received else None
@@ -78,8 +78,7 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
         "recompute_ttft_s": median(recomputed),
         "routed_ttft_s": routed.ttft_s,
         "token_ids_equal": len(routed.token_ids) == ANSWER_TOKENS and routed.token_ids == alone.token_ids,
-        "kv_bytes_equal": bool(received)
-        and [r["sha256"] for r in sent] == [r["sha256"] for r in received],
+        "kv_bytes_equal": bool(received) and [r["sha256"] for r in sent] == [r["sha256"] for r in received],
         "dispatch": dispatch,
         "backend": received[-1]["backend"] if received else None,
         "mode": received[-1]["mode"] if received else None,
@@ -127,9 +126,7 @@ def _pair(directory: Path, prompt_tokens: int, dispatch: str, backend: str) -> I
 
 def _hand_over(pair: Pair, prompt: list[int]) -> tuple[float, float]:
     """Seconds of prefill, and of decode's first token after prefill answered."""
-    first = complete(
-        pair.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
-    )
+    first = complete(pair.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False)
     answer = complete(pair.decode.url, prompt, max_tokens=2, kv_transfer_params=first.kv_transfer_params)
     return first.total_s, answer.ttft_s
 

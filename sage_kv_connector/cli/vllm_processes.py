@@ -121,7 +121,8 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-class VllmOptions(NamedTuple):
+@dataclass(frozen=True)
+class VllmOptions:
     """What the servers of one run have in common."""
 
     model: Path
@@ -130,7 +131,7 @@ class VllmOptions(NamedTuple):
     kv_cache_gib: int = 1
     block_size: int | None = None
     extra: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = field(default_factory=dict)
 
 
 def vllm_server(
@@ -161,7 +162,12 @@ def vllm_server(
 
 
 def router(
-    prefill: Process, decode: Process, directory: Path, *, mode: str = "nixl", bootstrap_port: int | None = None
+    prefill: Process,
+    decode: Process,
+    directory: Path,
+    *,
+    mode: str = "nixl",
+    bootstrap_port: int | None = None,
 ) -> Process:
     """vLLM's own router in front of two servers. ``mode`` is its --kv-connector (nixl | mooncake)."""
     port = free_port()
@@ -222,7 +228,9 @@ def complete(
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            raise ServerError(f"{url} answered {response.status}: {response.read(2000).decode(errors='replace')}")
+            raise ServerError(
+                f"{url} answered {response.status}: {response.read(2000).decode(errors='replace')}"
+            )
         if not stream:
             answer = json.loads(response.read())
             total = time.perf_counter() - begun

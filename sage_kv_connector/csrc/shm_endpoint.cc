@@ -173,7 +173,7 @@ bool ShmChannel::handshake() {
 bool ShmChannel::on_packet(const uint8_t* data, size_t size, std::vector<int>* fds) {
   if (state_ == State::kSetUp) {
     SetUp packet;
-    struct stat status {};
+    struct stat status{};
     if (size != sizeof packet || fds->size() != 2) return false;
     std::memcpy(&packet, data, sizeof packet);
     const int seals = ::fcntl((*fds)[0], F_GET_SEALS);

@@ -143,7 +143,7 @@ def encode(message: Message) -> bytes:
 def decode(payload: bytes) -> Message:
     """Decode and bound one message. Raises ProtocolError saying what is wrong with it."""
     try:
-        message = _decoder.decode(payload)
+        message: Message = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"message of {len(payload)} bytes is not valid: {error}") from error
     _check(message)

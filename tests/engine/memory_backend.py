@@ -26,7 +26,7 @@ from sage_kv_connector.backends.base import (
     Status,
 )
 
-_listeners: dict[str, "MemoryBackend"] = {}
+_listeners: dict[str, MemoryBackend] = {}
 _ids = count(1)
 _lock = threading.RLock()
 

@@ -40,7 +40,7 @@ class BootstrapServer:
         class Handler(BaseHTTPRequestHandler):
             timeout = 10
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 found = self.path.rstrip("/") == "/query"
                 self.send_response(200 if found else 404)
                 self.send_header("Content-Type", "application/json")

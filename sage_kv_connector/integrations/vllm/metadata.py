@@ -63,7 +63,7 @@ class Finished:
 
 
 @dataclass
-class SageKVConnectorMetadata(KVConnectorMetadata):
+class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     """One step's orders from the scheduler's half to each worker's."""
 
     loads: list[Load] = field(default_factory=list)
@@ -78,7 +78,7 @@ class SageKVConnectorMetadata(KVConnectorMetadata):
 
 
 @dataclass
-class SageKVHandshakeMetadata(KVConnectorHandshakeMetadata):
+class SageKVHandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     """What a worker's transport listens on."""
 
     addresses: tuple[str, ...]
