@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,10 +29,18 @@ class ServerError(RuntimeError):
     """A process did not start or ended; the message holds the tail of its log."""
 
 
+_issued: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on, outside the range from which outgoing connections take theirs."""
+    while True:
+        port = random.randint(20000, 32000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("0.0.0.0", port))
+            if port not in _issued:
+                _issued.add(port)
+                return port
 
 
 @dataclass
@@ -135,7 +144,10 @@ class VllmOptions:
 
 
 def vllm_server(
-    name: str, options: VllmOptions, kv_transfer_config: str | dict[str, Any] | None, cores: str | None = None
+    name: str,
+    options: VllmOptions,
+    kv_transfer_config: str | dict[str, Any] | None,
+    cores: str | None = None,
 ) -> Process:
     """A `vllm serve`, not yet started. ``kv_transfer_config``: a bare word, an object, or none."""
     port = free_port()

@@ -18,6 +18,7 @@ from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
+from sage_kv_connector.integrations.vllm.stats import SageKVPromMetrics, SageKVStats
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
 
 
@@ -110,6 +111,25 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def get_block_ids_with_load_errors(self) -> set[int]:
         invalid, self._invalid_blocks = self._invalid_blocks, set()
         return invalid
+
+    def get_kv_connector_stats(self) -> SageKVStats | None:
+        """Of the worker's half; the scheduler's has none of its own."""
+        counters = self._worker.changed_counters() if self._worker is not None else {}
+        return SageKVStats(data=counters) if counters else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> SageKVStats:
+        return SageKVStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> SageKVPromMetrics:
+        return SageKVPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def _take_results(self) -> Any:
         results = self.worker_side.take_results(has_forward=self._has_forward)

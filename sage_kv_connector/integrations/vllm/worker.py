@@ -126,6 +126,8 @@ class WorkerSide:
         self._cancelled: set[str] = set()
         self._expected: dict[str, RemotePrefill] = {}
         self._renewed_at = 0.0
+        self._failed_loads = 0
+        self._last_counters: dict[str, int] = {}
         self._bootstraps: dict[str, BootstrapAnswer] = {}
         self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
 
@@ -156,7 +158,19 @@ class WorkerSide:
 
     def counters(self) -> dict[str, int]:
         counters = self._core.counters() if self._core is not None else {}
-        return counters | {"loads": len(self._loads), "on_offer": len(self._on_offer)}
+        return counters | {
+            "loads": len(self._loads),
+            "on_offer": len(self._on_offer),
+            "failed_loads": self._failed_loads,
+        }
+
+    def changed_counters(self) -> dict[str, dict[str, int]]:
+        """Rank (text) → counters, or nothing if they are what they were at the last call."""
+        counters = self.counters()
+        if counters == self._last_counters:
+            return {}
+        self._last_counters = counters
+        return {str(self._rank): counters}
 
     def shutdown(self) -> None:
         self._resolver.shutdown(wait=False, cancel_futures=True)
@@ -223,6 +237,7 @@ class WorkerSide:
             self._handles.pop(request_id, None)
             self._cancelled.discard(request_id)
             if error and load is not None:
+                self._failed_loads += 1
                 failed.add(request_id)
                 invalid.update(page for pages in load.page_ids for page in pages)
         return StepResults(sent, set(received), failed, invalid)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A TCP proxy that can harm what passes from the server to the client."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class TcpProxy:
+    """Forwards connections to ``target_port``. Counts and harms bytes that the target sends.
+
+    ``flip_byte_at(n)`` inverts one bit of byte n from now, ``hold_at(n)`` stops to
+    forward after n more bytes until ``let_go``, ``cut`` closes every connection.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._lock = threading.Lock()
+        self._passed = 0
+        self._flip: int | None = None
+        self._hold: int | None = None
+        self._go = threading.Event()
+        self._go.set()
+        self.held = threading.Event()
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def flip_byte_at(self, after: int) -> None:
+        with self._lock:
+            self._flip = self._passed + after
+
+    @property
+    def flipped(self) -> bool:
+        return self._flip is None
+
+    def hold_at(self, after: int) -> None:
+        with self._lock:
+            self._hold = self._passed + after
+            self.held.clear()
+            self._go.clear()
+
+    def let_go(self) -> None:
+        self._hold = None
+        self._go.set()
+
+    def cut(self) -> None:
+        self.let_go()
+        for sock in list(self._open):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target_port))
+            except OSError:
+                client.close()
+                continue
+            self._open |= {client, server}
+            for pair in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, harmed: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(self._harm(data) if harmed else data)
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+            self._open.discard(sock)
+
+    def _harm(self, data: bytes) -> bytes:
+        with self._lock:
+            start, self._passed = self._passed, self._passed + len(data)
+            if self._flip is not None and start <= self._flip < self._passed:
+                changed = bytearray(data)
+                changed[self._flip - start] ^= 0x10
+                data, self._flip = bytes(changed), None
+            hold = self._hold is not None and self._passed > self._hold
+        if hold:
+            self.held.set()
+            self._go.wait(60)
+        return data
