@@ -261,7 +261,9 @@ def _read_stream(response: http.client.HTTPResponse, begun: float) -> Answer:
     first = 0.0
     for raw in response:
         line = raw.decode().strip()
-        if not line.startswith("data: ") or line == "data: [DONE]":
+        if line == "data: [DONE]":
+            return Answer(token_ids, first, time.perf_counter() - begun, None)
+        if not line.startswith("data: "):
             continue
         event = json.loads(line[6:])
         if "error" in event:
@@ -271,7 +273,7 @@ def _read_stream(response: http.client.HTTPResponse, begun: float) -> Answer:
             if ids and not first:
                 first = time.perf_counter() - begun
             token_ids += ids
-    return Answer(token_ids, first, time.perf_counter() - begun, None)
+    raise ServerError(f"the stream broke off after {len(token_ids)} tokens")
 
 
 def _script(name: str) -> str:

@@ -31,6 +31,8 @@ SHOWN = {
 class SageKVStats(KVConnectorStats):  # type: ignore[misc]
     """``data`` maps a tensor parallel rank (text) to its counters."""
 
+    data: dict[str, Any]
+
     def reset(self) -> None:
         self.data = {}
 
