@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ranks on either side: each moves its own heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from integration_tests.cluster import TIMES, Cluster, new_prompt
+from integration_tests.tcp_proxy import TcpProxy
+from sage_kv_connector.cli.demo import core_halves
+from sage_kv_connector.cli.vllm_processes import (
+    VllmOptions,
+    complete,
+    free_port,
+    router,
+    running,
+    vllm_server,
+)
+
+
+def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, str]) -> None:
+    audit = scratch / "audit-tp.jsonl"
+    audit.touch()
+    bootstrap = free_port()
+    words = ",".join(f"{key}={value}" for key, value in TIMES.items())
+    options = VllmOptions(
+        model, scratch, 2048, extra=("--dtype", "float32", "--tensor-parallel-size", "2"), env=secret
+    )
+    common = f"sage_kvt:host=127.0.0.1,audit_file={audit},{words}"
+    first, second = core_halves()
+    prefill = vllm_server("prefill-tp2", options, f"{common},bootstrap_port={bootstrap}", first)
+    decode = vllm_server("decode-tp2", options, common, second)
+    sequential = router(prefill, decode, scratch, mode="nixl")
+    concurrent = router(prefill, decode, scratch, mode="mooncake", bootstrap_port=bootstrap)
+    with running(prefill), running(decode), running(sequential, concurrent):
+        pair = Cluster(model, prefill, decode, decode, sequential, concurrent, TcpProxy(free_port()), audit)
+        for front in (sequential, concurrent):
+            prompt = new_prompt(900)
+            answer = complete(front.url, prompt, max_tokens=8)
+            records = pair.audited(2)
+            assert answer.token_ids == pair.alone(prompt)
+            by_rank = {rank: {r["sha256"] for r in records if r["rank"] == rank} for rank in (0, 1)}
+            assert all(len(digests) == 1 for digests in by_rank.values()), records
+            assert by_rank[0] != by_rank[1], "the ranks hold different heads"
