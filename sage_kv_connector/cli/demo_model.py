@@ -44,8 +44,7 @@ def build(directory: Path, shape_name: str, *, seed: int = 0) -> Path:
     if (path / "model.safetensors").exists():
         return path
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = SHAPES[shape_name]
     torch.manual_seed(seed)
@@ -70,6 +69,16 @@ def build(directory: Path, shape_name: str, *, seed: int = 0) -> Path:
                 weight.fill_(1.6)
             elif weight.dim() == 2:
                 weight.normal_(0.0, 0.5 if "self_attn" in name else 0.12)
+    save_tokenizer(path)
+    model.save_pretrained(path)
+    return path
+
+
+def save_tokenizer(path: Path) -> None:
+    """One token a byte, 256 begins and 257 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     path.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate(alphabet)} | {"<bos>": 256, "<eos>": 257}
@@ -79,5 +88,3 @@ def build(directory: Path, shape_name: str, *, seed: int = 0) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
     fast.save_pretrained(path)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 257}))
-    model.save_pretrained(path)
-    return path

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model with two kv groups (sliding window and full attention), under vLLM's hybrid KV manager."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from integration_tests.cluster import PREFILL_PARAMS, TIMES, new_prompt
+from sage_kv_connector.cli.demo import core_halves
+from sage_kv_connector.cli.demo_model import VOCABULARY, save_tokenizer
+from sage_kv_connector.cli.vllm_processes import VllmOptions, complete, router, running, vllm_server
+
+WINDOW = 256
+
+
+@pytest.fixture(scope="module")
+def hybrid_model(scratch: Path) -> Path:
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=8192,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=0,
+    )
+    path = scratch / "hybrid"
+    save_tokenizer(path)
+    Gemma3ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def test_both_kv_groups_are_handed_over(scratch: Path, hybrid_model: Path, secret: dict[str, str]) -> None:
+    audit = scratch / "audit-hybrid.jsonl"
+    audit.touch()
+    words = f"sage_kvt:host=127.0.0.1,audit_file={audit}," + ",".join(
+        f"{key}={value}" for key, value in TIMES.items()
+    )
+    options = VllmOptions(hybrid_model, scratch, 4096, extra=("--dtype", "float32"), env=secret)
+    first, second = core_halves()
+    prefill = vllm_server("prefill-hybrid", options, words, first)
+    decode = vllm_server("decode-hybrid", options, words, second)
+    front = router(prefill, decode, scratch)
+    with running(prefill, decode), running(front):
+        for tokens in (100, 1000, 3000):
+            prompt = new_prompt(tokens)
+            alone = complete(prefill.url, prompt, max_tokens=24).token_ids
+            assert complete(front.url, prompt, max_tokens=24).token_ids == alone
+        records = [json.loads(line) for line in audit.read_text().splitlines()]
+        digests = {
+            side: [r["sha256"] for r in records if r["side"] == side] for side in ("producer", "consumer")
+        }
+        assert len(digests["producer"]) == 3
+        assert digests["producer"] == digests["consumer"]
+        whole = 3072 * 4096
+        assert records[-1]["nbytes"] < whole * 2 / 3, "pages before the sliding window are not moved"
+        prompt = new_prompt(1000)
+        prefill_answer = complete(
+            prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
+        )
+        prefill.stop(9)
+        answer = complete(
+            decode.url, prompt, max_tokens=8, kv_transfer_params=prefill_answer.kv_transfer_params
+        )
+        assert answer.token_ids == complete(decode.url, prompt, max_tokens=8).token_ids
