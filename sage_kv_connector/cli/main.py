@@ -96,3 +96,36 @@ def presets(
         for key, preset in chosen.items()
     ]
     emit(chosen, as_json=as_json, title="presets", rows=rows)
+
+
+def _contenders(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    unknown = sorted(set(names) - {"nixl", "mooncake", "limit"})
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: allowed are nixl, mooncake, limit")
+    return names
+
+
+@bench.command("transfer")
+def bench_transfer_command(
+    backend: Annotated[BackendChoice, typer.Option(help="what moves the bytes")] = BackendChoice.shm,
+    block_bytes: Annotated[int, typer.Option(min=64, help="size of a shuffled block")] = 65536,
+    total_bytes: Annotated[int, typer.Option(min=4096, help="bytes of one run")] = 256 << 20,
+    against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit")] = "limit",
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Move shuffled blocks between two processes; ours, the limit and the peers in one run."""
+    from sage_kv_connector.cli.bench_transfer import ContenderError, bench_transfer, transfer_rows
+
+    if total_bytes % block_bytes:
+        raise typer.BadParameter(
+            f"--total-bytes {total_bytes} must be a multiple of --block-bytes {block_bytes}"
+        )
+    try:
+        result = bench_transfer(backend.value, block_bytes, total_bytes, _contenders(against), repeats)
+    except ContenderError as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
+    raise typer.Exit(int(not result["verified"]))
