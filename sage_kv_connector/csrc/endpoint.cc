@@ -10,9 +10,11 @@ namespace sage_kvt {
 namespace {
 // With more channels than this a waiting thread leaves them to their lanes.
 constexpr size_t kMaxDrivenByWaiter = 4;
+// A waiter whose events keep coming just after it slept spins up to this many times longer.
+constexpr uint64_t kMostSpins = 4;
 }  // namespace
 
-Endpoint::Endpoint(const EndpointOptions& options) : options_(options) {
+Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spin_ns_(options.spin_ns) {
   for (int i = 0; i < options.lanes; ++i)
     lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { bury_doomed(); }));
 }
@@ -169,10 +171,11 @@ uint64_t Endpoint::open_window(uint64_t id, const std::vector<Segment>& segments
   if (!find_connection(id)) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
   if (generation == 0) throw std::invalid_argument("generation must not be 0");
   if (segments.empty()) throw std::invalid_argument("a window needs at least one segment");
-  for (const auto& s : segments)
-    if (s.length == 0 || !regions_.contains(s.address, s.length))
-      throw std::invalid_argument("segment [" + std::to_string(s.address) + ", +" + std::to_string(s.length) +
-                                  ") is not registered memory");
+  const size_t outside = regions_.first_outside(
+      segments, [](const Segment& s) { return s.address; }, [](const Segment& s) { return s.length; });
+  if (outside < segments.size())
+    throw std::invalid_argument("segment [" + std::to_string(segments[outside].address) + ", +" +
+                                std::to_string(segments[outside].length) + ") is not registered memory");
   auto window = std::make_shared<Window>(next_id_++, id, generation, segments, notify);
   std::unique_lock lock(mutex_);
   if (connections_.find(id) == connections_.end())
@@ -206,10 +209,12 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
   auto post = std::make_shared<Post>();
   post->descriptors = merge_descriptors(descriptors);
   if (post->descriptors.empty()) throw std::invalid_argument("descriptors hold no bytes");
+  const size_t outside = regions_.first_outside(
+      post->descriptors, [](const Descriptor& d) { return d.local; }, [](const Descriptor& d) { return d.length; });
+  if (outside < post->descriptors.size())
+    throw std::invalid_argument("descriptor [" + std::to_string(post->descriptors[outside].local) + ", +" +
+                                std::to_string(post->descriptors[outside].length) + ") is not registered memory");
   for (const auto& d : post->descriptors) {
-    if (!regions_.contains(d.local, d.length))
-      throw std::invalid_argument("descriptor [" + std::to_string(d.local) + ", +" + std::to_string(d.length) +
-                                  ") is not registered memory");
     if (d.remote > target.size || d.length > target.size - d.remote)
       throw std::invalid_argument("descriptor at offset " + std::to_string(d.remote) + ", length " +
                                   std::to_string(d.length) + " leaves the window of " + std::to_string(target.size) +
@@ -321,12 +326,13 @@ bool Endpoint::wait(double timeout_s) {
       std::lock_guard lock(channel->mutex);
       if (!channel->dead) channel->disarm(true);
     }
-    uint64_t spin_until = std::min(begun + options_.spin_ns, deadline);
+    const uint64_t spin_ns = wait_spin_ns_;
+    uint64_t spin_until = std::min(begun + spin_ns, deadline);
     while (completions_.empty() && now_ns() < spin_until) {
       for (const auto& channel : channels) {
         std::unique_lock lock(channel->mutex, std::try_to_lock);
         if (lock.owns_lock() && !channel->dead && channel->progress())
-          spin_until = std::min(now_ns() + options_.spin_ns, deadline);
+          spin_until = std::min(now_ns() + spin_ns, deadline);
       }
       bury_doomed();
     }
@@ -338,6 +344,8 @@ bool Endpoint::wait(double timeout_s) {
     if (left)
       for (const auto& lane : lanes_) lane->kick();
   }
+  const uint64_t asleep = now_ns();
+  const bool slept = completions_.empty();
   while (completions_.empty()) {
     const uint64_t now = now_ns();
     if (now >= deadline) return false;
@@ -345,6 +353,11 @@ bool Endpoint::wait(double timeout_s) {
     const auto ms = static_cast<int>(std::min<uint64_t>((deadline - now + 999999) / 1000000, 60000));
     ::poll(&p, 1, ms);
   }
+  // Two sides that fell asleep on each other pay a wake-up each time; a longer spin brings them back in step.
+  if (slept)
+    wait_spin_ns_ = now_ns() - asleep < 4 * options_.spin_ns
+                        ? std::min<uint64_t>(2 * wait_spin_ns_, kMostSpins * options_.spin_ns)
+                        : options_.spin_ns;
   return true;
 }
 

@@ -118,6 +118,7 @@ class Endpoint {
   std::mutex doomed_mutex_;
   std::vector<Doomed> doomed_;
   std::atomic<bool> any_doomed_{false};
+  std::atomic<uint64_t> wait_spin_ns_;
   std::atomic<size_t> unauthorized_{0};
   std::atomic<uint64_t> next_id_{1}, next_lane_{0};
   std::atomic<bool> closed_{false};

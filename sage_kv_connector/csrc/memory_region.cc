@@ -19,11 +19,10 @@ bool MemoryRegions::remove(uint64_t id) {
   return regions_.erase(id) > 0;
 }
 
-bool MemoryRegions::contains(uint64_t address, uint64_t length) const {
-  std::lock_guard lock(mutex_);
-  for (const auto& [id, r] : regions_)
-    if (address >= r.address && length <= r.length && address - r.address <= r.length - length) return true;
-  return false;
+const MemoryRegions::Region* MemoryRegions::find(uint64_t address, uint64_t length) const {
+  for (const auto& [id, region] : regions_)
+    if (region.holds(address, length)) return &region;
+  return nullptr;
 }
 
 }  // namespace sage_kvt

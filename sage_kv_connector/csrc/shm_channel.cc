@@ -17,6 +17,7 @@ namespace sage_kvt {
 namespace {
 
 constexpr size_t kRecordsATurn = 64;
+constexpr size_t kAcksAWake = 8;
 constexpr size_t kMaxIov = 1024;  // IOV_MAX
 constexpr uint64_t kSocketCheckNs = 100000;
 
@@ -257,6 +258,7 @@ bool ShmChannel::send_chunk() {
 
 bool ShmChannel::receive_some() {
   bool moved = false;
+  size_t silent_acks = 0;
   for (size_t i = 0; i < kRecordsATurn && !dead; ++i) {
     const auto result = reader_->read(&record_);
     if (result == RingReader::Result::kEmpty) break;
@@ -265,10 +267,14 @@ bool ShmChannel::receive_some() {
       broken(Status::kProtocolError, "a record in the shared ring is not valid");
       return true;
     }
-    // The sender can go on with what it waits for before this turn is over.
+    // The sender sees acks before this turn is over, but is not woken for each: a wake-up costs us, too.
     while (!acks_.empty() && put({{&acks_.front(), sizeof(Ack)}}, sizeof(Ack))) {
       acks_.pop_front();
+      ++silent_acks;
+    }
+    if (silent_acks >= kAcksAWake || reader_->empty()) {
       wake_peer();
+      silent_acks = 0;
     }
   }
   if (moved && !dead) wake_peer();

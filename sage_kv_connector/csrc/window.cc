@@ -8,6 +8,8 @@ namespace sage_kvt {
 Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const std::vector<Segment>& segments,
                bool notify)
     : id(id_), connection(connection_), generation(generation_), notify_chunks(notify) {
+  segments_.reserve(segments.size());
+  starts_.reserve(segments.size());
   for (const auto& s : segments) {
     if (!segments_.empty() && segments_.back().address + segments_.back().length == s.address) {
       segments_.back().length += s.length;
