@@ -172,10 +172,10 @@ bool ShmChannel::send_some() {
 bool ShmChannel::arena_take(uint64_t length, size_t slot, uint64_t* offset) {
   const uint64_t size = endpoint_.shm().arena_bytes;
   if (arena_used_ == 0) arena_head_ = 0;
-  uint64_t gap = 0;
-  if (arena_head_ + length > size) gap = size - arena_head_;
+  const bool wraps = arena_head_ + length > size;
+  const uint64_t gap = wraps ? size - arena_head_ : 0;
   if (arena_used_ + gap + length > size) return false;
-  *offset = gap ? 0 : arena_head_;
+  *offset = wraps ? 0 : arena_head_;
   arena_head_ = *offset + length;
   arena_used_ += gap + length;
   arena_spans_.push_back({gap + length, slot, false});
@@ -351,6 +351,11 @@ void ShmChannel::place(const Notice& notice, const Piece* pieces) {
   acks_.push_back({{sizeof(Ack), static_cast<uint32_t>(RecordType::kAck)}, notice.slot, static_cast<uint32_t>(status)});
 }
 
+// Adding nothing is a read that no earlier read of the copied bytes can move behind.
+bool ShmChannel::still_live(const Notice& notice) {
+  return shared_->live[1 - side_][notice.slot].fetch_add(0, std::memory_order_acq_rel) == notice.generation;
+}
+
 Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail) {
   std::vector<iovec> remote(notice.pieces), local;
   for (uint32_t i = 0; i < notice.pieces; ++i)
@@ -385,8 +390,7 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece
       if (piece.iov_len == 0) ++next;
     }
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
+  if (!still_live(notice)) {
     *detail = "the sender revoked the chunk";
     return Status::kStaleGeneration;
   }
@@ -413,7 +417,7 @@ Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::st
       from += piece.iov_len;
     }
   }
-  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
+  if (!still_live(notice)) {
     *detail = "the sender revoked the chunk";
     return Status::kStaleGeneration;
   }

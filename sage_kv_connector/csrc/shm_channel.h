@@ -58,6 +58,7 @@ class ShmChannel : public Channel {
   bool on_record();
   bool on_notice();
   void place(const Notice& notice, const Piece* pieces);
+  bool still_live(const Notice& notice);
   Status copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail);
   Status copy_from_arena(Window& window, const Notice& notice, std::string* detail);
   bool on_ack(const Ack& ack);

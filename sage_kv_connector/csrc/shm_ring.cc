@@ -7,6 +7,7 @@
 namespace sage_kvt {
 
 void RingWriter::copy_in(uint64_t position, const void* from, size_t size) {
+  if (size == 0) return;
   const size_t at = position % kRingBytes;
   const size_t first = std::min(size, kRingBytes - at);
   std::memcpy(data_ + at, from, first);
