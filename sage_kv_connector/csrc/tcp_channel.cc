@@ -19,8 +19,8 @@ constexpr uint64_t kTurnBytes = 4u << 20;
 // Bytes of one receive call, so that the CRC finds them in the cache.
 constexpr uint64_t kReceiveBytes = 256u << 10;
 
-char scratch[64u << 10];           // discarded payload; written by many, read by none
-const char zeros[64u << 10] = {};  // payload of a revoked chunk
+thread_local char scratch[64u << 10];  // discarded payload, read by none
+const char zeros[64u << 10] = {};      // payload of a revoked chunk
 
 uint32_t header_crc(const FrameHeader& header) { return crc32c(0, &header, offsetof(FrameHeader, header_crc)); }
 

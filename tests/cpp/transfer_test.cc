@@ -59,6 +59,7 @@ void several_posts_fill_one_window(Kind kind) {
     pair.from->post(pair.sending, described,
                     {all.begin() + static_cast<long>(i), all.begin() + static_cast<long>(i) + 16}, 5, 0, true);
   pair.to_inbox.take(EventKind::kWindowDone, window);
+  for (size_t i = 0; i < all.size(); i += 16) pair.from_inbox.take(EventKind::kSent);
   CHECK(pair.to_inbox.count(EventKind::kLanded) >= 4);
   CHECK(target.equals(source));
 }
@@ -76,9 +77,10 @@ void a_window_fails_for(Kind kind, Status expected) {
     descriptors.back().remote = 4 * 4096 - 8;
   }
   if (expected == Status::kOverlap) descriptors.back().remote = 0;
-  pair.from->post(pair.sending, described, descriptors, generation, 0, true);
+  const uint64_t post = pair.from->post(pair.sending, described, descriptors, generation, 0, true);
   const Event failed = pair.to_inbox.take(EventKind::kWindowFailed, window);
   CHECK(failed.status == expected);
+  pair.from_inbox.take(EventKind::kSent, post);
 }
 
 void wrong_arguments_are_refused(Kind kind) {
