@@ -214,6 +214,7 @@ bool ShmChannel::send_chunk() {
   notice.generation = post.generation;
   notice.slot = static_cast<uint32_t>(slot);
   std::vector<Piece> pieces;
+  const uint64_t head_before = arena_head_;
   if (direct) {
     notice.pieces = static_cast<uint32_t>(chunk.pieces.size());
     pieces.reserve(chunk.pieces.size());
@@ -241,7 +242,7 @@ bool ShmChannel::send_chunk() {
     if (!direct) {
       arena_used_ -= arena_spans_.back().bytes;
       arena_spans_.pop_back();
-      arena_head_ = notice.arena_offset;
+      arena_head_ = head_before;
     }
     return false;
   }
