@@ -97,6 +97,14 @@ void Connection::finish_locked(const std::shared_ptr<Post>& post) {
   endpoint.completions().push(std::move(event));
 }
 
+bool Connection::posts_touch(const MemoryRegions::Region& region) const {
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, post] : posts_)
+    for (const auto& d : post->descriptors)
+      if (region.touches(d.local, d.length)) return true;
+  return false;
+}
+
 std::vector<std::shared_ptr<Channel>> Connection::channels() const {
   std::lock_guard lock(mutex_);
   return channels_;

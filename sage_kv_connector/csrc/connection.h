@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "event.h"
+#include "memory_region.h"
 #include "post.h"
 
 namespace sage_kvt {
@@ -52,6 +53,8 @@ class Connection {
   std::shared_ptr<Post> stop_post(uint64_t post_id);
   // Reports SENT for a stopped post once nothing of it is in flight.
   void settle(const std::shared_ptr<Post>& post);
+
+  bool posts_touch(const MemoryRegions::Region& region) const;
 
   std::vector<std::shared_ptr<Channel>> channels() const;
   void add_channel(std::shared_ptr<Channel> channel);

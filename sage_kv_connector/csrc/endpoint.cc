@@ -33,7 +33,19 @@ void Endpoint::close() {
 }
 
 void Endpoint::deregister_memory(uint64_t region) {
-  if (!regions_.remove(region)) throw std::invalid_argument("memory region " + std::to_string(region) + " is unknown");
+  const std::string name = "memory region " + std::to_string(region);
+  MemoryRegions::Region bounds;
+  if (!regions_.get(region, &bounds)) throw std::invalid_argument(name + " is unknown");
+  std::vector<std::shared_ptr<Connection>> connections;  // asked without our lock: theirs is the outer one
+  {
+    std::shared_lock lock(mutex_);
+    for (const auto& [id, window] : windows_)
+      if (window->touches(bounds)) throw std::invalid_argument(name + " is used by window " + std::to_string(id));
+    for (const auto& [id, connection] : connections_) connections.push_back(connection);
+  }
+  for (const auto& connection : connections)
+    if (connection->posts_touch(bounds)) throw std::invalid_argument(name + " is used by a post that has not ended");
+  regions_.remove(region);
 }
 
 std::shared_ptr<Connection> Endpoint::new_connection(bool incoming) {

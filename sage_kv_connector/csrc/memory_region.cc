@@ -14,6 +14,14 @@ uint64_t MemoryRegions::add(uint64_t address, uint64_t length) {
   return next_++;
 }
 
+bool MemoryRegions::get(uint64_t id, Region* region) const {
+  std::lock_guard lock(mutex_);
+  auto found = regions_.find(id);
+  if (found == regions_.end()) return false;
+  *region = found->second;
+  return true;
+}
+
 bool MemoryRegions::remove(uint64_t id) {
   std::lock_guard lock(mutex_);
   return regions_.erase(id) > 0;

@@ -12,7 +12,15 @@ class MemoryRegions {
  public:
   // Throws std::invalid_argument for an empty or overflowing range.
   uint64_t add(uint64_t address, uint64_t length);
+  struct Region {
+    uint64_t address, length;
+    bool holds(uint64_t a, uint64_t n) const {
+      return n > 0 && a >= address && n <= length && a - address <= length - n;
+    }
+    bool touches(uint64_t a, uint64_t n) const { return a < address + length && address < a + n; }
+  };
   // False if unknown.
+  bool get(uint64_t id, Region* region) const;
   bool remove(uint64_t id);
   // The first run that is empty or not wholly inside one region; the size if all are. A run is
   // anything with an address and a length, told by `address_of` and `length_of`.
@@ -30,12 +38,6 @@ class MemoryRegions {
   }
 
  private:
-  struct Region {
-    uint64_t address, length;
-    bool holds(uint64_t a, uint64_t n) const {
-      return n > 0 && a >= address && n <= length && a - address <= length - n;
-    }
-  };
   const Region* find(uint64_t address, uint64_t length) const;
   mutable std::mutex mutex_;
   std::map<uint64_t, Region> regions_;

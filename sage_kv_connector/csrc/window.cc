@@ -21,6 +21,11 @@ Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const s
   }
 }
 
+bool Window::touches(const MemoryRegions::Region& region) const {
+  return std::any_of(segments_.begin(), segments_.end(),
+                     [&](const Segment& s) { return region.touches(s.address, s.length); });
+}
+
 Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   if (generation_ != generation) return Status::kStaleGeneration;
   if (length == 0 || offset > size_ || length > size_ - offset) return Status::kOutOfBounds;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "event.h"
+#include "memory_region.h"
 
 namespace sage_kvt {
 
@@ -25,6 +26,7 @@ class Window {
   const uint64_t id, connection, generation;
   const bool notify_chunks;
   uint64_t size() const { return size_; }
+  bool touches(const MemoryRegions::Region& region) const;
 
   // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
   Status reserve(uint64_t offset, uint64_t length, uint64_t generation);
