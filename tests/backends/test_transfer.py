@@ -113,18 +113,20 @@ def test_arguments_are_named_when_refused(pair: Pair) -> None:
         pair.sender.register_memory(0, 10)
 
 
-def test_memory_in_use_stays_registered(pair: Pair) -> None:
-    data = np.zeros(4096, np.uint8)
-    region = pair.receiver.register_memory(data.ctypes.data, 4096)
-    window = pair.receiver.open_window(pair.incoming, whole(data), 1)
-    with pytest.raises(ValueError, match=f"used by window {window}"):
-        pair.receiver.deregister_memory(region)
-    pair.receiver.close_window(window)
-    pair.receiver.deregister_memory(region)
-    with pytest.raises(ValueError, match="is unknown"):
-        pair.receiver.deregister_memory(region)
-    with pytest.raises(ValueError, match="not registered"):
-        pair.receiver.open_window(pair.incoming, whole(data), 1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_in_use_stays_registered(kind: str) -> None:
+    with Pair(kind) as fresh:
+        receiver, data = fresh.receiver, np.zeros(4096, np.uint8)
+        region = receiver.register_memory(data.ctypes.data, 4096)
+        window = receiver.open_window(fresh.incoming, whole(data), 1)
+        with pytest.raises(ValueError, match=f"used by window {window}"):
+            receiver.deregister_memory(region)
+        receiver.close_window(window)
+        receiver.deregister_memory(region)
+        with pytest.raises(ValueError, match="is unknown"):
+            receiver.deregister_memory(region)
+        with pytest.raises(ValueError, match="not registered"):
+            receiver.open_window(fresh.incoming, whole(data), 1)
 
 
 def test_crc32c_is_the_same_by_every_instruction_set() -> None:
