@@ -129,3 +129,27 @@ def bench_transfer_command(
         raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
     raise typer.Exit(int(not result["verified"]))
+
+
+@bench.command("handover")
+def bench_handover_command(
+    against: Annotated[str, typer.Option(help="any of nixl,mooncake")] = "",
+    tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of each length")] = 5,
+    backend: Annotated[BackendChoice, typer.Option(help="how our KV travels")] = BackendChoice.shm,
+    as_json: AsJson = False,
+) -> None:
+    """Decode's time to first token after prefill answered, through real vLLM servers; ours and the peers'."""
+    from sage_kv_connector.cli.bench_handover import bench_handover, handover_rows
+    from sage_kv_connector.cli.vllm_processes import ServerError
+
+    try:
+        lengths = [int(word) for word in tokens.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--tokens {tokens!r} must be numbers separated by commas") from None
+    try:
+        result = bench_handover(_contenders(against), lengths, repeats, backend.value)
+    except ServerError as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM plugins for comparisons on a CPU; only ever on PYTHONPATH of a benchmark's servers.
+
+``SAGE_KVT_PREFILL_STUB=1``: attention of chunks with more than 256 query tokens
+returns zeros. KV is written as ever, decode attention is real, but answers mean
+nothing: true attention over 32K tokens takes minutes on a CPU.
+
+``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
+accelerator, which it asks for its device index.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+logger = logging.getLogger("vllm.sage_kvt_baselines")
+MOST_REAL_QUERY_TOKENS = 256
+
+
+def stub_prefill_attention() -> None:
+    if os.environ.get("SAGE_KVT_PREFILL_STUB") != "1":
+        return
+    from vllm import _custom_ops
+
+    from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
+
+    request_amx_tiles()  # prefill is what asks for them otherwise
+    real = _custom_ops.cpu_attention_with_kv_cache
+    if getattr(real, "sage_kvt_stub", False):
+        return
+
+    def stubbed(query: Any, key_cache: Any, value_cache: Any, output: Any, *args: Any, **kwargs: Any) -> None:
+        if query.shape[0] > MOST_REAL_QUERY_TOKENS:
+            output.zero_()
+        else:
+            real(query, key_cache, value_cache, output, *args, **kwargs)
+
+    stubbed.sage_kvt_stub = True  # type: ignore[attr-defined]
+    _custom_ops.cpu_attention_with_kv_cache = stubbed
+    logger.warning("prefill attention is STUBBED for a transfer benchmark: answers mean nothing")
+
+
+def let_mooncake_start_on_cpu() -> None:
+    if os.environ.get("SAGE_KVT_MOONCAKE_ON_CPU") != "1":
+        return
+    import torch
+    from vllm.platforms.cpu import CpuPlatform
+
+    torch.accelerator.current_device_index = lambda: 0
+    CpuPlatform.set_device = classmethod(lambda cls, device: None)
