@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sage_kv_connector.config import KVTransportConfig as KVTransportConfig
     from sage_kv_connector.contract.chunk import DeviceSpec as DeviceSpec
     from sage_kv_connector.contract.chunk import KVChunk as KVChunk
+    from sage_kv_connector.contract.chunk import Segment as Segment
     from sage_kv_connector.contract.plan import TransferPlan as TransferPlan
     from sage_kv_connector.contract.schema import KVCacheSchema as KVCacheSchema
     from sage_kv_connector.engine.transport import TransportEngine as TransportEngine
@@ -24,6 +25,7 @@ _HOME = {
     "KVTransportConfig": "sage_kv_connector.config",
     "DeviceSpec": "sage_kv_connector.contract.chunk",
     "KVChunk": "sage_kv_connector.contract.chunk",
+    "Segment": "sage_kv_connector.contract.chunk",
     "TransferPlan": "sage_kv_connector.contract.plan",
     "KVCacheSchema": "sage_kv_connector.contract.schema",
     "TransportEngine": "sage_kv_connector.engine.transport",

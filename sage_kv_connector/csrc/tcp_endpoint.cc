@@ -210,7 +210,9 @@ void TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Toke
     if (found == dialled_.end()) return;
     address = found->second;
   }
-  lanes = std::min<uint64_t>(lanes, static_cast<uint64_t>(options().lanes - 1));
+  const auto have = static_cast<uint64_t>(connection->channels().size());
+  const auto most = static_cast<uint64_t>(options().lanes);
+  lanes = std::min(lanes, most > have ? most - have : 0);
   for (uint64_t i = 0; i < lanes; ++i) {
     try {
       bool connecting = false;
