@@ -38,6 +38,7 @@ from sage_kv_connector.config import SECRET_ENV
 
 #: Seconds that servers get to settle after they were stopped.
 SETTLE_S = 0.3
+PEERS = ("nixl", "mooncake")
 
 
 class ServerPair:
@@ -47,6 +48,9 @@ class ServerPair:
         self.name = name
         self.prefill, self.decode = prefill, decode
         self.bootstrap_port = bootstrap_port
+        self.failed = (
+            False  #: a peer that failed once may hold its pages for good, and block the next request
+        )
 
     def signal(self, number: int) -> None:
         for process in (self.prefill, self.decode):
@@ -178,6 +182,8 @@ def _start(
 def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for pair in pairs:
+        if pair.failed:
+            continue
         pair.signal(signal.SIGCONT)
         time.sleep(SETTLE_S)
         ways = {pair.name: pair.sequential}
@@ -185,13 +191,17 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
             ways["ours, concurrent"] = pair.concurrent
         for name, hand_over in ways.items():
             prompt = _prompt(tokens)
-            out[name] = hand_over(prompt)
-            out[name]["equal"] = out[name]["token_ids"] == pair.alone(prompt)
-        prompt = _prompt(tokens)
+            try:
+                out[name] = hand_over(prompt)
+                out[name]["equal"] = out[name]["token_ids"] == pair.alone(prompt)
+            except ServerError as error:
+                if pair.name == "ours":
+                    raise
+                pair.failed = True
+                progress.print(f"{name} failed a request and is left out from here: {error}")
         if pair.name == "ours":
-            out["recompute"] = {
-                "ttft_s": complete(pair.decode.url, prompt, max_tokens=2).ttft_s, "prefill_s": 0.0, "equal": True,
-            }  # fmt: skip
+            recomputed = complete(pair.decode.url, _prompt(tokens), max_tokens=2)
+            out["recompute"] = {"ttft_s": recomputed.ttft_s, "prefill_s": 0.0, "equal": True}
         pair.signal(signal.SIGSTOP)
     progress.print(what + ": " + ", ".join(f"{name} {r['ttft_s'] * 1e3:.0f} ms" for name, r in out.items()))
     return out
@@ -203,18 +213,20 @@ def _prompt(tokens: int) -> list[int]:
 
 
 def _summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    names = list(rounds[0])
-    ttft = {name: median(r[name]["ttft_s"] for r in rounds) for name in names}
-    peers = [name for name in names if name in ("nixl", "mooncake")]
+    names = list(dict.fromkeys(name for r in rounds for name in r))
+    done = {name: [r[name] for r in rounds if name in r] for name in names}
     ours = [name for name in names if name.startswith("ours")]
-    ratios = {
-        name: median(r[name]["ttft_s"] / min(r[peer]["ttft_s"] for peer in peers) for r in rounds)
-        for name in ours
-        if peers
-    }
+    compared = [r for r in rounds if any(peer in r for peer in PEERS)]
     return {
-        "decode_ttft_s": ttft,
-        "prefill_s": {name: median(r[name]["prefill_s"] for r in rounds) for name in ours + peers},
-        "to_best_peer": ratios,
-        "token_ids_equal": {name: all(r[name]["equal"] for r in rounds) for name in names},
+        "decode_ttft_s": {name: median(r["ttft_s"] for r in done[name]) for name in names},
+        "prefill_s": {name: median(r["prefill_s"] for r in done[name]) for name in names},
+        "to_best_peer": {
+            name: median(
+                r[name]["ttft_s"] / min(r[peer]["ttft_s"] for peer in PEERS if peer in r) for r in compared
+            )
+            for name in ours
+            if compared
+        },
+        "token_ids_equal": {name: all(r["equal"] for r in done[name]) for name in names},
+        "failed_requests": {name: len(rounds) - len(done[name]) for name in names},
     }

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import platform
+import signal
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -19,6 +21,13 @@ bench = typer.Typer(
 app.add_typer(bench, name="bench")
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
+
+
+@app.callback()
+def end_well() -> None:
+    """KV cache transport between prefill and decode."""
+    # A SIGTERM unwinds like Ctrl-C, so that servers that a command started are stopped with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 class BackendChoice(StrEnum):
