@@ -13,9 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-BackendName = Literal["auto", "rdma", "pcie", "shm", "tcp", "nixl", "mooncake"]
-#: Backends of this release; the other names are reserved and refused with a clear error.
-AVAILABLE_BACKENDS = ("shm", "tcp")
+from sage_kv_connector.backends import BACKENDS
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
@@ -27,7 +25,7 @@ class KVTransportConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str | None = Field(None, description="named set of options that the others override")
-    backend: BackendName = Field("auto", description="auto: shm on the same node, else tcp")
+    backend: str = Field("auto", description="auto: shm on the same node, else tcp")
     target_dtype: Literal["auto"] = Field(
         "auto", description="dtype on the wire; auto: the cache's own (no other in this release)"
     )
@@ -89,9 +87,9 @@ class KVTransportConfig(BaseModel):
     @field_validator("backend")
     @classmethod
     def _available(cls, value: str) -> str:
-        if value != "auto" and value not in AVAILABLE_BACKENDS:
+        if value != "auto" and value not in BACKENDS:
             raise ValueError(
-                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(AVAILABLE_BACKENDS)}"
+                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(BACKENDS)}"
             )
         return value
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.backends import create_backend
+from sage_kv_connector.backends import BACKENDS, create_backend
 from sage_kv_connector.backends.base import Backend, EventKind
-from sage_kv_connector.config import AVAILABLE_BACKENDS, SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 
 
 class Finding(NamedTuple):
@@ -33,7 +33,7 @@ def examine() -> list[Finding]:
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("python", _python),
         ("data plane", _data_plane),
-        *((f"backend {name}", lambda name=name: _backend(name)) for name in AVAILABLE_BACKENDS),
+        *((f"backend {name}", lambda name=name: _backend(name)) for name in BACKENDS),
         ("vllm", _vllm),
         ("vllm plugin", _plugin),
         ("vllm router", _router),
@@ -65,7 +65,8 @@ def _backend(name: str) -> Finding:
     config = KVTransportConfig()
     listener, connector = create_backend(name, config), create_backend(name, config)
     try:
-        address = listener.listen("tcp://127.0.0.1:0" if name == "tcp" else f"{name}://")
+        on_node = listener.capabilities.same_node_only
+        address = listener.listen(f"{name}://" if on_node else f"{name}://127.0.0.1:0")
         connection = connector.connect(address, 5.0)
         accepted = _await(listener, EventKind.ACCEPTED)
         _await(connector, EventKind.CONNECTED)

@@ -70,16 +70,16 @@ class EngineCore:
         self._loop.start()
 
     def _listen(self, name: str, backend: Backend) -> str:
-        if name != "tcp":
+        if backend.capabilities.same_node_only:
             return backend.listen(f"{name}://")
         port = self.config.port + self.rank if self.config.port else 0
-        bound = backend.listen(f"tcp://{_bracket(self._host)}:{port}")
+        bound = backend.listen(f"{name}://{_bracket(self._host)}:{port}")
         bound_port = bound.rpartition(":")[2]
         host = self.config.advertise_host or _reachable_host(self._host)
         advertised = self.config.advertise_port
         if advertised is not None:
             bound_port = str(advertised + self.rank)
-        return f"tcp://{_bracket(host)}:{bound_port}"
+        return f"{name}://{_bracket(host)}:{bound_port}"
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
         """Let posts and windows use these (address, length) spans, until ``close``."""

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sage_kv_connector.backends import BACKENDS, backend_class
 from sage_kv_connector.backends.base import ConnectionInfo
-from sage_kv_connector.config import AVAILABLE_BACKENDS, KVTransportConfig
+from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
 
 
@@ -25,14 +26,16 @@ def node_id() -> str:
 
 def enabled_backends(config: KVTransportConfig) -> tuple[str, ...]:
     """Names of the backends to start, the preferred first."""
-    return AVAILABLE_BACKENDS if config.backend == "auto" else (config.backend,)
+    return tuple(BACKENDS) if config.backend == "auto" else (config.backend,)
 
 
 def order_addresses(addresses: Iterable[str], peer_node: str, enabled: tuple[str, ...]) -> tuple[str, ...]:
-    """A peer's addresses that can work from here, the best first; shm only within one node."""
+    """A peer's addresses that can work from here, the best first; some only within one node."""
     same_node = peer_node != "" and peer_node == node_id()
     usable = [a for a in addresses if a.partition("://")[0] in enabled]
-    usable = [a for a in usable if same_node or not a.startswith("shm://")]
+    usable = [
+        a for a in usable if same_node or not backend_class(a.partition("://")[0]).capabilities.same_node_only
+    ]
     return tuple(sorted(usable, key=lambda address: enabled.index(address.partition("://")[0])))
 
 
