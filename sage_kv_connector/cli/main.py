@@ -162,3 +162,20 @@ def bench_handover_command(
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
+
+
+@bench.command("idle")
+def bench_idle_command(
+    seconds: Annotated[float, typer.Option(min=1.0, help="how long to watch")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """CPU that idle servers take with our connector, and without one."""
+    from sage_kv_connector.cli.bench_idle import bench_idle, idle_rows
+    from sage_kv_connector.cli.vllm_processes import ServerError
+
+    try:
+        result = bench_idle(seconds)
+    except ServerError as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="idle", rows=idle_rows(result))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lane.h"
 
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -141,6 +142,7 @@ bool Lane::arm_all() {
 }
 
 void Lane::run() {
+  ::pthread_setname_np(::pthread_self(), "sage-kvt-lane");
   uint64_t spin_until = 0;
   epoll_event events[64];
   while (!stopping_) {
