@@ -60,11 +60,15 @@ class TransferStats(msgspec.Struct, frozen=True):
 
 
 class Outcome(NamedTuple):
-    """How a transfer ended: ``stats`` if every byte landed and held, else ``error`` says why not."""
+    """How a transfer ended: ``stats`` if every byte landed and held, else ``error`` says why not.
+
+    ``reached`` is False if there never was a session with the peer, so it knows nothing of this.
+    """
 
     transfer_id: str
     stats: TransferStats | None
     error: str
+    reached: bool = True
 
     @property
     def ok(self) -> bool:

@@ -125,7 +125,7 @@ class Consumer:
         if subscription.on_outcome is None:
             return
         if session is None:
-            self._fail(subscription, why)
+            self._fail(subscription, why, reached=False)
             return
         if session.refusal:
             session.send(m.Release(subscription.wanted.transfer_id))
@@ -169,13 +169,15 @@ class Consumer:
         )
         self._end(subscription, Outcome(subscription.wanted.transfer_id, stats, ""))
 
-    def _fail(self, subscription: Subscription, error: str, *, tell: bool = True) -> None:
+    def _fail(
+        self, subscription: Subscription, error: str, *, tell: bool = True, reached: bool = True
+    ) -> None:
         if subscription.on_outcome is None:
             return
         session = subscription.session
         if tell and session is not None:
             session.send(m.Cancel(subscription.wanted.transfer_id, subscription.generation))
-        self._end(subscription, Outcome(subscription.wanted.transfer_id, None, error))
+        self._end(subscription, Outcome(subscription.wanted.transfer_id, None, error, reached))
 
     def _end(self, subscription: Subscription, outcome: Outcome) -> None:
         report, subscription.on_outcome = subscription.on_outcome, None

@@ -196,7 +196,8 @@ def test_unmatched_subscription_and_deadline_end_in_time(make_core: MakeCore) ->
     assert "no prefill" in decode.outcomes.get(timeout=5).error
     prefill.offer("u", [1])
     decode.subscribe(prefill, "u", range(1), [0], deadline_s=0.2)
-    assert "deadline" in decode.outcomes.get(timeout=5).error
+    error = decode.outcomes.get(timeout=5).error
+    assert "deadline" in error or "time is over" in error, error  # either side may notice first
     prefill.core.finish("u")
     prefill.released.get(timeout=5)
 

@@ -2,21 +2,18 @@
 """The worker's half: carries the scheduler's orders to the transport and brings back what ended.
 
 vLLM's thread only enqueues here. Completions come on the control thread into
-``_Results``, from which each step takes them. In a step without a forward pass
+``Completions``, from which each step takes them. In a step without a forward pass
 (everything waits for transfers) the step waits some milliseconds for the next
 completion instead of spinning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +22,14 @@ from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.memory_digest import digest_segments
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
+from sage_kv_connector.integrations.vllm.audit import record_transfer
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
+from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
@@ -49,46 +47,6 @@ logger = logging.getLogger(__name__)
 IDLE_STEP_WAIT_S = 0.005
 #: vLLM's block 0 stands for "no memory".
 VLLM_NULL_BLOCK = 0
-
-
-class _Results:
-    """Completions since the last step; filled on the control thread, emptied on vLLM's."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._arrived = threading.Event()
-        self._sent: set[str] = set()
-        self._received: dict[str, str] = {}
-
-    def add_sent(self, request_id: str) -> None:
-        with self._lock:
-            self._sent.add(request_id)
-        self._arrived.set()
-
-    def add_received(self, request_id: str, error: str) -> None:
-        with self._lock:
-            self._received[request_id] = error
-        self._arrived.set()
-
-    def wait(self, timeout_s: float) -> None:
-        self._arrived.wait(timeout_s)
-
-    def take(self) -> tuple[set[str], dict[str, str]]:
-        """(requests sent, requests received → error or "")."""
-        with self._lock:
-            self._arrived.clear()
-            sent, self._sent = self._sent, set()
-            received, self._received = self._received, {}
-        return sent, received
-
-
-class StepResults(NamedTuple):
-    """What one step reports to vLLM."""
-
-    sent: set[str]
-    received: set[str]
-    failed: set[str]
-    invalid_blocks: set[int]
 
 
 class _OnOffer:
@@ -119,7 +77,8 @@ class WorkerSide:
         self._view: KVCacheView | None = None
         self._schema_digest = ""
         self._layer_place: dict[str, tuple[int, int]] = {}
-        self._results = _Results()
+        self._results = Completions()
+        self._audit = partial(record_transfer, config.audit_file, self._rank)
         self._on_offer: dict[str, _OnOffer] = {}
         self._in_step: list[Progress] = []
         self._loads: dict[str, Load] = {}
@@ -291,7 +250,7 @@ class WorkerSide:
         if offer is None:
             return
         if outcome.stats is not None:
-            self._audit("producer", transfer_id, offer.source.served_segments(), outcome)
+            self._audit("producer", offer.source.served_segments(), outcome)
             logger.info("sent %s: %s", transfer_id, _summary(outcome))
         if offer.finished:
             del self._on_offer[transfer_id]
@@ -305,7 +264,7 @@ class WorkerSide:
             use(*self._peer(remote.engine_id, remote.ranks, remote.node))
             return
         known = self._bootstraps.get(remote.bootstrap)
-        if known is not None and known.engine_id == remote.engine_id:
+        if known is not None:  # a router may still name the engine that was there before a restart
             use(*self._peer(known.engine_id, known.ranks, known.node))
             return
 
@@ -330,7 +289,7 @@ class WorkerSide:
         usable = order_addresses(addresses, node, enabled_backends(self._config))
         return PeerAddress(engine_id, self._rank, usable), ""
 
-    def _subscribe(self, load: Load, peer: PeerAddress | None, why: str) -> None:
+    def _subscribe(self, load: Load, peer: PeerAddress | None, why: str, *, again: bool = False) -> None:
         if peer is None or self._core is None or self._view is None:
             self._received(load, Outcome(load.remote.transfer_id, None, why))
             return
@@ -352,12 +311,17 @@ class WorkerSide:
             if load.request_id in self._cancelled and self._core is not None:
                 self._core.cancel(handle)
 
-        self._core.subscribe(peer, wanted, partial(self._landed, load, wanted), started)
+        self._core.subscribe(peer, wanted, partial(self._landed, load, wanted, again), started)
 
-    def _landed(self, load: Load, wanted: Wanted, outcome: Outcome) -> None:
+    def _landed(self, load: Load, wanted: Wanted, again: bool, outcome: Outcome) -> None:
         """Control thread."""
+        known = None if outcome.reached or again else self._bootstraps.pop(load.remote.bootstrap, None)
+        if known is not None:
+            # Prefill was restarted since it was asked where it is: ask once more.
+            self._with_peer(load.remote, partial(self._subscribe, load, again=True))
+            return
         if outcome.ok:
-            self._audit("consumer", wanted.transfer_id, wanted.segments, outcome)
+            self._audit("consumer", wanted.segments, outcome)
         self._received(load, outcome)
 
     def _received(self, load: Load, outcome: Outcome) -> None:
@@ -398,27 +362,6 @@ class WorkerSide:
                 by_peer.setdefault(peer, []).append(remote.transfer_id)
         for peer, transfer_ids in by_peer.items():
             core.renew(peer, tuple(transfer_ids))
-
-    # -- both
-
-    def _audit(self, side: str, transfer_id: str, segments: Any, outcome: Outcome) -> None:
-        """With ``audit_file``: read the pages back from the pool and record their digest."""
-        audit = self._config.audit_file
-        if audit is None or outcome.stats is None or not audit.exists():
-            return
-        record = {
-            "side": side,
-            "transfer_id": transfer_id,
-            "rank": self._rank,
-            "sha256": digest_segments(segments, hashlib.sha256()),
-            "nbytes": outcome.stats.nbytes,
-            "transfer_s": outcome.stats.transfer_s,
-            "backend": outcome.stats.backend,
-            "mode": outcome.stats.mode,
-            "checksum": outcome.stats.checksum,
-        }
-        with audit.open("a") as file:
-            file.write(json.dumps(record) + "\n")
 
 
 def _tables(page_ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:

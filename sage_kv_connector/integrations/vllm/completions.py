@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ended since the last step: filled on the transport's control thread, emptied on vLLM's."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+
+class Completions:
+    """Completions since the last step; filled on the control thread, emptied on vLLM's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrived = threading.Event()
+        self._sent: set[str] = set()
+        self._received: dict[str, str] = {}
+
+    def add_sent(self, request_id: str) -> None:
+        with self._lock:
+            self._sent.add(request_id)
+        self._arrived.set()
+
+    def add_received(self, request_id: str, error: str) -> None:
+        with self._lock:
+            self._received[request_id] = error
+        self._arrived.set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._arrived.wait(timeout_s)
+
+    def take(self) -> tuple[set[str], dict[str, str]]:
+        """(requests sent, requests received → error or "")."""
+        with self._lock:
+            self._arrived.clear()
+            sent, self._sent = self._sent, set()
+            received, self._received = self._received, {}
+        return sent, received
+
+
+class StepResults(NamedTuple):
+    """What one step reports to vLLM."""
+
+    sent: set[str]
+    received: set[str]
+    failed: set[str]
+    invalid_blocks: set[int]
