@@ -136,12 +136,25 @@ class ConnectionInfo(NamedTuple):
     lanes: int
 
 
+def checked_table(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.uint64]], name: str, columns: int
+) -> Segments:
+    """``array`` as it must come in, C-contiguous. Raises ValueError naming the argument and its shape."""
+    if array.ndim != 2 or array.shape[1] != columns or array.dtype != np.uint64:
+        raise ValueError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}, must have shape (n, {columns}) and dtype uint64"
+        )
+    return np.ascontiguousarray(array)
+
+
 @runtime_checkable
 class Backend(Protocol):
     """One transport of one process. See the module's text for the contract."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """A class attribute, so that it can be read before a backend is made."""
+        ...
 
     def register_memory(self, address: int, length: int) -> int:
         """Make ``[address, address + length)`` usable in posts and windows; returns a region id.

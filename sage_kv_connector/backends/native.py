@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-import numpy as np
-
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import (
     Capabilities,
@@ -19,6 +17,7 @@ from sage_kv_connector.backends.base import (
     Descriptors,
     Event,
     Segments,
+    checked_table,
 )
 
 #: Spin of lanes and waiters after activity, in microseconds: longer than a wake-up, far shorter than a step.
@@ -62,7 +61,7 @@ class NativeBackend:
         self, connection: int, segments: Segments, generation: int, *, notify_chunks: bool = False
     ) -> int:
         return self._endpoint.open_window(
-            connection, _table(segments, "segments", 2), generation, notify_chunks
+            connection, checked_table(segments, "segments", 2), generation, notify_chunks
         )
 
     def window_descriptor(self, window: int) -> bytes:
@@ -84,7 +83,7 @@ class NativeBackend:
         return self._endpoint.post(
             connection,
             window_descriptor,
-            _table(descriptors, "descriptors", 3),
+            checked_table(descriptors, "descriptors", 3),
             generation,
             priority,
             checksum,
@@ -127,11 +126,3 @@ class _ClosedEndpoint:
 
 
 _CLOSED = cast("_data_plane.Endpoint", _ClosedEndpoint())
-
-
-def _table(array: np.ndarray[tuple[int, ...], np.dtype[np.uint64]], name: str, columns: int) -> Segments:
-    if array.ndim != 2 or array.shape[1] != columns or array.dtype != np.uint64:
-        raise ValueError(
-            f"{name} has shape {array.shape} and dtype {array.dtype}, must have shape (n, {columns}) and dtype uint64"
-        )
-    return np.ascontiguousarray(array)

@@ -44,7 +44,8 @@ class Inbox:
 
 
 def listen(backend: Backend) -> str:
-    return backend.listen("tcp://127.0.0.1:0" if backend.capabilities.name == "tcp" else "shm://")
+    what = backend.capabilities
+    return backend.listen(f"{what.name}://" if what.same_node_only else f"{what.name}://127.0.0.1:0")
 
 
 class Pair:

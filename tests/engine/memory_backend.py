@@ -49,8 +49,9 @@ class _Window:
 
 
 class MemoryBackend:
-    def __init__(self, name: str = "memory") -> None:
-        self.name = name
+    capabilities = Capabilities("memory", True, True, False, False, 1 << 20, 1 << 24)
+
+    def __init__(self) -> None:
         self.hold_posts = False
         self.fail_window: Status | None = None
         self._events: deque[Event] = deque()
@@ -60,10 +61,6 @@ class MemoryBackend:
         self._held: dict[int, tuple[_End, int, Descriptors, int]] = {}
         self._address = ""
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(self.name, True, True, False, False, 1 << 20, 1 << 24)
-
     def register_memory(self, address: int, length: int) -> int:
         return next(_ids)
 
@@ -71,7 +68,7 @@ class MemoryBackend:
         pass
 
     def listen(self, address: str) -> str:
-        self._address = f"{self.name}://{next(_ids)}"
+        self._address = f"{self.capabilities.name}://{next(_ids)}"
         _listeners[self._address] = self
         return self._address
 
