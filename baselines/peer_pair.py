@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sage_kv_connector.cli.bench_pair import SEED, SMALL_BYTES, SMALL_OPS, Blocks, say
+from sage_kv_connector.cli.bench_pair import SEED, SMALL_BYTES, SMALL_OPS, Blocks, say, take_cores
 
 
 class Reader(Protocol):
@@ -41,6 +41,7 @@ def drive(
     pipe, peer_pipe = context.Pipe()
     process = context.Process(target=serve, args=(peer_pipe, block, total), daemon=True)
     process.start()
+    take_cores(0)
     target = Blocks(total, block, SEED + 1, filled=False)
     reader = make_reader(target, pipe)
     say({"name": name, "version": version})
@@ -84,6 +85,7 @@ def _verified(reader: Reader, target: Blocks) -> bool:
 
 def served_blocks(block: int, total: int) -> Blocks:
     """What the other process lets be read."""
+    take_cores(1)
     blocks = Blocks(total, block, SEED, filled=True)
     assert total >= SMALL_BYTES
     return blocks

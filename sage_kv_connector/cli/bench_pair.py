@@ -64,6 +64,7 @@ def main() -> None:
     pipe, peer_pipe = context.Pipe()
     process = context.Process(target=serve_sender, args=(peer_pipe, backend_name, block, total), daemon=True)
     process.start()
+    take_cores(0)
     receiver = Receiver(pipe, backend_name, block, total)
     from sage_kv_connector import __version__
 
@@ -83,6 +84,14 @@ def main() -> None:
     process.join(5)
     if process.is_alive():
         process.kill()
+
+
+def take_cores(side: int) -> None:
+    """Keep this process to one half of the cores; two that share one measure the scheduler."""
+    cores = sorted(os.sched_getaffinity(0))
+    middle = len(cores) // 2
+    if middle:
+        os.sched_setaffinity(0, cores[:middle] if side == 0 else cores[middle:])
 
 
 def say(answer: dict[str, Any] | str) -> None:
@@ -202,6 +211,7 @@ class Receiver:
 
 def serve_sender(pipe: Connection, backend_name: str, block: int, total: int) -> None:
     """The other process: posts what windows ask for."""
+    take_cores(1)
     blocks = Blocks(total, block, SEED, filled=True)
     backend = create_backend(backend_name, KVTransportConfig())
     backend.register_memory(blocks.address, total)

@@ -339,6 +339,7 @@ bool Endpoint::wait(double timeout_s) {
       if (!channel->dead) channel->disarm(true);
     }
     const uint64_t spin_ns = wait_spin_ns_;
+    Spinner spinner;
     uint64_t spin_until = std::min(begun + spin_ns, deadline);
     while (completions_.empty() && now_ns() < spin_until) {
       for (const auto& channel : channels) {
@@ -347,6 +348,7 @@ bool Endpoint::wait(double timeout_s) {
           spin_until = std::min(now_ns() + spin_ns, deadline);
       }
       bury_doomed();
+      spinner.turn();
     }
     bool left = false;
     for (const auto& channel : channels) {

@@ -2,6 +2,7 @@
 #include "lane.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -22,7 +23,15 @@ void pause_cpu() {
   asm volatile("yield");
 #endif
 }
+constexpr unsigned kTurnsAYield = 8;
 }  // namespace
+
+void Spinner::turn() {
+  if (++turns_ % kTurnsAYield == 0)
+    ::sched_yield();
+  else
+    pause_cpu();
+}
 
 Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping)
     : spin_ns_(spin_ns),
@@ -144,6 +153,7 @@ bool Lane::arm_all() {
 void Lane::run() {
   ::pthread_setname_np(::pthread_self(), "sage-kvt-lane");
   uint64_t spin_until = 0;
+  Spinner spinner;
   epoll_event events[64];
   while (!stopping_) {
     if (drive() || kicked_.exchange(false)) {
@@ -151,7 +161,7 @@ void Lane::run() {
       continue;
     }
     if (now_ns() < spin_until) {
-      pause_cpu();
+      spinner.turn();
       continue;
     }
     sleeping_ = true;

@@ -20,6 +20,16 @@ namespace sage_kvt {
 
 class Lane;
 
+// One turn of a spin: lets another thread of this core run now and then, which may be the very peer that
+// is waited for.
+class Spinner {
+ public:
+  void turn();
+
+ private:
+  unsigned turns_ = 0;
+};
+
 class Channel {
  public:
   explicit Channel(std::shared_ptr<Connection> connection) : connection(std::move(connection)) {}
