@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two backends of one process that are connected and authorized, and what tests ask of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.native import NativeBackend
+from sage_kv_connector.backends.shm import ShmBackend
+from sage_kv_connector.backends.tcp import TcpBackend
+
+Bytes = npt.NDArray[np.uint8]
+#: Longer than anything here takes, even on a busy machine; only a hang uses it up.
+PATIENCE_S = 20.0
+
+
+class Kind(NamedTuple):
+    """One way to carry bytes; ``make`` takes the backend's own keywords on top."""
+
+    name: str
+    make: Callable[..., NativeBackend]
+    listen_on: str
+    mode: str
+    lanes: int
+
+
+def _shm_arena(**options: int) -> NativeBackend:
+    return ShmBackend(allow_direct=False, **{"arena_bytes": 4 << 20, **options})
+
+
+def _tcp_two_lanes(**options: int) -> NativeBackend:
+    return TcpBackend(lanes=2, **options)
+
+
+KINDS = (
+    Kind("shm-direct", ShmBackend, "shm://", "direct", 1),
+    Kind("shm-arena", _shm_arena, "shm://", "arena", 1),
+    Kind("tcp-1-lane", TcpBackend, "tcp://127.0.0.1:0", "stream", 1),
+    Kind("tcp-2-lanes", _tcp_two_lanes, "tcp://127.0.0.1:0", "stream", 2),
+)
+
+
+def until(backend: NativeBackend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S) -> list[Event]:
+    """Events of ``backend`` until ``done`` holds for all that came; AssertionError when the time is over."""
+    events: list[Event] = []
+    deadline = time.monotonic() + timeout_s
+    while not done(events):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise AssertionError(f"after {timeout_s} s there were only {events}")
+        if backend.wait(min(left, 0.5)):
+            events += backend.poll()
+    return events
+
+
+def of_kind(events: list[Event], kind: EventKind, id: int | None = None) -> list[Event]:
+    return [e for e in events if e.kind == kind and (id is None or e.id == id)]
+
+
+def until_event(backend: NativeBackend, kind: EventKind, id: int | None = None) -> Event:
+    return of_kind(until(backend, lambda events: bool(of_kind(events, kind, id))), kind, id)[0]
+
+
+def settle(backend: NativeBackend, quiet_s: float = 0.2) -> list[Event]:
+    """Events until none came for ``quiet_s``."""
+    events: list[Event] = []
+    while backend.wait(quiet_s):
+        events += backend.poll()
+    return events
+
+
+def address_of(memory: Bytes) -> int:
+    return memory.ctypes.data
+
+
+def table(rows: list[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
+    return np.array(rows, dtype=np.uint64)
+
+
+def random_bytes(size: int, seed: int = 0) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+class Pair:
+    """``receiver`` listens and opens windows, ``sender`` connects and posts."""
+
+    def __init__(self, kind: Kind, *, authorize: bool = True, **options: int) -> None:
+        self.kind = kind
+        self.receiver = kind.make(**options)
+        self.sender = kind.make(**options)
+        address = self.receiver.listen(kind.listen_on)
+        self.to_receiver = self.sender.connect(address, 5.0)
+        until_event(self.sender, EventKind.CONNECTED)
+        self.to_sender = until_event(self.receiver, EventKind.ACCEPTED).connection
+        if authorize:
+            self.authorize()
+
+    def authorize(self) -> None:
+        self.sender.authorize(self.to_receiver)
+        self.receiver.authorize(self.to_sender)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            lanes = (
+                self.sender.connection_info(self.to_receiver).lanes,
+                self.receiver.connection_info(self.to_sender).lanes,
+            )
+            if lanes == (self.kind.lanes, self.kind.lanes):
+                return
+            time.sleep(0.001)
+        raise AssertionError(f"expected {self.kind.lanes} lanes on both sides, there are {lanes}")
+
+    def window(self, memory: Bytes, generation: int = 1, *, notify_chunks: bool = False) -> tuple[int, bytes]:
+        """A window over all of ``memory``, which gets registered; returns (window, its descriptor)."""
+        self.receiver.register_memory(address_of(memory), memory.nbytes)
+        window = self.receiver.open_window(
+            self.to_sender, table([(address_of(memory), memory.nbytes)]), generation, notify_chunks=notify_chunks
+        )
+        return window, self.receiver.window_descriptor(window)
+
+    def post(
+        self, descriptor: bytes, memory: Bytes, generation: int = 1, *, at: int = 0, priority: int = 0, checksum: bool = True
+    ) -> int:
+        """Post all of ``memory``, which gets registered, to offset ``at`` of the window."""
+        self.sender.register_memory(address_of(memory), memory.nbytes)
+        return self.sender.post(
+            self.to_receiver,
+            descriptor,
+            table([(address_of(memory), at, memory.nbytes)]),
+            generation,
+            priority=priority,
+            checksum=checksum,
+        )
+
+    def sent(self, post: int) -> Event:
+        return until_event(self.sender, EventKind.SENT, post)
+
+    def ended(self, window: int) -> Event:
+        """WINDOW_DONE or WINDOW_FAILED of a window."""
+        ends = (EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED)
+        events = until(self.receiver, lambda all: any(e.kind in ends and e.id == window for e in all))
+        return next(e for e in events if e.kind in ends and e.id == window)
+
+    def transfers_still_work(self) -> None:
+        """Whatever went wrong before, the pair carries a new window."""
+        source, target = random_bytes(300_001, seed=9), np.zeros(300_001, np.uint8)
+        window, descriptor = self.window(target, generation=77)
+        post = self.post(descriptor, source, generation=77)
+        assert self.ended(window).kind == EventKind.WINDOW_DONE
+        assert self.sent(post).status == Status.OK
+        assert np.array_equal(source, target)
+        self.receiver.close_window(window)
+
+    def close(self) -> None:
+        self.sender.close()
+        self.receiver.close()
