@@ -29,7 +29,8 @@ ShmChannel::ShmChannel(std::shared_ptr<Connection> connection, ShmEndpoint& endp
       own_wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       incoming_(incoming),
       side_(incoming ? 1 : 0),
-      state_(incoming ? State::kSetUp : State::kAnswer) {}
+      state_(incoming ? State::kSetUp : State::kAnswer),
+      arena_(endpoint.shm().arena_bytes) {}
 
 ShmChannel::~ShmChannel() {
   for (int fd : {socket_, own_wake_, peer_wake_})
@@ -168,31 +169,6 @@ bool ShmChannel::send_some() {
   return moved;
 }
 
-bool ShmChannel::arena_take(uint64_t length, size_t slot, uint64_t* offset) {
-  const uint64_t size = endpoint_.shm().arena_bytes;
-  if (arena_used_ == 0) arena_head_ = 0;
-  uint64_t gap = 0;
-  if (arena_head_ + length > size) gap = size - arena_head_;
-  if (arena_used_ + gap + length > size) return false;
-  *offset = gap ? 0 : arena_head_;
-  arena_head_ = *offset + length;
-  arena_used_ += gap + length;
-  arena_spans_.push_back({gap + length, slot, false});
-  return true;
-}
-
-void ShmChannel::arena_free(size_t slot) {
-  for (auto& span : arena_spans_)
-    if (span.slot == slot && !span.freed) {
-      span.freed = true;
-      break;
-    }
-  while (!arena_spans_.empty() && arena_spans_.front().freed) {
-    arena_used_ -= arena_spans_.front().bytes;
-    arena_spans_.pop_front();
-  }
-}
-
 bool ShmChannel::send_chunk() {
   const bool direct = peer_reads_ && we_read_;
   if (!next_.post) {
@@ -220,10 +196,12 @@ bool ShmChannel::send_chunk() {
     if (post.checksum)
       for (const auto& p : chunk.pieces) notice.crc = crc32c(notice.crc, p.iov_base, p.iov_len);
   } else {
-    if (!arena_take(chunk.length, slot, &notice.arena_offset)) {
+    const auto offset = arena_.take(chunk.length, slot);
+    if (!offset) {
       waiting_for_ack_ = true;
       return false;
     }
+    notice.arena_offset = *offset;
     notice.flags |= kInArena;
     uint8_t* to = arena(side_) + notice.arena_offset;
     for (const auto& p : chunk.pieces) {
@@ -237,11 +215,7 @@ bool ShmChannel::send_chunk() {
   notice.header.size = static_cast<uint32_t>(padded(size));
   shared_->live[side_][slot].store(post.generation, std::memory_order_seq_cst);
   if (!put({{&notice, sizeof notice}, {pieces.data(), pieces.size() * sizeof(Piece)}}, size)) {
-    if (!direct) {
-      arena_used_ -= arena_spans_.back().bytes;
-      arena_spans_.pop_back();
-      arena_head_ = notice.arena_offset;
-    }
+    if (!direct) arena_.undo_take();
     return false;
   }
   endpoint_.counters.bytes_sent += chunk.length;
@@ -425,7 +399,7 @@ bool ShmChannel::on_ack(const Ack& ack) {
   flight.busy = false;
   waiting_for_ack_ = false;
   --in_flight_;
-  arena_free(ack.slot);
+  arena_.free(ack.slot);
   auto post = std::move(flight.post);
   flight.post.reset();
   if (post) {

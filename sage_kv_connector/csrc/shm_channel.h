@@ -11,6 +11,7 @@
 #include <deque>
 
 #include "endpoint.h"
+#include "shm_arena.h"
 #include "shm_ring.h"
 
 namespace sage_kvt {
@@ -64,8 +65,6 @@ class ShmChannel : public Channel {
   void wake_peer();
   void broken(Status status, const std::string& detail);
 
-  bool arena_take(uint64_t length, size_t slot, uint64_t* offset);
-  void arena_free(size_t slot);
   uint8_t* arena(int side) const;
   bool put(const std::vector<RingWriter::Part>& parts, uint64_t total);
 
@@ -94,13 +93,7 @@ class ShmChannel : public Channel {
   bool waiting_for_room_ = false, waiting_for_ack_ = false;
   InFlight flight_[kSlots];
   size_t in_flight_ = 0, next_slot_ = 0;
-  struct ArenaSpan {
-    uint64_t bytes;  // with the gap before it
-    size_t slot;
-    bool freed;
-  };
-  uint64_t arena_head_ = 0, arena_used_ = 0;
-  std::deque<ArenaSpan> arena_spans_;  // oldest first
+  ShmArena arena_;  // our half, as the sender
   uint64_t socket_checked_ = 0;
 };
 

@@ -98,7 +98,7 @@ def test_thousands_of_shuffled_pages_are_exact(pair: Pair) -> None:
     for part in (rows[i::8] for i in range(8)):
         pair.sender.post(pair.to_receiver, descriptor, table(part), 5)
     done = pair.ended(window)
-    assert (done.kind, done.length) == (EventKind.WINDOW_DONE, pages * page)
+    assert (done.kind, done.length) == (EventKind.WINDOW_DONE, pages * page), done
     assert np.array_equal(target.reshape(pages, page), source.reshape(pages, page)[order])
 
 
