@@ -7,6 +7,8 @@ namespace sage_kvt {
 namespace {
 // A peer that reads nothing can't make us keep more than this.
 constexpr size_t kMaxQueuedMessageBytes = 16u << 20;
+// Nor one that sends more than the layer above takes.
+constexpr size_t kMaxInboxBytes = 16u << 20, kMaxUnauthorizedInboxBytes = 1u << 20;
 }  // namespace
 
 bool Connection::take_message(const Channel& channel, std::string* message) {
@@ -38,6 +40,10 @@ void Connection::chunk_done(const std::shared_ptr<Post>& post, Status status, co
     queue_.erase({post->priority, post->id});
   }
   if (post->chunks_in_flight == 0 && (post->all_cut() || post->status != Status::kOk)) finish_locked(post);
+}
+
+bool Connection::inbox_full() const {
+  return inbox_bytes >= (authorized ? kMaxInboxBytes : kMaxUnauthorizedInboxBytes);
 }
 
 bool Connection::has_work() const {
@@ -73,7 +79,6 @@ std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
   auto found = posts_.find(post_id);
   if (found == posts_.end()) return nullptr;
   auto post = found->second;
-  post->cancelled = true;
   if (post->status == Status::kOk) post->status = Status::kCancelled;
   queue_.erase({post->priority, post->id});
   return post;
@@ -93,7 +98,7 @@ void Connection::finish_locked(const std::shared_ptr<Post>& post) {
   event.status = post->status;
   event.length = post->status == Status::kOk ? post->total : 0;
   event.detail = post->detail;
-  endpoint.post_ended(post->id);
+  endpoint.post_ended(*post);
   endpoint.completions().push(std::move(event));
 }
 
@@ -102,15 +107,23 @@ std::vector<std::shared_ptr<Channel>> Connection::channels() const {
   return channels_;
 }
 
-void Connection::add_channel(std::shared_ptr<Channel> channel) {
+bool Connection::add_channel(std::shared_ptr<Channel> channel) {
   std::lock_guard lock(mutex_);
+  if (sealed_) return false;
   channels_.push_back(std::move(channel));
+  return true;
 }
 
 void Connection::drop_channels() {
   std::vector<std::shared_ptr<Channel>> dropped;
   std::lock_guard lock(mutex_);
   dropped.swap(channels_);
+}
+
+std::vector<std::shared_ptr<Channel>> Connection::seal() {
+  std::lock_guard lock(mutex_);
+  sealed_ = true;
+  return channels_;
 }
 
 ConnectionInfo Connection::info() const {

@@ -35,6 +35,10 @@ class Connection {
   std::atomic<bool> announced{false};  // the layer above knows it, so it gets a CLOSED
   std::atomic<bool> counted{false};    // among the endpoint's unauthorized ones
 
+  // Cost of the events of this peer that nobody took yet; channels read no more while it is full.
+  std::atomic<size_t> inbox_bytes{0};
+  bool inbox_full() const;
+
   // -- work for channels
 
   // False if none waits; messages go over the first channel only, chunks once authorized.
@@ -54,8 +58,11 @@ class Connection {
   void settle(const std::shared_ptr<Post>& post);
 
   std::vector<std::shared_ptr<Channel>> channels() const;
-  void add_channel(std::shared_ptr<Channel> channel);
+  // False once sealed: the caller shuts the channel.
+  bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();
+  // From now on add_channel refuses; returns what is there.
+  std::vector<std::shared_ptr<Channel>> seal();
   ConnectionInfo info() const;
   void set_info(const ConnectionInfo& info);
 
@@ -73,6 +80,7 @@ class Connection {
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
   std::vector<std::shared_ptr<Channel>> channels_;
   ConnectionInfo info_;
+  bool sealed_ = false;
   std::atomic<bool> closed_{false};
 };
 

@@ -19,6 +19,10 @@ namespace {
 constexpr size_t kRecordsATurn = 64;
 constexpr size_t kMaxIov = 1024;  // IOV_MAX
 constexpr uint64_t kSocketCheckNs = 100000;
+// Placed in one turn, before others get at the channel.
+constexpr uint64_t kTurnBytes = 4u << 20;
+// Told to the peer and not acknowledged: enough to keep it busy, little for an urgent chunk to wait for.
+constexpr uint64_t kMaxBytesInFlight = 16u << 20;
 
 }  // namespace
 
@@ -54,7 +58,7 @@ void ShmChannel::broken(Status status, const std::string& detail) {
 void ShmChannel::shut() {
   // First make void what the peer may be reading, then forget it.
   if (shared_)
-    for (auto& live : shared_->live[side_]) live.store(0, std::memory_order_seq_cst);
+    for (auto& live : shared_->live[side_]) live.exchange(0, std::memory_order_seq_cst);
   for (auto& flight : flight_) {
     if (flight.post) {
       auto post = std::move(flight.post);
@@ -77,7 +81,7 @@ void ShmChannel::revoke(const Post& post) {
   for (size_t slot = 0; slot < kSlots; ++slot) {
     auto& flight = flight_[slot];
     if (!flight.post || flight.post->id != post.id) continue;
-    shared_->live[side_][slot].store(0, std::memory_order_seq_cst);
+    shared_->live[side_][slot].exchange(0, std::memory_order_seq_cst);  // before the memory is written again
     auto ended = std::move(flight.post);
     connection->chunk_done(ended, Status::kCancelled, "");
   }
@@ -112,15 +116,19 @@ bool ShmChannel::peer_gone() {
   return true;
 }
 
+void ShmChannel::expire() { broken(Status::kIoError, "the rendezvous took too long"); }
+
+bool ShmChannel::has_credit() const { return in_flight_ < kSlots && bytes_in_flight_ < kMaxBytesInFlight; }
+
 bool ShmChannel::arm() {
-  if (state_ != State::kReady) return true;
   uint64_t value;
   (void)!::read(own_wake_, &value, sizeof value);
+  if (state_ != State::kReady) return true;
   reader_->set_sleeping(true);
   const bool can_send =
       !waiting_for_room_ && !waiting_for_ack_ &&
-      (!acks_.empty() || has_message_ || next_.post || (in_flight_ < kSlots && connection->has_work_for(*this)));
-  if (reader_->empty() && !can_send) return true;
+      (!acks_.empty() || has_message_ || next_.post || (has_credit() && connection->has_work_for(*this)));
+  if ((reader_->empty() || connection->inbox_full()) && !can_send) return true;
   reader_->set_sleeping(false);
   return false;
 }
@@ -172,7 +180,7 @@ bool ShmChannel::send_some() {
 bool ShmChannel::send_chunk() {
   const bool direct = peer_reads_ && we_read_;
   if (!next_.post) {
-    if (in_flight_ == kSlots) return false;
+    if (!has_credit()) return false;
     uint64_t most = endpoint_.options().chunk_bytes;
     if (!direct) most = std::min(most, endpoint_.shm().arena_bytes / 4);
     if (!connection->take_chunk(most, kMaxPieces, &next_.post, &next_.chunk)) return false;
@@ -220,6 +228,7 @@ bool ShmChannel::send_chunk() {
   }
   endpoint_.counters.bytes_sent += chunk.length;
   ++endpoint_.counters.chunks_sent;
+  bytes_in_flight_ += chunk.length;
   flight_[slot] = {std::move(next_.post), chunk.length, true};
   next_.post.reset();
   ++in_flight_;
@@ -231,7 +240,8 @@ bool ShmChannel::send_chunk() {
 
 bool ShmChannel::receive_some() {
   bool moved = false;
-  for (size_t i = 0; i < kRecordsATurn && !dead; ++i) {
+  bytes_placed_ = 0;
+  for (size_t i = 0; i < kRecordsATurn && bytes_placed_ < kTurnBytes && !connection->inbox_full(); ++i) {
     const auto result = reader_->read(&record_);
     if (result == RingReader::Result::kEmpty) break;
     moved = true;
@@ -259,9 +269,8 @@ bool ShmChannel::on_record() {
       std::memcpy(&message, record_.data(), sizeof message);
       const uint64_t most = connection->authorized ? kMaxMessageBytes : kMaxUnauthorizedMessageBytes;
       if (message.length > most || sizeof message + message.length > header.size) return false;
-      ++endpoint_.counters.messages_received;
-      endpoint_.emit(EventKind::kMessage, connection->id,
-                     std::string(reinterpret_cast<const char*>(record_.data()) + sizeof message, message.length));
+      endpoint_.emit_message(
+          *connection, std::string(reinterpret_cast<const char*>(record_.data()) + sizeof message, message.length));
       return true;
     }
     case RecordType::kNotice:
@@ -278,7 +287,8 @@ bool ShmChannel::on_record() {
 
 bool ShmChannel::on_notice() {
   Notice notice;
-  if (!connection->authorized || record_.size() < sizeof notice) return false;
+  // A peer that takes no acknowledgements has more in flight than it may.
+  if (!connection->authorized || record_.size() < sizeof notice || acks_.size() >= kSlots) return false;
   std::memcpy(&notice, record_.data(), sizeof notice);
   const auto* pieces = reinterpret_cast<const Piece*>(record_.data() + sizeof notice);
   if (notice.slot >= kSlots || notice.pieces > kMaxPieces || notice.length > kMaxChunkBytes) return false;
@@ -299,6 +309,7 @@ bool ShmChannel::on_notice() {
 }
 
 void ShmChannel::place(const Notice& notice, const Piece* pieces) {
+  bytes_placed_ += notice.length;
   auto window = endpoint_.find_window(notice.window);
   Status status = Status::kRefused;
   std::string detail;
@@ -319,6 +330,19 @@ void ShmChannel::place(const Notice& notice, const Piece* pieces) {
   acks_.push_back({{sizeof(Ack), static_cast<uint32_t>(RecordType::kAck)}, notice.slot, static_cast<uint32_t>(status)});
 }
 
+Status ShmChannel::still_valid(const Notice& notice, uint32_t crc, std::string* detail) {
+  // Adds nothing, but unlike a load it can't be done before the copy.
+  if (shared_->live[1 - side_][notice.slot].fetch_add(0, std::memory_order_seq_cst) != notice.generation) {
+    *detail = "the sender revoked the chunk";
+    return Status::kStaleGeneration;
+  }
+  if ((notice.flags & kHasCrc) && crc != notice.crc) {
+    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
+    return Status::kChecksumMismatch;
+  }
+  return Status::kOk;
+}
+
 Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail) {
   std::vector<iovec> remote(notice.pieces), local;
   for (uint32_t i = 0; i < notice.pieces; ++i)
@@ -332,6 +356,10 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece
     window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
     const ssize_t n =
         ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
+    if (n < 0 && errno == ESRCH) {
+      *detail = "the peer process ended";
+      return Status::kConnectionLost;
+    }
     if (n <= 0) {
       *detail = std::string("process_vm_readv: ") + (n == 0 ? "nothing read" : std::strerror(errno));
       return Status::kIoError;
@@ -353,16 +381,7 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece
       if (piece.iov_len == 0) ++next;
     }
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
-    *detail = "the sender revoked the chunk";
-    return Status::kStaleGeneration;
-  }
-  if ((notice.flags & kHasCrc) && crc != notice.crc) {
-    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
-    return Status::kChecksumMismatch;
-  }
-  return Status::kOk;
+  return still_valid(notice, crc, detail);
 }
 
 Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::string* detail) {
@@ -381,15 +400,7 @@ Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::st
       from += piece.iov_len;
     }
   }
-  if (shared_->live[1 - side_][notice.slot].load(std::memory_order_seq_cst) != notice.generation) {
-    *detail = "the sender revoked the chunk";
-    return Status::kStaleGeneration;
-  }
-  if ((notice.flags & kHasCrc) && crc != notice.crc) {
-    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
-    return Status::kChecksumMismatch;
-  }
-  return Status::kOk;
+  return still_valid(notice, crc, detail);
 }
 
 bool ShmChannel::on_ack(const Ack& ack) {
@@ -399,6 +410,7 @@ bool ShmChannel::on_ack(const Ack& ack) {
   flight.busy = false;
   waiting_for_ack_ = false;
   --in_flight_;
+  bytes_in_flight_ -= flight.length;
   arena_.free(ack.slot);
   auto post = std::move(flight.post);
   flight.post.reset();

@@ -33,6 +33,8 @@ class ShmChannel : public Channel {
   void disarm(bool lane_sleeps) override;
   void revoke(const Post& post) override;
   void shut() override;
+  bool stuck() const override { return has_message_ || next_.post || !acks_.empty(); }
+  void expire() override;
   std::vector<int> fds() const override;
 
   // The connecting side begins; false with errno when the peer can't be told.
@@ -55,6 +57,8 @@ class ShmChannel : public Channel {
 
   bool send_some();
   bool send_chunk();
+  bool has_credit() const;
+  Status still_valid(const Notice& notice, uint32_t crc, std::string* detail);
   bool receive_some();
   bool on_record();
   bool on_notice();
@@ -93,6 +97,7 @@ class ShmChannel : public Channel {
   bool waiting_for_room_ = false, waiting_for_ack_ = false;
   InFlight flight_[kSlots];
   size_t in_flight_ = 0, next_slot_ = 0;
+  uint64_t bytes_in_flight_ = 0, bytes_placed_ = 0;
   ShmArena arena_;  // our half, as the sender
   uint64_t socket_checked_ = 0;
 };
@@ -109,10 +114,8 @@ class ShmEndpoint : public Endpoint {
   const ShmOptions& shm() const { return shm_; }
 
  private:
-  void accept_all(int listener);
+  void accepted(int fd);
   const ShmOptions shm_;
-  std::mutex mutex_;
-  std::vector<int> listeners_;
 };
 
 }  // namespace sage_kvt

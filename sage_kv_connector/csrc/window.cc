@@ -2,12 +2,17 @@
 #include "window.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace sage_kvt {
+namespace {
+// Scattered arrivals cost memory: a window may have one range for this many bytes, and some more.
+constexpr uint64_t kBytesPerRange = 256, kFreeRanges = 4096;
+}  // namespace
 
 Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const std::vector<Segment>& segments,
-               bool notify)
-    : id(id_), connection(connection_), generation(generation_), notify_chunks(notify) {
+               bool notify, std::vector<uint64_t> regions_)
+    : id(id_), connection(connection_), generation(generation_), notify_chunks(notify), regions(std::move(regions_)) {
   for (const auto& s : segments) {
     if (!segments_.empty() && segments_.back().address + segments_.back().length == s.address) {
       segments_.back().length += s.length;
@@ -31,6 +36,7 @@ Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   const bool joins_before = before != taken_.end() && before->second == offset;
   const bool joins_next = next != taken_.end() && next->first == end;
   const uint64_t new_end = joins_next ? next->second : end;
+  if (!joins_before && !joins_next && taken_.size() >= kFreeRanges + size_ / kBytesPerRange) return Status::kRefused;
   if (joins_next) taken_.erase(next);
   if (joins_before)
     before->second = new_end;
