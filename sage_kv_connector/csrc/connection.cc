@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "connection.h"
 
+#include <utility>
+
 #include "endpoint.h"
 
 namespace sage_kvt {
@@ -120,9 +122,12 @@ void Connection::drop_channels() {
   dropped.swap(channels_);
 }
 
-std::vector<std::shared_ptr<Channel>> Connection::seal() {
+std::vector<std::shared_ptr<Channel>> Connection::seal(Status status, const std::string& detail) {
   std::lock_guard lock(mutex_);
-  sealed_ = true;
+  if (!std::exchange(sealed_, true)) {
+    end_status_ = status;
+    end_detail_ = detail;
+  }
   return channels_;
 }
 
@@ -138,7 +143,7 @@ void Connection::set_info(const ConnectionInfo& info) {
   info_ = info;
 }
 
-void Connection::close(Status status, const std::string& detail) {
+void Connection::close() {
   {
     std::lock_guard lock(mutex_);
     if (closed_.exchange(true)) return;
@@ -151,7 +156,7 @@ void Connection::close(Status status, const std::string& detail) {
     }
     channels_.clear();
   }
-  endpoint.connection_closed(id, status, detail);
+  endpoint.connection_closed(id, end_status_, end_detail_);
 }
 
 }  // namespace sage_kvt

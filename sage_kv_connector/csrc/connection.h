@@ -61,13 +61,13 @@ class Connection {
   // False once sealed: the caller shuts the channel.
   bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();
-  // From now on add_channel refuses; returns what is there.
-  std::vector<std::shared_ptr<Channel>> seal();
+  // From now on add_channel refuses; returns what is there. The first caller says why CLOSED comes.
+  std::vector<std::shared_ptr<Channel>> seal(Status status, const std::string& detail);
   ConnectionInfo info() const;
   void set_info(const ConnectionInfo& info);
 
-  // Ends everything once: posts, windows, then CLOSED. Channels must be shut by the caller.
-  void close(Status status, const std::string& detail);
+  // Ends everything once: posts, windows, then CLOSED. It is sealed and its channels are shut.
+  void close();
   bool closed() const { return closed_; }
 
  private:
@@ -81,6 +81,8 @@ class Connection {
   std::vector<std::shared_ptr<Channel>> channels_;
   ConnectionInfo info_;
   bool sealed_ = false;
+  Status end_status_ = Status::kOk;
+  std::string end_detail_;
   std::atomic<bool> closed_{false};
 };
 

@@ -142,12 +142,12 @@ ConnectionInfo Endpoint::info(uint64_t id) {
 void Endpoint::close_connection(uint64_t id, Status status, const std::string& detail) {
   auto connection = find_connection(id);
   if (!connection) return;
-  const auto channels = connection->seal();
+  const auto channels = connection->seal(status, detail);
   for (const auto& channel : channels) {
     std::lock_guard lock(channel->mutex);
     if (!channel->dead.exchange(true)) channel->shut();
   }
-  connection->close(status, detail);
+  connection->close();
   for (const auto& channel : channels) channel->lane->kick();  // it lets go of what is dead
 }
 

@@ -92,6 +92,7 @@ class Pair:
 
     def __init__(self, kind: Kind, *, authorize: bool = True, **options: int) -> None:
         self.kind = kind
+        self._kept: list[Bytes] = []  # lanes read and write it until the pair is closed
         self.receiver = kind.make(**options)
         self.sender = kind.make(**options)
         address = self.receiver.listen(kind.listen_on)
@@ -117,6 +118,7 @@ class Pair:
 
     def window(self, memory: Bytes, generation: int = 1, *, notify_chunks: bool = False) -> tuple[int, bytes]:
         """A window over all of ``memory``, which gets registered; returns (window, its descriptor)."""
+        self._kept.append(memory)
         self.receiver.register_memory(address_of(memory), memory.nbytes)
         window = self.receiver.open_window(
             self.to_sender, table([(address_of(memory), memory.nbytes)]), generation, notify_chunks=notify_chunks
@@ -127,6 +129,7 @@ class Pair:
         self, descriptor: bytes, memory: Bytes, generation: int = 1, *, at: int = 0, priority: int = 0, checksum: bool = True
     ) -> int:
         """Post all of ``memory``, which gets registered, to offset ``at`` of the window."""
+        self._kept.append(memory)
         self.sender.register_memory(address_of(memory), memory.nbytes)
         return self.sender.post(
             self.to_receiver,
@@ -159,3 +162,4 @@ class Pair:
     def close(self) -> None:
         self.sender.close()
         self.receiver.close()
+        self._kept.clear()
