@@ -46,7 +46,9 @@ KINDS = (
 )
 
 
-def until(backend: NativeBackend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S) -> list[Event]:
+def until(
+    backend: NativeBackend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S
+) -> list[Event]:
     """Events of ``backend`` until ``done`` holds for all that came; AssertionError when the time is over."""
     events: list[Event] = []
     deadline = time.monotonic() + timeout_s
@@ -121,12 +123,22 @@ class Pair:
         self._kept.append(memory)
         self.receiver.register_memory(address_of(memory), memory.nbytes)
         window = self.receiver.open_window(
-            self.to_sender, table([(address_of(memory), memory.nbytes)]), generation, notify_chunks=notify_chunks
+            self.to_sender,
+            table([(address_of(memory), memory.nbytes)]),
+            generation,
+            notify_chunks=notify_chunks,
         )
         return window, self.receiver.window_descriptor(window)
 
     def post(
-        self, descriptor: bytes, memory: Bytes, generation: int = 1, *, at: int = 0, priority: int = 0, checksum: bool = True
+        self,
+        descriptor: bytes,
+        memory: Bytes,
+        generation: int = 1,
+        *,
+        at: int = 0,
+        priority: int = 0,
+        checksum: bool = True,
     ) -> int:
         """Post all of ``memory``, which gets registered, to offset ``at`` of the window."""
         self._kept.append(memory)

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
-from tests.backends.pair import Kind, Pair, address_of, of_kind, random_bytes, settle, table, until, until_event
+from tests.backends.pair import (
+    Kind,
+    Pair,
+    address_of,
+    of_kind,
+    random_bytes,
+    settle,
+    table,
+    until,
+    until_event,
+)
 
 BIG = 48 << 20
 
@@ -127,8 +137,14 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
     here = until(pair.sender, lambda all: bool(of_kind(all, EventKind.CLOSED)))
     there = until(pair.receiver, lambda all: bool(of_kind(all, EventKind.CLOSED)))
     assert sorted(e.id for e in of_kind(here, EventKind.SENT)) == posts
-    assert {e.status for e in of_kind(here, EventKind.SENT)} <= {Status.OK, Status.CONNECTION_LOST, Status.REFUSED}
-    assert sorted(e.id for e in there if e.kind in (EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED)) == windows
+    assert {e.status for e in of_kind(here, EventKind.SENT)} <= {
+        Status.OK,
+        Status.CONNECTION_LOST,
+        Status.REFUSED,
+    }
+    assert (
+        sorted(e.id for e in there if e.kind in (EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED)) == windows
+    )
     # A sender that closes revokes what is being read at that moment.
     failures = {e.status for e in of_kind(there, EventKind.WINDOW_FAILED)}
     assert failures <= {Status.CONNECTION_LOST, Status.STALE_GENERATION}

@@ -41,12 +41,20 @@ def transfers(draw: st.DrawFn) -> Transfer:
     cuts = st.lists(st.integers(1, SPACE - 1), max_size=12)
     segments = _disjoint(draw, draw(cuts))
     total = sum(length for _, length in segments)
-    bounds = [0, *sorted(set(draw(st.lists(st.integers(1, max(1, total - 1)), max_size=12))) - {total}), total]
+    bounds = [
+        0,
+        *sorted(set(draw(st.lists(st.integers(1, max(1, total - 1)), max_size=12))) - {total}),
+        total,
+    ]
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
     # Sources may overlap; only the window must be filled once.
     pieces = [(draw(st.integers(0, SPACE - n)), n) for n in lengths]
     return Transfer(
-        segments, pieces, draw(st.permutations(range(len(pieces)))), draw(st.integers(1, 4)), draw(st.booleans())
+        segments,
+        pieces,
+        draw(st.permutations(range(len(pieces)))),
+        draw(st.integers(1, 4)),
+        draw(st.booleans()),
     )
 
 
@@ -57,7 +65,9 @@ def small_chunks(make_pair: Callable[..., Pair]) -> Pair:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(transfer=transfers(), seed=st.integers(0, 2**32 - 1))
-def test_random_windows_and_posts_match_the_numpy_model(small_chunks: Pair, transfer: Transfer, seed: int) -> None:
+def test_random_windows_and_posts_match_the_numpy_model(
+    small_chunks: Pair, transfer: Transfer, seed: int
+) -> None:
     pair = small_chunks
     source, target = random_bytes(SPACE, seed), np.zeros(SPACE, np.uint8)
     expected = target.copy()
@@ -147,6 +157,9 @@ def test_a_backend_may_connect_to_itself_many_times(kind: Kind) -> None:
     backend = kind.make()
     address = backend.listen(kind.listen_on)
     ids = [backend.connect(address, 5.0) for _ in range(8)]
-    events = until(backend, lambda all: len(of_kind(all, EventKind.ACCEPTED)) == len(of_kind(all, EventKind.CONNECTED)) == 8)
+    events = until(
+        backend,
+        lambda all: len(of_kind(all, EventKind.ACCEPTED)) == len(of_kind(all, EventKind.CONNECTED)) == 8,
+    )
     assert sorted(e.connection for e in of_kind(events, EventKind.CONNECTED)) == sorted(ids)
     backend.close()
