@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def make_pair(kind: Kind) -> Iterator[Callable[..., Pair]]:
     """Pairs of the kind under test; closed at the end."""
     pairs: list[Pair] = []
 
-    def make(**options: int) -> Pair:
+    def make(**options: Any) -> Pair:
         pairs.append(Pair(kind, **options))
         return pairs[-1]
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,11 @@ class Kind(NamedTuple):
     lanes: int
 
 
-def _shm_arena(**options: int) -> NativeBackend:
+def _shm_arena(**options: Any) -> NativeBackend:
     return ShmBackend(allow_direct=False, **{"arena_bytes": 4 << 20, **options})
 
 
-def _tcp_two_lanes(**options: int) -> NativeBackend:
+def _tcp_two_lanes(**options: Any) -> NativeBackend:
     return TcpBackend(lanes=2, **options)
 
 
@@ -61,7 +61,7 @@ def until(
     return events
 
 
-def of_kind(events: list[Event], kind: EventKind, id: int | None = None) -> list[Event]:
+def of_kind(events: Sequence[Event], kind: EventKind, id: int | None = None) -> list[Event]:
     return [e for e in events if e.kind == kind and (id is None or e.id == id)]
 
 
@@ -81,7 +81,7 @@ def address_of(memory: Bytes) -> int:
     return memory.ctypes.data
 
 
-def table(rows: list[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
+def table(rows: Sequence[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
     return np.array(rows, dtype=np.uint64)
 
 
@@ -92,7 +92,7 @@ def random_bytes(size: int, seed: int = 0) -> Bytes:
 class Pair:
     """``receiver`` listens and opens windows, ``sender`` connects and posts."""
 
-    def __init__(self, kind: Kind, *, authorize: bool = True, **options: int) -> None:
+    def __init__(self, kind: Kind, *, authorize: bool = True, **options: Any) -> None:
         self.kind = kind
         self._kept: list[Bytes] = []  # lanes read and write it until the pair is closed
         self.receiver = kind.make(**options)

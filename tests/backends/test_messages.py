@@ -78,7 +78,7 @@ def test_a_long_message_of_a_peer_without_authorization_ends_the_connection(
 def test_data_of_a_peer_without_authorization_ends_the_connection(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(authorize=False)
     target = np.zeros(4096, np.uint8)
-    window, descriptor = pair.window(target)
+    _, descriptor = pair.window(target)
     pair.sender.authorize(pair.to_receiver)
     pair.post(descriptor, random_bytes(4096))
     events = until(pair.receiver, lambda all: bool(of_kind(all, EventKind.CLOSED)))
@@ -126,7 +126,7 @@ def test_a_peer_that_takes_nothing_fills_a_bounded_queue_and_loses_nothing(pair:
 def test_a_message_is_sent_before_data_that_still_waits(pair: Pair) -> None:
     size = 96 << 20
     target = np.zeros(size, np.uint8)
-    window, descriptor = pair.window(target)
+    _, descriptor = pair.window(target)
     pair.post(descriptor, random_bytes(size))
     pair.sender.send(pair.to_receiver, b"overtakes")
     kinds = [e.kind for e in until(pair.receiver, lambda all: bool(of_kind(all, EventKind.WINDOW_DONE)))]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.backends.pair import Kind, Pair, address_of, of_kind, random_bytes, t
 
 
 class Transfer(NamedTuple):
-    """A window of ``segments`` (start, length) in the target, filled by ``pieces`` (start, length) of the source."""
+    """A window of ``segments`` of the target, filled by ``pieces`` of the source; both (start, length)."""
 
     segments: list[tuple[int, int]]
     pieces: list[tuple[int, int]]
@@ -31,7 +32,7 @@ SPACE = 200_000
 def _disjoint(draw: st.DrawFn, cuts: list[int]) -> list[tuple[int, int]]:
     """Ranges of [0, SPACE), some of which are left out, in any order."""
     bounds = [0, *sorted(set(cuts)), SPACE]
-    ranges = [(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    ranges = [(a, b - a) for a, b in pairwise(bounds) if b > a]
     kept = draw(st.lists(st.sampled_from(ranges), min_size=1, unique=True))
     return draw(st.permutations(kept))
 
@@ -46,7 +47,7 @@ def transfers(draw: st.DrawFn) -> Transfer:
         *sorted(set(draw(st.lists(st.integers(1, max(1, total - 1)), max_size=12))) - {total}),
         total,
     ]
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    lengths = [b - a for a, b in pairwise(bounds) if b > a]
     # Sources may overlap; only the window must be filled once.
     pieces = [(draw(st.integers(0, SPACE - n)), n) for n in lengths]
     return Transfer(
