@@ -57,16 +57,26 @@ def serve(kind: Kind) -> None:
                 answer(event.connection, {"ended": event.kind, "status": event.status})
 
 
+def spawn(kind: Kind) -> tuple[subprocess.Popen[str], str]:
+    """A serving process and the address that it listens on."""
+    command = [sys.executable, "-m", "tests.backends.peer", kind.name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
 class Peer:
     """The other process, connected to a backend of this one."""
 
     def __init__(self, kind: Kind, **options: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.backends.peer", kind.name], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
+        self.process, address = spawn(kind)
         self.backend = kind.make(**options)
-        self.connection = self.backend.connect(self.process.stdout.readline().strip(), 5.0)
+        self.connection = self.backend.connect(address, 5.0)
         until_event(self.backend, EventKind.CONNECTED)
         self.backend.authorize(self.connection)
         self._kept: list[Any] = []
@@ -103,10 +113,7 @@ class Peer:
         return until(self.backend, lambda events: bool(of_kind(events, EventKind.CLOSED)), timeout_s)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        end(self.process)
         self.backend.close()
 
 

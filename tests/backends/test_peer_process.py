@@ -13,7 +13,7 @@ import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
 from tests.backends.pair import Kind, of_kind, settle, until, until_event
-from tests.backends.peer import Peer
+from tests.backends.peer import Peer, end, spawn
 
 BIG = 64 << 20
 DEATH_NOTICED_S = 2.0
@@ -36,7 +36,6 @@ def test_bytes_cross_in_both_directions(peer: Peer) -> None:
     post = peer.post(descriptor, BIG, fill=5)
     window, mine, memory = peer.window(BIG)
     peer.order(post=BIG, descriptor=mine.hex(), fill=9)
-    ends: list[tuple[int, int]] = []
     events = until(peer.backend, lambda all: len(of_kind(all, EventKind.MESSAGE)) == 2)
     ends = [
         (m["ended"], m["status"])
@@ -120,28 +119,18 @@ def test_small_posts_to_a_stopped_peer_all_end_when_it_goes_on(peer: Peer) -> No
     assert sorted(e.id for e in of_kind(events, EventKind.SENT)) == posts
 
 
-def test_connecting_to_a_stopped_process_ends_in_time(kind: Kind, peer: Peer) -> None:
+def test_connecting_to_a_stopped_process_ends_in_time(kind: Kind) -> None:
     if kind.name.startswith("tcp"):
         pytest.skip("the kernel answers for a stopped tcp listener")
-    address = peer.backend.connection_info(peer.connection)
-    del address
-    import subprocess
-    import sys
-
-    other = subprocess.Popen(
-        [sys.executable, "-m", "tests.backends.peer", kind.name], stdout=subprocess.PIPE, text=True
-    )
+    process, address = spawn(kind)
+    process.send_signal(signal.SIGSTOP)
+    backend = kind.make()
     try:
-        assert other.stdout is not None
-        target = other.stdout.readline().strip()
-        other.send_signal(signal.SIGSTOP)
-        connection = peer.backend.connect(target, 0.3)
+        connection = backend.connect(address, 0.3)
         begun = time.monotonic()
-        closed = until_event(peer.backend, EventKind.CLOSED)
+        closed = until_event(backend, EventKind.CLOSED)
         assert (closed.connection, closed.status) == (connection, Status.IO_ERROR)
         assert time.monotonic() - begun < 2.0
     finally:
-        other.kill()
-        other.wait()
-        assert other.stdout is not None
-        other.stdout.close()
+        end(process)
+        backend.close()
