@@ -14,6 +14,9 @@
 
 namespace sage_kvt {
 namespace {
+// Then the channels get their turn; epoll tells of the connections that still wait.
+constexpr int kAcceptsATurn = 8;
+
 void pause_cpu() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -175,7 +178,11 @@ void Lane::accept_all() {
     watched = watched_;
   }
   for (const auto& w : watched)
-    for (int fd = w->listener->accept(); fd >= 0; fd = w->listener->accept()) w->on_accepted(fd);
+    for (int i = 0; i < kAcceptsATurn; ++i) {
+      const int fd = w->listener->accept();
+      if (fd < 0) break;
+      w->on_accepted(fd);
+    }
 }
 
 void Lane::run() {

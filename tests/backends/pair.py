@@ -17,7 +17,7 @@ from sage_kv_connector.backends.tcp import TcpBackend
 
 Bytes = npt.NDArray[np.uint8]
 #: Longer than anything here takes, even on a busy machine; only a hang uses it up.
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
 
 
 class Kind(NamedTuple):
@@ -67,6 +67,24 @@ def of_kind(events: Sequence[Event], kind: EventKind, id: int | None = None) -> 
 
 def until_event(backend: NativeBackend, kind: EventKind, id: int | None = None) -> Event:
     return of_kind(until(backend, lambda events: bool(of_kind(events, kind, id))), kind, id)[0]
+
+
+class Inbox:
+    """Events of one backend, kept until they are asked for."""
+
+    def __init__(self, backend: NativeBackend) -> None:
+        self._backend = backend
+        self._waiting: list[Event] = []
+
+    def next(self, kind: EventKind, id: int | None = None) -> Event:
+        """The oldest event of that kind (and id), waited for if need be."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := of_kind(self._waiting, kind, id)):
+            if not self._backend.wait(0.5) and time.monotonic() > deadline:
+                raise AssertionError(f"after {PATIENCE_S} s there were only {self._waiting}")
+            self._waiting += self._backend.poll()
+        self._waiting.remove(found[0])
+        return found[0]
 
 
 def settle(backend: NativeBackend, quiet_s: float = 0.2) -> list[Event]:
