@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two endpoints of one process that are connected and authorized.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "shm_channel.h"
+#include "tcp_channel.h"
+
+namespace sage_kvt {
+
+enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes };
+constexpr Kind kKinds[] = {Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
+constexpr double kPatienceS = 30;
+
+using Bytes = std::vector<uint8_t>;
+
+inline Bytes random_bytes(size_t size, unsigned seed) {
+  std::mt19937_64 random(seed);
+  Bytes bytes(size);
+  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(random());
+  return bytes;
+}
+
+inline uint64_t address_of(const Bytes& bytes) { return reinterpret_cast<uint64_t>(bytes.data()); }
+
+inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) {
+  EndpointOptions options;
+  options.chunk_bytes = chunk_bytes;
+  options.lanes = kind == Kind::kTcpLanes ? 3 : 1;
+  if (kind == Kind::kTcp || kind == Kind::kTcpLanes) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
+  return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});
+}
+
+// Takes events of an endpoint, in order, and remembers them all.
+class Inbox {
+ public:
+  explicit Inbox(Endpoint& endpoint) : endpoint_(endpoint) {}
+
+  void until(const std::function<bool()>& done) {
+    const uint64_t deadline = now_ns() + static_cast<uint64_t>(kPatienceS * 1e9);
+    while (!done()) {
+      CHECK(now_ns() < deadline);
+      endpoint_.wait(0.05);
+      take();
+    }
+  }
+  void take() {
+    for (auto& event : endpoint_.poll(256)) events.push_back(std::move(event));
+  }
+  size_t count(EventKind kind) const {
+    size_t found = 0;
+    for (const auto& event : events) found += event.kind == kind;
+    return found;
+  }
+  const Event* find(EventKind kind, uint64_t id) const {
+    for (const auto& event : events)
+      if (event.kind == kind && event.id == id) return &event;
+    return nullptr;
+  }
+  const Event& wait_for(EventKind kind, uint64_t id) {
+    until([&] { return find(kind, id) != nullptr; });
+    return *find(kind, id);
+  }
+  std::vector<Event> events;
+
+ private:
+  Endpoint& endpoint_;
+};
+
+class Pair {
+ public:
+  explicit Pair(Kind kind, uint64_t chunk_bytes = 64u << 10)
+      : receiver(make_endpoint(kind, chunk_bytes)),
+        sender(make_endpoint(kind, chunk_bytes)),
+        received(*receiver),
+        sent(*sender) {
+    const bool tcp = kind == Kind::kTcp || kind == Kind::kTcpLanes;
+    to_receiver = sender->connect(receiver->listen(tcp ? "127.0.0.1:0" : ""), 5.0);
+    sent.until([&] { return sent.count(EventKind::kConnected) == 1; });
+    received.until([&] { return received.count(EventKind::kAccepted) == 1; });
+    to_sender = received.events.back().connection;
+    sender->authorize(to_receiver);
+    receiver->authorize(to_sender);
+    const int lanes = kind == Kind::kTcpLanes ? 3 : 1;
+    for (int i = 0; sender->info(to_receiver).lanes != lanes || receiver->info(to_sender).lanes != lanes; ++i) {
+      CHECK(i < 10000);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+  uint64_t open(Bytes& target, uint64_t generation = 1, bool notify = false) {
+    receiver->register_memory(address_of(target), target.size());
+    return receiver->open_window(to_sender, {{address_of(target), target.size()}}, generation, notify);
+  }
+
+  uint64_t post(uint64_t window, const Bytes& source, uint64_t generation = 1, int priority = 0) {
+    sender->register_memory(address_of(source), source.size());
+    return sender->post(to_receiver, receiver->describe(window), {{address_of(source), 0, source.size()}}, generation,
+                        priority, true);
+  }
+
+  std::unique_ptr<Endpoint> receiver, sender;
+  Inbox received, sent;
+  uint64_t to_receiver = 0, to_sender = 0;
+};
+
+}  // namespace sage_kvt

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that may end a transfer, at any moment of it, from other threads.
+#include <algorithm>
+#include <atomic>
+
+#include "pair.h"
+
+using namespace sage_kvt;
+
+namespace {
+
+constexpr size_t kSize = 3u << 20;
+constexpr int kRounds = 12;
+
+void pause_up_to(std::mt19937& random, int most_us) {
+  std::this_thread::sleep_for(std::chrono::microseconds(random() % static_cast<unsigned>(most_us)));
+}
+
+// After SENT the source is overwritten at once: what counts as landed must not show it.
+void cancel_races_with_the_transfer(Kind kind) {
+  Pair pair(kind);
+  std::mt19937 random(1);
+  for (int round = 0; round < kRounds; ++round) {
+    Bytes source(kSize, 1), target(kSize, 0);
+    const uint64_t window = pair.open(target, 1, true);
+    const uint64_t post = pair.post(window, source);
+    std::thread canceller([&] {
+      pause_up_to(random, 3000);
+      pair.sender->cancel(post);
+    });
+    pair.sent.wait_for(EventKind::kSent, post);
+    const Status status = pair.sent.find(EventKind::kSent, post)->status;
+    CHECK(status == Status::kOk || status == Status::kCancelled);
+    std::fill(source.begin(), source.end(), 2);
+    canceller.join();
+    if (status == Status::kOk) pair.received.wait_for(EventKind::kWindowDone, window);
+    const uint64_t landed = pair.receiver->close_window(window);
+    CHECK(landed <= kSize);
+    pair.received.take();
+    for (const auto& event : pair.received.events)
+      if (event.kind == EventKind::kLanded && event.id == window)
+        for (uint64_t i = 0; i < event.length; ++i) CHECK(target[event.offset + i] == 1);
+    pair.received.events.clear();
+  }
+}
+
+void close_window_races_with_the_transfer(Kind kind) {
+  Pair pair(kind);
+  std::mt19937 random(2);
+  for (int round = 0; round < kRounds; ++round) {
+    const Bytes source(kSize, 1);
+    Bytes target(kSize, 0);
+    const uint64_t window = pair.open(target);
+    const uint64_t post = pair.post(window, source);
+    pause_up_to(random, 3000);
+    const uint64_t landed = pair.receiver->close_window(window);
+    const auto before = static_cast<uint64_t>(std::count(target.begin(), target.end(), 1));
+    CHECK(landed <= before);
+    std::fill(target.begin(), target.end(), 3);
+    pair.sent.wait_for(EventKind::kSent, post);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    CHECK(std::count(target.begin(), target.end(), 3) == static_cast<long>(kSize));
+  }
+}
+
+// Posts, messages, windows, cancels and waits from several threads while one side hangs up.
+void hanging_up_races_with_everything(Kind kind) {
+  std::mt19937 random(3);
+  for (int round = 0; round < kRounds; ++round) {
+    Pair pair(kind);
+    const Bytes source = random_bytes(kSize, 1);
+    Bytes target(kSize);
+    pair.sender->register_memory(address_of(source), kSize);
+    pair.receiver->register_memory(address_of(target), kSize);
+    std::atomic<bool> over{false};
+    std::atomic<size_t> posted{0}, opened{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 2; ++t)
+      threads.emplace_back([&] {
+        while (!over) {
+          try {
+            const uint64_t window = pair.receiver->open_window(pair.to_sender, {{address_of(target), kSize}}, 1, false);
+            ++opened;
+            const uint64_t post =
+                pair.sender->post(pair.to_receiver, {window, 1, kSize}, {{address_of(source), 0, kSize}}, 1, 0, true);
+            ++posted;
+            pair.sender->send(pair.to_receiver, "hello");
+            pair.receiver->send(pair.to_sender, "hello");
+            pair.sender->cancel(post - 1);
+          } catch (const std::invalid_argument&) {
+            return;  // the connection is closed
+          }
+          std::this_thread::sleep_for(std::chrono::microseconds(200));
+        }
+      });
+    threads.emplace_back([&] { pair.received.until([&] { return pair.received.count(EventKind::kClosed) == 1; }); });
+    const unsigned how = random() % 4;
+    std::thread closer([&] {
+      pause_up_to(random, 8000);
+      if (how == 0) pair.sender->close_connection(pair.to_receiver, Status::kCancelled, "");
+      if (how == 1) pair.receiver->close_connection(pair.to_sender, Status::kCancelled, "");
+      if (how == 2) pair.sender->close();
+      if (how == 3) pair.receiver->close();
+    });
+    pair.sent.until([&] { return pair.sent.count(EventKind::kClosed) == 1; });
+    closer.join();
+    over = true;
+    for (auto& thread : threads) thread.join();
+    pair.sender->close();
+    pair.receiver->close();
+    pair.sent.take();
+    pair.received.take();
+    CHECK(pair.sent.count(EventKind::kSent) == posted);
+    CHECK(pair.received.count(EventKind::kWindowDone) + pair.received.count(EventKind::kWindowFailed) == opened);
+    CHECK(pair.sent.events.back().kind == EventKind::kClosed && pair.sent.count(EventKind::kClosed) == 1);
+    CHECK(pair.received.events.back().kind == EventKind::kClosed && pair.received.count(EventKind::kClosed) == 1);
+  }
+}
+
+// Connections come and go while an endpoint is closed.
+void closing_races_with_connecting(Kind kind) {
+  std::mt19937 random(4);
+  const bool tcp = kind == Kind::kTcp || kind == Kind::kTcpLanes;
+  for (int round = 0; round < kRounds; ++round) {
+    auto server = make_endpoint(kind, 64u << 10), client = make_endpoint(kind, 64u << 10);
+    const std::string address = server->listen(tcp ? "127.0.0.1:0" : "");
+    std::thread connecting([&] {
+      for (int i = 0; i < 50; ++i) {
+        try {
+          client->authorize(client->connect(address, 1.0));
+        } catch (const std::exception&) {
+          return;
+        }
+        for (const auto& event : server->poll(16))
+          if (event.kind == EventKind::kAccepted) server->authorize(event.connection);
+      }
+    });
+    std::thread waiting([&] { client->wait(0.02); });
+    pause_up_to(random, 4000);
+    (round % 2 ? *server : *client).close();
+    connecting.join();
+    waiting.join();
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (Kind kind : kKinds) {
+    std::fprintf(stderr, "kind %d\n", static_cast<int>(kind));
+    RUN(cancel_races_with_the_transfer, kind);
+    RUN(close_window_races_with_the_transfer, kind);
+    RUN(hanging_up_races_with_everything, kind);
+    RUN(closing_races_with_connecting, kind);
+  }
+}
