@@ -2,8 +2,10 @@
 // Two endpoints of one process that are connected and authorized.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,7 +29,10 @@ using Bytes = std::vector<uint8_t>;
 inline Bytes random_bytes(size_t size, unsigned seed) {
   std::mt19937_64 random(seed);
   Bytes bytes(size);
-  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(random());
+  for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
+    const uint64_t word = random();
+    std::memcpy(bytes.data() + i, &word, std::min(sizeof word, size - i));
+  }
   return bytes;
 }
 

@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kSize = 3u << 20;
 constexpr int kRounds = 12;
+// Of the memory that posters fill, each slice once.
+constexpr size_t kSlice = 256u << 10, kSlices = 40, kPosters = 2;
 
 void pause_up_to(std::mt19937& random, int most_us) {
   std::this_thread::sleep_for(std::chrono::microseconds(random() % static_cast<unsigned>(most_us)));
@@ -68,21 +70,22 @@ void hanging_up_races_with_everything(Kind kind) {
   std::mt19937 random(3);
   for (int round = 0; round < kRounds; ++round) {
     Pair pair(kind);
-    const Bytes source = random_bytes(kSize, 1);
-    Bytes target(kSize);
-    pair.sender->register_memory(address_of(source), kSize);
-    pair.receiver->register_memory(address_of(target), kSize);
+    const Bytes source = random_bytes(kSlice, 1);
+    Bytes target(kPosters * kSlices * kSlice);
+    pair.sender->register_memory(address_of(source), kSlice);
+    pair.receiver->register_memory(address_of(target), target.size());
     std::atomic<bool> over{false};
     std::atomic<size_t> posted{0}, opened{0};
     std::vector<std::thread> threads;
-    for (int t = 0; t < 2; ++t)
-      threads.emplace_back([&] {
-        while (!over) {
+    for (size_t t = 0; t < kPosters; ++t)
+      threads.emplace_back([&, t] {
+        for (size_t i = 0; i < kSlices && !over; ++i) {
           try {
-            const uint64_t window = pair.receiver->open_window(pair.to_sender, {{address_of(target), kSize}}, 1, false);
+            const Segment slice{address_of(target) + (t * kSlices + i) * kSlice, kSlice};
+            const uint64_t window = pair.receiver->open_window(pair.to_sender, {slice}, 1, false);
             ++opened;
             const uint64_t post =
-                pair.sender->post(pair.to_receiver, {window, 1, kSize}, {{address_of(source), 0, kSize}}, 1, 0, true);
+                pair.sender->post(pair.to_receiver, {window, 1, kSlice}, {{address_of(source), 0, kSlice}}, 1, 0, true);
             ++posted;
             pair.sender->send(pair.to_receiver, "hello");
             pair.receiver->send(pair.to_sender, "hello");

@@ -63,7 +63,7 @@ void many_threads_post(Kind kind) {
 
 void urgent_posts_overtake(Kind kind) {
   Pair pair(kind, 1u << 20);
-  const Bytes source = random_bytes(64u << 20, 1), urgent = random_bytes(100000, 2);
+  const Bytes source = random_bytes(40u << 20, 1), urgent = random_bytes(100000, 2);
   Bytes target(source.size()), urgent_target(urgent.size());
   const uint64_t window = pair.open(target), urgent_window = pair.open(urgent_target);
   pair.post(window, source, 1, 5);
@@ -71,6 +71,7 @@ void urgent_posts_overtake(Kind kind) {
   pair.received.wait_for(EventKind::kWindowDone, window);
   CHECK(pair.received.events.back().id == window);
   CHECK(pair.received.find(EventKind::kWindowDone, urgent_window) != nullptr);
+  pair.sent.until([&] { return pair.sent.count(EventKind::kSent) == 2; });
   CHECK(target == source && urgent_target == urgent);
 }
 
