@@ -325,10 +325,10 @@ void Endpoint::cancel(uint64_t id) {
 void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length) {
   counters.bytes_landed += length;
   ++counters.chunks_landed;
-  const bool complete = window->land(length);
   Event event;
   event.connection = window->connection;
   event.id = window->id;
+  // Told before it counts, so that another lane's last chunk can't end the window first.
   if (window->notify_chunks) {
     event.kind = EventKind::kLanded;
     event.offset = offset;
@@ -336,12 +336,11 @@ void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t off
     if (auto connection = find_connection(window->connection)) connection->inbox_bytes += kEventBytes;
     completions_.push(event);
   }
-  if (complete) {
-    event.kind = EventKind::kWindowDone;
-    event.offset = 0;
-    event.length = window->size();
-    completions_.push(std::move(event));
-  }
+  if (!window->land(length)) return;
+  event.kind = EventKind::kWindowDone;
+  event.offset = 0;
+  event.length = window->size();
+  completions_.push(std::move(event));
 }
 
 void Endpoint::window_failed(const std::shared_ptr<Window>& window, Status status, uint64_t offset, uint64_t length,

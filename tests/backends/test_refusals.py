@@ -149,7 +149,7 @@ def test_arguments_are_checked_by_name(kind: Kind, pair: Pair) -> None:
     with pytest.raises(ValueError, match="segments has shape"):
         pair.receiver.open_window(pair.to_sender, good, 1)
     with pytest.raises(ValueError, match="dtype int64"):
-        pair.sender.post(pair.to_receiver, descriptor, good.astype(np.int64), 1)  # type: ignore[arg-type]
+        pair.sender.post(pair.to_receiver, descriptor, good.astype(np.int64), 1)
     with pytest.raises(ValueError, match="hold no bytes"):
         pair.sender.post(pair.to_receiver, descriptor, good[:0], 1)
     with pytest.raises(ValueError, match="at least one segment"):
