@@ -89,13 +89,12 @@ class Peer:
         self.order(open=size)
         return bytes.fromhex(json.loads(until_event(self.backend, EventKind.MESSAGE).payload)["descriptor"])
 
-    def post(self, descriptor: bytes, size: int, fill: int = 1) -> int:
+    def post(self, descriptor: bytes, size: int, fill: int = 1, **options: Any) -> int:
         memory = np.full(size, fill, np.uint8)
         self._kept.append(memory)
         self.backend.register_memory(address_of(memory), size)
-        return self.backend.post(
-            self.connection, descriptor, table([(address_of(memory), 0, size)]), GENERATION
-        )
+        rows = table([(address_of(memory), 0, size)])
+        return self.backend.post(self.connection, descriptor, rows, GENERATION, **options)
 
     def window(self, size: int, **options: Any) -> tuple[int, bytes, Any]:
         """A window of ``size`` bytes here; returns (window, descriptor, memory)."""

@@ -119,6 +119,18 @@ def test_small_posts_to_a_stopped_peer_all_end_when_it_goes_on(peer: Peer) -> No
     assert sorted(e.id for e in of_kind(events, EventKind.SENT)) == posts
 
 
+def test_an_urgent_post_overtakes_one_that_already_waits_for_the_peer(peer: Peer) -> None:
+    """Only a bounded part of the long post is on its way, however long the peer takes nothing."""
+    long, urgent = peer.open(96 << 20), peer.open(1 << 20)
+    peer.signal(signal.SIGSTOP)
+    waiting = peer.post(long, 96 << 20, priority=5)
+    time.sleep(0.2)
+    overtaking = peer.post(urgent, 1 << 20, priority=-5)
+    peer.signal(signal.SIGCONT)
+    events = until(peer.backend, lambda all: len(of_kind(all, EventKind.SENT)) == 2)
+    assert [e.id for e in of_kind(events, EventKind.SENT)] == [overtaking, waiting]
+
+
 def test_connecting_to_a_stopped_process_ends_in_time(kind: Kind) -> None:
     if kind.name.startswith("tcp"):
         pytest.skip("the kernel answers for a stopped tcp listener")
