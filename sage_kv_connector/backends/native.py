@@ -8,7 +8,7 @@ checks of shapes and types, and the shape of what comes back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import (
@@ -105,24 +105,10 @@ class NativeBackend:
         return self._endpoint.counters()
 
     def close(self) -> None:
-        endpoint, self._endpoint = self._endpoint, _CLOSED
-        endpoint.close()  # the last reference: its descriptors go with it
+        self._endpoint.close()
 
     def _without_scheme(self, address: str) -> str:
         scheme, separator, rest = address.partition("://")
         if not separator or scheme != self.scheme:
             raise ValueError(f"address {address!r} must start with {self.scheme}://")
         return rest
-
-
-class _ClosedEndpoint:
-    """Stands where the endpoint was; every use but ``close`` says that it is gone."""
-
-    def close(self) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        raise ValueError("the backend is closed")
-
-
-_CLOSED = cast("_data_plane.Endpoint", _ClosedEndpoint())

@@ -69,11 +69,16 @@ nb::dict counters_of(const Counters& c) {
   return out;
 }
 
+constexpr uint64_t kMaxSpinUs = 100000;
+
 EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us) {
   if (lanes < 1 || lanes > 16) throw std::invalid_argument("lanes is " + std::to_string(lanes) + ", allowed: 1 to 16");
   if (chunk_bytes < 4096 || chunk_bytes > kMaxChunkBytes)
     throw std::invalid_argument("chunk_bytes is " + std::to_string(chunk_bytes) + ", allowed: 4096 to " +
                                 std::to_string(kMaxChunkBytes));
+  if (spin_us > kMaxSpinUs)
+    throw std::invalid_argument("spin_us is " + std::to_string(spin_us) + ", allowed: 0 to " +
+                                std::to_string(kMaxSpinUs));
   EndpointOptions options;
   options.lanes = lanes;
   options.chunk_bytes = chunk_bytes;
@@ -144,9 +149,9 @@ NB_MODULE(_data_plane, m) {
           },
           "connection"_a, "window_descriptor"_a, "descriptors"_a, "generation"_a, "priority"_a, "checksum"_a)
       .def("cancel", &Endpoint::cancel, "post"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("poll", [](Endpoint& e, size_t max_events) { return events_of(e.completions().take(max_events)); })
+      .def("poll", [](Endpoint& e, size_t max_events) { return events_of(e.poll(max_events)); })
       .def("wait", &Endpoint::wait, "timeout_s"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("fileno", [](Endpoint& e) { return e.completions().fd(); })
+      .def("fileno", &Endpoint::fileno)
       .def("counters", [](Endpoint& e) { return counters_of(e.counters); })
       .def("close", &Endpoint::close, nb::call_guard<nb::gil_scoped_release>());
 
@@ -155,6 +160,9 @@ NB_MODULE(_data_plane, m) {
           "__init__",
           [](TcpEndpoint* self, int lanes, uint64_t chunk_bytes, uint64_t spin_us, int socket_buffer,
              const std::string& local_address) {
+            if (socket_buffer < 0)
+              throw std::invalid_argument("socket_buffer is " + std::to_string(socket_buffer) +
+                                          ", must be 0 (the kernel's own) or a size in bytes");
             new (self) TcpEndpoint(options_of(lanes, chunk_bytes, spin_us), TcpOptions{socket_buffer, local_address});
           },
           nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a);

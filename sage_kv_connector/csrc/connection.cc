@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "connection.h"
 
+#include <utility>
+
 #include "endpoint.h"
 
 namespace sage_kvt {
 namespace {
 // A peer that reads nothing can't make us keep more than this.
 constexpr size_t kMaxQueuedMessageBytes = 16u << 20;
+// Nor one that sends more than the layer above takes.
+constexpr size_t kMaxInboxBytes = 16u << 20, kMaxUnauthorizedInboxBytes = 1u << 20;
 }  // namespace
 
 bool Connection::take_message(const Channel& channel, std::string* message) {
@@ -38,6 +42,10 @@ void Connection::chunk_done(const std::shared_ptr<Post>& post, Status status, co
     queue_.erase({post->priority, post->id});
   }
   if (post->chunks_in_flight == 0 && (post->all_cut() || post->status != Status::kOk)) finish_locked(post);
+}
+
+bool Connection::inbox_full() const {
+  return inbox_bytes >= (authorized ? kMaxInboxBytes : kMaxUnauthorizedInboxBytes);
 }
 
 bool Connection::has_work() const {
@@ -73,7 +81,6 @@ std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
   auto found = posts_.find(post_id);
   if (found == posts_.end()) return nullptr;
   auto post = found->second;
-  post->cancelled = true;
   if (post->status == Status::kOk) post->status = Status::kCancelled;
   queue_.erase({post->priority, post->id});
   return post;
@@ -93,16 +100,8 @@ void Connection::finish_locked(const std::shared_ptr<Post>& post) {
   event.status = post->status;
   event.length = post->status == Status::kOk ? post->total : 0;
   event.detail = post->detail;
-  endpoint.post_ended(post->id);
+  endpoint.post_ended(*post);
   endpoint.completions().push(std::move(event));
-}
-
-bool Connection::posts_touch(const MemoryRegions::Region& region) const {
-  std::lock_guard lock(mutex_);
-  for (const auto& [id, post] : posts_)
-    for (const auto& d : post->descriptors)
-      if (region.touches(d.local, d.length)) return true;
-  return false;
 }
 
 std::vector<std::shared_ptr<Channel>> Connection::channels() const {
@@ -110,15 +109,26 @@ std::vector<std::shared_ptr<Channel>> Connection::channels() const {
   return channels_;
 }
 
-void Connection::add_channel(std::shared_ptr<Channel> channel) {
+bool Connection::add_channel(std::shared_ptr<Channel> channel) {
   std::lock_guard lock(mutex_);
+  if (sealed_) return false;
   channels_.push_back(std::move(channel));
+  return true;
 }
 
 void Connection::drop_channels() {
   std::vector<std::shared_ptr<Channel>> dropped;
   std::lock_guard lock(mutex_);
   dropped.swap(channels_);
+}
+
+std::vector<std::shared_ptr<Channel>> Connection::seal(Status status, const std::string& detail) {
+  std::lock_guard lock(mutex_);
+  if (!std::exchange(sealed_, true)) {
+    end_status_ = status;
+    end_detail_ = detail;
+  }
+  return channels_;
 }
 
 ConnectionInfo Connection::info() const {
@@ -133,7 +143,7 @@ void Connection::set_info(const ConnectionInfo& info) {
   info_ = info;
 }
 
-void Connection::close(Status status, const std::string& detail) {
+void Connection::close() {
   {
     std::lock_guard lock(mutex_);
     if (closed_.exchange(true)) return;
@@ -146,7 +156,7 @@ void Connection::close(Status status, const std::string& detail) {
     }
     channels_.clear();
   }
-  endpoint.connection_closed(id, status, detail);
+  endpoint.connection_closed(id, end_status_, end_detail_);
 }
 
 }  // namespace sage_kvt

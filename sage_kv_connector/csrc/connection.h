@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "event.h"
-#include "memory_region.h"
 #include "post.h"
 
 namespace sage_kvt {
@@ -36,6 +35,10 @@ class Connection {
   std::atomic<bool> announced{false};  // the layer above knows it, so it gets a CLOSED
   std::atomic<bool> counted{false};    // among the endpoint's unauthorized ones
 
+  // Cost of the events of this peer that nobody took yet; channels read no more while it is full.
+  std::atomic<size_t> inbox_bytes{0};
+  bool inbox_full() const;
+
   // -- work for channels
 
   // False if none waits; messages go over the first channel only, chunks once authorized.
@@ -54,16 +57,17 @@ class Connection {
   // Reports SENT for a stopped post once nothing of it is in flight.
   void settle(const std::shared_ptr<Post>& post);
 
-  bool posts_touch(const MemoryRegions::Region& region) const;
-
   std::vector<std::shared_ptr<Channel>> channels() const;
-  void add_channel(std::shared_ptr<Channel> channel);
+  // False once sealed: the caller shuts the channel.
+  bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();
+  // From now on add_channel refuses; returns what is there. The first caller says why CLOSED comes.
+  std::vector<std::shared_ptr<Channel>> seal(Status status, const std::string& detail);
   ConnectionInfo info() const;
   void set_info(const ConnectionInfo& info);
 
-  // Ends everything once: posts, windows, then CLOSED. Channels must be shut by the caller.
-  void close(Status status, const std::string& detail);
+  // Ends everything once: posts, windows, then CLOSED. It is sealed and its channels are shut.
+  void close();
   bool closed() const { return closed_; }
 
  private:
@@ -76,6 +80,9 @@ class Connection {
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
   std::vector<std::shared_ptr<Channel>> channels_;
   ConnectionInfo info_;
+  bool sealed_ = false;
+  Status end_status_ = Status::kOk;
+  std::string end_detail_;
   std::atomic<bool> closed_{false};
 };
 

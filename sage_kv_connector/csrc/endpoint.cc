@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "endpoint.h"
 
-#include <poll.h>
-
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 namespace sage_kvt {
@@ -12,6 +11,11 @@ namespace {
 constexpr size_t kMaxDrivenByWaiter = 4;
 // A waiter whose events keep coming just after it slept spins up to this many times longer.
 constexpr uint64_t kMostSpins = 4;
+constexpr double kMaxTimeoutS = 86400;
+// What an event costs besides its payload.
+constexpr size_t kEventBytes = sizeof(Event);
+
+bool fills_inbox(const Event& event) { return event.kind == EventKind::kMessage || event.kind == EventKind::kLanded; }
 }  // namespace
 
 Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spin_ns_(options.spin_ns) {
@@ -22,39 +26,38 @@ Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spi
 Endpoint::~Endpoint() { close(); }
 
 void Endpoint::close() {
-  if (closed_.exchange(true)) return;
-  std::vector<uint64_t> ids;
+  std::vector<uint64_t> connections, windows;
   {
-    std::shared_lock lock(mutex_);
-    for (const auto& [id, connection] : connections_) ids.push_back(id);
+    std::unique_lock lock(mutex_);
+    if (closed_.exchange(true)) return;
+    for (const auto& [id, connection] : connections_) connections.push_back(id);
+    for (const auto& [id, window] : windows_) windows.push_back(id);
   }
-  for (uint64_t id : ids) close_connection(id, Status::kCancelled, "closed here");
   for (auto& lane : lanes_) lane->stop();
+  for (uint64_t id : connections) close_connection(id, Status::kCancelled, "closed here");
+  for (uint64_t id : windows) close_window(id);
+  completions_.close();
 }
 
-void Endpoint::deregister_memory(uint64_t region) {
-  const std::string name = "memory region " + std::to_string(region);
-  MemoryRegions::Region bounds;
-  if (!regions_.get(region, &bounds)) throw std::invalid_argument(name + " is unknown");
-  std::vector<std::shared_ptr<Connection>> connections;  // asked without our lock: theirs is the outer one
-  {
-    std::shared_lock lock(mutex_);
-    for (const auto& [id, window] : windows_)
-      if (window->touches(bounds)) throw std::invalid_argument(name + " is used by window " + std::to_string(id));
-    for (const auto& [id, connection] : connections_) connections.push_back(connection);
-  }
-  for (const auto& connection : connections)
-    if (connection->posts_touch(bounds)) throw std::invalid_argument(name + " is used by a post that has not ended");
-  regions_.remove(region);
+void Endpoint::throw_if_closed() const {
+  if (closed_) throw std::invalid_argument("the backend is closed");
+}
+
+uint64_t Endpoint::deadline_after(double timeout_s) {
+  if (!(timeout_s > 0) || timeout_s > kMaxTimeoutS)
+    throw std::invalid_argument("timeout_s is " + std::to_string(timeout_s) + ", must be more than 0 and at most " +
+                                std::to_string(static_cast<int>(kMaxTimeoutS)));
+  return now_ns() + static_cast<uint64_t>(timeout_s * 1e9);
 }
 
 std::shared_ptr<Connection> Endpoint::new_connection(bool incoming) {
-  if (closed_ || (incoming && unauthorized_ >= kMaxUnauthorizedConnections)) return nullptr;
+  if (incoming && unauthorized_ >= kMaxUnauthorizedConnections) return nullptr;
   auto connection = std::make_shared<Connection>(*this, next_id_++);
   connection->announced = !incoming;
   connection->counted = incoming;
-  unauthorized_ += incoming;
   std::unique_lock lock(mutex_);
+  if (closed_) return nullptr;
+  unauthorized_ += incoming;
   connections_[connection->id] = connection;
   return connection;
 }
@@ -83,16 +86,46 @@ std::shared_ptr<Window> Endpoint::find_window(uint64_t id) {
 }
 
 void Endpoint::attach(const std::shared_ptr<Channel>& channel) {
-  channel->connection->add_channel(channel);
-  lane(next_lane_++).add(channel);
+  auto& lane = this->lane(next_lane_++);
+  channel->lane = &lane;
+  if (channel->connection->add_channel(channel)) {
+    lane.add(channel);
+  } else {
+    std::lock_guard lock(channel->mutex);
+    if (!channel->dead.exchange(true)) channel->shut();
+  }
 }
 
-void Endpoint::emit(EventKind kind, uint64_t connection, std::string payload) {
+void Endpoint::emit(EventKind kind, uint64_t connection) {
   Event event;
   event.kind = kind;
   event.connection = connection;
+  completions_.push(std::move(event));
+}
+
+void Endpoint::emit_message(Connection& connection, std::string payload) {
+  ++counters.messages_received;
+  connection.inbox_bytes += kEventBytes + payload.size();
+  Event event;
+  event.kind = EventKind::kMessage;
+  event.connection = connection.id;
   event.payload = std::move(payload);
   completions_.push(std::move(event));
+}
+
+std::vector<Event> Endpoint::poll(size_t max_events) {
+  auto events = completions_.take(max_events);
+  for (const auto& event : events) {
+    if (!fills_inbox(event)) continue;
+    auto connection = find_connection(event.connection);
+    if (!connection) continue;
+    const bool was_full = connection->inbox_full();
+    connection->inbox_bytes -= kEventBytes + event.payload.size();
+    if (!was_full || connection->inbox_full()) continue;
+    for (const auto& channel : connection->channels()) channel->woken = true;
+    kick(*connection);
+  }
+  return events;
 }
 
 void Endpoint::authorize(uint64_t id) {
@@ -111,11 +144,13 @@ ConnectionInfo Endpoint::info(uint64_t id) {
 void Endpoint::close_connection(uint64_t id, Status status, const std::string& detail) {
   auto connection = find_connection(id);
   if (!connection) return;
-  for (const auto& channel : connection->channels()) {
+  const auto channels = connection->seal(status, detail);
+  for (const auto& channel : channels) {
     std::lock_guard lock(channel->mutex);
     if (!channel->dead.exchange(true)) channel->shut();
   }
-  connection->close(status, detail);
+  connection->close();
+  for (const auto& channel : channels) channel->lane->kick();  // it lets go of what is dead
 }
 
 void Endpoint::doom(const std::shared_ptr<Connection>& connection, Status status, const std::string& detail) {
@@ -163,8 +198,7 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
 }
 
 void Endpoint::kick(Connection& connection) {
-  for (const auto& channel : connection.channels())
-    if (channel->lane) channel->lane->kick();
+  for (const auto& channel : connection.channels()) channel->lane->kick();
 }
 
 bool Endpoint::send(uint64_t id, std::string message) {
@@ -183,17 +217,19 @@ uint64_t Endpoint::open_window(uint64_t id, const std::vector<Segment>& segments
   if (!find_connection(id)) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
   if (generation == 0) throw std::invalid_argument("generation must not be 0");
   if (segments.empty()) throw std::invalid_argument("a window needs at least one segment");
-  const size_t outside = regions_.first_outside(
-      segments, [](const Segment& s) { return s.address; }, [](const Segment& s) { return s.length; });
-  if (outside < segments.size())
-    throw std::invalid_argument("segment [" + std::to_string(segments[outside].address) + ", +" +
-                                std::to_string(segments[outside].length) + ") is not registered memory");
-  auto window = std::make_shared<Window>(next_id_++, id, generation, segments, notify);
-  std::unique_lock lock(mutex_);
-  if (connections_.find(id) == connections_.end())
-    throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
-  windows_[window->id] = window;
-  return window->id;
+  for (size_t i = 0; i < segments.size(); ++i)
+    if (segments[i].length == 0) throw std::invalid_argument("segment " + std::to_string(i) + " has length 0");
+  auto window =
+      std::make_shared<Window>(next_id_++, id, generation, segments, notify, regions_.use(segments, "segment"));
+  {
+    std::unique_lock lock(mutex_);
+    if (connections_.count(id) > 0) {
+      windows_[window->id] = window;
+      return window->id;
+    }
+  }
+  regions_.release(window->regions);
+  throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
 }
 
 WindowDescriptor Endpoint::describe(uint64_t id) {
@@ -211,21 +247,23 @@ uint64_t Endpoint::close_window(uint64_t id) {
     window = found->second;
     windows_.erase(found);
   }
-  return window->close();
+  const uint64_t landed = window->close();
+  regions_.release(window->regions);
+  return landed;
 }
 
 uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::vector<Descriptor>& descriptors,
                         uint64_t generation, int priority, bool checksum) {
   auto connection = find_connection(id);
   if (!connection) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+  if (generation == 0) throw std::invalid_argument("generation must not be 0");
   auto post = std::make_shared<Post>();
   post->descriptors = merge_descriptors(descriptors);
   if (post->descriptors.empty()) throw std::invalid_argument("descriptors hold no bytes");
-  const size_t outside = regions_.first_outside(
-      post->descriptors, [](const Descriptor& d) { return d.local; }, [](const Descriptor& d) { return d.length; });
-  if (outside < post->descriptors.size())
-    throw std::invalid_argument("descriptor [" + std::to_string(post->descriptors[outside].local) + ", +" +
-                                std::to_string(post->descriptors[outside].length) + ") is not registered memory");
+  std::vector<Segment> local;
+  local.reserve(descriptors.size());
+  for (const auto& d : descriptors)
+    if (d.length > 0) local.push_back({d.local, d.length});
   for (const auto& d : post->descriptors) {
     if (d.remote > target.size || d.length > target.size - d.remote)
       throw std::invalid_argument("descriptor at offset " + std::to_string(d.remote) + ", length " +
@@ -233,6 +271,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
                                   " bytes");
     post->total += d.length;
   }
+  post->regions = regions_.use(local, "descriptor");
   post->id = next_id_++;
   post->window = target.window;
   post->generation = generation;
@@ -244,7 +283,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
     post_owner_[post->id] = connection;
   }
   if (!connection->queue_post(post)) {
-    post_ended(post->id);
+    post_ended(*post);
     throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
   }
   if (small) {
@@ -254,7 +293,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
       if (lock.owns_lock() && !channels[0]->dead) {
         channels[0]->progress();
         channels[0]->hot_until = now_ns() + options_.spin_ns;
-        if (!connection->has_work()) return post->id;
+        if (!connection->has_work() && (channels[0]->dead || !channels[0]->stuck())) return post->id;
       }
     }
   }
@@ -262,9 +301,10 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
   return post->id;
 }
 
-void Endpoint::post_ended(uint64_t id) {
+void Endpoint::post_ended(const Post& post) {
+  regions_.release(post.regions);
   std::unique_lock lock(mutex_);
-  post_owner_.erase(id);
+  post_owner_.erase(post.id);
 }
 
 void Endpoint::cancel(uint64_t id) {
@@ -287,22 +327,22 @@ void Endpoint::cancel(uint64_t id) {
 void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length) {
   counters.bytes_landed += length;
   ++counters.chunks_landed;
-  const bool complete = window->land(length);
   Event event;
   event.connection = window->connection;
   event.id = window->id;
+  // Told before it counts, so that another lane's last chunk can't end the window first.
   if (window->notify_chunks) {
     event.kind = EventKind::kLanded;
     event.offset = offset;
     event.length = length;
+    if (auto connection = find_connection(window->connection)) connection->inbox_bytes += kEventBytes;
     completions_.push(event);
   }
-  if (complete) {
-    event.kind = EventKind::kWindowDone;
-    event.offset = 0;
-    event.length = window->size();
-    completions_.push(std::move(event));
-  }
+  if (!window->land(length)) return;
+  event.kind = EventKind::kWindowDone;
+  event.offset = 0;
+  event.length = window->size();
+  completions_.push(std::move(event));
 }
 
 void Endpoint::window_failed(const std::shared_ptr<Window>& window, Status status, uint64_t offset, uint64_t length,
@@ -331,7 +371,11 @@ std::vector<std::shared_ptr<Channel>> Endpoint::all_channels() {
 bool Endpoint::wait(double timeout_s) {
   if (!completions_.empty()) return true;
   const uint64_t begun = now_ns();
-  const auto deadline = begun + static_cast<uint64_t>(std::max(0.0, timeout_s) * 1e9);
+  uint64_t deadline = begun;  // not a number is no time either
+  if (timeout_s > kMaxTimeoutS)
+    deadline = std::numeric_limits<uint64_t>::max();
+  else if (timeout_s > 0)
+    deadline += static_cast<uint64_t>(timeout_s * 1e9);
   auto channels = all_channels();
   if (options_.spin_ns > 0 && channels.size() <= kMaxDrivenByWaiter) {
     for (const auto& channel : channels) {
@@ -360,19 +404,13 @@ bool Endpoint::wait(double timeout_s) {
   }
   const uint64_t asleep = now_ns();
   const bool slept = completions_.empty();
-  while (completions_.empty()) {
-    const uint64_t now = now_ns();
-    if (now >= deadline) return false;
-    pollfd p{completions_.fd(), POLLIN, 0};
-    const auto ms = static_cast<int>(std::min<uint64_t>((deadline - now + 999999) / 1000000, 60000));
-    ::poll(&p, 1, ms);
-  }
+  const bool found = completions_.wait(deadline);
   // Two sides that fell asleep on each other pay a wake-up each time; a longer spin brings them back in step.
   if (slept)
-    wait_spin_ns_ = now_ns() - asleep < 4 * options_.spin_ns
+    wait_spin_ns_ = found && now_ns() - asleep < 4 * options_.spin_ns
                         ? std::min<uint64_t>(2 * wait_spin_ns_, kMostSpins * options_.spin_ns)
                         : options_.spin_ns;
-  return true;
+  return found;
 }
 
 }  // namespace sage_kvt

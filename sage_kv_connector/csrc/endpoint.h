@@ -41,6 +41,8 @@ struct WindowDescriptor {
 constexpr size_t kMaxMessageBytes = 1u << 20;
 constexpr size_t kMaxUnauthorizedMessageBytes = 64u << 10;
 constexpr size_t kMaxUnauthorizedConnections = 64;
+// An incoming peer has this long until it is announced.
+constexpr uint64_t kSetUpNs = 5000000000;
 constexpr size_t kMaxPieces = 512;
 constexpr uint64_t kMaxChunkBytes = 64u << 20;
 
@@ -53,7 +55,7 @@ class Endpoint {
   virtual std::string listen(const std::string& address) = 0;
   virtual uint64_t connect(const std::string& address, double timeout_s) = 0;
   uint64_t register_memory(uint64_t address, uint64_t length) { return regions_.add(address, length); }
-  void deregister_memory(uint64_t region);
+  void deregister_memory(uint64_t region) { regions_.remove(region); }
   virtual void authorize(uint64_t connection);
   ConnectionInfo info(uint64_t connection);
   void close_connection(uint64_t connection, Status status, const std::string& detail);
@@ -68,6 +70,8 @@ class Endpoint {
                 uint64_t generation, int priority, bool checksum);
   void cancel(uint64_t post);
   bool wait(double timeout_s);
+  std::vector<Event> poll(size_t max_events);
+  int fileno() const { return completions_.fd(); }
   CompletionQueue& completions() { return completions_; }
   // Idempotent; every thread is joined and every descriptor closed when it returns.
   void close();
@@ -80,12 +84,14 @@ class Endpoint {
   std::shared_ptr<Connection> find_connection(uint64_t id);
   std::shared_ptr<Window> find_window(uint64_t id);
   void connection_closed(uint64_t id, Status status, const std::string& detail);
-  void post_ended(uint64_t id);
+  void post_ended(const Post& post);
   void window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length);
   void window_failed(const std::shared_ptr<Window>& window, Status status, uint64_t offset, uint64_t length,
                      const std::string& detail);
+  // Gives the channel to its connection and a lane, or shuts it if the connection is closed.
   void attach(const std::shared_ptr<Channel>& channel);
-  void emit(EventKind kind, uint64_t connection, std::string payload = {});
+  void emit(EventKind kind, uint64_t connection);
+  void emit_message(Connection& connection, std::string payload);
   // A channel (its mutex held) found its connection broken; it ends once no channel lock is held.
   void doom(const std::shared_ptr<Connection>& connection, Status status, const std::string& detail);
   const EndpointOptions& options() const { return options_; }
@@ -94,6 +100,9 @@ class Endpoint {
  protected:
   // A connection is gone; for what a backend keeps of it.
   virtual void forgotten(uint64_t) {}
+  // now_ns() in `timeout_s`; throws std::invalid_argument for one that is not allowed.
+  static uint64_t deadline_after(double timeout_s);
+  void throw_if_closed() const;
   Lane& lane(size_t index) { return *lanes_[index % lanes_.size()]; }
 
  private:

@@ -2,6 +2,7 @@
 // What the data plane reports, and the queue it comes out of.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <mutex>
@@ -61,12 +62,20 @@ class CompletionQueue {
   void push(Event event);
   std::vector<Event> take(size_t max_events);
   bool empty() const;
-  int fd() const { return fd_; }
+  // Blocks until an event waits (true), `deadline_ns` is over or the queue was closed.
+  bool wait(uint64_t deadline_ns);
+  // -1 once closed.
+  int fd() const;
+  // Ends every wait and closes the eventfd; events can still be taken.
+  void close();
 
  private:
   mutable std::mutex mutex_;
   std::deque<Event> events_;
   int fd_;
+  size_t waiting_ = 0;
+  bool closed_ = false;
+  std::condition_variable nobody_waits_;
 };
 
 }  // namespace sage_kvt

@@ -16,6 +16,9 @@
 
 namespace sage_kvt {
 namespace {
+// Then the channels get their turn; epoll tells of the connections that still wait.
+constexpr int kAcceptsATurn = 8;
+
 void pause_cpu() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -38,7 +41,11 @@ Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping)
       housekeeping_(std::move(housekeeping)),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
       wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-  if (epoll_ < 0 || wake_ < 0) throw std::system_error(errno, std::generic_category(), "lane");
+  if (epoll_ < 0 || wake_ < 0) {
+    const int error = errno;
+    close_descriptors();
+    throw std::system_error(error, std::generic_category(), "can't make a lane");
+  }
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = nullptr;
@@ -46,65 +53,76 @@ Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping)
   thread_ = std::thread([this] { run(); });
 }
 
-Lane::~Lane() {
-  stop();
-  ::close(epoll_);
-  ::close(wake_);
+Lane::~Lane() { stop(); }
+
+void Lane::close_descriptors() {
+  for (int* fd : {&epoll_, &wake_}) {
+    if (*fd >= 0) ::close(*fd);
+    *fd = -1;
+  }
+}
+
+void Lane::wake_up() {
+  std::lock_guard lock(mutex_);
+  uint64_t one = 1;
+  if (wake_ >= 0) (void)!::write(wake_, &one, sizeof one);
 }
 
 void Lane::stop() {
   stopping_ = true;
-  uint64_t one = 1;
-  (void)!::write(wake_, &one, sizeof one);
+  wake_up();
   if (thread_.joinable()) thread_.join();
+  std::vector<std::shared_ptr<Channel>> channels;  // destroyed after the lock
+  std::vector<std::shared_ptr<Watched>> watched;
+  std::lock_guard lock(mutex_);
+  close_descriptors();
+  channels.swap(channels_);
+  watched.swap(watched_);
 }
 
 void Lane::add(const std::shared_ptr<Channel>& channel) {
   {
+    std::lock_guard channel_lock(channel->mutex);
     std::lock_guard lock(mutex_);
-    channel->lane = this;
-    channel->hot_until = now_ns() + spin_ns_;
-    channels_.push_back(channel);
-  }
-  {
-    std::lock_guard lock(channel->mutex);
-    if (channel->dead) return;
+    if (channel->dead || epoll_ < 0) return;
     for (int fd : channel->fds()) {
       epoll_event event{};
       event.events = EPOLLIN | EPOLLRDHUP;
       event.data.ptr = channel.get();
       epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event);
     }
+    // Last, so that nobody changes a descriptor's events before it is known to epoll.
+    channels_.push_back(channel);
   }
   kick();
 }
 
-void Lane::watch(int fd, std::function<void()> on_ready) {
-  {
-    std::lock_guard lock(mutex_);
-    watched_.emplace_back(fd, std::move(on_ready));
-  }
+void Lane::watch(std::unique_ptr<Listener> listener, std::function<void(int)> on_accepted) {
+  std::lock_guard lock(mutex_);
+  if (epoll_ < 0) return;
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = nullptr;
-  epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event);
+  epoll_ctl(epoll_, EPOLL_CTL_ADD, listener->fd(), &event);
+  watched_.push_back(std::make_shared<Watched>(Watched{std::move(listener), std::move(on_accepted)}));
 }
 
 void Lane::modify(int fd, uint32_t events, void* owner) {
   epoll_event event{};
   event.events = events;
   event.data.ptr = owner;
+  std::lock_guard lock(mutex_);
   epoll_ctl(epoll_, EPOLL_CTL_MOD, fd, &event);
 }
 
-void Lane::forget(int fd) { epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr); }
+void Lane::forget(int fd) {
+  std::lock_guard lock(mutex_);
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+}
 
 void Lane::kick() {
   kicked_ = true;
-  if (sleeping_) {
-    uint64_t one = 1;
-    (void)!::write(wake_, &one, sizeof one);
-  }
+  if (sleeping_) wake_up();
 }
 
 std::vector<std::shared_ptr<Channel>> Lane::channels() {
@@ -124,12 +142,17 @@ bool Lane::drive() {
   bool moved = false, any_dead = false;
   const uint64_t now = now_ns();
   for (const auto& channel : channels()) {
-    if (now >= channel->hot_until && !channel->connection->has_work()) continue;
-    std::unique_lock lock(channel->mutex, std::try_to_lock);
-    if (!lock.owns_lock()) continue;
-    if (!channel->dead && channel->progress()) {
-      moved = true;
-      channel->hot_until = now_ns() + spin_ns_;
+    const uint64_t deadline = channel->deadline;
+    const bool late = deadline != 0 && now >= deadline;
+    if (!channel->dead && (now < channel->hot_until || channel->woken || late || channel->connection->has_work())) {
+      std::unique_lock lock(channel->mutex, std::try_to_lock);
+      if (!lock.owns_lock()) continue;
+      channel->woken = false;
+      if (!channel->dead && channel->progress()) {
+        moved = true;
+        channel->hot_until = now_ns() + spin_ns_;
+      }
+      if (late && !channel->dead && channel->deadline != 0) channel->expire();
     }
     any_dead |= channel->dead;
   }
@@ -138,16 +161,38 @@ bool Lane::drive() {
   return moved;
 }
 
-bool Lane::arm_all() {
+bool Lane::arm_all(int* timeout_ms) {
   bool idle = true;
+  uint64_t nearest = 0;
   for (const auto& channel : channels()) {
     std::lock_guard lock(channel->mutex);
-    if (!channel->dead && !channel->arm()) {
+    if (channel->dead) continue;
+    if (!channel->arm()) {
+      channel->woken = true;
       channel->hot_until = now_ns() + spin_ns_;
       idle = false;
     }
+    const uint64_t deadline = channel->deadline;
+    if (deadline != 0 && (nearest == 0 || deadline < nearest)) nearest = deadline;
   }
+  *timeout_ms = -1;
+  if (const uint64_t now = now_ns(); nearest != 0)
+    *timeout_ms = nearest <= now ? 0 : static_cast<int>(std::min<uint64_t>((nearest - now) / 1000000 + 1, 60000));
   return idle;
+}
+
+void Lane::accept_all() {
+  std::vector<std::shared_ptr<Watched>> watched;
+  {
+    std::lock_guard lock(mutex_);
+    watched = watched_;
+  }
+  for (const auto& w : watched)
+    for (int i = 0; i < kAcceptsATurn; ++i) {
+      const int fd = w->listener->accept();
+      if (fd < 0) break;
+      w->on_accepted(fd);
+    }
 }
 
 void Lane::run() {
@@ -165,31 +210,21 @@ void Lane::run() {
       continue;
     }
     sleeping_ = true;
-    int count = 0;
-    if (arm_all() && !kicked_ && !stopping_) count = epoll_wait(epoll_, events, 64, -1);
+    int count = 0, timeout_ms = -1;
+    if (arm_all(&timeout_ms) && !kicked_ && !stopping_) count = epoll_wait(epoll_, events, 64, timeout_ms);
     sleeping_ = false;
     bool other = false;
-    for (int i = 0; i < count; ++i) {
-      if (events[i].data.ptr == nullptr) {
-        other = true;
-        continue;
-      }
-      for (const auto& channel : channels())
-        if (channel.get() == events[i].data.ptr) channel->hot_until = now_ns() + spin_ns_;
+    for (int i = 0; i < count; ++i) other |= events[i].data.ptr == nullptr;
+    for (const auto& channel : channels()) {
+      for (int i = 0; i < count; ++i)
+        if (channel.get() == events[i].data.ptr) channel->woken = true;
+      std::lock_guard lock(channel->mutex);
+      if (!channel->dead) channel->disarm(false);
     }
     if (other) {
       uint64_t value;
       (void)!::read(wake_, &value, sizeof value);
-      std::vector<std::pair<int, std::function<void()>>> watched;
-      {
-        std::lock_guard lock(mutex_);
-        watched = watched_;
-      }
-      for (const auto& [fd, on_ready] : watched) on_ready();
-    }
-    for (const auto& channel : channels()) {
-      std::lock_guard lock(channel->mutex);
-      if (!channel->dead) channel->disarm(false);
+      accept_all();
     }
     spin_until = now_ns() + spin_ns_;
   }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "connection.h"
+#include "listener.h"
 
 namespace sage_kvt {
 
@@ -37,13 +38,18 @@ class Channel {
 
   std::mutex mutex;
   const std::shared_ptr<Connection> connection;
-  Lane* lane = nullptr;
+  Lane* lane = nullptr;                // set once, before the channel is published
   std::atomic<uint64_t> hot_until{0};  // spinning is worth it until then
+  std::atomic<bool> woken{true};       // something happened that `progress` has not seen yet
+  std::atomic<uint64_t> deadline{0};   // set-up must be over by then (now_ns), 0: it is
   std::atomic<bool> dead{false};
 
   // All below with `mutex` held.
   virtual bool progress() = 0;  // true if something moved
   virtual bool arm() = 0;       // before sleeping: false if work is there already
+  // Work was taken off the connection that waits here for `arm`'s wake-up.
+  virtual bool stuck() const = 0;
+  virtual void expire() = 0;  // the deadline is over
   // Somebody polls again, so wake-ups cost the peer for nothing. `lane_sleeps`: a waiting thread
   // polls while the lane stays in epoll, which must not wake either.
   virtual void disarm(bool lane_sleeps) = 0;
@@ -59,27 +65,35 @@ class Lane {
   ~Lane();
 
   void add(const std::shared_ptr<Channel>& channel);
-  // A descriptor that is not a channel's (a listener); called back on the lane's thread.
-  void watch(int fd, std::function<void()> on_ready);
+  // Called back on the lane's thread for each socket that the listener accepted.
+  void watch(std::unique_ptr<Listener> listener, std::function<void(int)> on_accepted);
   void kick();
   void forget(int fd);
   void modify(int fd, uint32_t events, void* owner);
   std::vector<std::shared_ptr<Channel>> channels();
+  // Joins the thread, closes the listeners and the lane's own descriptors, lets go of the channels.
   void stop();
-  uint64_t spin_ns() const { return spin_ns_; }
 
  private:
   void reap();
   void run();
+  void wake_up();
+  void close_descriptors();
   bool drive();
-  bool arm_all();
+  // False if a channel has work already; `timeout_ms` until the next deadline, -1 for none.
+  bool arm_all(int* timeout_ms);
+  void accept_all();
 
   const uint64_t spin_ns_;
   const std::function<void()> housekeeping_;
   int epoll_, wake_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<Channel>> channels_;
-  std::vector<std::pair<int, std::function<void()>>> watched_;
+  struct Watched {
+    std::unique_ptr<Listener> listener;
+    std::function<void(int)> on_accepted;
+  };
+  std::vector<std::shared_ptr<Watched>> watched_;
   std::atomic<bool> sleeping_{false}, kicked_{false}, stopping_{false};
   std::thread thread_;
 };

@@ -4,7 +4,6 @@
 
 #include <sys/uio.h>
 
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -25,7 +24,7 @@ struct Chunk {
 // Joins neighbours that are adjacent on both sides; keeps the order.
 std::vector<Descriptor> merge_descriptors(const std::vector<Descriptor>& descriptors);
 
-// Guarded by its connection's mutex, except `cancelled`.
+// Guarded by its connection's mutex.
 struct Post {
   uint64_t id = 0;
   uint64_t window = 0, generation = 0;
@@ -38,7 +37,7 @@ struct Post {
   size_t chunks_in_flight = 0;
   Status status = Status::kOk;
   std::string detail;
-  std::atomic<bool> cancelled{false};
+  std::vector<uint64_t> regions;  // in use until the post ended
 
   bool all_cut() const { return next == descriptors.size(); }
   // Next chunk of at most `max_bytes` and `max_pieces`; length 0 when all were cut.

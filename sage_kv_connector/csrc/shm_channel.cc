@@ -4,7 +4,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,9 +16,13 @@ namespace sage_kvt {
 namespace {
 
 constexpr size_t kRecordsATurn = 64;
-constexpr size_t kAcksAWake = 8;
-constexpr size_t kMaxIov = 1024;  // IOV_MAX
+// The sender is woken once for so many acks, or for the last that is due.
+constexpr size_t kAcksAWake = 2;
 constexpr uint64_t kSocketCheckNs = 100000;
+// Placed in one turn, before others get at the channel.
+constexpr uint64_t kTurnBytes = 4u << 20;
+// Told to the peer and not acknowledged: enough to keep it busy, little for an urgent chunk to wait for.
+constexpr uint64_t kMaxBytesInFlight = 16u << 20;
 
 }  // namespace
 
@@ -30,7 +33,8 @@ ShmChannel::ShmChannel(std::shared_ptr<Connection> connection, ShmEndpoint& endp
       own_wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       incoming_(incoming),
       side_(incoming ? 1 : 0),
-      state_(incoming ? State::kSetUp : State::kAnswer) {}
+      state_(incoming ? State::kSetUp : State::kAnswer),
+      arena_(endpoint.shm().arena_bytes) {}
 
 ShmChannel::~ShmChannel() {
   for (int fd : {socket_, own_wake_, peer_wake_})
@@ -54,7 +58,7 @@ void ShmChannel::broken(Status status, const std::string& detail) {
 void ShmChannel::shut() {
   // First make void what the peer may be reading, then forget it.
   if (shared_)
-    for (auto& live : shared_->live[side_]) live.store(0, std::memory_order_seq_cst);
+    for (auto& live : shared_->live[side_]) live.exchange(0, std::memory_order_seq_cst);
   for (auto& flight : flight_) {
     if (flight.post) {
       auto post = std::move(flight.post);
@@ -77,7 +81,7 @@ void ShmChannel::revoke(const Post& post) {
   for (size_t slot = 0; slot < kSlots; ++slot) {
     auto& flight = flight_[slot];
     if (!flight.post || flight.post->id != post.id) continue;
-    shared_->live[side_][slot].store(0, std::memory_order_seq_cst);
+    shared_->live[side_][slot].exchange(0, std::memory_order_seq_cst);  // before the memory is written again
     auto ended = std::move(flight.post);
     connection->chunk_done(ended, Status::kCancelled, "");
   }
@@ -112,15 +116,21 @@ bool ShmChannel::peer_gone() {
   return true;
 }
 
+void ShmChannel::expire() { broken(Status::kIoError, "the rendezvous took too long"); }
+
+bool ShmChannel::has_credit() const { return in_flight_ < kSlots && bytes_in_flight_ < kMaxBytesInFlight; }
+
 bool ShmChannel::arm() {
-  if (state_ != State::kReady) return true;
   uint64_t value;
   (void)!::read(own_wake_, &value, sizeof value);
+  if (state_ != State::kReady) return true;
   reader_->set_sleeping(true);
+  // The wake-up for room may have come while another thread held the channel, and gone.
+  if (waiting_for_room_) waiting_for_room_ = writer_->wait_for_room(waiting_bytes_);
   const bool can_send =
       !waiting_for_room_ && !waiting_for_ack_ &&
-      (!acks_.empty() || has_message_ || next_.post || (in_flight_ < kSlots && connection->has_work_for(*this)));
-  if (reader_->empty() && !can_send) return true;
+      (!acks_.empty() || has_message_ || next_.post || (has_credit() && connection->has_work_for(*this)));
+  if ((reader_->empty() || connection->inbox_full()) && !can_send) return true;
   reader_->set_sleeping(false);
   return false;
 }
@@ -143,6 +153,7 @@ bool ShmChannel::put(const std::vector<RingWriter::Part>& parts, uint64_t total)
     return true;
   }
   ++endpoint_.counters.stalls;
+  waiting_bytes_ = total;
   waiting_for_room_ = writer_->wait_for_room(total);
   return false;
 }
@@ -169,35 +180,10 @@ bool ShmChannel::send_some() {
   return moved;
 }
 
-bool ShmChannel::arena_take(uint64_t length, size_t slot, uint64_t* offset) {
-  const uint64_t size = endpoint_.shm().arena_bytes;
-  if (arena_used_ == 0) arena_head_ = 0;
-  const bool wraps = arena_head_ + length > size;
-  const uint64_t gap = wraps ? size - arena_head_ : 0;
-  if (arena_used_ + gap + length > size) return false;
-  *offset = wraps ? 0 : arena_head_;
-  arena_head_ = *offset + length;
-  arena_used_ += gap + length;
-  arena_spans_.push_back({gap + length, slot, false});
-  return true;
-}
-
-void ShmChannel::arena_free(size_t slot) {
-  for (auto& span : arena_spans_)
-    if (span.slot == slot && !span.freed) {
-      span.freed = true;
-      break;
-    }
-  while (!arena_spans_.empty() && arena_spans_.front().freed) {
-    arena_used_ -= arena_spans_.front().bytes;
-    arena_spans_.pop_front();
-  }
-}
-
 bool ShmChannel::send_chunk() {
   const bool direct = peer_reads_ && we_read_;
   if (!next_.post) {
-    if (in_flight_ == kSlots) return false;
+    if (!has_credit()) return false;
     uint64_t most = endpoint_.options().chunk_bytes;
     if (!direct) most = std::min(most, endpoint_.shm().arena_bytes / 4);
     if (!connection->take_chunk(most, kMaxPieces, &next_.post, &next_.chunk)) return false;
@@ -214,7 +200,6 @@ bool ShmChannel::send_chunk() {
   notice.generation = post.generation;
   notice.slot = static_cast<uint32_t>(slot);
   std::vector<Piece> pieces;
-  const uint64_t head_before = arena_head_;
   if (direct) {
     notice.pieces = static_cast<uint32_t>(chunk.pieces.size());
     pieces.reserve(chunk.pieces.size());
@@ -222,10 +207,12 @@ bool ShmChannel::send_chunk() {
     if (post.checksum)
       for (const auto& p : chunk.pieces) notice.crc = crc32c(notice.crc, p.iov_base, p.iov_len);
   } else {
-    if (!arena_take(chunk.length, slot, &notice.arena_offset)) {
+    const auto offset = arena_.take(chunk.length, slot);
+    if (!offset) {
       waiting_for_ack_ = true;
       return false;
     }
+    notice.arena_offset = *offset;
     notice.flags |= kInArena;
     uint8_t* to = arena(side_) + notice.arena_offset;
     for (const auto& p : chunk.pieces) {
@@ -239,15 +226,12 @@ bool ShmChannel::send_chunk() {
   notice.header.size = static_cast<uint32_t>(padded(size));
   shared_->live[side_][slot].store(post.generation, std::memory_order_seq_cst);
   if (!put({{&notice, sizeof notice}, {pieces.data(), pieces.size() * sizeof(Piece)}}, size)) {
-    if (!direct) {
-      arena_used_ -= arena_spans_.back().bytes;
-      arena_spans_.pop_back();
-      arena_head_ = head_before;
-    }
+    if (!direct) arena_.undo_take();
     return false;
   }
   endpoint_.counters.bytes_sent += chunk.length;
   ++endpoint_.counters.chunks_sent;
+  bytes_in_flight_ += chunk.length;
   flight_[slot] = {std::move(next_.post), chunk.length, true};
   next_.post.reset();
   ++in_flight_;
@@ -260,7 +244,8 @@ bool ShmChannel::send_chunk() {
 bool ShmChannel::receive_some() {
   bool moved = false;
   size_t silent_acks = 0;
-  for (size_t i = 0; i < kRecordsATurn && !dead; ++i) {
+  bytes_placed_ = 0;
+  for (size_t i = 0; i < kRecordsATurn && bytes_placed_ < kTurnBytes && !connection->inbox_full(); ++i) {
     const auto result = reader_->read(&record_);
     if (result == RingReader::Result::kEmpty) break;
     moved = true;
@@ -292,9 +277,8 @@ bool ShmChannel::on_record() {
       std::memcpy(&message, record_.data(), sizeof message);
       const uint64_t most = connection->authorized ? kMaxMessageBytes : kMaxUnauthorizedMessageBytes;
       if (message.length > most || sizeof message + message.length > header.size) return false;
-      ++endpoint_.counters.messages_received;
-      endpoint_.emit(EventKind::kMessage, connection->id,
-                     std::string(reinterpret_cast<const char*>(record_.data()) + sizeof message, message.length));
+      endpoint_.emit_message(
+          *connection, std::string(reinterpret_cast<const char*>(record_.data()) + sizeof message, message.length));
       return true;
     }
     case RecordType::kNotice:
@@ -311,7 +295,8 @@ bool ShmChannel::on_record() {
 
 bool ShmChannel::on_notice() {
   Notice notice;
-  if (!connection->authorized || record_.size() < sizeof notice) return false;
+  // A peer that takes no acknowledgements has more in flight than it may.
+  if (!connection->authorized || record_.size() < sizeof notice || acks_.size() >= kSlots) return false;
   std::memcpy(&notice, record_.data(), sizeof notice);
   const auto* pieces = reinterpret_cast<const Piece*>(record_.data() + sizeof notice);
   if (notice.slot >= kSlots || notice.pieces > kMaxPieces || notice.length > kMaxChunkBytes) return false;
@@ -331,104 +316,6 @@ bool ShmChannel::on_notice() {
   return true;
 }
 
-void ShmChannel::place(const Notice& notice, const Piece* pieces) {
-  auto window = endpoint_.find_window(notice.window);
-  Status status = Status::kRefused;
-  std::string detail;
-  if (window && window->connection == connection->id) {
-    status = window->reserve(notice.offset, notice.length, notice.generation);
-    if (status != Status::kOk) {
-      ++endpoint_.counters.refused_chunks;
-      detail = "refused chunk";
-    } else {
-      status = (notice.flags & kInArena) ? copy_from_arena(*window, notice, &detail)
-                                         : copy_direct(*window, notice, pieces, &detail);
-    }
-    if (status == Status::kOk)
-      endpoint_.window_landed(window, notice.offset, notice.length);
-    else if (status != Status::kCancelled)
-      endpoint_.window_failed(window, status, notice.offset, notice.length, detail);
-  }
-  acks_.push_back({{sizeof(Ack), static_cast<uint32_t>(RecordType::kAck)}, notice.slot, static_cast<uint32_t>(status)});
-}
-
-// Adding nothing is a read that no earlier read of the copied bytes can move behind.
-bool ShmChannel::still_live(const Notice& notice) {
-  return shared_->live[1 - side_][notice.slot].fetch_add(0, std::memory_order_acq_rel) == notice.generation;
-}
-
-Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail) {
-  std::vector<iovec> remote(notice.pieces), local;
-  for (uint32_t i = 0; i < notice.pieces; ++i)
-    remote[i] = {reinterpret_cast<void*>(pieces[i].address), pieces[i].length};
-  uint32_t crc = 0;
-  size_t next = 0;
-  for (uint64_t done = 0; done < notice.length;) {
-    WindowPin pin(window);
-    if (!pin) return Status::kCancelled;
-    local.clear();
-    window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
-    const ssize_t n =
-        ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
-    if (n <= 0) {
-      *detail = std::string("process_vm_readv: ") + (n == 0 ? "nothing read" : std::strerror(errno));
-      return Status::kIoError;
-    }
-    auto left = static_cast<size_t>(n);
-    if (notice.flags & kHasCrc)
-      for (size_t i = 0, more = left; more > 0; ++i) {
-        const size_t part = std::min(more, local[i].iov_len);
-        crc = crc32c(crc, local[i].iov_base, part);
-        more -= part;
-      }
-    done += left;
-    while (left > 0) {
-      auto& piece = remote[next];
-      const size_t part = std::min(left, piece.iov_len);
-      piece.iov_base = static_cast<char*>(piece.iov_base) + part;
-      piece.iov_len -= part;
-      left -= part;
-      if (piece.iov_len == 0) ++next;
-    }
-  }
-  if (!still_live(notice)) {
-    *detail = "the sender revoked the chunk";
-    return Status::kStaleGeneration;
-  }
-  if ((notice.flags & kHasCrc) && crc != notice.crc) {
-    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
-    return Status::kChecksumMismatch;
-  }
-  return Status::kOk;
-}
-
-Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::string* detail) {
-  WindowPin pin(window);
-  if (!pin) return Status::kCancelled;
-  const uint8_t* from = arena(1 - side_) + notice.arena_offset;
-  uint32_t crc = 0;
-  std::vector<iovec> local;
-  for (uint64_t done = 0; done < notice.length;) {
-    local.clear();
-    done += window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
-    for (const auto& piece : local) {
-      std::memcpy(piece.iov_base, from, piece.iov_len);
-      // Of what was placed, not of what lies in the arena: the peer may still write there.
-      if (notice.flags & kHasCrc) crc = crc32c(crc, piece.iov_base, piece.iov_len);
-      from += piece.iov_len;
-    }
-  }
-  if (!still_live(notice)) {
-    *detail = "the sender revoked the chunk";
-    return Status::kStaleGeneration;
-  }
-  if ((notice.flags & kHasCrc) && crc != notice.crc) {
-    *detail = "crc32c " + std::to_string(crc) + " of what arrived, " + std::to_string(notice.crc) + " of what was sent";
-    return Status::kChecksumMismatch;
-  }
-  return Status::kOk;
-}
-
 bool ShmChannel::on_ack(const Ack& ack) {
   if (ack.slot >= kSlots || !flight_[ack.slot].busy || ack.status > static_cast<uint32_t>(Status::kIoError))
     return false;
@@ -436,7 +323,8 @@ bool ShmChannel::on_ack(const Ack& ack) {
   flight.busy = false;
   waiting_for_ack_ = false;
   --in_flight_;
-  arena_free(ack.slot);
+  bytes_in_flight_ -= flight.length;
+  arena_.free(ack.slot);
   auto post = std::move(flight.post);
   flight.post.reset();
   if (post) {

@@ -11,6 +11,7 @@
 #include <deque>
 
 #include "endpoint.h"
+#include "shm_arena.h"
 #include "shm_ring.h"
 
 namespace sage_kvt {
@@ -32,6 +33,8 @@ class ShmChannel : public Channel {
   void disarm(bool lane_sleeps) override;
   void revoke(const Post& post) override;
   void shut() override;
+  bool stuck() const override { return has_message_ || next_.post || !acks_.empty(); }
+  void expire() override;
   std::vector<int> fds() const override;
 
   // The connecting side begins; false with errno when the peer can't be told.
@@ -54,19 +57,18 @@ class ShmChannel : public Channel {
 
   bool send_some();
   bool send_chunk();
+  bool has_credit() const;
+  Status still_valid(const Notice& notice, uint32_t crc, std::string* detail);
   bool receive_some();
   bool on_record();
   bool on_notice();
   void place(const Notice& notice, const Piece* pieces);
-  bool still_live(const Notice& notice);
   Status copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail);
   Status copy_from_arena(Window& window, const Notice& notice, std::string* detail);
   bool on_ack(const Ack& ack);
   void wake_peer();
   void broken(Status status, const std::string& detail);
 
-  bool arena_take(uint64_t length, size_t slot, uint64_t* offset);
-  void arena_free(size_t slot);
   uint8_t* arena(int side) const;
   bool put(const std::vector<RingWriter::Part>& parts, uint64_t total);
 
@@ -92,16 +94,12 @@ class ShmChannel : public Channel {
     std::shared_ptr<Post> post;
     Chunk chunk;
   } next_;  // cut, not yet in the ring
+  uint64_t waiting_bytes_ = 0;
   bool waiting_for_room_ = false, waiting_for_ack_ = false;
   InFlight flight_[kSlots];
   size_t in_flight_ = 0, next_slot_ = 0;
-  struct ArenaSpan {
-    uint64_t bytes;  // with the gap before it
-    size_t slot;
-    bool freed;
-  };
-  uint64_t arena_head_ = 0, arena_used_ = 0;
-  std::deque<ArenaSpan> arena_spans_;  // oldest first
+  uint64_t bytes_in_flight_ = 0, bytes_placed_ = 0;
+  ShmArena arena_;  // our half, as the sender
   uint64_t socket_checked_ = 0;
 };
 
@@ -117,10 +115,8 @@ class ShmEndpoint : public Endpoint {
   const ShmOptions& shm() const { return shm_; }
 
  private:
-  void accept_all(int listener);
+  void accepted(int fd);
   const ShmOptions shm_;
-  std::mutex mutex_;
-  std::vector<int> listeners_;
 };
 
 }  // namespace sage_kvt

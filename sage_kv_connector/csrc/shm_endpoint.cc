@@ -216,6 +216,7 @@ bool ShmChannel::on_packet(const uint8_t* data, size_t size, std::vector<int>* f
 
 void ShmChannel::ready() {
   state_ = State::kReady;
+  deadline = 0;
   const bool direct = we_read_ && peer_reads_;
   connection->set_info(
       {"process " + std::to_string(peer_pid_), direct ? "direct" : "arena", direct ? "" : why_not_, !direct, 1});
@@ -225,12 +226,10 @@ void ShmChannel::ready() {
 
 ShmEndpoint::ShmEndpoint(const EndpointOptions& options, const ShmOptions& shm) : Endpoint(options), shm_(shm) {}
 
-ShmEndpoint::~ShmEndpoint() {
-  close();
-  for (int fd : listeners_) ::close(fd);
-}
+ShmEndpoint::~ShmEndpoint() { close(); }
 
 std::string ShmEndpoint::listen(const std::string& address) {
+  throw_if_closed();
   if (!address.empty())
     throw std::invalid_argument("shm address '" + address + "': the name is chosen at random, so it must be empty");
   char name[64];
@@ -244,38 +243,30 @@ std::string ShmEndpoint::listen(const std::string& address) {
     if (fd >= 0) ::close(fd);
     throw std::system_error(error, std::generic_category(), std::string("can't listen on shm://") + name);
   }
-  {
-    std::lock_guard lock(mutex_);
-    listeners_.push_back(fd);
-  }
-  lane(0).watch(fd, [this, fd] { accept_all(fd); });
+  lane(0).watch(std::make_unique<Listener>(fd), [this](int socket) { accepted(socket); });
   return name;
 }
 
-void ShmEndpoint::accept_all(int listener) {
-  for (;;) {
-    const int fd = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      return;
-    }
-    ucred peer{};
-    socklen_t size = sizeof peer;
-    const bool same_user = ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::geteuid();
-    auto connection = same_user ? new_connection(true) : nullptr;
-    if (!connection) {
-      ::close(fd);
-      continue;
-    }
-    auto channel = std::make_shared<ShmChannel>(connection, *this, fd, true);
-    if (channel->begin())
-      attach(channel);
-    else
-      forget(connection);
+void ShmEndpoint::accepted(int fd) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  const bool same_user = ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::geteuid();
+  auto connection = same_user ? new_connection(true) : nullptr;
+  if (!connection) {
+    ::close(fd);
+    return;
   }
+  auto channel = std::make_shared<ShmChannel>(connection, *this, fd, true);
+  channel->deadline = now_ns() + kSetUpNs;
+  if (channel->begin())
+    attach(channel);
+  else
+    forget(connection);
 }
 
-uint64_t ShmEndpoint::connect(const std::string& name, double) {
+uint64_t ShmEndpoint::connect(const std::string& name, double timeout_s) {
+  throw_if_closed();
+  const uint64_t deadline = deadline_after(timeout_s);
   socklen_t size;
   const sockaddr_un target = abstract_address(name, &size);
   const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -291,6 +282,7 @@ uint64_t ShmEndpoint::connect(const std::string& name, double) {
   }
   connection->set_info({"shm://" + name, "arena", "rendezvous not finished", true, 1});
   auto channel = std::make_shared<ShmChannel>(connection, *this, fd, false);
+  channel->deadline = deadline;
   if (!channel->begin()) {
     const int error = errno;
     forget(connection);

@@ -39,7 +39,8 @@ bool RingWriter::reader_sleeps() {
 bool RingWriter::wait_for_room(uint64_t total) {
   index_.blocked.store(1, std::memory_order_seq_cst);
   const uint64_t tail = index_.tail.load(std::memory_order_seq_cst);
-  return tail > head_ || kRingBytes - (head_ - tail) < padded(total);
+  // A tail that can't be makes us wait for a better one, not spin.
+  return tail > head_ || head_ - tail > kRingBytes || kRingBytes - (head_ - tail) < padded(total);
 }
 
 void RingReader::copy_out(uint64_t position, void* to, size_t size) const {

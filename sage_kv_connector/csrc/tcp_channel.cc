@@ -19,8 +19,8 @@ constexpr uint64_t kTurnBytes = 4u << 20;
 // Bytes of one receive call, so that the CRC finds them in the cache.
 constexpr uint64_t kReceiveBytes = 256u << 10;
 
-thread_local char scratch[64u << 10];  // discarded payload, read by none
-const char zeros[64u << 10] = {};      // payload of a revoked chunk
+constexpr uint64_t kDiscardBytes = 64u << 10;
+const char zeros[64u << 10] = {};  // payload of a revoked chunk
 
 uint32_t header_crc(const FrameHeader& header) { return crc32c(0, &header, offsetof(FrameHeader, header_crc)); }
 
@@ -101,6 +101,10 @@ void TcpChannel::revoke(const Post& post) {
   connection->chunk_done(ended, Status::kCancelled, "");
 }
 
+void TcpChannel::expire() {
+  broken(Status::kIoError, connecting_ ? "the peer did not answer in time" : "the peer sent no preface in time");
+}
+
 bool TcpChannel::progress() {
   if (connecting_) {
     int error = 0;
@@ -115,6 +119,7 @@ bool TcpChannel::progress() {
     if (::getpeername(fd_, reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0) return false;
     connecting_ = false;
   }
+  if (!incoming_ && deadline != 0) deadline = 0;
   if (announce_) {
     announce_ = false;
     endpoint_.emit(EventKind::kConnected, connection->id);
@@ -134,7 +139,9 @@ bool TcpChannel::arm() {
              (out_active_ || !control_.empty() || ((established_ || !incoming_) && connection->has_work_for(*this)))) {
     return false;
   }
-  const uint32_t events = EPOLLIN | EPOLLRDHUP | (want_write_ ? uint32_t{EPOLLOUT} : 0u);
+  // Edge-triggered while nothing is read, so that a hang-up wakes once.
+  const bool paused = state_ == Receive::kHeader && in_have_ == 0 && connection->inbox_full();
+  const uint32_t events = (paused ? uint32_t{EPOLLET} : EPOLLIN | EPOLLRDHUP) | (want_write_ ? uint32_t{EPOLLOUT} : 0u);
   if (events != armed_events_) lane->modify(fd_, armed_events_ = events, this);
   return true;
 }
@@ -242,6 +249,7 @@ bool TcpChannel::receive_some() {
     uint64_t wanted = 0;
     switch (state_) {
       case Receive::kHeader:
+        if (in_have_ == 0 && connection->inbox_full()) return moved;
         in_.push_back({reinterpret_cast<char*>(&in_header_) + in_have_, sizeof in_header_ - in_have_});
         break;
       case Receive::kMessage:
@@ -259,7 +267,8 @@ bool TcpChannel::receive_some() {
         if (in_done_ + wanted == in_header_.length) in_.push_back({&in_trailer_, sizeof in_trailer_});
         break;
       case Receive::kDiscard:
-        in_.push_back({scratch, std::min<uint64_t>(in_header_.length - in_done_, sizeof scratch)});
+        discarded_.resize(kDiscardBytes);
+        in_.push_back({discarded_.data(), std::min(in_header_.length - in_done_, kDiscardBytes)});
         break;
       case Receive::kTrailer:
         in_.push_back({reinterpret_cast<char*>(&in_trailer_) + in_have_, sizeof in_trailer_ - in_have_});
@@ -297,8 +306,7 @@ bool TcpChannel::on_payload(size_t n) {
       if (in_done_ < in_message_.size()) return true;
       state_ = Receive::kHeader;
       in_have_ = 0;
-      ++endpoint_.counters.messages_received;
-      endpoint_.emit(EventKind::kMessage, connection->id, std::move(in_message_));
+      endpoint_.emit_message(*connection, std::move(in_message_));
       return true;
     case Receive::kData: {
       size_t payload = std::min<uint64_t>(n, in_header_.length - in_done_);
@@ -365,6 +373,7 @@ bool TcpChannel::on_header() {
         return false;
       }
       established_ = true;
+      deadline = 0;
       if (h.token != Token{}) {
         if (!endpoint_.adopt(*this, h.token)) broken(Status::kRefused, "a joining lane's token is not known");
         return false;

@@ -6,6 +6,8 @@
 // bytes are in the cache.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <array>
 
 #include "endpoint.h"
@@ -55,6 +57,8 @@ class TcpChannel : public Channel {
   void disarm(bool lane_sleeps) override;
   void revoke(const Post& post) override;
   void shut() override;
+  bool stuck() const override { return out_active_ || !control_.empty(); }
+  void expire() override;
   std::vector<int> fds() const override { return {fd_}; }
 
   // Queue a frame without payload (mutex held).
@@ -102,6 +106,12 @@ class TcpChannel : public Channel {
   uint64_t in_done_ = 0;
   uint32_t in_crc_ = 0;
   std::vector<iovec> in_;
+  std::vector<char> discarded_;  // where unwanted payload goes
+};
+
+struct SocketAddress {
+  sockaddr_storage storage;
+  socklen_t size;
 };
 
 struct TcpOptions {
@@ -122,19 +132,26 @@ class TcpEndpoint : public Endpoint {
   // The first frame of an incoming socket: a new connection, or a lane that joins one (false if refused).
   void established(TcpChannel& channel);
   bool adopt(TcpChannel& channel, const Token& token);
-  // The acceptor let us open more lanes with this token.
+  // The acceptor lets us open more lanes with this token: once, and not before we trust it too.
   void join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes);
 
  private:
   void forgotten(uint64_t connection) override;
-  void accept_all(int listener);
+  void accepted(int fd);
   void set_options(int fd);
-  int open_socket(const std::string& address, bool* connecting);
+  // Begins to connect to the first address that can be tried; `used` says which.
+  int open_socket(const std::vector<SocketAddress>& addresses, SocketAddress* used, bool* connecting);
+  void open_lanes(const std::shared_ptr<Connection>& connection);
 
   const TcpOptions tcp_;
   std::mutex mutex_;
-  std::vector<int> listeners_;
-  std::unordered_map<uint64_t, std::string> dialled_;
+  struct Dialled {
+    SocketAddress address;
+    Token token;
+    uint64_t lanes = 0;  // still to be opened
+    bool invited = false;
+  };
+  std::unordered_map<uint64_t, Dialled> dialled_;
   struct Pending {
     uint64_t connection;
     Token token;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 #include "tcp_channel.h"
 
@@ -19,25 +20,47 @@ namespace {
 // A peer whose machine is gone is noticed after this long even in the middle of a send.
 constexpr unsigned kUserTimeoutMs = 15000;
 
-struct AddressList {
-  addrinfo* first = nullptr;
-  ~AddressList() {
-    if (first) ::freeaddrinfo(first);
+// A descriptor that is closed unless it was released.
+class OwnedFd {
+ public:
+  explicit OwnedFd(int fd) : fd_(fd) {}
+  ~OwnedFd() {
+    if (fd_ >= 0) ::close(fd_);
   }
+  OwnedFd(const OwnedFd&) = delete;
+  OwnedFd& operator=(const OwnedFd&) = delete;
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
 };
 
-void resolve(const std::string& address, bool passive, AddressList* found) {
+const sockaddr* raw(const SocketAddress& address) { return reinterpret_cast<const sockaddr*>(&address.storage); }
+
+std::vector<SocketAddress> resolve(const std::string& address, bool passive) {
   const auto colon = address.rfind(':');
   if (colon == std::string::npos)
     throw std::invalid_argument("address '" + address + "' must be host:port or [v6 host]:port");
   std::string host = address.substr(0, colon), port = address.substr(colon + 1);
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
+  if (!digits || std::stoi(port) > 65535)
+    throw std::invalid_argument("address '" + address + "': port '" + port + "' must be a number from 0 to 65535");
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-  if (int error = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &found->first); error != 0)
+  addrinfo* first = nullptr;
+  if (int error = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &first); error != 0)
     throw std::invalid_argument("address '" + address + "': " + ::gai_strerror(error));
+  std::vector<SocketAddress> found;
+  for (auto* a = first; a; a = a->ai_next) {
+    auto& copy = found.emplace_back(SocketAddress{{}, a->ai_addrlen});
+    std::memcpy(&copy.storage, a->ai_addr, a->ai_addrlen);
+  }
+  ::freeaddrinfo(first);
+  return found;
 }
 
 std::string show(const sockaddr* address, socklen_t size) {
@@ -57,10 +80,7 @@ bool equal_in_constant_time(const Token& a, const Token& b) {
 
 TcpEndpoint::TcpEndpoint(const EndpointOptions& options, const TcpOptions& tcp) : Endpoint(options), tcp_(tcp) {}
 
-TcpEndpoint::~TcpEndpoint() {
-  close();
-  for (int fd : listeners_) ::close(fd);
-}
+TcpEndpoint::~TcpEndpoint() { close(); }
 
 void TcpEndpoint::set_options(int fd) {
   const int on = 1;
@@ -74,101 +94,84 @@ void TcpEndpoint::set_options(int fd) {
 }
 
 std::string TcpEndpoint::listen(const std::string& address) {
-  AddressList found;
-  resolve(address, true, &found);
+  throw_if_closed();
   int error = EADDRNOTAVAIL;
-  for (auto* a = found.first; a; a = a->ai_next) {
-    const int fd = ::socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-      error = errno;
-      continue;
-    }
+  for (const auto& candidate : resolve(address, true)) {
+    OwnedFd fd(::socket(candidate.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     const int on = 1;
-    ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (::bind(fd, a->ai_addr, a->ai_addrlen) != 0 || ::listen(fd, 128) != 0) {
+    if (fd.get() >= 0) ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (fd.get() < 0 || ::bind(fd.get(), raw(candidate), candidate.size) != 0 || ::listen(fd.get(), 128) != 0) {
       error = errno;
-      ::close(fd);
       continue;
     }
     sockaddr_storage bound{};
     socklen_t size = sizeof bound;
-    ::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &size);
-    {
-      std::lock_guard lock(mutex_);
-      listeners_.push_back(fd);
-    }
-    lane(0).watch(fd, [this, fd] { accept_all(fd); });
+    ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size);
+    lane(0).watch(std::make_unique<Listener>(fd.release()), [this](int socket) { accepted(socket); });
     return show(reinterpret_cast<sockaddr*>(&bound), size);
   }
   throw std::system_error(error, std::generic_category(), "can't listen on " + address);
 }
 
-void TcpEndpoint::accept_all(int listener) {
-  for (;;) {
-    sockaddr_storage peer{};
-    socklen_t size = sizeof peer;
-    const int fd = ::accept4(listener, reinterpret_cast<sockaddr*>(&peer), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      return;
-    }
-    auto connection = new_connection(true);
-    if (!connection) {
-      ::close(fd);
-      continue;
-    }
-    set_options(fd);
-    connection->set_info({show(reinterpret_cast<sockaddr*>(&peer), size), "stream", "", true, 1});
-    attach(std::make_shared<TcpChannel>(connection, *this, fd, false, true, Token{}));
+void TcpEndpoint::accepted(int fd) {
+  auto connection = new_connection(true);
+  if (!connection) {
+    ::close(fd);
+    return;
   }
+  set_options(fd);
+  sockaddr_storage peer{};
+  socklen_t size = sizeof peer;
+  ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size);
+  connection->set_info({show(reinterpret_cast<sockaddr*>(&peer), size), "stream", "", true, 1});
+  auto channel = std::make_shared<TcpChannel>(connection, *this, fd, false, true, Token{});
+  channel->deadline = now_ns() + kSetUpNs;
+  attach(channel);
 }
 
-int TcpEndpoint::open_socket(const std::string& address, bool* connecting) {
-  AddressList found;
-  resolve(address, false, &found);
+int TcpEndpoint::open_socket(const std::vector<SocketAddress>& addresses, SocketAddress* used, bool* connecting) {
+  std::vector<SocketAddress> local;
+  if (!tcp_.local_address.empty()) local = resolve("[" + tcp_.local_address + "]:0", true);
+  std::string what = "can't connect";
   int error = EADDRNOTAVAIL;
-  for (auto* a = found.first; a; a = a->ai_next) {
-    const int fd = ::socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
+  for (const auto& candidate : addresses) {
+    OwnedFd fd(::socket(candidate.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (fd.get() < 0) {
       error = errno;
       continue;
     }
-    set_options(fd);
-    if (!tcp_.local_address.empty()) {
-      AddressList local;
-      resolve(tcp_.local_address + ":0", true, &local);
-      if (::bind(fd, local.first->ai_addr, local.first->ai_addrlen) != 0) {
-        error = errno;
-        ::close(fd);
-        throw std::system_error(error, std::generic_category(), "can't use local address " + tcp_.local_address);
-      }
+    set_options(fd.get());
+    if (!local.empty() && ::bind(fd.get(), raw(local.front()), local.front().size) != 0) {
+      error = errno;
+      what = "can't connect from local address " + tcp_.local_address;
+      continue;
     }
-    *connecting = false;
-    if (::connect(fd, a->ai_addr, a->ai_addrlen) == 0) return fd;
-    if (errno == EINPROGRESS) {
-      *connecting = true;
-      return fd;
+    *connecting = ::connect(fd.get(), raw(candidate), candidate.size) != 0;
+    if (!*connecting || errno == EINPROGRESS) {
+      *used = candidate;
+      return fd.release();
     }
     error = errno;
-    ::close(fd);
   }
-  throw std::system_error(error, std::generic_category(), "can't connect to " + address);
+  throw std::system_error(error, std::generic_category(), what);
 }
 
-uint64_t TcpEndpoint::connect(const std::string& address, double) {
+uint64_t TcpEndpoint::connect(const std::string& address, double timeout_s) {
+  throw_if_closed();
+  const uint64_t deadline = deadline_after(timeout_s);
   bool connecting = false;
-  const int fd = open_socket(address, &connecting);
+  Dialled dialled{};
+  OwnedFd fd(open_socket(resolve(address, false), &dialled.address, &connecting));
   auto connection = new_connection(false);
-  if (!connection) {
-    ::close(fd);
-    throw std::invalid_argument("the backend is closed");
-  }
+  if (!connection) throw std::invalid_argument("the backend is closed");
   connection->set_info({address, "stream", "", true, 1});
   {
     std::lock_guard lock(mutex_);
-    dialled_[connection->id] = address;
+    dialled_[connection->id] = dialled;
   }
-  attach(std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, Token{}));
+  auto channel = std::make_shared<TcpChannel>(connection, *this, fd.release(), connecting, false, Token{});
+  channel->deadline = deadline;
+  attach(channel);
   return connection->id;
 }
 
@@ -179,7 +182,7 @@ void TcpEndpoint::established(TcpChannel& channel) {
 
 void TcpEndpoint::authorize(uint64_t id) {
   auto connection = find_connection(id);
-  if (!connection) return;
+  if (!connection || connection->authorized) return;
   bool dialled;
   {
     std::lock_guard lock(mutex_);
@@ -187,37 +190,50 @@ void TcpEndpoint::authorize(uint64_t id) {
   }
   if (!dialled && options().lanes > 1) {
     Pending pending{id, Token{}, static_cast<uint64_t>(options().lanes - 1)};
-    if (::getrandom(pending.token.data(), pending.token.size(), 0) == static_cast<ssize_t>(pending.token.size())) {
+    auto channels = connection->channels();
+    if (!channels.empty() &&
+        ::getrandom(pending.token.data(), pending.token.size(), 0) == static_cast<ssize_t>(pending.token.size())) {
       {
         std::lock_guard lock(mutex_);
         joinable_.push_back(pending);
       }
-      auto channels = connection->channels();
-      if (!channels.empty()) {
-        std::lock_guard lock(channels.front()->mutex);
-        static_cast<TcpChannel&>(*channels.front()).queue_control(FrameType::kJoin, pending.token, pending.lanes);
-      }
+      std::lock_guard lock(channels.front()->mutex);
+      static_cast<TcpChannel&>(*channels.front()).queue_control(FrameType::kJoin, pending.token, pending.lanes);
     }
   }
   Endpoint::authorize(id);
+  if (dialled) open_lanes(connection);
 }
 
 void TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes) {
-  std::string address;
+  {
+    std::lock_guard lock(mutex_);
+    auto found = dialled_.find(connection->id);
+    if (found == dialled_.end() || found->second.invited) return;
+    found->second.invited = true;
+    found->second.token = token;
+    found->second.lanes = std::min<uint64_t>(lanes, static_cast<uint64_t>(options().lanes - 1));
+  }
+  if (connection->authorized) open_lanes(connection);
+}
+
+void TcpEndpoint::open_lanes(const std::shared_ptr<Connection>& connection) {
+  Dialled dialled;
   {
     std::lock_guard lock(mutex_);
     auto found = dialled_.find(connection->id);
     if (found == dialled_.end()) return;
-    address = found->second;
+    dialled = found->second;
+    found->second.lanes = 0;
   }
-  const auto have = static_cast<uint64_t>(connection->channels().size());
-  const auto most = static_cast<uint64_t>(options().lanes);
-  lanes = std::min(lanes, most > have ? most - have : 0);
-  for (uint64_t i = 0; i < lanes; ++i) {
+  for (uint64_t i = 0; i < dialled.lanes; ++i) {
     try {
       bool connecting = false;
-      const int fd = open_socket(address, &connecting);
-      attach(std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, token));
+      SocketAddress used;
+      const int fd = open_socket({dialled.address}, &used, &connecting);
+      auto channel = std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, dialled.token);
+      channel->deadline = now_ns() + kSetUpNs;
+      attach(channel);
     } catch (const std::exception&) {
       return;  // the first lane alone carries everything, only slower
     }

@@ -2,12 +2,17 @@
 #include "window.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace sage_kvt {
+namespace {
+// Scattered arrivals cost memory: a window may have one range for this many bytes, and some more.
+constexpr uint64_t kBytesPerRange = 256, kFreeRanges = 4096;
+}  // namespace
 
 Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const std::vector<Segment>& segments,
-               bool notify)
-    : id(id_), connection(connection_), generation(generation_), notify_chunks(notify) {
+               bool notify, std::vector<uint64_t> regions_)
+    : id(id_), connection(connection_), generation(generation_), notify_chunks(notify), regions(std::move(regions_)) {
   segments_.reserve(segments.size());
   starts_.reserve(segments.size());
   for (const auto& s : segments) {
@@ -19,11 +24,6 @@ Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const s
     }
     size_ += s.length;
   }
-}
-
-bool Window::touches(const MemoryRegions::Region& region) const {
-  return std::any_of(segments_.begin(), segments_.end(),
-                     [&](const Segment& s) { return region.touches(s.address, s.length); });
 }
 
 Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
@@ -38,6 +38,7 @@ Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   const bool joins_before = before != taken_.end() && before->second == offset;
   const bool joins_next = next != taken_.end() && next->first == end;
   const uint64_t new_end = joins_next ? next->second : end;
+  if (!joins_before && !joins_next && taken_.size() >= kFreeRanges + size_ / kBytesPerRange) return Status::kRefused;
   if (joins_next) taken_.erase(next);
   if (joins_before)
     before->second = new_end;

@@ -15,18 +15,15 @@
 
 namespace sage_kvt {
 
-struct Segment {
-  uint64_t address, length;
-};
-
 class Window {
  public:
-  Window(uint64_t id, uint64_t connection, uint64_t generation, const std::vector<Segment>& segments, bool notify);
+  Window(uint64_t id, uint64_t connection, uint64_t generation, const std::vector<Segment>& segments, bool notify,
+         std::vector<uint64_t> regions);
 
   const uint64_t id, connection, generation;
   const bool notify_chunks;
+  const std::vector<uint64_t> regions;  // in use as long as the window is open
   uint64_t size() const { return size_; }
-  bool touches(const MemoryRegions::Region& region) const;
 
   // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
   Status reserve(uint64_t offset, uint64_t length, uint64_t generation);

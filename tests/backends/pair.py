@@ -1,96 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two connected backends of one process, and their events by kind."""
+"""Two backends of one process that are connected and authorized, and what tests ask of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.backends.base import Backend, Event, EventKind, Segments
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.native import NativeBackend
 from sage_kv_connector.backends.shm import ShmBackend
 from sage_kv_connector.backends.tcp import TcpBackend
 
-#: Small chunks and a small arena, so that little data takes many turns.
-KINDS: dict[str, Callable[[], Backend]] = {
-    "shm-direct": lambda: ShmBackend(chunk_bytes=16384),
-    "shm-arena": lambda: ShmBackend(chunk_bytes=16384, allow_direct=False, arena_bytes=1 << 20),
-    "tcp": lambda: TcpBackend(chunk_bytes=16384),
-    "tcp-2-lanes": lambda: TcpBackend(chunk_bytes=16384, lanes=2),
-}
+Bytes = npt.NDArray[np.uint8]
+#: Longer than anything here takes, even on a busy machine; only a hang uses it up.
+PATIENCE_S = 10.0
+
+
+class Kind(NamedTuple):
+    """One way to carry bytes; ``make`` takes the backend's own keywords on top."""
+
+    name: str
+    make: Callable[..., NativeBackend]
+    listen_on: str
+    mode: str
+    lanes: int
+
+
+def _shm_arena(**options: Any) -> NativeBackend:
+    return ShmBackend(allow_direct=False, **{"arena_bytes": 4 << 20, **options})
+
+
+def _tcp_two_lanes(**options: Any) -> NativeBackend:
+    return TcpBackend(lanes=2, **options)
+
+
+KINDS = (
+    Kind("shm-direct", ShmBackend, "shm://", "direct", 1),
+    Kind("shm-arena", _shm_arena, "shm://", "arena", 1),
+    Kind("tcp-1-lane", TcpBackend, "tcp://127.0.0.1:0", "stream", 1),
+    Kind("tcp-2-lanes", _tcp_two_lanes, "tcp://127.0.0.1:0", "stream", 2),
+)
+
+
+def until(
+    backend: NativeBackend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S
+) -> list[Event]:
+    """Events of ``backend`` until ``done`` holds for all that came; AssertionError when the time is over."""
+    events: list[Event] = []
+    deadline = time.monotonic() + timeout_s
+    while not done(events):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise AssertionError(f"after {timeout_s} s there were only {events}")
+        if backend.wait(min(left, 0.5)):
+            events += backend.poll()
+    return events
+
+
+def of_kind(events: Sequence[Event], kind: EventKind, id: int | None = None) -> list[Event]:
+    return [e for e in events if e.kind == kind and (id is None or e.id == id)]
+
+
+def until_event(backend: NativeBackend, kind: EventKind, id: int | None = None) -> Event:
+    return of_kind(until(backend, lambda events: bool(of_kind(events, kind, id))), kind, id)[0]
 
 
 class Inbox:
-    """Events of one backend; ``take`` waits for the first of a kind."""
+    """Events of one backend, kept until they are asked for."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: NativeBackend) -> None:
         self._backend = backend
-        self.seen: list[Event] = []
+        self._waiting: list[Event] = []
 
-    def take(self, *kinds: EventKind, timeout_s: float = 10.0) -> Event:
-        until = time.monotonic() + timeout_s
-        while True:
-            for event in self.seen:
-                if event.kind in kinds:
-                    self.seen.remove(event)
-                    return event
-            if time.monotonic() > until:
-                raise AssertionError(f"no {[k.name for k in kinds]}; seen: {self.seen}")
-            self._backend.wait(0.05)
-            self.seen += self._backend.poll()
+    def next(self, kind: EventKind, id: int | None = None) -> Event:
+        """The oldest event of that kind (and id), waited for if need be."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := of_kind(self._waiting, kind, id)):
+            if not self._backend.wait(0.5) and time.monotonic() > deadline:
+                raise AssertionError(f"after {PATIENCE_S} s there were only {self._waiting}")
+            self._waiting += self._backend.poll()
+        self._waiting.remove(found[0])
+        return found[0]
 
 
-def listen(backend: Backend) -> str:
-    what = backend.capabilities
-    return backend.listen(f"{what.name}://" if what.same_node_only else f"{what.name}://127.0.0.1:0")
+def settle(backend: NativeBackend, quiet_s: float = 0.2) -> list[Event]:
+    """Events until none came for ``quiet_s``."""
+    events: list[Event] = []
+    while backend.wait(quiet_s):
+        events += backend.poll()
+    return events
+
+
+def address_of(memory: Bytes) -> int:
+    return memory.ctypes.data
+
+
+def table(rows: Sequence[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
+    return np.array(rows, dtype=np.uint64)
+
+
+def random_bytes(size: int, seed: int = 0) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
 class Pair:
-    """``sender`` listens and posts, ``receiver`` connects and opens windows."""
+    """``receiver`` listens and opens windows, ``sender`` connects and posts."""
 
-    def __init__(self, kind: str) -> None:
-        self.sender, self.receiver = KINDS[kind](), KINDS[kind]()
-        self.sent, self.landed = Inbox(self.sender), Inbox(self.receiver)
-        self.incoming_address = listen(self.sender)
-        self.incoming = self.receiver.connect(self.incoming_address, 5.0)
-        self.outgoing = self.sent.take(EventKind.ACCEPTED).connection
-        self.landed.take(EventKind.CONNECTED)
+    def __init__(self, kind: Kind, *, authorize: bool = True, **options: Any) -> None:
+        self.kind = kind
+        self._kept: list[Bytes] = []  # lanes read and write it until the pair is closed
+        self.receiver = kind.make(**options)
+        self.sender = kind.make(**options)
+        address = self.receiver.listen(kind.listen_on)
+        self.to_receiver = self.sender.connect(address, 5.0)
+        until_event(self.sender, EventKind.CONNECTED)
+        self.to_sender = until_event(self.receiver, EventKind.ACCEPTED).connection
+        if authorize:
+            self.authorize()
 
-    def authorize(self) -> Self:
-        self.sender.authorize(self.outgoing)
-        self.receiver.authorize(self.incoming)
-        return self
+    def authorize(self) -> None:
+        self.sender.authorize(self.to_receiver)
+        self.receiver.authorize(self.to_sender)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            lanes = (
+                self.sender.connection_info(self.to_receiver).lanes,
+                self.receiver.connection_info(self.to_sender).lanes,
+            )
+            if lanes == (self.kind.lanes, self.kind.lanes):
+                return
+            time.sleep(0.001)
+        raise AssertionError(f"expected {self.kind.lanes} lanes on both sides, there are {lanes}")
 
-    def __enter__(self) -> Self:
-        return self.authorize()
+    def window(self, memory: Bytes, generation: int = 1, *, notify_chunks: bool = False) -> tuple[int, bytes]:
+        """A window over all of ``memory``, which gets registered; returns (window, its descriptor)."""
+        self._kept.append(memory)
+        self.receiver.register_memory(address_of(memory), memory.nbytes)
+        window = self.receiver.open_window(
+            self.to_sender,
+            table([(address_of(memory), memory.nbytes)]),
+            generation,
+            notify_chunks=notify_chunks,
+        )
+        return window, self.receiver.window_descriptor(window)
 
-    def __exit__(self, *_: object) -> None:
+    def post(
+        self,
+        descriptor: bytes,
+        memory: Bytes,
+        generation: int = 1,
+        *,
+        at: int = 0,
+        priority: int = 0,
+        checksum: bool = True,
+    ) -> int:
+        """Post all of ``memory``, which gets registered, to offset ``at`` of the window."""
+        self._kept.append(memory)
+        self.sender.register_memory(address_of(memory), memory.nbytes)
+        return self.sender.post(
+            self.to_receiver,
+            descriptor,
+            table([(address_of(memory), at, memory.nbytes)]),
+            generation,
+            priority=priority,
+            checksum=checksum,
+        )
+
+    def sent(self, post: int) -> Event:
+        return until_event(self.sender, EventKind.SENT, post)
+
+    def ended(self, window: int) -> Event:
+        """WINDOW_DONE or WINDOW_FAILED of a window."""
+        ends = (EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED)
+        events = until(self.receiver, lambda all: any(e.kind in ends and e.id == window for e in all))
+        return next(e for e in events if e.kind in ends and e.id == window)
+
+    def transfers_still_work(self) -> None:
+        """Whatever went wrong before, the pair carries a new window."""
+        source, target = random_bytes(300_001, seed=9), np.zeros(300_001, np.uint8)
+        window, descriptor = self.window(target, generation=77)
+        post = self.post(descriptor, source, generation=77)
+        assert self.ended(window).kind == EventKind.WINDOW_DONE
+        assert self.sent(post).status == Status.OK
+        assert np.array_equal(source, target)
+        self.receiver.close_window(window)
+
+    def close(self) -> None:
         self.sender.close()
         self.receiver.close()
-
-
-def memory(backend: Backend, size: int, seed: int | None = None) -> npt.NDArray[np.uint8]:
-    data = (
-        np.zeros(size, np.uint8)
-        if seed is None
-        else np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    )
-    backend.register_memory(data.ctypes.data, size)
-    return data
-
-
-def runs(data: npt.NDArray[np.uint8], pieces: list[tuple[int, int]]) -> Segments:
-    """(start, length) within ``data`` as segments."""
-    return np.array([(data.ctypes.data + start, length) for start, length in pieces], dtype=np.uint64)
-
-
-def whole(data: npt.NDArray[np.uint8]) -> Segments:
-    return runs(data, [(0, len(data))])
-
-
-def from_start(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """One descriptor of everything."""
-    return np.array([(data.ctypes.data, 0, len(data))], dtype=np.uint64)
+        self._kept.clear()

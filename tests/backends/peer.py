@@ -1,30 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sending process that tests kill, stop or confuse: ``python -m tests.backends.peer KIND BYTES``.
+"""A backend in a process of its own, which tests order about with messages and signals.
 
-Prints its address; posts BYTES into each window whose descriptor it is sent.
+It prints its address and then serves one connection. Orders, as JSON: ``{"open": bytes}``
+answers with a window's descriptor, ``{"post": bytes, "descriptor": hex, "fill": byte}`` posts
+so many bytes of that value. Each end of a window or post is told as ``{"ended": kind, "status": status}``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
+from typing import Any
 
-from sage_kv_connector.backends.base import EventKind
-from tests.backends.pair import KINDS, from_start, listen, memory
+import numpy as np
+
+from sage_kv_connector.backends.base import Event, EventKind
+from tests.backends.pair import KINDS, Kind, address_of, of_kind, table, until, until_event
+
+GENERATION = 1
 
 
-def main() -> None:
-    kind, size = sys.argv[1], int(sys.argv[2])
-    backend = KINDS[kind]()
-    data = memory(backend, size, seed=1)
-    print(listen(backend), flush=True)
+def serve(kind: Kind) -> None:
+    backend = kind.make()
+    print(backend.listen(kind.listen_on), flush=True)
+    kept: list[Any] = []
+
+    def answer(connection: int, message: dict[str, Any]) -> None:
+        backend.send(connection, json.dumps(message).encode())
+
+    def obey(connection: int, order: dict[str, Any]) -> None:
+        size = order.get("open") or order["post"]
+        memory = np.full(size, order.get("fill", 0), np.uint8)
+        kept.append(memory)
+        backend.register_memory(address_of(memory), size)
+        if "open" in order:
+            window = backend.open_window(connection, table([(address_of(memory), size)]), GENERATION)
+            answer(connection, {"descriptor": backend.window_descriptor(window).hex()})
+        else:
+            rows = table([(address_of(memory), 0, size)])
+            backend.post(connection, bytes.fromhex(order["descriptor"]), rows, GENERATION)
+
     while True:
-        backend.wait(1.0)
+        if not backend.wait(5.0) and os.getppid() == 1:
+            return
         for event in backend.poll():
             if event.kind == EventKind.ACCEPTED:
                 backend.authorize(event.connection)
+            elif event.kind == EventKind.CLOSED:
+                return
             elif event.kind == EventKind.MESSAGE:
-                backend.post(event.connection, event.payload, from_start(data), 1)
+                obey(event.connection, json.loads(event.payload))
+            elif event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
+                answer(event.connection, {"ended": event.kind, "status": event.status})
+
+
+def spawn(kind: Kind) -> tuple[subprocess.Popen[str], str]:
+    """A serving process and the address that it listens on."""
+    command = [sys.executable, "-m", "tests.backends.peer", kind.name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+class Peer:
+    """The other process, connected to a backend of this one."""
+
+    def __init__(self, kind: Kind, **options: Any) -> None:
+        self.process, address = spawn(kind)
+        self.backend = kind.make(**options)
+        self.connection = self.backend.connect(address, 5.0)
+        until_event(self.backend, EventKind.CONNECTED)
+        self.backend.authorize(self.connection)
+        self._kept: list[Any] = []
+
+    def order(self, **order: Any) -> None:
+        self.backend.send(self.connection, json.dumps(order).encode())
+
+    def open(self, size: int) -> bytes:
+        """A window of ``size`` bytes over there; returns its descriptor."""
+        self.order(open=size)
+        return bytes.fromhex(json.loads(until_event(self.backend, EventKind.MESSAGE).payload)["descriptor"])
+
+    def post(self, descriptor: bytes, size: int, fill: int = 1, **options: Any) -> int:
+        memory = np.full(size, fill, np.uint8)
+        self._kept.append(memory)
+        self.backend.register_memory(address_of(memory), size)
+        rows = table([(address_of(memory), 0, size)])
+        return self.backend.post(self.connection, descriptor, rows, GENERATION, **options)
+
+    def window(self, size: int, **options: Any) -> tuple[int, bytes, Any]:
+        """A window of ``size`` bytes here; returns (window, descriptor, memory)."""
+        memory = np.zeros(size, np.uint8)
+        self._kept.append(memory)
+        self.backend.register_memory(address_of(memory), size)
+        rows = table([(address_of(memory), size)])
+        window = self.backend.open_window(self.connection, rows, GENERATION, **options)
+        return window, self.backend.window_descriptor(window), memory
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def until_closed(self, timeout_s: float) -> list[Event]:
+        return until(self.backend, lambda events: bool(of_kind(events, EventKind.CLOSED)), timeout_s)
+
+    def close(self) -> None:
+        end(self.process)
+        self.backend.close()
 
 
 if __name__ == "__main__":
-    main()
+    serve(next(kind for kind in KINDS if kind.name == sys.argv[1]))

@@ -1,31 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// A failed check names its expression and both values, and ends the test program.
+// The little that these tests need of a test framework.
 #pragma once
 
 #include <cstdio>
 #include <cstdlib>
-#include <iostream>
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
-      std::cerr << __FILE__ << ":" << __LINE__ << ": " #condition " does not hold\n"; \
-      std::abort();                                                                   \
-    }                                                                                 \
+// Ends the program, naming the condition, if it does not hold.
+#define CHECK(condition)                                                                 \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
+      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (false)
 
-#define CHECK_EQUAL(a, b)                                                                                    \
-  do {                                                                                                       \
-    const auto left = (a);                                                                                   \
-    const auto right = (b);                                                                                  \
-    if (!(left == right)) {                                                                                  \
-      std::cerr << __FILE__ << ":" << __LINE__ << ": " #a " is " << left << ", " #b " is " << right << "\n"; \
-      std::abort();                                                                                          \
-    }                                                                                                        \
-  } while (false)
-
-#define RUN(test)               \
-  do {                          \
-    std::cerr << #test << "\n"; \
-    test;                       \
+// Runs `function` and says so.
+#define RUN(function, ...)                      \
+  do {                                          \
+    std::fprintf(stderr, "%s ", #function);     \
+    function(__VA_ARGS__);                      \
+    std::fprintf(stderr, "%s\n", #__VA_ARGS__); \
   } while (false)

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two endpoints of one process, connected: `from` posts, `to` opens windows.
+// Two endpoints of one process that are connected and authorized.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <cstring>
-#include <deque>
+#include <functional>
+#include <map>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -19,126 +22,101 @@ namespace sage_kvt {
 
 enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes };
 constexpr Kind kKinds[] = {Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
+constexpr double kPatienceS = 30;
 
-inline const char* name_of(Kind kind) {
-  switch (kind) {
-    case Kind::kShmDirect:
-      return "shm direct";
-    case Kind::kShmArena:
-      return "shm arena";
-    case Kind::kTcp:
-      return "tcp";
-    default:
-      return "tcp, 3 lanes";
+using Bytes = std::vector<uint8_t>;
+
+inline Bytes random_bytes(size_t size, unsigned seed) {
+  std::mt19937_64 random(seed);
+  Bytes bytes(size);
+  for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
+    const uint64_t word = random();
+    std::memcpy(bytes.data() + i, &word, std::min(sizeof word, size - i));
   }
+  return bytes;
 }
 
-inline std::unique_ptr<Endpoint> make_endpoint(Kind kind) {
+inline uint64_t address_of(const Bytes& bytes) { return reinterpret_cast<uint64_t>(bytes.data()); }
+
+inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) {
   EndpointOptions options;
-  options.chunk_bytes = 64 << 10;
+  options.chunk_bytes = chunk_bytes;
   options.lanes = kind == Kind::kTcpLanes ? 3 : 1;
   if (kind == Kind::kTcp || kind == Kind::kTcpLanes) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
-  ShmOptions shm;
-  shm.allow_direct = kind == Kind::kShmDirect;
-  shm.arena_bytes = 1 << 20;
-  return std::make_unique<ShmEndpoint>(options, shm);
+  return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});
 }
 
-// Events of one endpoint, found by kind and id however they are ordered.
+// Takes events of an endpoint, in order, and remembers them all.
 class Inbox {
  public:
   explicit Inbox(Endpoint& endpoint) : endpoint_(endpoint) {}
 
-  // Waits for the first event that `wanted` accepts and takes it out.
-  template <typename Predicate>
-  Event take(Predicate wanted, double timeout_s = 20) {
-    const uint64_t until = now_ns() + static_cast<uint64_t>(timeout_s * 1e9);
-    for (;;) {
-      for (auto i = seen_.begin(); i != seen_.end(); ++i)
-        if (wanted(*i)) {
-          Event found = *i;
-          seen_.erase(i);
-          return found;
-        }
-      if (now_ns() > until)
-        for (const auto& e : seen_)
-          std::cerr << "seen: kind " << static_cast<int>(e.kind) << ", status " << static_cast<int>(e.status) << ", "
-                    << e.detail << "\n";
-      CHECK(now_ns() < until);
+  void until(const std::function<bool()>& done) {
+    const uint64_t deadline = now_ns() + static_cast<uint64_t>(kPatienceS * 1e9);
+    while (!done()) {
+      CHECK(now_ns() < deadline);
       endpoint_.wait(0.05);
-      for (auto& event : endpoint_.completions().take(256)) seen_.push_back(std::move(event));
+      take();
     }
   }
-  Event take(EventKind kind) {
-    return take([kind](const Event& e) { return e.kind == kind; });
+  void take() {
+    for (auto& event : endpoint_.poll(256)) events.push_back(std::move(event));
   }
-  Event take(EventKind kind, uint64_t id) {
-    return take([=](const Event& e) { return e.kind == kind && e.id == id; });
+  size_t count(EventKind kind) const {
+    size_t found = 0;
+    for (const auto& event : events) found += event.kind == kind;
+    return found;
   }
-  void drain() {
-    for (auto& event : endpoint_.completions().take(4096)) seen_.push_back(std::move(event));
+  const Event* find(EventKind kind, uint64_t id) const {
+    for (const auto& event : events)
+      if (event.kind == kind && event.id == id) return &event;
+    return nullptr;
   }
-  size_t count(EventKind kind) {
-    drain();
-    return static_cast<size_t>(
-        std::count_if(seen_.begin(), seen_.end(), [kind](const Event& e) { return e.kind == kind; }));
+  const Event& wait_for(EventKind kind, uint64_t id) {
+    until([&] { return find(kind, id) != nullptr; });
+    return *find(kind, id);
   }
+  std::vector<Event> events;
 
  private:
   Endpoint& endpoint_;
-  std::deque<Event> seen_;
 };
 
-struct Pair {
-  explicit Pair(Kind kind) : from(make_endpoint(kind)), to(make_endpoint(kind)), from_inbox(*from), to_inbox(*to) {
+class Pair {
+ public:
+  explicit Pair(Kind kind, uint64_t chunk_bytes = 64u << 10)
+      : receiver(make_endpoint(kind, chunk_bytes)),
+        sender(make_endpoint(kind, chunk_bytes)),
+        received(*receiver),
+        sent(*sender) {
     const bool tcp = kind == Kind::kTcp || kind == Kind::kTcpLanes;
-    const std::string address = from->listen(tcp ? "127.0.0.1:0" : "");
-    receiving = to->connect(address, 5);
-    sending = from_inbox.take(EventKind::kAccepted).connection;
-    to_inbox.take(EventKind::kConnected);
-    from->authorize(sending);
-    to->authorize(receiving);
-    if (kind == Kind::kTcpLanes)
-      while (from->info(sending).lanes < 3) to->wait(0.01);
+    to_receiver = sender->connect(receiver->listen(tcp ? "127.0.0.1:0" : ""), 5.0);
+    sent.until([&] { return sent.count(EventKind::kConnected) == 1; });
+    received.until([&] { return received.count(EventKind::kAccepted) == 1; });
+    to_sender = received.events.back().connection;
+    sender->authorize(to_receiver);
+    receiver->authorize(to_sender);
+    const int lanes = kind == Kind::kTcpLanes ? 3 : 1;
+    for (int i = 0; sender->info(to_receiver).lanes != lanes || receiver->info(to_sender).lanes != lanes; ++i) {
+      CHECK(i < 10000);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 
-  std::unique_ptr<Endpoint> from, to;
-  Inbox from_inbox, to_inbox;
-  uint64_t sending = 0, receiving = 0;
-};
-
-// Memory in pages, registered, with a shuffled order.
-struct Pages {
-  Pages(Endpoint& endpoint, size_t count, size_t page, uint32_t seed) : page(page), bytes(count * page), order(count) {
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::shuffle(order.begin(), order.end(), std::mt19937(seed));
-    endpoint.register_memory(address(), bytes.size());
-  }
-  void fill(uint32_t seed) {
-    std::mt19937 random(seed);
-    for (auto& b : bytes) b = static_cast<uint8_t>(random());
-  }
-  uint64_t address() const { return reinterpret_cast<uint64_t>(bytes.data()); }
-  uint64_t at(size_t i) const { return address() + order[i] * page; }
-  std::vector<Segment> segments() const {
-    std::vector<Segment> out;
-    for (size_t i = 0; i < order.size(); ++i) out.push_back({at(i), page});
-    return out;
-  }
-  std::vector<Descriptor> descriptors() const {
-    std::vector<Descriptor> out;
-    for (size_t i = 0; i < order.size(); ++i) out.push_back({at(i), i * page, page});
-    return out;
-  }
-  bool equals(const Pages& other) const {
-    for (size_t i = 0; i < order.size(); ++i)
-      if (std::memcmp(reinterpret_cast<void*>(at(i)), reinterpret_cast<void*>(other.at(i)), page) != 0) return false;
-    return true;
+  uint64_t open(Bytes& target, uint64_t generation = 1, bool notify = false) {
+    receiver->register_memory(address_of(target), target.size());
+    return receiver->open_window(to_sender, {{address_of(target), target.size()}}, generation, notify);
   }
 
-  const size_t page;
-  std::vector<uint8_t> bytes;
-  std::vector<size_t> order;
+  uint64_t post(uint64_t window, const Bytes& source, uint64_t generation = 1, int priority = 0) {
+    sender->register_memory(address_of(source), source.size());
+    return sender->post(to_receiver, receiver->describe(window), {{address_of(source), 0, source.size()}}, generation,
+                        priority, true);
+  }
+
+  std::unique_ptr<Endpoint> receiver, sender;
+  Inbox received, sent;
+  uint64_t to_receiver = 0, to_sender = 0;
 };
 
 }  // namespace sage_kvt
