@@ -205,8 +205,8 @@ def build_package() -> None:
     if done.returncode != 0:
         if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
             say("no C++ compiler was found: install one (Debian/Ubuntu: apt-get install g++)")
-        else:
-            say(done.stdout)
+            sys.exit(1)
+        say(done.stdout)
         raise subprocess.CalledProcessError(done.returncode, pip)
     stamp.write_text(digest)
 
