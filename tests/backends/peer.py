@@ -65,6 +65,12 @@ def spawn(kind: Kind) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
+def stop(process: subprocess.Popen[str]) -> None:
+    """SIGSTOP, waited for: kill() returns before threads on other cores have stopped."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()

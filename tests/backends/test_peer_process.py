@@ -13,7 +13,7 @@ import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
 from tests.backends.pair import Kind, of_kind, settle, until, until_event
-from tests.backends.peer import Peer, end, spawn
+from tests.backends.peer import Peer, end, spawn, stop
 
 BIG = 64 << 20
 DEATH_NOTICED_S = 2.0
@@ -71,7 +71,7 @@ def test_kill_while_it_sends(peer: Peer) -> None:
 
 def test_kill_while_it_receives(peer: Peer) -> None:
     descriptor = peer.open(BIG)
-    peer.signal(signal.SIGSTOP)
+    stop(peer.process)
     post = peer.post(descriptor, BIG)
     time.sleep(0.05)
     peer.signal(signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_kill_of_an_idle_peer(peer: Peer) -> None:
 
 def test_a_stopped_peer_does_not_make_us_spin(peer: Peer) -> None:
     descriptor = peer.open(BIG)
-    peer.signal(signal.SIGSTOP)
+    stop(peer.process)
     posts = [peer.post(descriptor, BIG)]
     window, mine, _ = peer.window(1 << 20)
     peer.order(post=1 << 20, descriptor=mine.hex(), fill=1)
@@ -108,7 +108,7 @@ def test_small_posts_to_a_stopped_peer_all_end_when_it_goes_on(peer: Peer) -> No
     """Posts that leave from the caller's thread until nothing more fits, and then nothing else happens."""
     size, count = 48 << 10, 600
     descriptor = peer.open(size * count)
-    peer.signal(signal.SIGSTOP)
+    stop(peer.process)
     posts = []
     for _ in range(count):
         posts.append(peer.post(descriptor, size))
@@ -122,7 +122,7 @@ def test_small_posts_to_a_stopped_peer_all_end_when_it_goes_on(peer: Peer) -> No
 def test_an_urgent_post_overtakes_one_that_already_waits_for_the_peer(peer: Peer) -> None:
     """Only a bounded part of the long post is on its way, however long the peer takes nothing."""
     long, urgent = peer.open(96 << 20), peer.open(1 << 20)
-    peer.signal(signal.SIGSTOP)
+    stop(peer.process)
     waiting = peer.post(long, 96 << 20, priority=5)
     time.sleep(0.2)
     overtaking = peer.post(urgent, 1 << 20, priority=-5)
@@ -135,7 +135,7 @@ def test_connecting_to_a_stopped_process_ends_in_time(kind: Kind) -> None:
     if kind.name.startswith("tcp"):
         pytest.skip("the kernel answers for a stopped tcp listener")
     process, address = spawn(kind)
-    process.send_signal(signal.SIGSTOP)
+    stop(process)
     backend = kind.make()
     try:
         connection = backend.connect(address, 0.3)

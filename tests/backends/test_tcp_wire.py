@@ -416,6 +416,7 @@ def test_ipv6_and_a_chosen_local_address() -> None:
         until_event(client, EventKind.CONNECTED)
         until_event(server, EventKind.ACCEPTED)
         client.close()
+        until_event(server, EventKind.CLOSED)
     before = len(os.listdir("/proc/self/fd"))
     for local, error in (("127.0.0.1", OSError), ("not an address", ValueError)):
         client = TcpBackend(local_address=local)
