@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion kernels by device, and the golden vectors that they share."""

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the golden vectors that every conversion kernel must reproduce (kernels/golden/*.npz).
+
+One file a wire dtype. For each format, memory dtype and shape there is an input tile
+(raw bits), its encoding, and what that encoding decodes to in each memory dtype. The
+vectors are frozen: a change of this file's output is a change of the wire format.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
+from sage_kv_connector.format.wire_format import CAST_DTYPES, MEMORY_DTYPES, SCALED_DTYPES, WireFormat
+
+OUT = Path(__file__).parent.parent / "sage_kv_connector" / "kernels" / "golden"
+SHAPES = ((24, 32), (5, 16))
+TENSOR_SCALE = 0.37
+
+
+def formats() -> list[WireFormat]:
+    """Every format of every wire dtype."""
+    found = [WireFormat(dtype) for dtype in CAST_DTYPES]
+    for dtype, granularity in itertools.product(
+        SCALED_DTYPES[:2], ("none", "tensor", "channel", "token", "head")
+    ):
+        found.append(WireFormat(dtype, granularity))
+    for granularity, zero_point in itertools.product(("channel", "token", "head"), (False, True)):
+        found.append(WireFormat("int4", granularity, zero_point=zero_point))
+    return found
+
+
+def adversarial(rng: np.random.Generator, tokens: int, dim: int) -> np.ndarray:
+    """Normal values with an outlier channel, a constant one, denormals, huge values, ±Inf, NaN and -0."""
+    values = rng.normal(size=(tokens, dim)).astype(np.float32)
+    values[:, 1] *= 300
+    values[:, 2] = 5.0
+    values[:, 3] = 0.0
+    values[:, 4] *= np.float32(1e-40)
+    values[:, 5] = np.clip(values[:, 5].astype(np.float64) * 2e38, -3.4e38, 3.4e38)
+    values[:, 6] *= np.float32(2.0**-14)
+    values[0, 7], values[1, 7], values[2, 8], values[3, 9] = np.inf, -np.inf, np.nan, -0.0
+    values[4, 10:14] = (464.0, -448.1, 65519.9, -1e6)
+    values[:, 14] = np.inf
+    values[:, 15] = 448.0 * np.arange(tokens) / max(1, tokens - 1)
+    return values
+
+
+def main() -> int:
+    OUT.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(20240229)
+    files: dict[str, dict[str, np.ndarray]] = {}
+    for number, (fmt, dtype, (tokens, dim)) in enumerate(itertools.product(formats(), MEMORY_DTYPES, SHAPES)):
+        vectors = files.setdefault(fmt.dtype, {})
+        plain = rng.normal(size=(tokens, dim)).astype(np.float32)
+        raw = from_float(adversarial(rng, tokens, dim) if number % 2 or tokens == 24 else plain, dtype)
+        scale = TENSOR_SCALE if fmt.granularity == "tensor" else 1.0
+        tile = encode_tile(to_float(raw, dtype), fmt, scale)
+        name = f"{number}"
+        vectors[f"{name}.format"] = np.frombuffer(msgspec.json.encode(fmt), np.uint8)
+        vectors[f"{name}.dtype"] = np.frombuffer(dtype.encode(), np.uint8)
+        vectors[f"{name}.tensor_scale"] = np.float32(scale)
+        vectors[f"{name}.memory"] = raw
+        vectors[f"{name}.tile"] = tile
+        values = decode_tile(tile, fmt, tokens, dim, scale)
+        for target in RAW:
+            vectors[f"{name}.decoded.{target}"] = from_float(values, target)
+    for dtype, vectors in files.items():
+        np.savez_compressed(OUT / f"{dtype}.npz", **vectors)
+        print(f"{dtype}: {len(vectors)} arrays, {(OUT / f'{dtype}.npz').stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
