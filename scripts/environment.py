@@ -182,7 +182,12 @@ def build_package() -> None:
     """Editable install; repeated when a source of the extension or the package's own list changed."""
     sources = sorted(
         path
-        for pattern in ("CMakeLists.txt", "pyproject.toml", "sage_kv_connector/csrc/*")
+        for pattern in (
+            "CMakeLists.txt",
+            "pyproject.toml",
+            "sage_kv_connector/csrc/*",
+            "sage_kv_connector/kernels/cpu/*",
+        )
         for path in ROOT.glob(pattern)
     )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

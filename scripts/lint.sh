@@ -5,4 +5,5 @@ set -eu
 ruff format --check .
 ruff check .
 mypy
-clang-format --dry-run --Werror sage_kv_connector/csrc/*.cc sage_kv_connector/csrc/*.h tests/cpp/*.cc tests/cpp/*.h
+clang-format --dry-run --Werror sage_kv_connector/csrc/*.cc sage_kv_connector/csrc/*.h \
+  sage_kv_connector/kernels/cpu/*.cc sage_kv_connector/kernels/cpu/*.h tests/cpp/*.cc tests/cpp/*.h

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "bindings.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -15,6 +17,14 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace sage_kvt;
+
+nb::list sage_kvt::events_of(std::vector<Event> events) {
+  nb::list out;
+  for (const auto& e : events)
+    out.append(nb::make_tuple(static_cast<int>(e.kind), e.connection, e.id, static_cast<int>(e.status), e.offset,
+                              e.length, e.time_ns, nb::bytes(e.payload.data(), e.payload.size()), e.detail));
+  return out;
+}
 
 namespace {
 
@@ -44,14 +54,6 @@ WindowDescriptor from_bytes(const nb::bytes& data) {
                                 std::to_string(sizeof d));
   std::memcpy(&d, data.c_str(), sizeof d);
   return d;
-}
-
-nb::list events_of(std::vector<Event> events) {
-  nb::list out;
-  for (const auto& e : events)
-    out.append(nb::make_tuple(static_cast<int>(e.kind), e.connection, e.id, static_cast<int>(e.status), e.offset,
-                              e.length, e.time_ns, nb::bytes(e.payload.data(), e.payload.size()), e.detail));
-  return out;
 }
 
 nb::dict counters_of(const Counters& c) {
@@ -98,6 +100,7 @@ NB_MODULE(_data_plane, m) {
     }
   });
 
+  bind_conversion(m);
   nb::class_<Endpoint>(m, "Endpoint")
       .def("register_memory", &Endpoint::register_memory, "address"_a, "length"_a)
       .def("deregister_memory", &Endpoint::deregister_memory, "region"_a)

@@ -21,6 +21,7 @@ enum class EventKind : int {
   kLanded = 6,
   kWindowDone = 7,
   kWindowFailed = 8,
+  kConverted = 9,
 };
 
 enum class Status : int {

@@ -138,7 +138,7 @@ def scales_of(values: F32, fmt: WireFormat) -> tuple[F32, F32]:
         largest = np.abs(finite).max(axis=axis, keepdims=True)
         scale = bf16_up(largest * reciprocal_up(CODE_MAX[fmt.dtype]))
         return np.clip(scale, SCALE_MIN, SCALE_MAX), np.zeros_like(scale)
-    zero = bf16_down(finite.min(axis=axis, keepdims=True))
+    zero = bf16_down(finite.min(axis=axis, keepdims=True)) + np.float32(0)  # -0 becomes +0
     with np.errstate(over="ignore"):
         span = finite.max(axis=axis, keepdims=True) - zero
     scale = bf16_up(np.minimum(span * reciprocal_up(INT4_LEVELS), SCALE_MAX))

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the parts of the Python module share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <vector>
+
+#include "event.h"
+
+namespace sage_kvt {
+
+// Tuples in the order of sage_kv_connector.backends.base.Event.
+nanobind::list events_of(std::vector<Event> events);
+
+void bind_conversion(nanobind::module_& m);
+
+}  // namespace sage_kvt

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads that convert spans in the background, so that conversion, wire and scatter overlap.
+//
+// A job runs on one thread; jobs start in order of submission. Each ends in exactly one
+// CONVERTED event (id = job, length = wire bytes), whatever happens. Threads sleep while
+// there is nothing to do.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "event.h"
+#include "paged_converter.h"
+
+namespace sage_kvt {
+
+class ConversionPool {
+ public:
+  explicit ConversionPool(int threads);
+  ~ConversionPool();
+  ConversionPool(const ConversionPool&) = delete;
+  ConversionPool& operator=(const ConversionPool&) = delete;
+
+  // `wire` must stay valid until the job's event. Throws std::invalid_argument for a span outside the
+  // group or a wire length that is not the span's.
+  uint64_t encode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire, uint64_t wire_length);
+  uint64_t decode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire, uint64_t wire_length);
+  // After this returns the job touches no memory any more; one that had not begun ends as cancelled.
+  void cancel(uint64_t job);
+  CompletionQueue& completions() { return completions_; }
+  // Nanoseconds that the threads spent converting, and bytes of wire that they wrote and read.
+  uint64_t busy_ns() const;
+  uint64_t wire_bytes() const;
+  void close();
+
+ private:
+  struct Job {
+    uint64_t id;
+    bool encode;
+    std::shared_ptr<const PagedConverter> converter;
+    Span span;
+    uint8_t* wire;
+    size_t length;
+  };
+  uint64_t submit(bool encode, std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire,
+                  uint64_t wire_length);
+  void run();
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_, ended_;
+  std::deque<Job> waiting_;
+  std::unordered_set<uint64_t> running_;
+  CompletionQueue completions_;
+  std::vector<std::thread> threads_;
+  uint64_t next_ = 1, busy_ns_ = 0, wire_bytes_ = 0;
+  bool closing_ = false;
+};
+
+}  // namespace sage_kvt

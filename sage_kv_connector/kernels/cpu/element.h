@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element formats as lane arithmetic: raw bits -> fp32 -> raw bits, N lanes at a time.
+//
+// GCC vector extensions: one source for every instruction set, each compiled with its own flags
+// in its own namespace (SAGE_KVT_ISA). All arithmetic is IEEE fp32; see docs/format.md.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "tile.h"
+
+namespace sage_kvt::SAGE_KVT_ISA {
+namespace {
+
+template <typename T, int N>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+};
+template <typename T, int N>
+using Lanes = typename LanesOf<T, N>::type;
+template <int N>
+using F32 = Lanes<float, N>;
+template <int N>
+using U32 = Lanes<uint32_t, N>;
+template <int N>
+using I32 = Lanes<int32_t, N>;
+
+template <typename V>
+inline __attribute__((always_inline)) V load(const void* from) {
+  V lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+template <typename V>
+inline __attribute__((always_inline)) void store(void* to, V lanes) {
+  std::memcpy(to, &lanes, sizeof lanes);
+}
+
+template <typename To, typename From>
+inline __attribute__((always_inline)) To bits(From lanes) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &lanes, sizeof to);
+  return to;
+}
+
+template <int N>
+inline __attribute__((always_inline)) U32<N> splat(uint32_t value) {
+  return U32<N>{} + value;
+}
+
+template <int N>
+inline __attribute__((always_inline)) F32<N> splat_float(float value) {
+  return bits<F32<N>>(splat<N>(__builtin_bit_cast(uint32_t, value)));
+}
+
+template <int N>
+inline __attribute__((always_inline)) U32<N> select(I32<N> mask, U32<N> yes, U32<N> no) {
+  return mask ? yes : no;
+}
+
+constexpr uint32_t kInfinity = 0x7F800000u;
+
+// A float with `E` exponent and `M` mantissa bits. `Largest`: code of the largest finite value,
+// `Nan`: code given to NaN, `Infinite`: whether the code after Largest is infinity.
+template <typename RawT, int E, int M, uint32_t LargestCode, uint32_t NanCode, bool HasInfinity, bool KeepInfinity>
+struct SmallFloat {
+  using Raw = RawT;
+  static constexpr uint32_t kBias = (1u << (E - 1)) - 1;
+  static constexpr int kShift = 23 - M;
+  static constexpr uint32_t kSignShift = 31 - (E + M);
+  static constexpr uint32_t kMagnitude = (1u << (E + M)) - 1;
+  static constexpr uint32_t kMinNormal = (127 - kBias + 1) << 23;
+  static constexpr uint32_t kRebias = (127 - kBias) << M;
+  // Adding this puts the ulp of the sum at the step of the denormals.
+  static constexpr uint32_t kDenormalMagic = (127 - kBias + 1 + 23 - M) << 23;
+  static constexpr uint32_t kLargest = ((LargestCode + kRebias) << kShift);
+  // Smallest magnitude code that is no finite number.
+  static constexpr uint32_t kFirstSpecial = LargestCode + 1;
+
+  template <int N>
+  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+    const U32<N> magnitude = raw & kMagnitude;
+    const I32<N> tiny = magnitude < splat<N>(1u << M);
+    const U32<N> based =
+        (magnitude << kShift) + select<N>(tiny, splat<N>((128 - kBias) << 23), splat<N>((127 - kBias) << 23));
+    const F32<N> value = bits<F32<N>>(based) - bits<F32<N>>(select<N>(tiny, splat<N>(kMinNormal), splat<N>(0)));
+    U32<N> out = bits<U32<N>>(value);
+    if constexpr (HasInfinity) {
+      const U32<N> special =
+          select<N>(magnitude == splat<N>(kFirstSpecial), splat<N>(kInfinity), splat<N>(0x7FC00000u));
+      out = select<N>(magnitude >= splat<N>(kFirstSpecial), special, out);
+    } else {
+      out = select<N>(magnitude >= splat<N>(kFirstSpecial), splat<N>(0x7FC00000u), out);
+    }
+    return bits<F32<N>>(out | ((raw << kSignShift) & 0x80000000u));
+  }
+
+  template <int N>
+  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+    const U32<N> all = bits<U32<N>>(value);
+    const U32<N> magnitude = all & 0x7FFFFFFFu;
+    const U32<N> clamped = select<N>(magnitude < splat<N>(kLargest), magnitude, splat<N>(kLargest));
+    const U32<N> normal = ((clamped + ((1u << (kShift - 1)) - 1) + ((clamped >> kShift) & 1u)) >> kShift) - kRebias;
+    const F32<N> magic = bits<F32<N>>(splat<N>(kDenormalMagic));
+    const U32<N> denormal = bits<U32<N>>(bits<F32<N>>(clamped) + magic) - kDenormalMagic;
+    U32<N> code = select<N>(clamped < splat<N>(kMinNormal), denormal, normal);
+    if constexpr (KeepInfinity) code = select<N>(magnitude == splat<N>(kInfinity), splat<N>(kFirstSpecial), code);
+    code = select<N>(magnitude > splat<N>(kInfinity), splat<N>(NanCode), code);
+    return code | ((all >> kSignShift) & (1u << (E + M)));
+  }
+};
+
+using E4M3 = SmallFloat<uint8_t, 4, 3, 0x7E, 0x7F, false, false>;
+using E5M2 = SmallFloat<uint8_t, 5, 2, 0x7B, 0x7E, true, false>;
+using Fp16 = SmallFloat<uint16_t, 5, 10, 0x7BFF, 0x7E00, true, true>;
+
+struct Bf16 {
+  using Raw = uint16_t;
+  static constexpr uint32_t kMagnitude = 0x7FFF;
+  static constexpr uint32_t kFirstSpecial = 0x7F80;
+  template <int N>
+  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+    return bits<F32<N>>(raw << 16);
+  }
+  template <int N>
+  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+    const U32<N> all = bits<U32<N>>(value);
+    const U32<N> magnitude = all & 0x7FFFFFFFu;
+    const U32<N> rounded = (magnitude + 0x7FFFu + ((magnitude >> 16) & 1u)) >> 16;
+    U32<N> code = select<N>(rounded < splat<N>(0x7F7F), rounded, splat<N>(0x7F7F));
+    const U32<N> special = select<N>(magnitude == splat<N>(kInfinity), splat<N>(0x7F80), splat<N>(0x7FC0));
+    code = select<N>(magnitude >= splat<N>(kInfinity), special, code);
+    return code | ((all >> 16) & 0x8000u);
+  }
+};
+
+struct Fp32 {
+  using Raw = uint32_t;
+  static constexpr uint32_t kMagnitude = 0x7FFFFFFFu;
+  static constexpr uint32_t kFirstSpecial = kInfinity;
+  template <int N>
+  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+    return bits<F32<N>>(raw);
+  }
+  template <int N>
+  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+    const U32<N> all = bits<U32<N>>(value);
+    return select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), (all & 0x80000000u) | 0x7FC00000u, all);
+  }
+};
+
+template <typename Format, int N>
+inline __attribute__((always_inline)) F32<N> load_float(const typename Format::Raw* from) {
+  using Raw = typename Format::Raw;
+  return Format::template widen<N>(__builtin_convertvector(load<Lanes<Raw, N>>(from), U32<N>));
+}
+
+template <typename Format, int N>
+inline __attribute__((always_inline)) void store_float(typename Format::Raw* to, F32<N> value) {
+  using Raw = typename Format::Raw;
+  store(to, __builtin_convertvector(Format::template narrow<N>(value), Lanes<Raw, N>));
+}
+
+}  // namespace
+}  // namespace sage_kvt::SAGE_KVT_ISA
