@@ -26,8 +26,16 @@ class KVTransportConfig(BaseModel):
 
     preset: str | None = Field(None, description="named set of options that the others override")
     backend: str = Field("auto", description="auto: shm on the same node, else tcp")
-    target_dtype: Literal["auto"] = Field(
-        "auto", description="dtype on the wire; auto: the cache's own (no other in this release)"
+    target_dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4"] = Field(
+        "auto",
+        description="dtype on the wire, chosen by the side that receives; auto: the cache's own, "
+        "the smaller one where prefill and decode differ",
+    )
+    staging_bytes: int = Field(
+        64 << 20,
+        ge=16 << 20,
+        le=16 << 30,
+        description="memory that converted KV may wait in, each for sending and receiving; used only if needed",
     )
     chunk_size: int = Field(
         0, ge=0, le=64 << 20, description="bytes of one chunk; 0: the backend's measured default"

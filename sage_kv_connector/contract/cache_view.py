@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.schema import GroupSchema, PlaneSchema
+from sage_kv_connector.contract.element_order import ElementOrder, strided
+from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, PlaneSchema
 
 PAGE_AXIS = "page"
 
@@ -71,13 +72,28 @@ class LayerView(NamedTuple):
         return np.concatenate(columns, axis=1).reshape(-1, 2)
 
 
+class CanonicalPlane(NamedTuple):
+    """Where canonical plane ``name`` lies: in plane ``plane`` of each layer, in that order of elements."""
+
+    name: str
+    dim: int
+    plane: int
+    order: ElementOrder
+
+
 class GroupView(NamedTuple):
-    """Layers that share one block table."""
+    """Layers that share one block table.
+
+    ``heads`` and ``canonical`` (empty: not known) are what conversion needs; ``scales`` as in GroupSchema.
+    """
 
     kind: str
     page_size: int
     pages: int
     layers: tuple[LayerView, ...]
+    heads: int = 0
+    canonical: tuple[CanonicalPlane, ...] = ()
+    scales: tuple[tuple[float, ...], ...] = ()
 
     def schema(self) -> GroupSchema:
         return GroupSchema(
@@ -85,6 +101,8 @@ class GroupView(NamedTuple):
             layers=tuple(layer.name for layer in self.layers),
             page_size=self.page_size,
             planes=tuple(plane.schema for plane in self.layers[0].planes),
+            canonical=tuple(CanonicalPlaneSchema(plane.name, plane.dim) for plane in self.canonical),
+            scales=self.scales,
         )
 
 
@@ -146,11 +164,44 @@ def plane_view(name: str, tensor: Any, axes: Sequence[str], pages: int) -> Plane
     return PlaneView(schema, address, strides[page_axis] * split, pages, offsets, run)
 
 
+def strided_planes(name: str, tensor: Any, axes: Sequence[str], plane: int = 0) -> tuple[CanonicalPlane, ...]:
+    """The canonical planes of an unpacked tensor whose axes are among page, plane, head, token, dim, content.
+
+    A ``plane`` axis of 2 holds K and V; a last axis ``content`` holds K's channels, then V's, of each
+    token; without either the tensor is plane ``name`` (k, v or latent). Empty if the axes don't say.
+    """
+    _, shape, strides, _ = _layout(tensor)
+    at = {axis: index for index, axis in enumerate(axes)}
+    last = "dim" if "dim" in at else "content"
+    if len(at) != len(axes) or "token" not in at or last not in at or not at.keys() <= _NAMED_AXES:
+        return ()
+    head = strides[at["head"]] if "head" in at else 0
+    channels = shape[at[last]]
+
+    def found(label: str, dim: int, offset: int) -> CanonicalPlane:
+        order = strided(offset, head, strides[at["token"]], strides[at[last]])
+        return CanonicalPlane(label, dim, plane, order)
+
+    if "plane" in at:
+        return (found("k", channels, 0), found("v", channels, strides[at["plane"]]))
+    if last == "content" and name == "kv":
+        half = channels // 2
+        return (found("k", half, 0), found("v", half, half * strides[at[last]]))
+    return (found(name, channels, 0),)
+
+
+_NAMED_AXES = {PAGE_AXIS, "plane", "head", "token", "dim", "content"}
+
+
 def group_view(
     kind: str,
     page_size: int,
     pages: int,
     layers: Iterable[tuple[str, Sequence[tuple[str, Any, Sequence[str]]]]],
+    *,
+    heads: int = 0,
+    canonical: tuple[CanonicalPlane, ...] = (),
+    scales: tuple[tuple[float, ...], ...] = (),
 ) -> GroupView:
     """A group from (layer name, [(plane name, tensor, axes), …]); all layers must have equal planes."""
     views = tuple(
@@ -163,7 +214,7 @@ def group_view(
     for view in views[1:]:
         if [plane.schema for plane in view.planes] != first:
             raise ValueError(f"layer {view.name!r} has other planes than {views[0].name!r} of the same group")
-    return GroupView(kind, page_size, pages, views)
+    return GroupView(kind, page_size, pages, views, heads, canonical, scales)
 
 
 def _layout(tensor: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:

@@ -42,6 +42,8 @@ class TransferPlan(msgspec.Struct, frozen=True):
 class TransferStats(msgspec.Struct, frozen=True):
     """One transfer or chunk that ended well. Times in seconds, on this side's clock.
 
+    ``nbytes`` are those that crossed; ``wire_dtype`` is "same" where pages went as they are.
+
     ``wait_s`` runs from the call to the peer's readiness (its subscription, or its
     first byte), ``transfer_s`` from there to the last byte.
     """
@@ -53,6 +55,7 @@ class TransferStats(msgspec.Struct, frozen=True):
     backend: str
     mode: str
     checksum: bool
+    wire_dtype: str = "same"
 
     @property
     def gbytes_per_s(self) -> float:

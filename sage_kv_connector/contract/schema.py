@@ -59,17 +59,29 @@ class PlaneSchema(msgspec.Struct, frozen=True):
     page_bytes: int
 
 
+class CanonicalPlaneSchema(msgspec.Struct, frozen=True):
+    """A plane in coordinates (head, token, channel): ``k``, ``v`` or ``latent``, ``dim`` channels a head."""
+
+    name: str
+    dim: int
+
+
 class GroupSchema(msgspec.Struct, frozen=True):
     """Layers that share one block table (a KV cache group of a hybrid model).
 
     ``layers`` are global layer names in model order; ``page_size`` is in tokens.
-    All layers of a group have the same planes.
+    All layers of a group have the same planes. ``canonical``: the planes by which pages of
+    another size, order or dtype can be mapped to these; empty where that is not known (recurrent
+    states, unknown packings). ``scales``: by layer, one for each canonical plane, of fp8 caches
+    (value = code x scale); empty means 1.
     """
 
     kind: str
     layers: tuple[str, ...]
     page_size: int
     planes: tuple[PlaneSchema, ...]
+    canonical: tuple[CanonicalPlaneSchema, ...] = ()
+    scales: tuple[tuple[float, ...], ...] = ()
 
     @property
     def page_bytes(self) -> int:
@@ -79,6 +91,10 @@ class GroupSchema(msgspec.Struct, frozen=True):
 
 #: Fields that describe, but never stand in the way.
 _INFORMATIVE = frozenset({"engine", "model"})
+#: Fields that conversion covers where every group has canonical planes on both sides.
+_CONVERTIBLE = frozenset({"dtype", "packing", "tp_rank", "tp_size", "pp_rank", "pp_size"})
+#: dtypes between which conversion is defined.
+CONVERTIBLE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2")
 
 
 class KVCacheSchema(msgspec.Struct, frozen=True):
@@ -113,16 +129,33 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
         return sum(g.page_bytes * len(g.layers) / g.page_size for g in self.groups)
 
     def compare(self, other: KVCacheSchema) -> SchemaComparison:
-        """Compare field by field with a peer's schema."""
+        """Compare field by field with a peer's schema.
+
+        A difference is convertible where both sides' groups have the same canonical planes, and both
+        dtypes are among ``CONVERTIBLE_DTYPES``; heads and layers only need to overlap.
+        """
+        canonical = _canonical(self, other)
         fields: list[FieldComparison] = []
         for name in self.__struct_fields__:
             if name in _INFORMATIVE:
                 continue
+            local, remote = getattr(self, name), getattr(other, name)
             if name == "groups":
-                fields += _compare_groups(self.groups, other.groups)
+                fields += _compare_groups(self.groups, other.groups, canonical)
+            elif name in ("head_start", "head_count"):
+                overlap = max(self.head_start, other.head_start) < min(self.head_end, other.head_end)
+                fields.append(_compare_field(name, local, remote, canonical and overlap))
             else:
-                fields.append(_compare_field(name, getattr(self, name), getattr(other, name)))
+                convertible = canonical and name in _CONVERTIBLE
+                if name == "dtype":
+                    convertible = convertible and {local, remote} <= set(CONVERTIBLE_DTYPES)
+                fields.append(_compare_field(name, local, remote, convertible))
         return SchemaComparison(tuple(fields))
+
+    @property
+    def head_end(self) -> int:
+        """One past the last kv head of this worker."""
+        return self.head_start + self.head_count
 
 
 class SchemaComparison(NamedTuple):
@@ -152,20 +185,35 @@ class SchemaComparison(NamedTuple):
         )
 
 
-def _compare_field(name: str, local: object, remote: object) -> FieldComparison:
-    verdict = Verdict.IDENTICAL if local == remote else Verdict.INCOMPATIBLE
+def _canonical(local: KVCacheSchema, remote: KVCacheSchema) -> bool:
+    """Whether every group can be mapped by canonical coordinates."""
+    return 0 < len(local.groups) == len(remote.groups) and all(
+        a.canonical and a.canonical == b.canonical for a, b in zip(local.groups, remote.groups, strict=True)
+    )
+
+
+def _compare_field(name: str, local: object, remote: object, convertible: bool = False) -> FieldComparison:
+    differs = Verdict.CONVERTIBLE if convertible else Verdict.INCOMPATIBLE
+    verdict = Verdict.IDENTICAL if local == remote else differs
     return FieldComparison(name, str(local), str(remote), verdict)
 
 
-def _compare_groups(local: tuple[GroupSchema, ...], remote: tuple[GroupSchema, ...]) -> list[FieldComparison]:
+def _compare_groups(
+    local: tuple[GroupSchema, ...], remote: tuple[GroupSchema, ...], canonical: bool
+) -> list[FieldComparison]:
     fields = [_compare_field("groups", len(local), len(remote))]
     for index, (a, b) in enumerate(zip(local, remote, strict=False)):
         prefix = f"groups[{index}]"
+        shared = bool(set(a.layers) & set(b.layers))
         fields += [
             _compare_field(f"{prefix}.kind", a.kind, b.kind),
-            _compare_field(f"{prefix}.page_size", a.page_size, b.page_size),
-            _compare_field(f"{prefix}.layers", _show_layers(a.layers), _show_layers(b.layers)),
-            _compare_field(f"{prefix}.planes", _show_planes(a.planes), _show_planes(b.planes)),
+            _compare_field(f"{prefix}.page_size", a.page_size, b.page_size, canonical),
+            _compare_field(
+                f"{prefix}.layers", _show_layers(a.layers), _show_layers(b.layers), canonical and shared
+            ),
+            _compare_field(f"{prefix}.planes", _show_planes(a.planes), _show_planes(b.planes), canonical),
+            _compare_field(f"{prefix}.canonical", _show_canonical(a), _show_canonical(b)),
+            _compare_field(f"{prefix}.scales", _show_scales(a), _show_scales(b), canonical),
         ]
     return fields
 
@@ -179,3 +227,14 @@ def _show_planes(planes: tuple[PlaneSchema, ...]) -> str:
     return ", ".join(
         f"{p.name}[{' '.join(f'{axis}={size}' for axis, size in p.axes)}; {p.page_bytes} B]" for p in planes
     )
+
+
+def _show_canonical(group: GroupSchema) -> str:
+    return " ".join(f"{plane.name}[{plane.dim}]" for plane in group.canonical) or "none"
+
+
+def _show_scales(group: GroupSchema) -> str:
+    if all(scale == 1.0 for layer in group.scales for scale in layer):
+        return "1.0"
+    digest = hashlib.sha256(repr(group.scales).encode()).hexdigest()[:8]
+    return f"{len(group.scales)} layers ({group.scales[0]} …, {digest})"

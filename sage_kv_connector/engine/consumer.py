@@ -16,19 +16,27 @@ from typing import NamedTuple
 
 from sage_kv_connector.backends.base import Event, EventKind, Segments, Status
 from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import messages as m
+from sage_kv_connector.engine.conversions import Conversions
 from sage_kv_connector.engine.loop import ControlLoop, Timer
+from sage_kv_connector.engine.part_fetch import PagesWanted, PartFetch
 from sage_kv_connector.engine.session import PeerAddress, Session, SessionTable
+from sage_kv_connector.engine.wire_plan import needs_conversion
 
 
 class Wanted(NamedTuple):
-    """What to fetch: ``segments`` is the memory for ``selection``, in the order of the window."""
+    """What to fetch: ``segments`` is the memory for ``selection``, in the order of the window.
+
+    ``paged``: the same by tokens, for a peer whose pages must be converted.
+    """
 
     transfer_id: str
     selection: tuple[m.PageRuns, ...]
     segments: Segments
     finished: bool
     deadline_s: float
+    paged: PagesWanted | None = None
 
 
 class Subscription:
@@ -41,6 +49,7 @@ class Subscription:
         self.generation = secrets.randbits(63) | 1
         self.session: Session | None = None
         self.window = 0
+        self.parts: PartFetch | None = None
         self.deadline: Timer | None = None
         self.asked_at = time.monotonic()
         self.subscribed_at = 0.0
@@ -49,9 +58,19 @@ class Subscription:
 class Consumer:
     """All subscriptions of one engine."""
 
-    def __init__(self, loop: ControlLoop, sessions: SessionTable) -> None:
+    def __init__(
+        self,
+        loop: ControlLoop,
+        sessions: SessionTable,
+        schema: KVCacheSchema | None = None,
+        conversions: Conversions | None = None,
+        target_dtype: str = "auto",
+    ) -> None:
         self._loop = loop
         self._sessions = sessions
+        self._schema = schema
+        self._conversions = conversions
+        self._target_dtype = target_dtype
         self._by_window: dict[tuple[int, int], Subscription] = {}
         self._by_generation: dict[int, Subscription] = {}
 
@@ -75,12 +94,12 @@ class Consumer:
         """End it now; its outcome says so. Nothing happens if it had ended."""
         self._fail(subscription, "cancelled")
 
-    def release(self, peer: PeerAddress, transfer_id: str) -> None:
-        """Tell the producer that nothing of this transfer is wanted."""
+    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1) -> None:
+        """Tell the producer that this consumer, one of ``readers``, wants nothing of this transfer."""
 
         def tell(session: Session | None, _: str) -> None:
             if session is not None:
-                session.send(m.Release(transfer_id))
+                session.send(m.Release(transfer_id, readers))
 
         self._sessions.get(peer, tell)
 
@@ -97,9 +116,12 @@ class Consumer:
         """WINDOW_DONE and WINDOW_FAILED of open sessions."""
         subscription = self._by_window.get((id(session.backend), event.id))
         if subscription is None:
+            for other in [s for s in self._by_generation.values() if s.parts and s.session is session]:
+                if other.parts is not None:
+                    other.parts.on_window(event)
             return
         if event.kind == EventKind.WINDOW_DONE:
-            self._done(subscription, session, event)
+            self._done(subscription, session, event.time_ns / 1e9)
         else:
             status = Status(event.status).name.lower()
             self._fail(
@@ -109,7 +131,9 @@ class Consumer:
             )
 
     def on_failed(self, session: Session, message: m.Failed) -> None:
-        subscription = self._by_generation.get(message.generation)
+        subscription = self._by_generation.get(message.generation) or next(
+            (s for s in self._by_generation.values() if s.parts and s.parts.owns(message.generation)), None
+        )
         if subscription is not None and subscription.session is session:
             self._fail(subscription, f"the producer gave up ({message.code}): {message.detail}", tell=False)
 
@@ -127,12 +151,18 @@ class Consumer:
         if session is None:
             self._fail(subscription, why, reached=False)
             return
+        wanted = subscription.wanted
         if session.refusal:
-            session.send(m.Release(subscription.wanted.transfer_id))
+            readers = wanted.paged.readers if wanted.paged else 1
+            session.send(m.Release(wanted.transfer_id, readers))
             self._fail(subscription, session.refusal)
             return
         assert session.plan is not None
-        wanted = subscription.wanted
+        theirs = session.peer.schema if session.peer else None
+        ours, stage = self._schema, self._conversions
+        if wanted.paged and ours and theirs and stage and needs_conversion(ours, theirs, self._target_dtype):
+            self._fetch_parts(subscription, session, wanted.paged, ours, stage)
+            return
         try:
             window = session.backend.open_window(session.connection, wanted.segments, subscription.generation)
         except (OSError, ValueError) as error:
@@ -155,17 +185,56 @@ class Consumer:
             )
         )
 
-    def _done(self, subscription: Subscription, session: Session, event: Event) -> None:
+    def _fetch_parts(
+        self,
+        subscription: Subscription,
+        session: Session,
+        paged: PagesWanted,
+        schema: KVCacheSchema,
+        conversions: Conversions,
+    ) -> None:
+        wanted = subscription.wanted
+
+        def ended(error: str) -> None:
+            if error:
+                self._fail(subscription, error)
+            else:
+                self._done(subscription, session, time.monotonic())
+
+        try:
+            parts = PartFetch(
+                session,
+                schema,
+                wanted.transfer_id,
+                paged,
+                self._target_dtype,
+                conversions,
+                subscription.asked_at + wanted.deadline_s,
+                wanted.finished,
+                ended,
+            )
+        except ValueError as error:
+            session.send(m.Release(wanted.transfer_id, paged.readers))
+            self._fail(subscription, str(error))
+            return
+        subscription.session, subscription.parts = session, parts
+        subscription.nbytes = parts.nbytes
+        subscription.subscribed_at = time.monotonic()
+        session.hold()
+        parts.start()
+
+    def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
         plan = session.plan
         assert plan is not None
         stats = TransferStats(
             transfer_id=subscription.wanted.transfer_id,
             nbytes=subscription.nbytes,
             wait_s=subscription.subscribed_at - subscription.asked_at,
-            transfer_s=event.time_ns / 1e9 - subscription.subscribed_at,
+            transfer_s=landed_at - subscription.subscribed_at,
             backend=plan.backend,
             mode=plan.mode,
             checksum=plan.checksum,
+            wire_dtype=subscription.parts.plan.wire_dtype if subscription.parts else "same",
         )
         self._end(subscription, Outcome(subscription.wanted.transfer_id, stats, ""))
 
@@ -176,7 +245,8 @@ class Consumer:
             return
         session = subscription.session
         if tell and session is not None:
-            session.send(m.Cancel(subscription.wanted.transfer_id, subscription.generation))
+            reader = subscription.parts.reader if subscription.parts else subscription.generation
+            session.send(m.Cancel(subscription.wanted.transfer_id, reader))
         self._end(subscription, Outcome(subscription.wanted.transfer_id, None, error, reached))
 
     def _end(self, subscription: Subscription, outcome: Outcome) -> None:
@@ -184,6 +254,8 @@ class Consumer:
         if subscription.deadline is not None:
             subscription.deadline.cancel()
         self._by_generation.pop(subscription.generation, None)
+        if subscription.parts is not None:
+            subscription.parts.close()
         if subscription.session is not None:
             subscription.session.backend.close_window(subscription.window)
             self._by_window.pop((id(subscription.session.backend), subscription.window), None)

@@ -15,6 +15,7 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, Event, EventKind
@@ -23,9 +24,10 @@ from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import messages as m
 from sage_kv_connector.engine.consumer import Consumer, Subscription, Wanted
+from sage_kv_connector.engine.conversions import Conversions
 from sage_kv_connector.engine.handshake import Identity
-from sage_kv_connector.engine.loop import ControlLoop
-from sage_kv_connector.engine.planner import enabled_backends
+from sage_kv_connector.engine.loop import ControlLoop, EventSource
+from sage_kv_connector.engine.planner import default_lanes, enabled_backends
 from sage_kv_connector.engine.producer import OnReleased, Producer
 from sage_kv_connector.engine.session import PeerAddress, Session, SessionTable
 from sage_kv_connector.engine.source import Source
@@ -56,10 +58,18 @@ class EngineCore:
         self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
         identity = Identity(self.engine_id, rank, secret, schema)
         self.sessions = SessionTable(identity, config, self.backends, self._on_message, self._on_closed)
-        self._loop = ControlLoop(self.backends.values(), self._on_event)
+        self._conversions: Conversions | None = None
+        if schema is not None and any(group.canonical for group in schema.groups):
+            self._conversions = Conversions(
+                config.overlap_streams or default_lanes(), config.staging_bytes, self._register_span
+            )
+        sources: list[EventSource] = [*self.backends.values()]
+        if self._conversions is not None:
+            sources.append(self._conversions)
+        self._loop = ControlLoop(sources, self._on_event)
         self.sessions.loop = self._loop
-        self._producer = Producer(self._loop, config)
-        self._consumer = Consumer(self._loop, self.sessions)
+        self._producer = Producer(self._loop, config, schema, self._conversions)
+        self._consumer = Consumer(self._loop, self.sessions, schema, self._conversions, config.target_dtype)
         self._regions: dict[int, dict[str, int]] = {}
         self._closed = False
         self.addresses: tuple[str, ...] = ()
@@ -84,8 +94,11 @@ class EngineCore:
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
         """Let posts and windows use these (address, length) spans, until ``close``."""
         for address, length in extents:
-            for backend in self.backends.values():
-                backend.register_memory(address, length)
+            self._register_span(address, length)
+
+    def _register_span(self, address: int, length: int) -> None:
+        for backend in self.backends.values():
+            backend.register_memory(address, length)
 
     # -- producer
 
@@ -155,8 +168,8 @@ class EngineCore:
     def cancel(self, subscription: Subscription) -> None:
         self._loop.submit(lambda: self._consumer.cancel(subscription))
 
-    def release(self, peer: PeerAddress, transfer_id: str) -> None:
-        self._loop.submit(lambda: self._consumer.release(peer, transfer_id))
+    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1) -> None:
+        self._loop.submit(lambda: self._consumer.release(peer, transfer_id, readers))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         self._loop.submit(lambda: self._consumer.renew(peer, transfer_ids))
@@ -169,6 +182,8 @@ class EngineCore:
         for backend in self.backends.values():
             for name, value in backend.counters().items():
                 totals[name] = totals.get(name, 0) + value
+        if self._conversions is not None:
+            totals |= self._conversions.counters()
         totals |= {
             "offers": len(self._producer),
             "subscriptions": len(self._consumer),
@@ -185,10 +200,17 @@ class EngineCore:
             self._loop.call(self._consumer.close, CALL_TIMEOUT_S)
         finally:
             self._loop.stop()
+            if self._conversions is not None:
+                self._conversions.close()
             for backend in self.backends.values():
                 backend.close()
 
-    def _on_event(self, backend: Backend, event: Event) -> None:
+    def _on_event(self, source: EventSource, event: Event) -> None:
+        if event.kind == EventKind.CONVERTED:
+            if self._conversions is not None:
+                self._conversions.on_converted(event)
+            return
+        backend = cast(Backend, source)
         if event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
             session = self.sessions.find(backend, event.connection)
             if session is None:
@@ -202,7 +224,7 @@ class EngineCore:
 
     def _on_message(self, session: Session, message: m.Message) -> None:
         match message:
-            case m.Subscribe():
+            case m.Subscribe() | m.SubscribePart():
                 self._producer.on_subscribe(session, message)
             case m.Cancel():
                 self._producer.on_cancel(session, message)

@@ -16,11 +16,12 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
+from typing import Protocol
 
-from sage_kv_connector.backends.base import Backend, Event
+from sage_kv_connector.backends.base import Event
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,16 @@ _PR_SET_NAME = 15
 def _name_thread(name: bytes) -> None:
     """What ``top -H`` and ``ps -L`` show; Python 3.11 names its threads for itself only."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
+
+
+class EventSource(Protocol):
+    """A backend, or anything else with a queue of events."""
+
+    def fileno(self) -> int:
+        """Readable while events wait."""
+        ...
+
+    def poll(self, max_events: int = 256) -> Sequence[Event]: ...
 
 
 class Timer:
@@ -49,15 +60,17 @@ class Timer:
 class ControlLoop:
     """One thread; everything it calls runs there. Life: construct, start, … submit …, stop."""
 
-    def __init__(self, backends: Iterable[Backend], on_event: Callable[[Backend, Event], None]) -> None:
+    def __init__(
+        self, sources: Iterable[EventSource], on_event: Callable[[EventSource, Event], None]
+    ) -> None:
         self._on_event = on_event
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._backends: dict[int, Backend] = {}
-        for backend in backends:
-            self._backends[backend.fileno()] = backend
-            self._epoll.register(backend.fileno(), select.EPOLLIN)
+        self._sources: dict[int, EventSource] = {}
+        for source in sources:
+            self._sources[source.fileno()] = source
+            self._epoll.register(source.fileno(), select.EPOLLIN)
         self._commands: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = count()
@@ -118,14 +131,14 @@ class ControlLoop:
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
                 else:
-                    self._drain(self._backends[fd])
+                    self._drain(self._sources[fd])
             while self._commands:
                 self._guarded(self._commands.popleft())
             self._run_timers()
 
-    def _drain(self, backend: Backend) -> None:
-        for event in backend.poll():
-            self._guarded(lambda event=event: self._on_event(backend, event))  # type: ignore[misc]
+    def _drain(self, source: EventSource) -> None:
+        for event in source.poll():
+            self._guarded(lambda event=event: self._on_event(source, event))  # type: ignore[misc]
 
     def _next_timeout(self) -> float:
         while self._timers and self._timers[0][2].callback is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+from sage_kv_connector.format.wire_format import WireFormat
+
+PROTOCOL_VERSION = 2
 
 #: Longest texts that are accepted from a peer, in characters and bytes.
 MAX_TRANSFER_ID = 256
@@ -13,6 +15,10 @@ MAX_DETAIL = 4096
 NONCE_BYTES = 32
 #: A subscription names at most this many page runs over all groups.
 MAX_PAGE_RUNS = 1 << 16
+#: A converted part has at most this many bytes and tokens, a transfer at most this many consumers.
+MAX_PART_BYTES = 16 << 20
+MAX_PART_TOKENS = 1 << 16
+MAX_READERS = 4096
 
 
 class ProtocolError(Exception):
@@ -88,6 +94,35 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     timeout_ms: int
 
 
+class SubscribePart(msgspec.Struct, tag="subscribe_part", array_like=True, frozen=True):
+    """Consumer → producer: convert this box of KV to these formats and stream it into my window.
+
+    ``group`` and the layers are the producer's, heads count over the whole model, tokens from the
+    request's first. ``formats``: one for each canonical plane of the group. All parts of one
+    consumer carry the same ``reader``; ``last`` marks its last one. ``readers``: so many
+    consumers read this transfer from this producer.
+    """
+
+    transfer_id: str
+    generation: int
+    window: bytes
+    nbytes: int
+    group: int
+    first_layer: int
+    layers: int
+    first_head: int
+    heads: int
+    first_token: int
+    tokens: int
+    formats: tuple[WireFormat, ...]
+    reader: int
+    readers: int
+    last: bool
+    checksum: bool
+    finished: bool
+    timeout_ms: int
+
+
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     """Producer → consumer: this subscription won't complete."""
 
@@ -98,16 +133,17 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
-    """Consumer → producer: stop this subscription; its window is closed."""
+    """Consumer → producer: stop this subscription, or all parts of this reader; its windows are closed."""
 
     transfer_id: str
-    generation: int
+    reader: int
 
 
 class Release(msgspec.Struct, tag="release", array_like=True, frozen=True):
-    """Consumer → producer: nothing of this transfer is wanted (any more)."""
+    """Consumer → producer: this consumer, one of ``readers``, wants nothing of this transfer (any more)."""
 
     transfer_id: str
+    readers: int = 1
 
 
 class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):
@@ -129,7 +165,19 @@ class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
 
 
 Message = (
-    Hello | Challenge | Proof | Welcome | Reject | Subscribe | Failed | Cancel | Release | Renew | Ping | Pong
+    Hello
+    | Challenge
+    | Proof
+    | Welcome
+    | Reject
+    | Subscribe
+    | SubscribePart
+    | Failed
+    | Cancel
+    | Release
+    | Renew
+    | Ping
+    | Pong
 )
 
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -156,6 +204,10 @@ def _check(message: Message) -> None:
             raise ProtocolError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
         case Subscribe():
             _check_subscribe(message)
+            _check_selection(message)
+        case SubscribePart():
+            _check_subscribe(message)
+            _check_part(message)
         case Failed(transfer_id=tid) | Cancel(transfer_id=tid) | Release(transfer_id=tid):
             _check_transfer_id(tid)
         case Renew(transfer_ids=ids):
@@ -171,7 +223,7 @@ def _check_transfer_id(transfer_id: str) -> None:
         raise ProtocolError(f"transfer_id has {len(transfer_id)} characters, allowed: 1 to {MAX_TRANSFER_ID}")
 
 
-def _check_subscribe(message: Subscribe) -> None:
+def _check_subscribe(message: Subscribe | SubscribePart) -> None:
     _check_transfer_id(message.transfer_id)
     if not 0 < message.generation < 1 << 64:
         raise ProtocolError(f"generation is {message.generation}, allowed: 1 to 2**64 - 1")
@@ -179,6 +231,9 @@ def _check_subscribe(message: Subscribe) -> None:
         raise ProtocolError(
             f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
         )
+
+
+def _check_selection(message: Subscribe) -> None:
     if sum(len(part.runs) for part in message.selection) > MAX_PAGE_RUNS:
         raise ProtocolError(f"selection has more than {MAX_PAGE_RUNS} page runs")
     seen: set[int] = set()
@@ -193,3 +248,23 @@ def _check_subscribe(message: Subscribe) -> None:
                     f"selection of group {part.group}: run ({first}, {count}) is empty, out of order or too far"
                 )
             end = first + count
+
+
+def _check_part(message: SubscribePart) -> None:
+    for name, low, high in (
+        ("group", 0, 1 << 16),
+        ("first_layer", 0, 1 << 16),
+        ("layers", 1, 1 << 16),
+        ("first_head", 0, 1 << 16),
+        ("heads", 1, 1 << 16),
+        ("first_token", 0, 1 << 40),
+        ("tokens", 1, MAX_PART_TOKENS),
+        ("nbytes", 1, MAX_PART_BYTES),
+        ("reader", 1, (1 << 64) - 1),
+        ("readers", 1, MAX_READERS),
+    ):
+        value = getattr(message, name)
+        if not low <= value <= high:
+            raise ProtocolError(f"{name} is {value}, allowed: {low} to {high}")
+    if not 1 <= len(message.formats) <= 16:
+        raise ProtocolError(f"formats has {len(message.formats)} entries, allowed: 1 to 16")

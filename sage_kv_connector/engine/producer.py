@@ -15,11 +15,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from sage_kv_connector.backends.base import Event, Status
+from sage_kv_connector.backends.base import Descriptors, Event, Status
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import messages as m
+from sage_kv_connector.engine.conversions import Conversions
 from sage_kv_connector.engine.loop import ControlLoop, Timer
+from sage_kv_connector.engine.part_sender import PartSender
 from sage_kv_connector.engine.session import Session
 from sage_kv_connector.engine.source import Reader, SelectionError, Source
 
@@ -33,19 +36,39 @@ OnReleased = Callable[[Outcome], None]
 
 
 class Stream:
-    """One subscription being served."""
+    """One subscription, or one part of a converting one, being served."""
 
-    def __init__(self, session: Session, request: m.Subscribe) -> None:
+    def __init__(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
         self.session = session
         self.request = request
         self.reader: Reader | None = None
+        self.part: PartSender | None = None
         self.posts: set[int] = set()
         self.timer: Timer | None = None
-        self.attached_at = 0.0
+
+    @property
+    def reader_id(self) -> int:
+        """What all streams of one consumer have in common."""
+        return self.request.reader if isinstance(self.request, m.SubscribePart) else self.request.generation
 
     @property
     def delivered(self) -> bool:
-        return self.reader is not None and self.reader.exhausted and not self.posts
+        if self.posts:
+            return False
+        if self.part is not None:
+            return self.part.posted
+        return self.reader is not None and self.reader.exhausted
+
+
+class Consuming:
+    """One consumer of an offer: what it got so far, and whether its last part was asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.begun_at = time.monotonic()
+        self.nbytes = 0
+        self.wire_dtype = "same"
+        self.last_asked = False
 
 
 class Offer:
@@ -57,24 +80,39 @@ class Offer:
         self.transfer_id = transfer_id
         self.source = source
         self.on_released: OnReleased | None = on_released
-        self.consumers_left = consumers
+        self.expected = consumers
         self.only_for = only_for
         self.offered_at = time.monotonic()
         self.stats: TransferStats | None = None
         self.streams: dict[int, Stream] = {}
+        self.consuming: dict[int, Consuming] = {}
+        self.served: set[int] = set()
+        self.declined = 0
         self.finished = False
         self.lease: Timer | None = None
+
+    @property
+    def done(self) -> bool:
+        return len(self.served) + self.declined >= self.expected
 
 
 class Producer:
     """All offers of one engine."""
 
-    def __init__(self, loop: ControlLoop, config: KVTransportConfig) -> None:
+    def __init__(
+        self,
+        loop: ControlLoop,
+        config: KVTransportConfig,
+        schema: KVCacheSchema | None = None,
+        conversions: Conversions | None = None,
+    ) -> None:
         self._loop = loop
         self._config = config
+        self._schema = schema
+        self._conversions = conversions
         self._offers: dict[str, Offer] = {}
         self._unmatched: dict[int, Stream] = {}
-        self._unwanted: OrderedDict[str, None] = OrderedDict()
+        self._unwanted: OrderedDict[str, list[int]] = OrderedDict()  # id → announced readers of each refusal
         self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
         self.bytes_sent = 0
 
@@ -101,9 +139,10 @@ class Producer:
         if transfer_id in self._offers:
             raise ValueError(f"transfer_id {transfer_id!r} is on offer already")
         offer = self._offers[transfer_id] = Offer(transfer_id, source, on_released, consumers, only_for)
-        if transfer_id in self._unwanted:
-            del self._unwanted[transfer_id]
-            offer.consumers_left = 0
+        declined = self._unwanted.pop(transfer_id, None)
+        if declined is not None:
+            offer.declined = len(declined)
+            offer.expected = max(offer.expected, *declined)
         for stream in [s for s in self._unmatched.values() if s.request.transfer_id == transfer_id]:
             del self._unmatched[stream.request.generation]
             self._attach(offer, stream)
@@ -145,7 +184,7 @@ class Producer:
 
     # -- the peers' side
 
-    def on_subscribe(self, session: Session, request: m.Subscribe) -> None:
+    def on_subscribe(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
         if session.refusal:
             session.send(
                 m.Failed(request.transfer_id, request.generation, "schema", session.refusal[: m.MAX_DETAIL])
@@ -168,23 +207,23 @@ class Producer:
             )
 
     def on_cancel(self, session: Session, message: m.Cancel) -> None:
-        waiting = self._unmatched.get(message.generation)
-        if waiting is not None and waiting.session is session:
-            self._drop_unmatched(waiting, "")
-            self._remember_unwanted(message.transfer_id)
-            return
+        for waiting in [s for s in self._unmatched.values() if s.reader_id == message.reader]:
+            if waiting.session is session:
+                self._drop_unmatched(waiting, "")
+                self._remember_unwanted(waiting)
         offer = self._offers.get(message.transfer_id)
-        stream = offer.streams.get(message.generation) if offer is not None else None
-        if offer is not None and stream is not None and stream.session is session:
-            self._detach(offer, stream)
-            self._served(offer)
+        consuming = offer.consuming.get(message.reader) if offer is not None else None
+        if offer is not None and consuming is not None and consuming.session is session:
+            self._served(offer, message.reader)
 
     def on_release(self, message: m.Release) -> None:
         offer = self._offers.get(message.transfer_id)
         if offer is not None:
-            self._served(offer)
+            offer.declined += 1
+            offer.expected = max(offer.expected, message.readers)
+            self._release_if_served(offer)
         else:
-            self._remember_unwanted(message.transfer_id)
+            self._remember(message.transfer_id, message.readers)
 
     def on_renew(self, message: m.Renew) -> None:
         for transfer_id in message.transfer_ids:
@@ -202,58 +241,86 @@ class Producer:
         if event.status == Status.OK:
             self.bytes_sent += event.length
             if stream.delivered:
-                offer.stats = _stats(offer, stream)
-                self._detach(offer, stream)
-                self._served(offer)
+                self._delivered(offer, stream)
         elif stream.request.generation in offer.streams:
             self._fail(stream, "send_failed", event.detail or Status(event.status).name.lower())
-            self._detach(offer, stream)
-            self._served(offer)
+            self._served(offer, stream.reader_id)
 
     def on_closed(self, session: Session, why: str) -> None:
         for waiting in [s for s in self._unmatched.values() if s.session is session]:
             self._drop_unmatched(waiting, "")
-            self._remember_unwanted(waiting.request.transfer_id)
+            self._remember_unwanted(waiting)
         for offer in list(self._offers.values()):
-            for stream in [s for s in offer.streams.values() if s.session is session]:
-                self._detach(offer, stream)
-                self._served(offer)
+            for reader_id in [r for r, c in offer.consuming.items() if c.session is session]:
+                self._served(offer, reader_id)
 
     # -- inside
 
     def _attach(self, offer: Offer, stream: Stream) -> None:
-        try:
-            peer = stream.session.peer
-            if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
-                raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
-            stream.reader = offer.source.reader(stream.request.selection, stream.request.nbytes)
-        except SelectionError as error:
-            if stream.timer is not None:
-                stream.timer.cancel()
-                stream.session.drop()
-            self._fail(stream, "bad_selection", str(error))
-            self._served(offer)
-            return
+        request = stream.request
         if stream.timer is None:
             stream.session.hold()
         else:
             stream.timer.cancel()
-        offer.streams[stream.request.generation] = stream
-        stream.attached_at = time.monotonic()
+        offer.streams[request.generation] = stream
+        consuming = offer.consuming.setdefault(stream.reader_id, Consuming(stream.session))
+        try:
+            peer = stream.session.peer
+            if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
+                raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
+            if consuming.session is not stream.session or stream.reader_id in offer.served:
+                raise SelectionError("this reader is another session's, or was served already")
+            if isinstance(request, m.SubscribePart):
+                offer.expected = max(offer.expected, request.readers)
+                consuming.last_asked |= request.last
+                consuming.wire_dtype = request.formats[0].dtype
+                stream.part = self._part_sender(offer, stream, request)
+            else:
+                stream.reader = offer.source.reader(request.selection, request.nbytes)
+        except ValueError as error:
+            self._fail(stream, "bad_selection", str(error))
+            self._served(offer, stream.reader_id)
+            return
         if offer.lease is not None:
             offer.lease.cancel()
         stream.timer = self._loop.call_later(
-            stream.request.timeout_ms / 1000, lambda: self._stream_late(offer, stream)
+            request.timeout_ms / 1000, lambda: self._stream_late(offer, stream)
         )
         self._pump(offer, stream)
 
+    def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribePart) -> PartSender:
+        peer = stream.session.peer
+        if self._schema is None or self._conversions is None or peer is None or peer.schema is None:
+            raise SelectionError("no schema describes this cache: it can't be converted")
+        return PartSender(
+            request,
+            offer.source.part(request),
+            self._schema,
+            peer.schema,
+            stream.session,
+            self._conversions,
+            on_encoded=lambda segment: self._post(offer, stream, segment),
+            on_failed=lambda why: self._broken(offer, stream, "conversion", why),
+        )
+
     def _pump(self, offer: Offer, stream: Stream) -> None:
-        assert stream.reader is not None
-        request = stream.request
         try:
-            descriptors = stream.reader.take_ready()
-            if descriptors is None:
+            if stream.part is not None:
+                stream.part.pump()
                 return
+            assert stream.reader is not None
+            descriptors = stream.reader.take_ready()
+        except ValueError as error:
+            self._broken(offer, stream, "bad_selection", str(error))
+            return
+        if descriptors is not None:
+            self._post(offer, stream, descriptors)
+
+    def _post(self, offer: Offer, stream: Stream, descriptors: Descriptors) -> None:
+        request = stream.request
+        if request.generation not in offer.streams:
+            return
+        try:
             post = stream.session.backend.post(
                 stream.session.connection,
                 request.window,
@@ -262,29 +329,51 @@ class Producer:
                 checksum=request.checksum or bool(stream.session.plan and stream.session.plan.checksum),
             )
         except (OSError, ValueError) as error:
-            self._fail(stream, "bad_selection" if isinstance(error, SelectionError) else "post", str(error))
-            self._detach(offer, stream)
-            self._served(offer)
+            self._broken(offer, stream, "post", str(error))
             return
         stream.posts.add(post)
         self._posts[(id(stream.session.backend), post)] = (offer, stream)
 
+    def _broken(self, offer: Offer, stream: Stream, code: str, why: str) -> None:
+        if stream.request.generation in offer.streams:
+            self._fail(stream, code, why)
+            self._served(offer, stream.reader_id)
+
     def _detach(self, offer: Offer, stream: Stream) -> None:
-        """Stop to serve a subscription; what it has in flight is revoked."""
+        """Stop to serve a stream; what it has in flight is revoked."""
         if offer.streams.pop(stream.request.generation, None) is None:
             return
         for post in stream.posts:
             stream.session.backend.cancel(post)
+        if stream.part is not None:
+            stream.part.close()
         if stream.timer is not None:
             stream.timer.cancel()
         stream.session.drop()
 
-    def _served(self, offer: Offer) -> None:
-        offer.consumers_left -= 1
+    def _delivered(self, offer: Offer, stream: Stream) -> None:
+        consuming = offer.consuming[stream.reader_id]
+        consuming.nbytes += stream.request.nbytes
+        self._detach(offer, stream)
+        more = isinstance(stream.request, m.SubscribePart) and (
+            not consuming.last_asked or any(s.reader_id == stream.reader_id for s in offer.streams.values())
+        )
+        if not more:
+            offer.stats = _stats(offer, consuming)
+            self._served(offer, stream.reader_id)
+        elif offer.finished and not offer.streams:
+            self._start_lease(offer)
+
+    def _served(self, offer: Offer, reader_id: int) -> None:
+        """One consumer has all it wanted, or won't get it: end its streams."""
+        for stream in [s for s in offer.streams.values() if s.reader_id == reader_id]:
+            self._detach(offer, stream)
+        offer.served.add(reader_id)
+        offer.consuming.pop(reader_id, None)
         self._release_if_served(offer)
 
     def _release_if_served(self, offer: Offer) -> None:
-        if offer.finished and offer.consumers_left <= 0 and not offer.streams:
+        if offer.finished and offer.done and not offer.streams:
             self._release(offer, "")
 
     def _release(self, offer: Offer, why: str) -> None:
@@ -309,9 +398,7 @@ class Producer:
 
     def _stream_late(self, offer: Offer, stream: Stream) -> None:
         if stream.request.generation in offer.streams:
-            self._fail(stream, "expired", "the subscription's time is over")
-            self._detach(offer, stream)
-            self._served(offer)
+            self._broken(offer, stream, "expired", "the subscription's time is over")
 
     def _drop_unmatched(self, stream: Stream, detail: str) -> None:
         if self._unmatched.pop(stream.request.generation, None) is None:
@@ -326,21 +413,27 @@ class Producer:
         request = stream.request
         stream.session.send(m.Failed(request.transfer_id, request.generation, code, detail[: m.MAX_DETAIL]))
 
-    def _remember_unwanted(self, transfer_id: str) -> None:
-        self._unwanted[transfer_id] = None
+    def _remember_unwanted(self, stream: Stream) -> None:
+        request = stream.request
+        self._remember(request.transfer_id, getattr(request, "readers", 1))
+
+    def _remember(self, transfer_id: str, readers: int) -> None:
+        """A consumer gave up what was not offered yet."""
+        self._unwanted.setdefault(transfer_id, []).append(readers)
         while len(self._unwanted) > MAX_UNMATCHED:
             self._unwanted.popitem(last=False)
 
 
-def _stats(offer: Offer, stream: Stream) -> TransferStats:
-    plan = stream.session.plan
+def _stats(offer: Offer, consuming: Consuming) -> TransferStats:
+    plan = consuming.session.plan
     assert plan is not None
     return TransferStats(
         transfer_id=offer.transfer_id,
-        nbytes=stream.request.nbytes,
-        wait_s=max(0.0, stream.attached_at - offer.offered_at),
-        transfer_s=time.monotonic() - stream.attached_at,
+        nbytes=consuming.nbytes,
+        wait_s=max(0.0, consuming.begun_at - offer.offered_at),
+        transfer_s=time.monotonic() - consuming.begun_at,
         backend=plan.backend,
         mode=plan.mode,
         checksum=plan.checksum,
+        wire_dtype=consuming.wire_dtype,
     )

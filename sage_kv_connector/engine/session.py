@@ -27,6 +27,7 @@ from sage_kv_connector.engine.handshake import (
 )
 from sage_kv_connector.engine.loop import ControlLoop, Timer
 from sage_kv_connector.engine.planner import plan_session
+from sage_kv_connector.format.converter import GroupConverter
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Session:
         self.peer: Peer | None = None
         self.plan: TransportPlan | None = None
         self.refusal = ""  #: why no KV may move on this open session (schemas differ); empty if it may
+        self.converters: dict[tuple[object, ...], GroupConverter] = {}  #: made for this peer's schema
         self.handshake: ConnectorHandshake | AcceptorHandshake | None = None
         self.deadline: Timer | None = None
         self._holders = 0
@@ -264,9 +266,11 @@ class SessionTable:
         ours = self._identity.schema
         if ours is not None and peer.schema is not None:
             comparison = ours.compare(peer.schema)
-            if comparison.verdict is not Verdict.IDENTICAL:
+            if comparison.verdict is Verdict.INCOMPATIBLE:
                 session.refusal = comparison.explain()
                 logger.error("%s: KV can't move: %s", session.label, session.refusal)
+            elif comparison.verdict is Verdict.CONVERTIBLE:
+                logger.info("%s: KV is converted on the way: %s", session.label, comparison.explain())
         logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
         if session.dial is not None:
             self._dials.pop(session.dial.peer, None)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.backends.base import Descriptors, Segments
-from sage_kv_connector.contract.cache_view import KVCacheView, LayerView
-from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, LayerView
+from sage_kv_connector.engine.messages import PageRuns, SubscribePart
 
 #: Page id of a block table entry without memory (outside a sliding window).
 NULL_PAGE = -1
@@ -42,11 +42,29 @@ class Reader(Protocol):
         ...
 
 
+class PartReader(Protocol):
+    """A converted part's way through a source."""
+
+    @property
+    def group(self) -> GroupView: ...
+
+    def ready_pages(self) -> list[int] | None:
+        """Page ids of the part's tokens once all of them are final; None until then.
+
+        Raises SelectionError when they turn out to have no memory.
+        """
+        ...
+
+
 class Source(Protocol):
     """What a transfer id stands for on the producer."""
 
     def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
         """Begin to serve a subscription. Raises SelectionError."""
+        ...
+
+    def part(self, request: SubscribePart) -> PartReader:
+        """Begin to serve a converted part. Raises SelectionError."""
         ...
 
 
@@ -91,6 +109,9 @@ class MemorySource:
         if nbytes != total:
             raise SelectionError(f"nbytes: {total} offered, {nbytes} asked for")
         return _MemoryReader(self._segments)
+
+    def part(self, request: SubscribePart) -> PartReader:
+        raise SelectionError("this transfer is plain memory, it has no tokens to convert")
 
 
 class _MemoryReader:
@@ -137,10 +158,42 @@ class PagedSource:
         self._selection = selection
         return reader
 
+    def part(self, request: SubscribePart) -> PartReader:
+        if request.group >= len(self._view.groups):
+            raise SelectionError(f"group: {len(self._view.groups)} here, {request.group} asked for")
+        group = self._view.groups[request.group]
+        last = request.first_layer + request.layers
+        if last > len(group.layers):
+            raise SelectionError(f"layers: {len(group.layers)} here, up to {last} asked for")
+        return _PartReader(self, group, request)
+
     def served_segments(self) -> Segments:
         """Local memory of the last subscription's pages in window order, for an audit."""
         chosen = {part.group: self.pages[part.group][page_indices(part.runs)] for part in self._selection}
         return window_segments(self._view, chosen)
+
+
+class _PartReader:
+    def __init__(self, source: PagedSource, group: GroupView, request: SubscribePart) -> None:
+        self.group = group
+        self._source = source
+        self._index = request.group
+        self._layers = slice(request.first_layer, request.first_layer + request.layers)
+        self._first = request.first_token // group.page_size
+        self._end = -(-(request.first_token + request.tokens) // group.page_size)
+
+    def ready_pages(self) -> list[int] | None:
+        if int(self._source.ready[self._index][self._layers].min()) < self._end:
+            return None
+        table = self._source.pages[self._index]
+        if self._end > len(table):
+            raise SelectionError(
+                f"page {self._end - 1} of group {self._index} is beyond the {len(table)} here"
+            )
+        ids = table[self._first : self._end]
+        if (ids == NULL_PAGE).any():
+            raise SelectionError(f"a page of group {self._index} is no longer kept here")
+        return [int(page) for page in ids]
 
 
 class _LayerCursor:

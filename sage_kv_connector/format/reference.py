@@ -47,8 +47,10 @@ def to_float(raw: npt.NDArray[np.generic], dtype: str) -> F32:
     if dtype == "fp16":
         return raw.view(np.float16).astype(np.float32)
     if dtype == "bf16":
-        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return _fp8_values(dtype)[raw]
+        values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values
+    values = _fp8_values(dtype)[raw]
+    return values
 
 
 def from_float(values: F32, dtype: str) -> npt.NDArray[np.generic]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sage_kv_connector.contract.element_order import ElementOrder, packed_cpu_planes, strided
 from sage_kv_connector.format.converter import Span, tile_kernels
 from sage_kv_connector.format.reference import RAW, from_float, to_float
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WIRE_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WIRE_DTYPES, Granularity, WireFormat
 from sage_kv_connector.kernels.golden import golden_vectors
 from tests.kernels.paged_memory import PagedMemory, reference_elements, reference_wire
 
@@ -73,9 +73,11 @@ def test_gather_convert_scatter_over_random_page_tables(data: st.DataObject) -> 
     source_dtype = data.draw(st.sampled_from(MEMORY_DTYPES))
     target_dtype = data.draw(st.sampled_from(MEMORY_DTYPES))
     wire_dtype = data.draw(st.sampled_from(WIRE_DTYPES))
-    granularity = "none"
+    granularity: Granularity = "none"
     if wire_dtype not in ("fp32", "fp16", "bf16"):
-        choices = ["channel", "token", "head"] + (["none", "tensor"] if wire_dtype != "int4" else [])
+        choices: list[Granularity] = ["channel", "token", "head"]
+        if wire_dtype != "int4":
+            choices += ["none", "tensor"]
         granularity = data.draw(st.sampled_from(choices))
     zero_point = wire_dtype == "int4" and data.draw(st.booleans())
     fmt = WireFormat(wire_dtype, granularity, data.draw(st.sampled_from([4, 16, 24, 64])), zero_point)

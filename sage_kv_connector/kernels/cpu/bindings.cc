@@ -119,13 +119,15 @@ void bind_conversion(nb::module_& m) {
       .def(nb::init<int>(), "threads"_a)
       .def(
           "encode",
-          [](ConversionPool& p, std::shared_ptr<PagedConverter> c, const SpanFields& span, uint64_t wire,
-             uint64_t wire_length) { return p.encode(std::move(c), span_of(span), wire, wire_length); },
+          [](ConversionPool& p, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
+            return p.encode(c, span_of(span), wire, wire_length);
+          },
           "converter"_a, "span"_a, "wire"_a, "wire_length"_a)
       .def(
           "decode",
-          [](ConversionPool& p, std::shared_ptr<PagedConverter> c, const SpanFields& span, uint64_t wire,
-             uint64_t wire_length) { return p.decode(std::move(c), span_of(span), wire, wire_length); },
+          [](ConversionPool& p, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
+            return p.decode(c, span_of(span), wire, wire_length);
+          },
           "converter"_a, "span"_a, "wire"_a, "wire_length"_a)
       .def("cancel", &ConversionPool::cancel, "job"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("poll", [](ConversionPool& p, size_t max_events) { return events_of(p.completions().take(max_events)); })

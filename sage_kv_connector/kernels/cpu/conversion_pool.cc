@@ -19,17 +19,15 @@ ConversionPool::ConversionPool(int threads) {
 
 ConversionPool::~ConversionPool() { close(); }
 
-uint64_t ConversionPool::encode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire,
-                                uint64_t wire_length) {
-  return submit(true, std::move(converter), std::move(span), wire, wire_length);
+uint64_t ConversionPool::encode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length) {
+  return submit(true, converter, std::move(span), wire, wire_length);
 }
 
-uint64_t ConversionPool::decode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire,
-                                uint64_t wire_length) {
-  return submit(false, std::move(converter), std::move(span), wire, wire_length);
+uint64_t ConversionPool::decode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length) {
+  return submit(false, converter, std::move(span), wire, wire_length);
 }
 
-uint64_t ConversionPool::submit(bool encode, std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire,
+uint64_t ConversionPool::submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire,
                                 uint64_t wire_length) {
   converter->check(span);
   const size_t length = converter->wire_bytes(span);
@@ -39,7 +37,7 @@ uint64_t ConversionPool::submit(bool encode, std::shared_ptr<const PagedConverte
   std::lock_guard lock(mutex_);
   if (closing_) throw std::invalid_argument("the conversion pool is closed");
   const uint64_t id = next_++;
-  waiting_.push_back({id, encode, std::move(converter), std::move(span), reinterpret_cast<uint8_t*>(wire), length});
+  waiting_.push_back({id, encode, converter, std::move(span), reinterpret_cast<uint8_t*>(wire), length});
   work_.notify_one();
   return id;
 }

@@ -8,7 +8,6 @@
 
 #include <condition_variable>
 #include <deque>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
@@ -26,10 +25,10 @@ class ConversionPool {
   ConversionPool(const ConversionPool&) = delete;
   ConversionPool& operator=(const ConversionPool&) = delete;
 
-  // `wire` must stay valid until the job's event. Throws std::invalid_argument for a span outside the
-  // group or a wire length that is not the span's.
-  uint64_t encode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire, uint64_t wire_length);
-  uint64_t decode(std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire, uint64_t wire_length);
+  // `wire` and `converter` must stay valid until the job's event, or until `cancel` returned. Throws
+  // std::invalid_argument for a span outside the group or a wire length that is not the span's.
+  uint64_t encode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
+  uint64_t decode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   // After this returns the job touches no memory any more; one that had not begun ends as cancelled.
   void cancel(uint64_t job);
   CompletionQueue& completions() { return completions_; }
@@ -42,13 +41,12 @@ class ConversionPool {
   struct Job {
     uint64_t id;
     bool encode;
-    std::shared_ptr<const PagedConverter> converter;
+    const PagedConverter* converter;
     Span span;
     uint8_t* wire;
     size_t length;
   };
-  uint64_t submit(bool encode, std::shared_ptr<const PagedConverter> converter, Span span, uint64_t wire,
-                  uint64_t wire_length);
+  uint64_t submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   void run();
 
   mutable std::mutex mutex_;

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bounded arena of host memory that converted bytes wait in, and who waits for room in it.
+
+Memory: one anonymous mapping, touched only as far as it is used, registered once with every
+backend. A lease is a run of it; the lowest free run that is long enough is taken. Requests
+are served in order, so a large one is not starved by small ones. Control thread only.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+ALIGNMENT = 4096
+
+
+class Lease:
+    """Memory ``[address, address + nbytes)``; 0 while it waits for room."""
+
+    __slots__ = ("address", "nbytes", "on_ready", "released")
+
+    def __init__(self, nbytes: int, on_ready: Callable[[Lease], None]) -> None:
+        self.address = 0
+        self.nbytes = nbytes
+        self.on_ready = on_ready
+        self.released = False
+
+
+class StagingArena:
+    """``capacity`` bytes; ``register`` is called once with (address, length) before the first lease."""
+
+    def __init__(self, capacity: int, register: Callable[[int, int], None]) -> None:
+        self.capacity = -(-capacity // ALIGNMENT) * ALIGNMENT
+        self._register = register
+        self._memory: mmap.mmap | None = None
+        self._base = 0
+        self._free: list[tuple[int, int]] = [(0, self.capacity)]
+        self._waiting: deque[Lease] = deque()
+
+    @property
+    def in_use(self) -> int:
+        return self.capacity - sum(length for _, length in self._free)
+
+    def request(self, nbytes: int, on_ready: Callable[[Lease], None]) -> Lease:
+        """``on_ready(lease)`` comes at once or when room is there. Raises ValueError for more than all of it."""
+        if not 0 < nbytes <= self.capacity:
+            raise ValueError(
+                f"nbytes is {nbytes}, the staging arena has {self.capacity} (option staging_bytes)"
+            )
+        lease = Lease(nbytes, on_ready)
+        self._waiting.append(lease)
+        self._serve()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Give back a lease, or stop waiting for it. Idempotent."""
+        if lease.released:
+            return
+        lease.released = True
+        if not lease.address:
+            return
+        self._free.append((lease.address - self._base, _rounded(lease.nbytes)))
+        self._free.sort()
+        merged: list[tuple[int, int]] = []
+        for start, length in self._free:
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((start, length))
+        self._free = merged
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            lease = self._waiting[0]
+            if not lease.released and not self._take(lease):
+                return
+            self._waiting.popleft()
+            if not lease.released:
+                lease.on_ready(lease)
+
+    def _take(self, lease: Lease) -> bool:
+        wanted = _rounded(lease.nbytes)
+        for index, (start, length) in enumerate(self._free):
+            if length >= wanted:
+                if length == wanted:
+                    del self._free[index]
+                else:
+                    self._free[index] = (start + wanted, length - wanted)
+                lease.address = self._address() + start
+                return True
+        return False
+
+    def _address(self) -> int:
+        if self._memory is None:
+            self._memory = mmap.mmap(-1, self.capacity, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._base = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+            self._register(self._base, self.capacity)
+        return self._base
+
+
+def _rounded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

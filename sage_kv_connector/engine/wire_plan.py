@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two sessions' schemas mean for the wire: formats, heads, layers, and who needs whom.
+
+Everything here is computed from the two schemas alone, so that both sides come to the
+same result; the consumer's choice of formats travels in its subscriptions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.schema import DTYPE_BITS, GroupSchema, KVCacheSchema, Verdict
+from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter
+from sage_kv_connector.format.defaults import default_format
+from sage_kv_connector.format.wire_format import CAST_DTYPES, WireFormat
+
+Formats = tuple[WireFormat, ...]
+
+
+class LayerRun(NamedTuple):
+    """Neighbouring layers that both sides hold, by their places in each side's group."""
+
+    local: int
+    peer: int
+    layers: int
+
+
+class WirePlan(NamedTuple):
+    """How a consumer reads from one producer. By group: formats of the canonical planes, layers."""
+
+    formats: tuple[Formats, ...]
+    runs: tuple[tuple[LayerRun, ...], ...]
+    first_head: int
+    heads: int
+
+    @property
+    def wire_dtype(self) -> str:
+        return "/".join(sorted({fmt.dtype for formats in self.formats for fmt in formats}))
+
+
+def needs_conversion(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> bool:
+    """Whether bytes can't simply go from page to page."""
+    if local.compare(peer).verdict is Verdict.CONVERTIBLE:
+        return True
+    wanted = target_dtype not in ("auto", local.dtype)
+    return wanted and all(group.canonical for group in local.groups)
+
+
+def plan_wire(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> WirePlan:
+    """The consumer's plan for a peer with a convertible (or identical) schema."""
+    first = max(local.head_start, peer.head_start)
+    return WirePlan(
+        tuple(
+            _formats(local, peer, ours, theirs, target_dtype)
+            for ours, theirs in zip(local.groups, peer.groups, strict=True)
+        ),
+        tuple(_layer_runs(a.layers, b.layers) for a, b in zip(local.groups, peer.groups, strict=True)),
+        first,
+        min(local.head_end, peer.head_end) - first,
+    )
+
+
+def _formats(
+    consumer: KVCacheSchema, producer: KVCacheSchema, ours: GroupSchema, theirs: GroupSchema, target: str
+) -> Formats:
+    dtype = target
+    if target == "auto":  # the smaller of both; the producer's where they are equally wide
+        dtype = min((producer.dtype, consumer.dtype), key=lambda name: DTYPE_BITS[name])
+    if dtype in CAST_DTYPES:
+        return tuple(WireFormat(dtype) for _ in ours.canonical)
+    if dtype in (consumer.dtype, producer.dtype):  # an engine's own codes, by its own scales
+        return tuple(WireFormat(dtype, "tensor") for _ in ours.canonical)
+    return tuple(default_format(dtype, plane.name) for plane in ours.canonical)
+
+
+def _layer_runs(local: tuple[str, ...], peer: tuple[str, ...]) -> tuple[LayerRun, ...]:
+    """Layers are matched by name; engines name them by their place in the whole model."""
+    places = {name: index for index, name in enumerate(peer)}
+    runs: list[LayerRun] = []
+    for index, name in enumerate(local):
+        there = places.get(name)
+        if there is None:
+            continue
+        if runs and runs[-1].local + runs[-1].layers == index and runs[-1].peer + runs[-1].layers == there:
+            runs[-1] = runs[-1]._replace(layers=runs[-1].layers + 1)
+        else:
+            runs.append(LayerRun(index, there, 1))
+    return tuple(runs)
+
+
+def group_converter(
+    view: GroupView,
+    index: int,
+    formats: Formats,
+    local: KVCacheSchema,
+    consumer: KVCacheSchema,
+    producer: KVCacheSchema,
+) -> GroupConverter:
+    """The converter between this side's pages of a group and ``formats``.
+
+    Raises ValueError when the formats don't fit the group.
+    """
+    if len(formats) != len(view.canonical) or not formats:
+        raise ValueError(
+            f"formats has {len(formats)} entries, group {index} has {len(view.canonical)} planes"
+        )
+    group = local.groups[index]
+    planes = []
+    for number, (plane, fmt) in enumerate(zip(view.canonical, formats, strict=True)):
+        owner = consumer if consumer.dtype == fmt.dtype and producer.dtype != fmt.dtype else producer
+        planes.append(
+            ConvertedPlane(
+                plane.order,
+                view.layers[0].planes[plane.plane].page_stride,
+                plane.dim,
+                fmt,
+                [layer.planes[plane.plane].base for layer in view.layers],
+                _scales(group, group, number),
+                _scales(group, owner.groups[index], number),
+            )
+        )
+    return GroupConverter(local.dtype, view.page_size, view.pages, view.heads, planes)
+
+
+def _scales(group: GroupSchema, owner: GroupSchema, plane: int) -> list[float]:
+    """``owner``'s scales of a plane for each layer of ``group``; 1 where it has none."""
+    if not owner.scales:
+        return [1.0] * len(group.layers)
+    known = dict(zip(owner.layers, owner.scales, strict=True))
+    return [known[name][plane] if name in known else 1.0 for name in group.layers]
+
+
+class Part(NamedTuple):
+    """What one window brings: some layers of some tokens of a group. ``nbytes`` on the wire."""
+
+    group: int
+    run: LayerRun
+    first_token: int
+    tokens: int
+    nbytes: int
+
+
+class TokenRange(NamedTuple):
+    """Tokens of a request that a group needs."""
+
+    first: int
+    tokens: int
+
+
+#: A part is ready when all its tokens are computed: no more than an engine's usual prefill chunk.
+PART_TOKENS = 2048
+
+
+def plan_parts(
+    plan: WirePlan, schema: KVCacheSchema, tokens: dict[int, TokenRange], part_bytes: int
+) -> list[Part]:
+    """Cut a transfer so that each part has at most ``part_bytes``, or one tile of each head of one layer.
+
+    Token ranges come first, layers inside: prefill computes chunk after chunk, layer after layer.
+    """
+    parts: list[Part] = []
+    end = max((wanted.first + wanted.tokens for wanted in tokens.values()), default=0)
+    start = min((wanted.first for wanted in tokens.values()), default=0)
+    dims = [[plane.dim for plane in group.canonical] for group in schema.groups]
+
+    def layer_bytes(group: int, first: int, count: int) -> int:
+        return plan.heads * sum(
+            fmt.span_bytes(first, count, dim)
+            for fmt, dim in zip(plan.formats[group], dims[group], strict=True)
+        )
+
+    step = PART_TOKENS
+    while step > _largest_group(plan) and any(layer_bytes(g, 0, step) > part_bytes for g in tokens):
+        step //= 2
+    for chunk in range(start - start % step, end, step):
+        for group, wanted in sorted(tokens.items()):
+            first = max(chunk, wanted.first)
+            count = min(chunk + step, wanted.first + wanted.tokens) - first
+            if count <= 0:
+                continue
+            each = layer_bytes(group, first, count)
+            layers = max(1, part_bytes // each)
+            for run in plan.runs[group]:
+                for at in range(0, run.layers, layers):
+                    cut = LayerRun(run.local + at, run.peer + at, min(layers, run.layers - at))
+                    parts.append(Part(group, cut, first, count, each * cut.layers))
+    return parts
+
+
+def _largest_group(plan: WirePlan) -> int:
+    return max(fmt.group_tokens for formats in plan.formats for fmt in formats)
