@@ -97,7 +97,8 @@ class PartFetch:
         self._waiting = plan_parts(self.plan, ours, wanted.tokens, part_bytes)
         if not self._waiting:
             raise ValueError("the peer holds none of the layers and heads that are wanted")
-        self.nbytes = sum(part.nbytes for part in self._waiting)
+        self.parts = tuple(self._waiting)
+        self.nbytes = sum(part.nbytes for part in self.parts)
         self._waiting.reverse()
         self._left = len(self._waiting)
         self._lease: Lease | None = None

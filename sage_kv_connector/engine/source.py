@@ -137,6 +137,7 @@ class PagedSource:
         self.pages = [np.zeros(0, dtype=np.int64) for _ in view.groups]
         self.ready = [np.zeros(len(group.layers), dtype=np.int64) for group in view.groups]
         self._selection: tuple[PageRuns, ...] = ()
+        self.served_parts: list[SubscribePart] = []
 
     def set_pages(self, group: int, page_ids: npt.NDArray[np.int64]) -> None:
         """The block table of a group; NULL_PAGE where the engine keeps no memory."""
@@ -165,6 +166,7 @@ class PagedSource:
         last = request.first_layer + request.layers
         if last > len(group.layers):
             raise SelectionError(f"layers: {len(group.layers)} here, up to {last} asked for")
+        self.served_parts.append(request)
         return _PartReader(self, group, request)
 
     def served_segments(self) -> Segments:

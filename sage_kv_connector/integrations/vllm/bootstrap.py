@@ -22,7 +22,13 @@ class BootstrapServer:
     """Serves one fixed answer from a thread that sleeps in accept."""
 
     def __init__(
-        self, host: str, port: int, engine_id: str, ranks: dict[int, tuple[str, ...]], node: str
+        self,
+        host: str,
+        port: int,
+        engine_id: str,
+        ranks: dict[int, tuple[str, ...]],
+        node: str,
+        pp_size: int = 1,
     ) -> None:
         answer = {
             "0": {
@@ -33,6 +39,7 @@ class BootstrapServer:
                 },
                 "ranks": {str(rank): list(addresses) for rank, addresses in ranks.items()},
                 "node": node,
+                "pp_size": pp_size,
             }
         }
         body = json.dumps(answer).encode()
@@ -83,6 +90,7 @@ class BootstrapAnswer(NamedTuple):
     engine_id: str
     ranks: dict[int, tuple[str, ...]]
     node: str
+    pp_size: int = 1
 
 
 def query_bootstrap(url: str, timeout_s: float) -> BootstrapAnswer:
@@ -94,6 +102,9 @@ def query_bootstrap(url: str, timeout_s: float) -> BootstrapAnswer:
     try:
         entry = json.loads(data)["0"]
         ranks = {int(rank): tuple(map(str, addresses)) for rank, addresses in entry["ranks"].items()}
-        return BootstrapAnswer(str(entry["engine_id"]), ranks, str(entry["node"]))
+        stages = int(entry.get("pp_size", 1))
+        if stages < 1 or len(ranks) % stages:
+            raise ValueError(f"pp_size is {stages}, must divide the {len(ranks)} ranks")
+        return BootstrapAnswer(str(entry["engine_id"]), ranks, str(entry["node"]), stages)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{url}/query is not answered by a sage_kvt prefill engine: {error!r}") from error

@@ -173,13 +173,8 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self.scheduler_side.set_ranks(metadata)
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
-        stages = {pp_rank for pp_rank, _ in metadata}
-        if stages != {0}:
-            raise ValueError(
-                f"pipeline_parallel_size is {len(stages)}: sage_kvt moves KV of tensor parallel ranks, "
-                "not of pipeline stages; allowed: 1"
-            )
-        self.scheduler_side.set_ranks({tp_rank: meta for (_, tp_rank), meta in metadata.items()})
+        size = 1 + max(tp_rank for _, tp_rank in metadata)
+        self.scheduler_side.set_ranks({stage * size + rank: meta for (stage, rank), meta in metadata.items()})
 
     # -- both
 

@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, group_view
+from sage_kv_connector.contract.cache_view import (
+    CanonicalPlane,
+    GroupView,
+    KVCacheView,
+    group_view,
+    strided_planes,
+)
+from sage_kv_connector.contract.element_order import packed_cpu_planes
 from sage_kv_connector.contract.schema import KVCacheSchema
 
 #: vLLM's names of cache dtypes, and torch's of tensor dtypes, in the schema's terms.
@@ -30,12 +37,13 @@ def transfer_groups(kv_cache_config: Any) -> list[tuple[int, Any]]:
     return [(i, groups[i]) for i in (range(len(groups)) if ids is None else ids)]
 
 
-def cache_view(kv_caches: dict[str, Any], kv_cache_config: Any) -> KVCacheView:
+def cache_view(kv_caches: dict[str, Any], vllm_config: Any, kv_cache_config: Any) -> KVCacheView:
     """The pages of every transferable group.
 
     Raises ValueError naming the layer for a tensor whose page axis can't be found.
     """
     pages = int(kv_cache_config.num_blocks)
+    attention = getattr(vllm_config.compilation_config, "static_forward_context", {})
     groups: list[GroupView] = []
     for _, group in transfer_groups(kv_cache_config):
         spec = group.kv_cache_spec
@@ -45,33 +53,87 @@ def cache_view(kv_caches: dict[str, Any], kv_cache_config: Any) -> KVCacheView:
                 continue  # a layer that shares another layer's cache
             layer_spec = getattr(spec, "kv_cache_specs", {}).get(name, spec)
             layers.append((name, _planes(name, kv_caches[name], layer_spec, pages)))
-        groups.append(group_view(_kind(spec), int(spec.block_size), pages, layers))
+        canonical = _canonical(layers[0][1], spec, pages, _packing(vllm_config, spec)) if layers else ()
+        scales: tuple[tuple[float, ...], ...] = ()
+        if canonical and _dtype(vllm_config).startswith("fp8"):
+            scales = tuple(_scales(attention.get(name), len(canonical)) for name, _ in layers)
+        groups.append(
+            group_view(
+                _kind(spec),
+                int(spec.block_size),
+                pages,
+                layers,
+                heads=int(getattr(spec, "num_kv_heads", 0)),
+                canonical=canonical,
+                scales=scales,
+            )
+        )
     return KVCacheView(tuple(groups))
 
 
-def cache_schema(view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int) -> KVCacheSchema:
+def _canonical(
+    planes: list[tuple[str, Any, Sequence[str]]], spec: Any, pages: int, packing: str
+) -> tuple[CanonicalPlane, ...]:
+    """Where K and V (or a latent) lie in a page; empty where that can't be told."""
+    if _recurrent(spec):
+        return ()
+    dim, size = int(spec.head_size), int(spec.block_size)
+    if packing:
+        name, tensor, _ = planes[0]
+        shape = (pages, int(spec.num_kv_heads), size, 2 * dim)
+        if len(planes) != 1 or name != "kv" or tuple(tensor.shape) != shape or not tensor[0].is_contiguous():
+            return ()
+        orders = packed_cpu_planes(packing, int(tensor.element_size()), size, dim)
+        if orders is None:
+            return ()
+        return (CanonicalPlane("k", dim, 0, orders[0]), CanonicalPlane("v", dim, 0, orders[1]))
+    found: list[CanonicalPlane] = []
+    for index, (name, tensor, axes) in enumerate(planes):
+        if tensor.shape[list(axes).index("page")] != pages:
+            return ()  # the engine's kernels use smaller pages than its block table
+        found += strided_planes(name, tensor, axes, index)
+    return tuple(found)
+
+
+def _scales(layer: Any, planes: int) -> tuple[float, ...]:
+    """vLLM's per-tensor scales of an fp8 cache: K's, then V's."""
+    names = ("_k_scale_float", "_v_scale_float")[:planes]
+    return tuple(float(getattr(layer, name, 1.0)) for name in names)
+
+
+def cache_schema(
+    view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int, pp_rank: int = 0
+) -> KVCacheSchema:
     """Describe this worker's part of the cache."""
     import vllm
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     first = transfer_groups(kv_cache_config)[0][1].kv_cache_spec
     heads = int(getattr(first, "num_kv_heads", 1))
-    total = int(model.get_total_num_kv_heads())
+    latent = any(plane.name == "latent" for group in view.groups for plane in group.canonical)
+    total = 1 if latent else int(model.get_total_num_kv_heads())
+    size = int(parallel.tensor_parallel_size)
     return KVCacheSchema(
         engine=f"vllm {vllm.__version__}",
         model=str(model.model),
         dtype=_dtype(vllm_config),
         total_layers=int(model.get_total_num_hidden_layers()),
         total_kv_heads=total,
-        head_start=min(tp_rank * heads, max(0, total - heads)),
+        head_start=first_head(tp_rank, size, total),
         head_count=heads,
         head_dim=int(getattr(first, "head_size", 0)),
         groups=tuple(group.schema() for group in view.groups),
         packing=_packing(vllm_config, first),
         tp_rank=tp_rank,
-        tp_size=int(parallel.tensor_parallel_size),
+        tp_size=size,
+        pp_rank=pp_rank,
         pp_size=int(parallel.pipeline_parallel_size),
     )
+
+
+def first_head(tp_rank: int, tp_size: int, total_heads: int) -> int:
+    """First kv head of a tensor parallel rank; with fewer heads than ranks, neighbours hold the same one."""
+    return tp_rank * total_heads // tp_size
 
 
 def sliding_window(spec: Any) -> int:

@@ -15,7 +15,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 class RemotePrefill:
     """Where a request's KV comes from, out of its ``kv_transfer_params``.
 
-    ``ranks`` maps "tp" rank to addresses; empty when a bootstrap server must be asked.
+    ``ranks`` maps a rank (pipeline stage x tensor parallel size + tensor parallel rank) to its
+    addresses; empty when a bootstrap server must be asked. ``pp_size``: pipeline stages.
     ``finished``: prefill is over, so the transfer must be known there.
     """
 
@@ -25,16 +26,21 @@ class RemotePrefill:
     node: str
     bootstrap: str
     finished: bool
+    pp_size: int = 1
 
 
 @dataclass(frozen=True)
 class Load:
-    """Fetch pages. For each kv group: (place in the request, page id) of each page to fill."""
+    """Fetch pages. For each kv group: (place in the request, page id) of each page to fill.
+
+    ``tokens``: those of the prompt; what lies behind them in the last page is nobody's.
+    """
 
     request_id: str
     remote: RemotePrefill
     page_indices: tuple[tuple[int, ...], ...]
     page_ids: tuple[tuple[int, ...], ...]
+    tokens: int
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ class SchedulerSide:
             host = "0.0.0.0" if self._config.host == "auto" else self._config.host
             addresses = {rank: meta.addresses for rank, meta in ranks.items()}
             node = next(iter(ranks.values())).node
-            self._bootstrap = BootstrapServer(host, port, self._engine_id, addresses, node)
+            stages = int(self._parallel.pipeline_parallel_size)
+            self._bootstrap = BootstrapServer(host, port, self._engine_id, addresses, node, stages)
             logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
 
     def shutdown(self) -> None:
@@ -116,7 +117,7 @@ class SchedulerSide:
             return
         prompt = len(request.prompt_token_ids or ())
         indices, ids = self._wanted_pages(blocks, prompt - external, prompt)
-        self._next.loads.append(Load(request.request_id, remote, indices, ids))
+        self._next.loads.append(Load(request.request_id, remote, indices, ids, prompt))
         self._loading[request.request_id] = remote
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
@@ -177,6 +178,7 @@ class SchedulerSide:
             "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
             "remote_node": next((meta.node for meta in self._ranks.values()), ""),
             "tp_size": int(self._parallel.tensor_parallel_size),
+            "pp_size": int(self._parallel.pipeline_parallel_size),
         }
 
     def _remote(self, request: Any) -> RemotePrefill | None:
@@ -290,7 +292,11 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
             by_rank = {int(rank): tuple(str(a) for a in addresses) for rank, addresses in ranks.items()}
         except (TypeError, ValueError):
             raise ValueError(f"remote_ranks is {ranks!r}, must map ranks to lists of addresses") from None
-        return RemotePrefill(engine_id, transfer_id, by_rank, str(params.get("remote_node", "")), "", True)
+        stages = params.get("pp_size", 1)
+        if not isinstance(stages, int) or stages < 1 or len(by_rank) % stages:
+            raise ValueError(f"pp_size is {stages!r}, must divide the {len(by_rank)} ranks of remote_ranks")
+        node = str(params.get("remote_node", ""))
+        return RemotePrefill(engine_id, transfer_id, by_rank, node, "", True, stages)
     if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
         return RemotePrefill(engine_id, transfer_id, {}, "", bootstrap.rstrip("/"), False)
     raise ValueError(

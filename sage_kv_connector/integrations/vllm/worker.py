@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +24,17 @@ from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
+from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
+from sage_kv_connector.engine.wire_plan import TokenRange
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
-from sage_kv_connector.integrations.vllm.audit import record_transfer
+from sage_kv_connector.integrations.vllm.audit import TransferAudit
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
+from sage_kv_connector.integrations.vllm.gathered import GatheredOutcomes
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
@@ -49,6 +54,17 @@ IDLE_STEP_WAIT_S = 0.005
 VLLM_NULL_BLOCK = 0
 
 
+class ReadPeer(NamedTuple):
+    """A prefill rank to read from, and how many decode ranks do."""
+
+    peer: PeerAddress
+    readers: int
+
+
+#: Called with the peers, or none and why.
+UsePeers = Callable[[list[ReadPeer], str], None]
+
+
 class _OnOffer:
     """A prefill of this worker: its source and, per layer name, where it stands in the source."""
 
@@ -65,12 +81,15 @@ class WorkerSide:
     def __init__(
         self, vllm_config: Any, kv_cache_config: Any, config: KVTransportConfig, engine_id: str
     ) -> None:
-        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+        from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._config = config
-        self._rank = int(get_tensor_model_parallel_rank())
+        self._tp_rank = int(get_tensor_model_parallel_rank())
+        self._tp_size = int(vllm_config.parallel_config.tensor_parallel_size)
+        self._stage = int(get_pp_group().rank_in_group)
+        self._rank = self._stage * self._tp_size + self._tp_rank
         self._engine_id = engine_id
         request_amx_tiles()
         self._core: EngineCore | None = None
@@ -78,11 +97,12 @@ class WorkerSide:
         self._schema_digest = ""
         self._layer_place: dict[str, tuple[int, int]] = {}
         self._results = Completions()
-        self._audit = partial(record_transfer, config.audit_file, self._rank)
+        self._total_heads = 1
+        self._audit = TransferAudit(config.audit_file, self._rank)
         self._on_offer: dict[str, _OnOffer] = {}
         self._in_step: list[Progress] = []
         self._loads: dict[str, Load] = {}
-        self._handles: dict[str, Subscription] = {}
+        self._handles: dict[str, list[Subscription]] = {}
         self._cancelled: set[str] = set()
         self._expected: dict[str, RemotePrefill] = {}
         self._renewed_at = 0.0
@@ -94,8 +114,12 @@ class WorkerSide:
     # -- start and end
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        self._view = cache_view(kv_caches, self._kv_cache_config)
-        schema = cache_schema(self._view, self._vllm_config, self._kv_cache_config, self._rank)
+        self._view = cache_view(kv_caches, self._vllm_config, self._kv_cache_config)
+        schema = cache_schema(
+            self._view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage
+        )
+        self._total_heads = schema.total_kv_heads
+        self._audit.describe(self._view, schema)
         self._schema_digest = schema.digest()
         for group_index, group in enumerate(self._view.groups):
             for layer_index, layer in enumerate(group.layers):
@@ -155,11 +179,11 @@ class WorkerSide:
             self._finish(core, finished)
         for load in meta.loads:
             self._loads[load.request_id] = load
-            self._with_peer(load.remote, partial(self._subscribe, load))
+            self._with_peers(load.remote, partial(self._subscribe, load))
         for request_id in meta.cancelled_loads:
             self._cancel(core, request_id)
         for remote in meta.releases:
-            self._with_peer(remote, partial(self._release, remote))
+            self._with_peers(remote, partial(self._release, remote))
         self._renew(core, meta)
 
     def layer_saved(self, layer_name: str) -> None:
@@ -250,7 +274,7 @@ class WorkerSide:
         if offer is None:
             return
         if outcome.stats is not None:
-            self._audit("producer", offer.source.served_segments(), outcome)
+            self._audit.sent(offer.source, outcome)
             logger.info("sent %s: %s", transfer_id, _summary(outcome))
         if offer.finished:
             del self._on_offer[transfer_id]
@@ -258,70 +282,101 @@ class WorkerSide:
 
     # -- decode
 
-    def _with_peer(self, remote: RemotePrefill, use: Any) -> None:
-        """Call ``use(peer or None, why)`` with this rank's peer, on a thread of the pool if it must be asked for."""
+    def _with_peers(self, remote: RemotePrefill, use: UsePeers) -> None:
+        """Call ``use`` with this rank's peers, on a thread of the pool if they must be asked for."""
         if remote.ranks:
-            use(*self._peer(remote.engine_id, remote.ranks, remote.node))
+            use(*self._peers(remote.engine_id, remote.ranks, remote.node, remote.pp_size))
             return
         known = self._bootstraps.get(remote.bootstrap)
         if known is not None:  # a router may still name the engine that was there before a restart
-            use(*self._peer(known.engine_id, known.ranks, known.node))
+            use(*self._peers(known.engine_id, known.ranks, known.node, known.pp_size))
             return
 
         def ask() -> None:
             try:
                 answer = query_bootstrap(remote.bootstrap, self._config.connect_timeout_s)
             except (OSError, ValueError) as error:
-                use(None, f"bootstrap server {remote.bootstrap}: {error}")
+                use([], f"bootstrap server {remote.bootstrap}: {error}")
                 return
             self._bootstraps[remote.bootstrap] = answer
-            use(*self._peer(answer.engine_id, answer.ranks, answer.node))
+            use(*self._peers(answer.engine_id, answer.ranks, answer.node, answer.pp_size))
 
         self._resolver.submit(ask)
 
-    def _peer(
-        self, engine_id: str, ranks: dict[int, tuple[str, ...]], node: str
-    ) -> tuple[PeerAddress | None, str]:
-        addresses = ranks.get(self._rank)
-        size = int(self._vllm_config.parallel_config.tensor_parallel_size)
-        if addresses is None or len(ranks) != size:
-            return None, f"tp_size: {size} here, {len(ranks)} at the peer (incompatible)"
-        usable = order_addresses(addresses, node, enabled_backends(self._config))
-        return PeerAddress(engine_id, self._rank, usable), ""
+    def _peers(
+        self, engine_id: str, ranks: dict[int, tuple[str, ...]], node: str, stages: int
+    ) -> tuple[list[ReadPeer], str]:
+        """The ranks to read from; those that nobody reads are rank 0's, with no readers."""
+        if self._vllm_config.parallel_config.pipeline_parallel_size > 1:
+            return [], "pp_size: decode must have 1 pipeline stage, this one has more (incompatible)"
+        try:
+            reads = map_ranks(self._tp_rank, self._tp_size, len(ranks), stages, self._total_heads)
+        except ValueError as error:
+            return [], str(error)
+        if self._tp_rank == 0:
+            unread = unread_ranks(self._tp_size, len(ranks), stages, self._total_heads)
+            reads += [ReadFrom(rank, 0) for rank in unread]
+        missing = [rank for rank, _ in reads if rank not in ranks]
+        if missing:
+            return [], f"remote_ranks names {sorted(ranks)}, rank {missing[0]} is missing"
+        enabled = enabled_backends(self._config)
+        return [
+            ReadPeer(PeerAddress(engine_id, rank, order_addresses(ranks[rank], node, enabled)), readers)
+            for rank, readers in reads
+        ], ""
 
-    def _subscribe(self, load: Load, peer: PeerAddress | None, why: str, *, again: bool = False) -> None:
-        if peer is None or self._core is None or self._view is None:
+    def _subscribe(self, load: Load, peers: list[ReadPeer], why: str, *, again: bool = False) -> None:
+        core, view = self._core, self._view
+        if not peers or core is None or view is None:
             self._received(load, Outcome(load.remote.transfer_id, None, why))
             return
+        for peer, readers in peers:
+            if not readers:
+                core.release(peer, load.remote.transfer_id)
+        reading = [read for read in peers if read.readers]
+        gathered = GatheredOutcomes(len(reading), partial(self._landed, load, again), core.cancel)
+        for peer, readers in reading:
+            wanted = self._wanted(load, view, readers)
+
+            def started(handle: Subscription, wanted: Wanted = wanted) -> None:
+                self._handles.setdefault(load.request_id, []).append(handle)
+                gathered.started(handle, wanted)
+                if load.request_id in self._cancelled:
+                    core.cancel(handle)
+
+            core.subscribe(peer, wanted, gathered.add, started)
+
+    def _wanted(self, load: Load, view: KVCacheView, readers: int) -> Wanted:
         arrays = [np.asarray(indices, dtype=np.int64) for indices in load.page_indices]
-        selection = tuple(
-            PageRuns(group, index_runs(indices)) for group, indices in enumerate(arrays) if len(indices)
-        )
         ids = {group: np.asarray(pages, dtype=np.int64) for group, pages in enumerate(load.page_ids)}
-        wanted = Wanted(
+        tokens = {}
+        for group, indices in enumerate(arrays):
+            if len(indices):
+                first = int(indices[0]) * view.groups[group].page_size
+                tokens[group] = TokenRange(first, load.tokens - first)
+        return Wanted(
             transfer_id=load.remote.transfer_id,
-            selection=selection,
-            segments=window_segments(self._view, ids),
+            selection=tuple(
+                PageRuns(group, index_runs(indices)) for group, indices in enumerate(arrays) if len(indices)
+            ),
+            segments=window_segments(view, ids),
             finished=load.remote.finished,
             deadline_s=self._config.deadline_s,
+            paged=PagesWanted(view, tokens, {g: load.page_ids[g] for g in tokens}, readers),
         )
 
-        def started(handle: Subscription) -> None:
-            self._handles[load.request_id] = handle
-            if load.request_id in self._cancelled and self._core is not None:
-                self._core.cancel(handle)
-
-        self._core.subscribe(peer, wanted, partial(self._landed, load, wanted, again), started)
-
-    def _landed(self, load: Load, wanted: Wanted, again: bool, outcome: Outcome) -> None:
-        """Control thread."""
+    def _landed(self, load: Load, again: bool, gathered: GatheredOutcomes) -> None:
+        """Control thread: every peer's transfer ended."""
+        outcome = gathered.outcome()
         known = None if outcome.reached or again else self._bootstraps.pop(load.remote.bootstrap, None)
         if known is not None:
             # Prefill was restarted since it was asked where it is: ask once more.
-            self._with_peer(load.remote, partial(self._subscribe, load, again=True))
+            self._handles.pop(load.request_id, None)
+            self._with_peers(load.remote, partial(self._subscribe, load, again=True))
             return
         if outcome.ok:
-            self._audit("consumer", wanted.segments, outcome)
+            for handle, wanted, one in gathered.ended():
+                self._audit.received(handle, wanted, one)
         self._received(load, outcome)
 
     def _received(self, load: Load, outcome: Outcome) -> None:
@@ -335,15 +390,15 @@ class WorkerSide:
         if request_id not in self._loads:
             return
         self._cancelled.add(request_id)
-        handle = self._handles.get(request_id)
-        if handle is not None:
+        for handle in self._handles.get(request_id, ()):
             core.cancel(handle)
 
-    def _release(self, remote: RemotePrefill, peer: PeerAddress | None, why: str) -> None:
-        if peer is not None and self._core is not None:
-            self._core.release(peer, remote.transfer_id)
-        else:
+    def _release(self, remote: RemotePrefill, peers: list[ReadPeer], why: str) -> None:
+        if not peers or self._core is None:
             logger.warning("transfer %s can't be released: %s", remote.transfer_id, why)
+            return
+        for peer, readers in peers:
+            self._core.release(peer, remote.transfer_id, max(1, readers))
 
     def _renew(self, core: EngineCore, meta: SageKVConnectorMetadata) -> None:
         """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""
@@ -357,8 +412,8 @@ class WorkerSide:
         self._renewed_at = now
         by_peer: dict[PeerAddress, list[str]] = {}
         for remote in self._expected.values():
-            peer, _ = self._peer(remote.engine_id, remote.ranks, remote.node)
-            if peer is not None:
+            peers, _ = self._peers(remote.engine_id, remote.ranks, remote.node, remote.pp_size)
+            for peer, _ in peers:
                 by_peer.setdefault(peer, []).append(remote.transfer_id)
         for peer, transfer_ids in by_peer.items():
             core.renew(peer, tuple(transfer_ids))
@@ -384,5 +439,6 @@ def _summary(outcome: Outcome) -> str:
         return outcome.error
     return (
         f"{stats.nbytes} bytes in {stats.transfer_s * 1e3:.1f} ms ({stats.gbytes_per_s:.2f} GB/s) "
-        f"over {stats.backend} ({stats.mode}{', crc32c' if stats.checksum else ''})"
+        f"over {stats.backend} ({stats.mode}{', crc32c' if stats.checksum else ''}"
+        f"{'' if stats.wire_dtype == 'same' else f', {stats.wire_dtype} on the wire'})"
     )
