@@ -48,7 +48,8 @@ def to_float(raw: npt.NDArray[np.generic], dtype: str) -> F32:
         return raw.view(np.float16).astype(np.float32)
     if dtype == "bf16":
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return _fp8_values(dtype)[raw]
+    values = _fp8_values(dtype)[raw]
+    return values
 
 
 def from_float(values: F32, dtype: str) -> npt.NDArray[np.generic]:
