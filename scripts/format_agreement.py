@@ -36,35 +36,38 @@ def candidate_pairs() -> list[Pair]:
         (Variant(coarse), Variant(v)),
     ]
     pairs += [(Variant(k), exact), (exact, Variant(v)), (exact, Variant(v, rotate=True))]
+    pairs += [(Variant(k, rotate=True), Variant(v))]
     pairs += [(Variant(k), Variant(v, rotate=True)), (Variant(k, rotate=True), Variant(v, rotate=True))]
     pairs += [(Variant(v, rotate=True), Variant(v, rotate=True))]
     pairs += [(Variant(k, feedback=True), Variant(v, feedback=True))]
     return pairs
 
 
-def _prompts(name: str, count: int) -> Iterator[tuple[Any, list[int], int]]:
-    """(model, prompt ids, tokens to decode)."""
+def _prompts(name: str, count: int) -> Iterator[tuple[Any, list[int], int, list[int]]]:
+    """(model, prompt ids, tokens to decode, how the text the prompt was cut from goes on)."""
     if name == "recall":
         model = kv_samples.load_recall()
         for seed in range(count):
             tokens = (300, 600, 1000, 1500, 2000)[seed % 5]
             # Every second prompt is as full of entries as it can be: the hardest to recall from.
             entries = min(recall.KEYS, (tokens - 60) // recall.ENTRY_TOKENS) if seed % 2 else None
-            yield model, recall.recall_prompt(500_000 + seed, tokens, entries=entries)[0], recall.SLOTS
+            prompt, answer = recall.recall_prompt(500_000 + seed, tokens, entries=entries)
+            yield model, prompt, recall.SLOTS, answer
         return
     model, tokenizer = kv_samples.smollm2()
     for seed in range(count):
-        text = kv_samples.prose(4000, 4000 * seed)
-        yield model, tokenizer(text).input_ids[: (256, 512, 768)[seed % 3]], 16
+        ids, tokens = tokenizer(kv_samples.prose(8000, 4000 * seed)).input_ids, (256, 512, 768)[seed % 3]
+        yield model, ids[:tokens], 16, ids[tokens : tokens + 128]
 
 
 def agreement(name: str, pairs: list[Pair], count: int) -> list[dict[str, object]]:
     """For each pair: ``same``: share of greedy tokens before the first that differs; ``next``: share of
-    right next tokens when the exact run's tokens are fed; ``kl``: mean divergence of the distributions, nats."""
+    right next tokens when the exact run's tokens are fed; ``kl``: mean divergence of the next token's
+    distributions over the text that follows the prompt, in nats."""
     from transformers import DynamicCache
 
     same, following, divergence = torch.zeros(3, len(pairs))
-    for model, prompt, decode in _prompts(name, count):
+    for model, prompt, decode, text in _prompts(name, count):
         with torch.no_grad():
             cache = model(torch.tensor([prompt[:-1]]), use_cache=True, logits_to_keep=1).past_key_values
             exact = [
@@ -84,20 +87,19 @@ def agreement(name: str, pairs: list[Pair], count: int) -> list[dict[str, object
                 fed = int(logits.argmax())
                 wanted.append(fed)
             given = torch.tensor([[prompt[-1], *wanted[:-1]]])
-            truth = model(given, past_key_values=cache_of(keys, values)).logits[0].log_softmax(-1)
+            text_given = torch.tensor([[prompt[-1], *text[:-1]]])
+            truth = model(text_given, past_key_values=cache_of(keys, values)).logits[0].log_softmax(-1)
             found: dict[tuple[str, Variant], torch.Tensor] = {}
             for number, (k, v) in enumerate(pairs):
                 for plane, variant, plain in (("k", k, keys), ("v", v, values)):
                     if (plane, variant) not in found:
                         found[plane, variant] = round_trip(plain, variant)
-                logits = (
-                    model(given, past_key_values=cache_of(found["k", k], found["v", v]))
-                    .logits[0]
-                    .log_softmax(-1)
-                )
+                altered = found["k", k], found["v", v]
+                logits = model(given, past_key_values=cache_of(*altered)).logits[0]
                 equal = (logits.argmax(-1) == torch.tensor(wanted)).float()
                 same[number] += equal.cumprod(0).mean() / count
                 following[number] += equal.mean() / count
+                logits = model(text_given, past_key_values=cache_of(*altered)).logits[0].log_softmax(-1)
                 divergence[number] += (truth.exp() * (truth - logits)).sum(-1).mean() / count
     rows: list[dict[str, object]] = []
     print(

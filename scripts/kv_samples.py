@@ -112,8 +112,8 @@ def recall_sample() -> Sample:
 
 def smollm2_sample() -> Sample:
     model, tokenizer = smollm2()
-    prompts = [tokenizer(prose(6000, skip)).input_ids[:1056] for skip in (0, 200_000)]
-    return Sample("smollm2", run_captured(model, prompts, causal=True, every=4))
+    prompts = [tokenizer(prose(6000, skip)).input_ids[:1056] for skip in (0, 100_000, 200_000)]
+    return Sample("smollm2", run_captured(model, prompts, causal=True, every=2))
 
 
 def minilm_sample() -> Sample:

@@ -44,7 +44,7 @@ STAGES = (
     Stage(tokens=1024, batch=5, entries=90, questions=20, most_steps=300, enough=0.998, rate=4e-4),
     Stage(tokens=2304, batch=2, entries=200, questions=40, most_steps=150, enough=0.999, rate=4e-4),
     Stage(tokens=1536, batch=3, entries=140, questions=24, most_steps=250, enough=1.0, rate=1.5e-4),
-    Stage(tokens=2176, batch=2, entries=200, questions=40, most_steps=150, enough=1.0, rate=4e-5),
+    Stage(tokens=2176, batch=2, entries=200, questions=40, most_steps=150, enough=1.0, rate=8e-5),
 )
 
 
