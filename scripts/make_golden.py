@@ -11,12 +11,19 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import CAST_DTYPES, MEMORY_DTYPES, SCALED_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import (
+    CAST_DTYPES,
+    MEMORY_DTYPES,
+    SCALED_DTYPES,
+    Granularity,
+    WireFormat,
+)
 
 OUT = Path(__file__).parent.parent / "sage_kv_connector" / "kernels" / "golden"
 SHAPES = ((24, 32), (5, 16))
@@ -26,11 +33,10 @@ TENSOR_SCALE = 0.37
 def formats() -> list[WireFormat]:
     """Every format of every wire dtype."""
     found = [WireFormat(dtype) for dtype in CAST_DTYPES]
-    for dtype, granularity in itertools.product(
-        SCALED_DTYPES[:2], ("none", "tensor", "channel", "token", "head")
-    ):
+    granularities: tuple[Granularity, ...] = get_args(Granularity)
+    for dtype, granularity in itertools.product(SCALED_DTYPES[:2], granularities):
         found.append(WireFormat(dtype, granularity))
-    for granularity, zero_point in itertools.product(("channel", "token", "head"), (False, True)):
+    for granularity, zero_point in itertools.product(granularities[2:], (False, True)):
         found.append(WireFormat("int4", granularity, zero_point=zero_point))
     return found
 
@@ -54,7 +60,7 @@ def adversarial(rng: np.random.Generator, tokens: int, dim: int) -> np.ndarray:
 def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(20240229)
-    files: dict[str, dict[str, np.ndarray]] = {}
+    files: dict[str, dict[str, Any]] = {}
     for number, (fmt, dtype, (tokens, dim)) in enumerate(itertools.product(formats(), MEMORY_DTYPES, SHAPES)):
         vectors = files.setdefault(fmt.dtype, {})
         plain = rng.normal(size=(tokens, dim)).astype(np.float32)
