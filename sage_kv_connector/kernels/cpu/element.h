@@ -1,65 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Element formats as lane arithmetic: raw bits -> fp32 -> raw bits, N lanes at a time.
 //
-// GCC vector extensions: one source for every instruction set, each compiled with its own flags
-// in its own namespace (SAGE_KVT_ISA). All arithmetic is IEEE fp32; see docs/format.md.
+// One source for every instruction set, each compiled with its own flags in its own namespace
+// (SAGE_KVT_ISA). All arithmetic is IEEE fp32; see docs/format.md.
 #pragma once
 
-#include <cstring>
-#include <type_traits>
-
+#include "lanes.h"
 #include "tile.h"
 
 namespace sage_kvt::SAGE_KVT_ISA {
 namespace {
-
-template <typename T, int N>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(sizeof(T) * N)));
-};
-template <typename T, int N>
-using Lanes = typename LanesOf<T, N>::type;
-template <int N>
-using F32 = Lanes<float, N>;
-template <int N>
-using U32 = Lanes<uint32_t, N>;
-template <int N>
-using I32 = Lanes<int32_t, N>;
-
-template <typename V>
-inline __attribute__((always_inline)) V load(const void* from) {
-  V lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
-template <typename V>
-inline __attribute__((always_inline)) void store(void* to, V lanes) {
-  std::memcpy(to, &lanes, sizeof lanes);
-}
-
-template <typename To, typename From>
-inline __attribute__((always_inline)) To bits(From lanes) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &lanes, sizeof to);
-  return to;
-}
-
-template <int N>
-inline __attribute__((always_inline)) U32<N> splat(uint32_t value) {
-  return U32<N>{} + value;
-}
-
-template <int N>
-inline __attribute__((always_inline)) F32<N> splat_float(float value) {
-  return bits<F32<N>>(splat<N>(__builtin_bit_cast(uint32_t, value)));
-}
-
-template <int N>
-inline __attribute__((always_inline)) U32<N> select(I32<N> mask, U32<N> yes, U32<N> no) {
-  return mask ? yes : no;
-}
 
 constexpr uint32_t kInfinity = 0x7F800000u;
 
@@ -81,7 +31,7 @@ struct SmallFloat {
   static constexpr uint32_t kFirstSpecial = LargestCode + 1;
 
   template <int N>
-  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+  static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
     const U32<N> magnitude = raw & kMagnitude;
     const I32<N> tiny = magnitude < splat<N>(1u << M);
     const U32<N> based =
@@ -99,7 +49,7 @@ struct SmallFloat {
   }
 
   template <int N>
-  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+  static SAGE_KVT_INLINE U32<N> narrow(F32<N> value) {
     const U32<N> all = bits<U32<N>>(value);
     const U32<N> magnitude = all & 0x7FFFFFFFu;
     const U32<N> clamped = select<N>(magnitude < splat<N>(kLargest), magnitude, splat<N>(kLargest));
@@ -122,11 +72,11 @@ struct Bf16 {
   static constexpr uint32_t kMagnitude = 0x7FFF;
   static constexpr uint32_t kFirstSpecial = 0x7F80;
   template <int N>
-  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+  static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
     return bits<F32<N>>(raw << 16);
   }
   template <int N>
-  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+  static SAGE_KVT_INLINE U32<N> narrow(F32<N> value) {
     const U32<N> all = bits<U32<N>>(value);
     const U32<N> magnitude = all & 0x7FFFFFFFu;
     const U32<N> rounded = (magnitude + 0x7FFFu + ((magnitude >> 16) & 1u)) >> 16;
@@ -142,26 +92,24 @@ struct Fp32 {
   static constexpr uint32_t kMagnitude = 0x7FFFFFFFu;
   static constexpr uint32_t kFirstSpecial = kInfinity;
   template <int N>
-  static inline __attribute__((always_inline)) F32<N> widen(U32<N> raw) {
+  static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
     return bits<F32<N>>(raw);
   }
   template <int N>
-  static inline __attribute__((always_inline)) U32<N> narrow(F32<N> value) {
+  static SAGE_KVT_INLINE U32<N> narrow(F32<N> value) {
     const U32<N> all = bits<U32<N>>(value);
     return select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), (all & 0x80000000u) | 0x7FC00000u, all);
   }
 };
 
 template <typename Format, int N>
-inline __attribute__((always_inline)) F32<N> load_float(const typename Format::Raw* from) {
-  using Raw = typename Format::Raw;
-  return Format::template widen<N>(__builtin_convertvector(load<Lanes<Raw, N>>(from), U32<N>));
+SAGE_KVT_INLINE F32<N> load_float(const typename Format::Raw* from) {
+  return Format::template widen<N>(load_wide<typename Format::Raw, N>(from));
 }
 
 template <typename Format, int N>
-inline __attribute__((always_inline)) void store_float(typename Format::Raw* to, F32<N> value) {
-  using Raw = typename Format::Raw;
-  store(to, __builtin_convertvector(Format::template narrow<N>(value), Lanes<Raw, N>));
+SAGE_KVT_INLINE void store_float(typename Format::Raw* to, F32<N> value) {
+  store_narrow<typename Format::Raw, N>(to, Format::template narrow<N>(value));
 }
 
 }  // namespace

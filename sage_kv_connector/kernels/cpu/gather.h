@@ -13,8 +13,7 @@ namespace {
 
 // Perfect-shuffle network: after log2(B) rounds of zipping row i with row i + B/2, B rows of B are transposed.
 template <typename T, int B>
-inline __attribute__((always_inline)) void transpose_block(const uint8_t* from, int64_t from_stride, uint8_t* to,
-                                                           int64_t to_stride) {
+SAGE_KVT_INLINE void transpose_block(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
   using V = Lanes<T, B>;
   V rows[B], next[B];
   V low{}, high{};
@@ -107,7 +106,7 @@ struct DoubleUnit<uint32_t> {
 };
 
 template <typename T>
-inline __attribute__((always_inline)) void split_pairs(const uint8_t* from, uint8_t* even, uint8_t* odd) {
+SAGE_KVT_INLINE void split_pairs(const uint8_t* from, uint8_t* even, uint8_t* odd) {
   using V = Lanes<T, 16>;
   V evens{}, odds{};
   for (int i = 0; i < 16; ++i) evens[i] = 2 * i, odds[i] = 2 * i + 1;
@@ -117,7 +116,7 @@ inline __attribute__((always_inline)) void split_pairs(const uint8_t* from, uint
 }
 
 template <typename T>
-inline __attribute__((always_inline)) void join_pairs(const uint8_t* even, const uint8_t* odd, uint8_t* to) {
+SAGE_KVT_INLINE void join_pairs(const uint8_t* even, const uint8_t* odd, uint8_t* to) {
   using V = Lanes<T, 16>;
   V low{}, high{};
   for (int i = 0; i < 8; ++i) low[2 * i] = i, low[2 * i + 1] = 16 + i, high[2 * i] = 8 + i, high[2 * i + 1] = 24 + i;

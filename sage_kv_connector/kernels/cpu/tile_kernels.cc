@@ -163,7 +163,7 @@ inline float clamped_scale(float scale) {
 }
 
 template <typename S, int N>
-inline __attribute__((always_inline)) F32<N> element(const uint8_t* row, int64_t d, float tensor_scale) {
+SAGE_KVT_INLINE F32<N> element(const uint8_t* row, int64_t d, float tensor_scale) {
   F32<N> value = load_float<S, N>(reinterpret_cast<const typename S::Raw*>(row) + d);
   if (sizeof(typename S::Raw) == 1) value *= splat_float<N>(tensor_scale);
   return value;
@@ -274,13 +274,13 @@ inline void load_bf16(const uint8_t* from, float* values, int64_t count) {
 
 // One of the granularities as a factor of lanes [d, d + N) of token t.
 template <Granularity G, int N>
-inline __attribute__((always_inline)) F32<N> factor(const float* values, int64_t token, int64_t d) {
+SAGE_KVT_INLINE F32<N> factor(const float* values, int64_t token, int64_t d) {
   if constexpr (G == Granularity::kChannel) return load<F32<N>>(values + d);
   return splat_float<N>(values[G == Granularity::kToken ? token : 0]);
 }
 
 template <int N>
-inline __attribute__((always_inline)) F32<N> clamp(F32<N> value, float low, float high) {
+SAGE_KVT_INLINE F32<N> clamp(F32<N> value, float low, float high) {
   const F32<N> lowest = splat_float<N>(low), highest = splat_float<N>(high);
   value = value < highest ? value : highest;
   return value > lowest ? value : lowest;
@@ -288,7 +288,7 @@ inline __attribute__((always_inline)) F32<N> clamp(F32<N> value, float low, floa
 
 // 4-bit codes, one a lane: adding 1.5 * 2^23 leaves the integer, rounded to even, in the low bits.
 template <Granularity G, bool ZeroPoint, int N>
-inline __attribute__((always_inline)) U32<N> int4_code(F32<N> value, const Scratch& scratch, int64_t token, int64_t d) {
+SAGE_KVT_INLINE U32<N> int4_code(F32<N> value, const Scratch& scratch, int64_t token, int64_t d) {
   const U32<N> all = bits<U32<N>>(value);
   value = bits<F32<N>>(select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), splat<N>(0), all));
   if constexpr (ZeroPoint) value -= factor<G, N>(scratch.zero, token, d);
@@ -307,10 +307,9 @@ void encode_int4(const RowRun* runs, int64_t run_count, int64_t dim, float tenso
       const uint8_t* row = runs[r].base + t * runs[r].stride;
       int64_t d = 0;
       for (; d + kLanes <= dim; d += kLanes)
-        store(scratch.code_bytes + d,
-              __builtin_convertvector(
-                  int4_code<G, ZeroPoint, kLanes>(element<S, kLanes>(row, d, tensor_scale), scratch, token, d),
-                  Lanes<uint8_t, kLanes>));
+        store_narrow<uint8_t, kLanes>(
+            scratch.code_bytes + d,
+            int4_code<G, ZeroPoint, kLanes>(element<S, kLanes>(row, d, tensor_scale), scratch, token, d));
       for (; d < dim; ++d)
         scratch.code_bytes[d] =
             static_cast<uint8_t>(int4_code<G, ZeroPoint, 1>(element<S, 1>(row, d, tensor_scale), scratch, token, d)[0]);
@@ -318,7 +317,7 @@ void encode_int4(const RowRun* runs, int64_t run_count, int64_t dim, float tenso
       if (!half)
         for (; d + 32 <= dim; d += 32, codes += 16) {
           const auto pairs = load<Lanes<uint16_t, 16>>(scratch.code_bytes + d);
-          store(codes, __builtin_convertvector(pairs | (pairs >> 4), Lanes<uint8_t, 16>));
+          store_bytes_of_words(codes, (pairs | (pairs >> 4)) & 0xFF);
         }
       for (; d < dim; ++d, half = !half) {
         if (half)
@@ -376,7 +375,7 @@ void decode_int4(const uint8_t* codes, const RowRun* runs, int64_t run_count, in
                  const Scratch& scratch) {
   int64_t token = 0, index = 0;
   const auto place = [&]<int N>(uint8_t* row, int64_t d) __attribute__((always_inline)) {
-    I32<N> code = bits<I32<N>>(__builtin_convertvector(load<Lanes<uint8_t, N>>(scratch.code_bytes + d), U32<N>));
+    I32<N> code = bits<I32<N>>(load_wide<uint8_t, N>(scratch.code_bytes + d));
     if constexpr (!ZeroPoint) code = (code ^ 8) - 8;
     F32<N> value = __builtin_convertvector(code, F32<N>) * factor<G, N>(scratch.scale, token, d);
     if constexpr (ZeroPoint) value += factor<G, N>(scratch.zero, token, d);
@@ -389,7 +388,7 @@ void decode_int4(const uint8_t* codes, const RowRun* runs, int64_t run_count, in
       int64_t d = 0;
       if (index % 2 == 0)
         for (; d + 32 <= dim; d += 32, index += 32) {
-          const auto packed = __builtin_convertvector(load<Lanes<uint8_t, 16>>(codes + index / 2), Lanes<uint16_t, 16>);
+          const auto packed = load_words_of_bytes(codes + index / 2);
           store(scratch.code_bytes + d, (packed & 15) | ((packed & 0xF0) << 4));
         }
       for (; d < dim; ++d, ++index) scratch.code_bytes[d] = (codes[index / 2] >> (index % 2 ? 4 : 0)) & 15;
