@@ -30,13 +30,25 @@ struct SmallFloat {
   // Smallest magnitude code that is no finite number.
   static constexpr uint32_t kFirstSpecial = LargestCode + 1;
 
+  // For codes of finite values; the sign is left out.
   template <int N>
-  static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
-    const U32<N> magnitude = raw & kMagnitude;
+  static SAGE_KVT_INLINE F32<N> widen_magnitude(U32<N> magnitude) {
     const I32<N> tiny = magnitude < splat<N>(1u << M);
     const U32<N> based =
         (magnitude << kShift) + select<N>(tiny, splat<N>((128 - kBias) << 23), splat<N>((127 - kBias) << 23));
-    const F32<N> value = bits<F32<N>>(based) - bits<F32<N>>(select<N>(tiny, splat<N>(kMinNormal), splat<N>(0)));
+    return bits<F32<N>>(based) - bits<F32<N>>(select<N>(tiny, splat<N>(kMinNormal), splat<N>(0)));
+  }
+
+  template <int N>
+  static SAGE_KVT_INLINE F32<N> widen_finite(U32<N> raw) {
+    const U32<N> value = bits<U32<N>>(widen_magnitude<N>(raw & kMagnitude));
+    return bits<F32<N>>(value | ((raw << kSignShift) & 0x80000000u));
+  }
+
+  template <int N>
+  static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
+    const U32<N> magnitude = raw & kMagnitude;
+    const F32<N> value = widen_magnitude<N>(magnitude);
     U32<N> out = bits<U32<N>>(value);
     if constexpr (HasInfinity) {
       const U32<N> special =
@@ -46,6 +58,19 @@ struct SmallFloat {
       out = select<N>(magnitude >= splat<N>(kFirstSpecial), splat<N>(0x7FC00000u), out);
     }
     return bits<F32<N>>(out | ((raw << kSignShift) & 0x80000000u));
+  }
+
+  // For values that are finite and no larger than the largest code, but for rounding.
+  template <int N>
+  static SAGE_KVT_INLINE U32<N> narrow_plain(F32<N> value) {
+    const U32<N> all = bits<U32<N>>(value);
+    const U32<N> magnitude = all & 0x7FFFFFFFu;
+    const U32<N> normal =
+        ((magnitude + (((1u << (kShift - 1)) - 1) - (kRebias << kShift)) + ((magnitude >> kShift) & 1u)) >> kShift);
+    const F32<N> magic = bits<F32<N>>(splat<N>(kDenormalMagic));
+    const U32<N> denormal = bits<U32<N>>(bits<F32<N>>(magnitude) + magic) - kDenormalMagic;
+    const U32<N> code = select<N>(magnitude < splat<N>(kMinNormal), denormal, normal);
+    return code | ((all >> kSignShift) & (1u << (E + M)));
   }
 
   template <int N>
@@ -75,6 +100,12 @@ struct Bf16 {
   static SAGE_KVT_INLINE F32<N> widen(U32<N> raw) {
     return bits<F32<N>>(raw << 16);
   }
+  // For values that are finite and stay so when rounded.
+  template <int N>
+  static SAGE_KVT_INLINE U32<N> narrow_plain(F32<N> value) {
+    const U32<N> all = bits<U32<N>>(value);
+    return (all + 0x7FFFu + ((all >> 16) & 1u)) >> 16;
+  }
   template <int N>
   static SAGE_KVT_INLINE U32<N> narrow(F32<N> value) {
     const U32<N> all = bits<U32<N>>(value);
@@ -96,6 +127,10 @@ struct Fp32 {
     return bits<F32<N>>(raw);
   }
   template <int N>
+  static SAGE_KVT_INLINE U32<N> narrow_plain(F32<N> value) {
+    return bits<U32<N>>(value);
+  }
+  template <int N>
   static SAGE_KVT_INLINE U32<N> narrow(F32<N> value) {
     const U32<N> all = bits<U32<N>>(value);
     return select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), (all & 0x80000000u) | 0x7FC00000u, all);
@@ -108,8 +143,20 @@ SAGE_KVT_INLINE F32<N> load_float(const typename Format::Raw* from) {
 }
 
 template <typename Format, int N>
+SAGE_KVT_INLINE F32<N> load_finite(const typename Format::Raw* from) {
+  const U32<N> raw = load_wide<typename Format::Raw, N>(from);
+  if constexpr (sizeof(typename Format::Raw) == 1)
+    return Format::template widen_finite<N>(raw);
+  else
+    return Format::template widen<N>(raw);
+}
+
+template <typename Format, bool Plain, int N>
 SAGE_KVT_INLINE void store_float(typename Format::Raw* to, F32<N> value) {
-  store_narrow<typename Format::Raw, N>(to, Format::template narrow<N>(value));
+  if constexpr (Plain)
+    store_narrow<typename Format::Raw, N>(to, Format::template narrow_plain<N>(value));
+  else
+    store_narrow<typename Format::Raw, N>(to, Format::template narrow<N>(value));
 }
 
 }  // namespace

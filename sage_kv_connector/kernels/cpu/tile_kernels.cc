@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encode and decode of one tile, compiled once for each instruction set (SAGE_KVT_ISA names it).
+#include <limits>
+
 #include "element.h"
 #include "gather.h"
 #include "tile.h"
@@ -20,6 +22,7 @@ struct RowRun {
 };
 constexpr int64_t kMaxRuns = 1024;  // a tile has at most as many tokens
 
+inline bool is_finite(float value) { return (__builtin_bit_cast(uint32_t, value) & kInfinity) != kInfinity; }
 inline float as_float(uint32_t value) { return __builtin_bit_cast(float, value); }
 inline uint32_t as_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
 
@@ -69,80 +72,158 @@ inline Sections sections(const WireFormat& format, int64_t tokens, int64_t dim) 
 
 // -- scales
 
-// Largest finite magnitude (raw bits) of each of `blocks` neighbouring vectors over a run's rows.
-template <typename S, int Blocks>
-void fold_magnitudes(const RowRun* runs, int64_t run_count, int64_t from, typename S::Raw* largest) {
+// Raw bits as integers in the order of the values they stand for.
+template <typename S, typename V>
+SAGE_KVT_INLINE V ordered(V raw) {
+  using Signed = std::make_signed_t<typename S::Raw>;
+  return raw ^ ((raw < V{}) & (V{} + static_cast<Signed>(S::kMagnitude)));
+}
+
+// What each lane of the elements amounts to: the largest magnitude, or the least and the largest element.
+template <typename S>
+struct Fold {
   using Raw = typename S::Raw;
   using Signed = std::make_signed_t<Raw>;
-  constexpr int L = kWide / sizeof(Raw);
-  using V = Lanes<Signed, L>;
-  V most[Blocks];
-  for (int b = 0; b < Blocks; ++b) most[b] = V{};
-  for (int64_t r = 0; r < run_count; ++r) {
-    const uint8_t* row = runs[r].base + from * sizeof(Raw);
-    for (int64_t t = 0; t < runs[r].count; ++t, row += runs[r].stride) {
+  static constexpr int kLanesWide = kWide / sizeof(Raw);
+  using V = Lanes<Signed, kLanesWide>;
+
+  // `Blocks` neighbouring vectors from element `from` of every row; `least` is only written for Extremes.
+  // Not Finite: elements that are no finite number count as zero.
+  template <int Blocks, bool Extremes, bool Finite>
+  static void fold(const RowRun* runs, int64_t run_count, int64_t from, Signed* most, Signed* least) {
+    V high[Blocks], low[Blocks];
+    for (int b = 0; b < Blocks; ++b) {
+      high[b] = Extremes ? V{} + std::numeric_limits<Signed>::min() : V{};
+      low[b] = V{} + std::numeric_limits<Signed>::max();
+    }
+    const V mask = V{} + static_cast<Signed>(S::kMagnitude), special = V{} + static_cast<Signed>(S::kFirstSpecial);
+    for (int64_t r = 0; r < run_count; ++r) {
+      const uint8_t* row = runs[r].base + from * sizeof(Raw);
+      for (int64_t t = 0; t < runs[r].count; ++t, row += runs[r].stride) {
 #pragma GCC unroll 8
-      for (int b = 0; b < Blocks; ++b) {
-        V magnitude = load<V>(row + b * kWide) & (V{} + static_cast<Signed>(S::kMagnitude));
-        magnitude &= magnitude < (V{} + static_cast<Signed>(S::kFirstSpecial));
-        most[b] = magnitude > most[b] ? magnitude : most[b];
+        for (int b = 0; b < Blocks; ++b) {
+          V raw = load<V>(row + b * kWide);
+          if constexpr (!Finite) raw &= (raw & mask) < special;
+          const V value = Extremes ? ordered<S, V>(raw) : raw & mask;
+          high[b] = value > high[b] ? value : high[b];
+          if constexpr (Extremes) low[b] = value < low[b] ? value : low[b];
+        }
       }
     }
+    for (int b = 0; b < Blocks; ++b) {
+      store(most + b * kLanesWide, high[b]);
+      if constexpr (Extremes) store(least + b * kLanesWide, low[b]);
+    }
   }
-  for (int b = 0; b < Blocks; ++b) store(largest + b * L, most[b]);
-}
 
-template <typename S>
-typename S::Raw magnitude_of(typename S::Raw raw) {
-  const uint32_t magnitude = raw & S::kMagnitude;
-  return static_cast<typename S::Raw>(magnitude < S::kFirstSpecial ? magnitude : 0);
-}
-
-template <typename S>
-float value_of(typename S::Raw raw) {
-  return S::template widen<1>(U32<1>{raw})[0];
-}
-
-template <typename S>
-float row_largest(const uint8_t* row, int64_t dim) {
-  using Raw = typename S::Raw;
-  constexpr int L = kWide / sizeof(Raw);
-  Raw lanes[L] = {}, most = 0;
-  const RowRun run{const_cast<uint8_t*>(row), 0, 1};
-  int64_t d = 0;
-  for (; d + L <= dim; d += L) {
-    fold_magnitudes<S, 1>(&run, 1, d, lanes);
-    for (Raw lane : lanes) most = lane > most ? lane : most;
+  static float value_of(Signed order) {
+    const Signed raw = order < 0 ? static_cast<Signed>(order ^ static_cast<Signed>(S::kMagnitude)) : order;
+    return S::template widen<1>(U32<1>{static_cast<Raw>(raw)})[0];
   }
-  for (; d < dim; ++d) {
-    const Raw lane = magnitude_of<S>(reinterpret_cast<const Raw*>(row)[d]);
-    most = lane > most ? lane : most;
-  }
-  return value_of<S>(most);
-}
 
-template <typename S>
-void channel_largest(const RowRun* runs, int64_t run_count, int64_t dim, float* largest) {
-  using Raw = typename S::Raw;
-  constexpr int L = kWide / sizeof(Raw);
-  Raw lanes[4 * L];
-  int64_t d = 0;
-  const auto widen = [&](int64_t count) {
-    for (int64_t i = 0; i < count; ++i) largest[d + i] = value_of<S>(lanes[i]);
-    d += count;
-  };
-  while (d + 4 * L <= dim) fold_magnitudes<S, 4>(runs, run_count, d, lanes), widen(4 * L);
-  while (d + L <= dim) fold_magnitudes<S, 1>(runs, run_count, d, lanes), widen(L);
-  for (; d < dim; ++d) {
-    Raw most = 0;
-    for (int64_t r = 0; r < run_count; ++r)
-      for (int64_t t = 0; t < runs[r].count; ++t) {
-        const Raw lane = magnitude_of<S>(reinterpret_cast<const Raw*>(runs[r].base + t * runs[r].stride)[d]);
-        most = lane > most ? lane : most;
+  // One element, as a fold of one lane.
+  template <bool Extremes, bool Finite>
+  static Signed one(const uint8_t* row, int64_t d) {
+    Signed raw;
+    std::memcpy(&raw, row + d * sizeof(Raw), sizeof raw);
+    const auto magnitude = static_cast<Signed>(raw & static_cast<Signed>(S::kMagnitude));
+    if (!Finite && magnitude >= static_cast<Signed>(S::kFirstSpecial)) return 0;
+    if (!Extremes) return magnitude;
+    return raw < 0 ? static_cast<Signed>(raw ^ static_cast<Signed>(S::kMagnitude)) : raw;
+  }
+
+  // Each channel over all rows. Returns whether every element was a finite number.
+  template <bool Extremes, bool Finite>
+  static bool channels(const RowRun* runs, int64_t run_count, int64_t dim, float* most, float* least) {
+    Signed high[4 * kLanesWide], low[4 * kLanesWide];
+    bool finite = true;
+    int64_t d = 0;
+    const auto take = [&](int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        most[d + i] = value_of(high[i]);
+        finite = finite && is_finite(most[d + i]);
+        if (!Extremes) continue;
+        least[d + i] = value_of(low[i]);
+        finite = finite && is_finite(least[d + i]);
       }
-    largest[d] = value_of<S>(most);
+      d += count;
+    };
+    while (d + 4 * kLanesWide <= dim) fold<4, Extremes, Finite>(runs, run_count, d, high, low), take(4 * kLanesWide);
+    while (d + kLanesWide <= dim) fold<1, Extremes, Finite>(runs, run_count, d, high, low), take(kLanesWide);
+    while (d < dim) {
+      high[0] = Extremes ? std::numeric_limits<Signed>::min() : 0, low[0] = std::numeric_limits<Signed>::max();
+      for (int64_t r = 0; r < run_count; ++r)
+        for (int64_t t = 0; t < runs[r].count; ++t) {
+          const Signed value = one<Extremes, Finite>(runs[r].base + t * runs[r].stride, d);
+          high[0] = value > high[0] ? value : high[0];
+          low[0] = value < low[0] ? value : low[0];
+        }
+      take(1);
+    }
+    return finite;
   }
-}
+
+  // Each row, or all of them, over its channels.
+  template <bool Extremes, bool Finite>
+  static bool rows(const RowRun* runs, int64_t run_count, int64_t dim, bool together, float* most, float* least) {
+    bool finite = true;
+    int64_t token = 0;
+    Signed all_high = Extremes ? std::numeric_limits<Signed>::min() : 0, all_low = std::numeric_limits<Signed>::max();
+    for (int64_t r = 0; r < run_count; ++r)
+      for (int64_t t = 0; t < runs[r].count; ++t, ++token) {
+        uint8_t* row = runs[r].base + t * runs[r].stride;
+        Signed row_high = Extremes ? std::numeric_limits<Signed>::min() : 0,
+               row_low = std::numeric_limits<Signed>::max();
+        const V mask = V{} + static_cast<Signed>(S::kMagnitude), special = V{} + static_cast<Signed>(S::kFirstSpecial);
+        V high = V{} + row_high, low = V{} + row_low;
+        int64_t d = 0;
+        for (; d + kLanesWide <= dim; d += kLanesWide) {
+          V raw = load<V>(row + d * sizeof(Raw));
+          if constexpr (!Finite) raw &= (raw & mask) < special;
+          const V value = Extremes ? ordered<S, V>(raw) : raw & mask;
+          high = value > high ? value : high;
+          if constexpr (Extremes) low = value < low ? value : low;
+        }
+        for (int lane = 0; lane < kLanesWide; ++lane) {
+          row_high = high[lane] > row_high ? high[lane] : row_high;
+          row_low = low[lane] < row_low ? low[lane] : row_low;
+        }
+        for (; d < dim; ++d) {
+          const Signed value = one<Extremes, Finite>(row, d);
+          row_high = value > row_high ? value : row_high;
+          row_low = value < row_low ? value : row_low;
+        }
+        if (!together) {
+          most[token] = value_of(row_high);
+          finite = finite && is_finite(most[token]);
+          if (Extremes) least[token] = value_of(row_low), finite = finite && is_finite(least[token]);
+        }
+        all_high = row_high > all_high ? row_high : all_high;
+        all_low = row_low < all_low ? row_low : all_low;
+      }
+    if (together) {
+      most[0] = value_of(all_high);
+      finite = is_finite(most[0]);
+      if (Extremes) least[0] = value_of(all_low), finite = finite && is_finite(least[0]);
+    }
+    return finite;
+  }
+
+  // Fills scratch.scale (most) and .zero (least); false: some element is no finite number, those counted as zero.
+  template <bool Extremes>
+  static bool run(const RowRun* runs, int64_t run_count, int64_t dim, Granularity granularity, const Scratch& scratch) {
+    float *most = scratch.scale, *least = scratch.zero;
+    if (granularity == Granularity::kChannel) {
+      if (channels<Extremes, true>(runs, run_count, dim, most, least)) return true;
+      channels<Extremes, false>(runs, run_count, dim, most, least);
+      return false;
+    }
+    const bool together = granularity == Granularity::kHead;
+    if (rows<Extremes, true>(runs, run_count, dim, together, most, least)) return true;
+    rows<Extremes, false>(runs, run_count, dim, together, most, least);
+    return false;
+  }
+};
 
 inline float bf16_up(float value) { return as_float((as_bits(value) + 0xFFFFu) & 0xFFFF0000u); }
 
@@ -169,80 +250,30 @@ SAGE_KVT_INLINE F32<N> element(const uint8_t* row, int64_t d, float tensor_scale
   return value;
 }
 
-inline float finite_or_zero(float value) { return (as_bits(value) & kInfinity) == kInfinity ? 0.0f : value; }
+// What the scales say of the values: how many there are, and whether every value is finite.
+struct Scales {
+  int64_t count;
+  bool plain;
+};
 
-// Zero-point formats: least and largest of each scale's elements, into scratch.zero and scratch.scale.
+// Fills scratch.scale, .inverse and .zero.
 template <typename S>
-void fold_extremes(const RowRun* runs, int64_t run_count, int64_t dim, Granularity granularity, float tensor_scale,
-                   int64_t count, const Scratch& scratch) {
-  float *least = scratch.zero, *most = scratch.scale;
-  for (int64_t i = 0; i < count; ++i) least[i] = as_float(kInfinity), most[i] = -as_float(kInfinity);
-  int64_t token = 0;
-  for (int64_t r = 0; r < run_count; ++r)
-    for (int64_t t = 0; t < runs[r].count; ++t, ++token) {
-      const uint8_t* row = runs[r].base + t * runs[r].stride;
-      int64_t d = 0;
-      if (granularity == Granularity::kChannel) {
-        for (; d + kLanes <= dim; d += kLanes) {
-          const F32<kLanes> raw = element<S, kLanes>(row, d, tensor_scale);
-          const U32<kLanes> finite = (bits<U32<kLanes>>(raw) & kInfinity) != kInfinity;
-          const F32<kLanes> value = bits<F32<kLanes>>(bits<U32<kLanes>>(raw) & finite);
-          const F32<kLanes> low = load<F32<kLanes>>(least + d), high = load<F32<kLanes>>(most + d);
-          store(least + d, value < low ? value : low);
-          store(most + d, value > high ? value : high);
-        }
-      } else {
-        F32<kLanes> low = splat_float<kLanes>(as_float(kInfinity)), high = -low;
-        for (; d + kLanes <= dim; d += kLanes) {
-          const F32<kLanes> raw = element<S, kLanes>(row, d, tensor_scale);
-          const U32<kLanes> finite = (bits<U32<kLanes>>(raw) & kInfinity) != kInfinity;
-          const F32<kLanes> value = bits<F32<kLanes>>(bits<U32<kLanes>>(raw) & finite);
-          low = value < low ? value : low;
-          high = value > high ? value : high;
-        }
-        const int64_t i = granularity == Granularity::kToken ? token : 0;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          least[i] = low[lane] < least[i] ? low[lane] : least[i];
-          most[i] = high[lane] > most[i] ? high[lane] : most[i];
-        }
-      }
-      for (; d < dim; ++d) {
-        const int64_t i = granularity == Granularity::kChannel ? d : granularity == Granularity::kToken ? token : 0;
-        const float value = finite_or_zero(element<S, 1>(row, d, tensor_scale)[0]);
-        least[i] = value < least[i] ? value : least[i];
-        most[i] = value > most[i] ? value : most[i];
-      }
-    }
-}
-
-// Fills scratch.scale, .inverse and .zero; returns how many there are.
-template <typename S>
-int64_t find_scales(const RowRun* runs, int64_t run_count, int64_t tokens, int64_t dim, const WireFormat& format,
-                    float tensor_scale, const Scratch& scratch) {
+Scales find_scales(const RowRun* runs, int64_t run_count, int64_t tokens, int64_t dim, const WireFormat& format,
+                   float tensor_scale, const Scratch& scratch) {
   const int64_t count = scale_count(format, tokens, dim);
+  bool plain;
   if (format.zero_point) {
-    fold_extremes<S>(runs, run_count, dim, format.granularity, tensor_scale, count, scratch);
+    plain = Fold<S>::template run<true>(runs, run_count, dim, format.granularity, scratch);
     for (int64_t i = 0; i < count; ++i) {
-      const float zero = bf16_down(scratch.zero[i]) + 0.0f;  // -0 becomes +0
-      const float span = (scratch.scale[i] - zero) * kReciprocalLevels;
+      float least = scratch.zero[i], most = scratch.scale[i];
+      if (sizeof(typename S::Raw) == 1) least *= tensor_scale, most *= tensor_scale;
+      const float zero = bf16_down(least) + 0.0f;  // -0 becomes +0
+      const float span = (most - zero) * kReciprocalLevels;
       scratch.zero[i] = zero;
       scratch.scale[i] = clamped_scale(bf16_up(span < as_float(kScaleMaxBits) ? span : as_float(kScaleMaxBits)));
     }
   } else {
-    if (format.granularity == Granularity::kChannel) {
-      channel_largest<S>(runs, run_count, dim, scratch.scale);
-    } else {
-      int64_t token = 0;
-      scratch.scale[0] = 0;
-      for (int64_t r = 0; r < run_count; ++r)
-        for (int64_t t = 0; t < runs[r].count; ++t, ++token) {
-          const float largest = row_largest<S>(runs[r].base + t * runs[r].stride, dim);
-          if (format.granularity == Granularity::kToken)
-            scratch.scale[token] = largest;
-          else if (largest > scratch.scale[0])
-            scratch.scale[0] = largest;
-        }
-    }
+    plain = Fold<S>::template run<false>(runs, run_count, dim, format.granularity, scratch);
     const float reciprocal = reciprocal_of(format.dtype);
     for (int64_t i = 0; i < count; ++i) {
       float largest = scratch.scale[i];
@@ -251,7 +282,7 @@ int64_t find_scales(const RowRun* runs, int64_t run_count, int64_t tokens, int64
     }
   }
   for (int64_t i = 0; i < count; ++i) scratch.inverse[i] = 1.0f / scratch.scale[i];
-  return count;
+  return {count, plain};
 }
 
 inline void store_bf16(uint8_t* to, const float* values, int64_t count, size_t section) {
@@ -287,17 +318,19 @@ SAGE_KVT_INLINE F32<N> clamp(F32<N> value, float low, float high) {
 }
 
 // 4-bit codes, one a lane: adding 1.5 * 2^23 leaves the integer, rounded to even, in the low bits.
-template <Granularity G, bool ZeroPoint, int N>
+template <Granularity G, bool ZeroPoint, bool Plain, int N>
 SAGE_KVT_INLINE U32<N> int4_code(F32<N> value, const Scratch& scratch, int64_t token, int64_t d) {
-  const U32<N> all = bits<U32<N>>(value);
-  value = bits<F32<N>>(select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), splat<N>(0), all));
+  if constexpr (!Plain) {
+    const U32<N> all = bits<U32<N>>(value);
+    value = bits<F32<N>>(select<N>((all & 0x7FFFFFFFu) > splat<N>(kInfinity), splat<N>(0), all));
+  }
   if constexpr (ZeroPoint) value -= factor<G, N>(scratch.zero, token, d);
   value *= factor<G, N>(scratch.inverse, token, d);
   value = ZeroPoint ? clamp<N>(value, 0.0f, 15.0f) : clamp<N>(value, -7.0f, 7.0f);
   return bits<U32<N>>(value + splat_float<N>(12582912.0f)) & 15u;
 }
 
-template <typename S, Granularity G, bool ZeroPoint>
+template <typename S, Granularity G, bool ZeroPoint, bool Plain>
 void encode_int4(const RowRun* runs, int64_t run_count, int64_t dim, float tensor_scale, uint8_t* codes,
                  const Scratch& scratch) {
   int64_t token = 0;
@@ -309,10 +342,10 @@ void encode_int4(const RowRun* runs, int64_t run_count, int64_t dim, float tenso
       for (; d + kLanes <= dim; d += kLanes)
         store_narrow<uint8_t, kLanes>(
             scratch.code_bytes + d,
-            int4_code<G, ZeroPoint, kLanes>(element<S, kLanes>(row, d, tensor_scale), scratch, token, d));
+            int4_code<G, ZeroPoint, Plain, kLanes>(element<S, kLanes>(row, d, tensor_scale), scratch, token, d));
       for (; d < dim; ++d)
-        scratch.code_bytes[d] =
-            static_cast<uint8_t>(int4_code<G, ZeroPoint, 1>(element<S, 1>(row, d, tensor_scale), scratch, token, d)[0]);
+        scratch.code_bytes[d] = static_cast<uint8_t>(
+            int4_code<G, ZeroPoint, Plain, 1>(element<S, 1>(row, d, tensor_scale), scratch, token, d)[0]);
       d = 0;
       if (!half)
         for (; d + 32 <= dim; d += 32, codes += 16) {
@@ -328,7 +361,7 @@ void encode_int4(const RowRun* runs, int64_t run_count, int64_t dim, float tenso
     }
 }
 
-template <typename S, typename W, Granularity G>
+template <typename S, typename W, Granularity G, bool Plain>
 void encode_float(const RowRun* runs, int64_t run_count, int64_t dim, float tensor_scale, uint8_t* codes,
                   const Scratch& scratch) {
   auto* out = reinterpret_cast<typename W::Raw*>(codes);
@@ -340,26 +373,26 @@ void encode_float(const RowRun* runs, int64_t run_count, int64_t dim, float tens
       for (; d + kLanes <= dim; d += kLanes) {
         F32<kLanes> value = element<S, kLanes>(row, d, tensor_scale);
         if constexpr (G != Granularity::kNone) value *= factor<G, kLanes>(scratch.inverse, token, d);
-        store_float<W, kLanes>(out + d, value);
+        store_float<W, Plain, kLanes>(out + d, value);
       }
       for (; d < dim; ++d) {
         F32<1> value = element<S, 1>(row, d, tensor_scale);
         if constexpr (G != Granularity::kNone) value *= factor<G, 1>(scratch.inverse, token, d);
-        store_float<W, 1>(out + d, value);
+        store_float<W, Plain, 1>(out + d, value);
       }
     }
 }
 
-template <typename S, typename W, Granularity G>
+template <typename S, typename W, Granularity G, bool Plain>
 void decode_float(const uint8_t* codes, const RowRun* runs, int64_t run_count, int64_t dim, float inverse_scale,
                   const Scratch& scratch) {
   const auto* in = reinterpret_cast<const typename W::Raw*>(codes);
   int64_t token = 0;
   const auto place = [&]<int N>(uint8_t* row, int64_t d) __attribute__((always_inline)) {
-    F32<N> value = load_float<W, N>(in + d);
+    F32<N> value = Plain ? load_finite<W, N>(in + d) : load_float<W, N>(in + d);
     if constexpr (G != Granularity::kNone) value *= factor<G, N>(scratch.scale, token, d);
     if (sizeof(typename S::Raw) == 1) value *= splat_float<N>(inverse_scale);
-    store_float<S, N>(reinterpret_cast<typename S::Raw*>(row) + d, value);
+    store_float<S, Plain, N>(reinterpret_cast<typename S::Raw*>(row) + d, value);
   };
   for (int64_t r = 0; r < run_count; ++r)
     for (int64_t t = 0; t < runs[r].count; ++t, ++token, in += dim) {
@@ -370,7 +403,7 @@ void decode_float(const uint8_t* codes, const RowRun* runs, int64_t run_count, i
     }
 }
 
-template <typename S, Granularity G, bool ZeroPoint>
+template <typename S, Granularity G, bool ZeroPoint, bool Plain>
 void decode_int4(const uint8_t* codes, const RowRun* runs, int64_t run_count, int64_t dim, float inverse_scale,
                  const Scratch& scratch) {
   int64_t token = 0, index = 0;
@@ -380,7 +413,7 @@ void decode_int4(const uint8_t* codes, const RowRun* runs, int64_t run_count, in
     F32<N> value = __builtin_convertvector(code, F32<N>) * factor<G, N>(scratch.scale, token, d);
     if constexpr (ZeroPoint) value += factor<G, N>(scratch.zero, token, d);
     if (sizeof(typename S::Raw) == 1) value *= splat_float<N>(inverse_scale);
-    store_float<S, N>(reinterpret_cast<typename S::Raw*>(row) + d, value);
+    store_float<S, Plain, N>(reinterpret_cast<typename S::Raw*>(row) + d, value);
   };
   for (int64_t r = 0; r < run_count; ++r)
     for (int64_t t = 0; t < runs[r].count; ++t, ++token) {
@@ -435,6 +468,32 @@ bool copies(const Memory& memory, const WireFormat& format, float wire_scale) {
           (format.granularity == Granularity::kTensor && memory.tensor_scale == wire_scale));
 }
 
+// All between -2^100 and 2^100.
+bool moderate(const float* values, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = as_bits(values[i]) & 0x7FFFFFFFu;
+    most = magnitude > most ? magnitude : most;
+  }
+  return most < as_bits(0x1p100f);
+}
+
+// Whether no code stands for infinity or NaN.
+template <typename W>
+bool finite_codes(const uint8_t* codes, int64_t count) {
+  using V = Lanes<int8_t, kWide>;
+  V most{};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    const V magnitude = load<V>(codes + i) & 0x7F;
+    most = magnitude > most ? magnitude : most;
+  }
+  int highest = 0;
+  for (int lane = 0; lane < kWide; ++lane) highest = most[lane] > highest ? most[lane] : highest;
+  for (; i < count; ++i) highest = (codes[i] & 0x7F) > highest ? codes[i] & 0x7F : highest;
+  return highest < static_cast<int>(W::kFirstSpecial);
+}
+
 template <typename Raw>
 int64_t direct_runs(const Memory& memory, const Piece* pieces, int64_t piece_count, RowRun* runs) {
   for (int64_t i = 0; i < piece_count; ++i)
@@ -469,28 +528,35 @@ void encode(const Memory& memory, const Piece* pieces, int64_t piece_count, int6
       runs[0] = {scratch.rows, static_cast<int64_t>(dim * sizeof(Raw)), tokens};
     }
     const float tensor_scale = memory.tensor_scale;
+    bool plain = false;
     if (format.granularity == Granularity::kTensor) {
       scratch.inverse[0] = 1.0f / wire_scale;
     } else if (format.granularity != Granularity::kNone) {
-      const int64_t count = find_scales<S>(runs, run_count, tokens, dim, format, tensor_scale, scratch);
+      const auto [count, finite] = find_scales<S>(runs, run_count, tokens, dim, format, tensor_scale, scratch);
+      plain = finite;
       store_bf16(tile, scratch.scale, count, size.scales);
       if (format.zero_point) store_bf16(tile + size.scales, scratch.zero, count, size.zeros);
     }
     with_granularity(format.granularity, [&]<Granularity G>() {
       switch (format.dtype) {
         case Dtype::kFp32:
-          return encode_float<S, Fp32, Granularity::kNone>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return encode_float<S, Fp32, Granularity::kNone, false>(runs, run_count, dim, tensor_scale, codes, scratch);
         case Dtype::kFp16:
-          return encode_float<S, Fp16, Granularity::kNone>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return encode_float<S, Fp16, Granularity::kNone, false>(runs, run_count, dim, tensor_scale, codes, scratch);
         case Dtype::kBf16:
-          return encode_float<S, Bf16, Granularity::kNone>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return encode_float<S, Bf16, Granularity::kNone, false>(runs, run_count, dim, tensor_scale, codes, scratch);
         case Dtype::kFp8E4M3:
-          return encode_float<S, E4M3, G>(runs, run_count, dim, tensor_scale, codes, scratch);
+          if (plain) return encode_float<S, E4M3, G, true>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return encode_float<S, E4M3, G, false>(runs, run_count, dim, tensor_scale, codes, scratch);
         case Dtype::kFp8E5M2:
-          return encode_float<S, E5M2, G>(runs, run_count, dim, tensor_scale, codes, scratch);
+          if (plain) return encode_float<S, E5M2, G, true>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return encode_float<S, E5M2, G, false>(runs, run_count, dim, tensor_scale, codes, scratch);
         case Dtype::kInt4:
-          if (format.zero_point) return encode_int4<S, G, true>(runs, run_count, dim, tensor_scale, codes, scratch);
-          return encode_int4<S, G, false>(runs, run_count, dim, tensor_scale, codes, scratch);
+          if (format.zero_point)
+            return plain ? encode_int4<S, G, true, true>(runs, run_count, dim, tensor_scale, codes, scratch)
+                         : encode_int4<S, G, true, false>(runs, run_count, dim, tensor_scale, codes, scratch);
+          return plain ? encode_int4<S, G, false, true>(runs, run_count, dim, tensor_scale, codes, scratch)
+                       : encode_int4<S, G, false, false>(runs, run_count, dim, tensor_scale, codes, scratch);
       }
     });
   });
@@ -519,28 +585,39 @@ void decode(const Memory& memory, const Piece* pieces, int64_t piece_count, int6
     else
       runs[0] = {scratch.rows, static_cast<int64_t>(dim * sizeof(Raw)), tokens};
     const float inverse_scale = 1.0f / memory.tensor_scale;
+    bool plain = false;
     if (format.granularity == Granularity::kTensor) {
       scratch.scale[0] = wire_scale;
     } else if (format.granularity != Granularity::kNone) {
       const int64_t count = scale_count(format, tokens, dim);
       load_bf16(tile, scratch.scale, count);
       if (format.zero_point) load_bf16(tile + size.scales, scratch.zero, count);
+      // No sum of products of these overflows bf16 or fp32; a peer may send any scale.
+      plain = (memory.dtype == Dtype::kBf16 || memory.dtype == Dtype::kFp32) && moderate(scratch.scale, count) &&
+              (!format.zero_point || moderate(scratch.zero, count));
     }
     with_granularity(format.granularity, [&]<Granularity G>() {
       switch (format.dtype) {
         case Dtype::kFp32:
-          return decode_float<S, Fp32, Granularity::kNone>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return decode_float<S, Fp32, Granularity::kNone, false>(codes, runs, run_count, dim, inverse_scale, scratch);
         case Dtype::kFp16:
-          return decode_float<S, Fp16, Granularity::kNone>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return decode_float<S, Fp16, Granularity::kNone, false>(codes, runs, run_count, dim, inverse_scale, scratch);
         case Dtype::kBf16:
-          return decode_float<S, Bf16, Granularity::kNone>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return decode_float<S, Bf16, Granularity::kNone, false>(codes, runs, run_count, dim, inverse_scale, scratch);
         case Dtype::kFp8E4M3:
-          return decode_float<S, E4M3, G>(codes, runs, run_count, dim, inverse_scale, scratch);
+          if (plain && finite_codes<E4M3>(codes, tokens * dim))
+            return decode_float<S, E4M3, G, true>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return decode_float<S, E4M3, G, false>(codes, runs, run_count, dim, inverse_scale, scratch);
         case Dtype::kFp8E5M2:
-          return decode_float<S, E5M2, G>(codes, runs, run_count, dim, inverse_scale, scratch);
+          if (plain && finite_codes<E5M2>(codes, tokens * dim))
+            return decode_float<S, E5M2, G, true>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return decode_float<S, E5M2, G, false>(codes, runs, run_count, dim, inverse_scale, scratch);
         case Dtype::kInt4:
-          if (format.zero_point) return decode_int4<S, G, true>(codes, runs, run_count, dim, inverse_scale, scratch);
-          return decode_int4<S, G, false>(codes, runs, run_count, dim, inverse_scale, scratch);
+          if (format.zero_point)
+            return plain ? decode_int4<S, G, true, true>(codes, runs, run_count, dim, inverse_scale, scratch)
+                         : decode_int4<S, G, true, false>(codes, runs, run_count, dim, inverse_scale, scratch);
+          return plain ? decode_int4<S, G, false, true>(codes, runs, run_count, dim, inverse_scale, scratch)
+                       : decode_int4<S, G, false, false>(codes, runs, run_count, dim, inverse_scale, scratch);
       }
     });
     if (!direct) {
