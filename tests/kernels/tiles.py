@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel tests share: golden vectors, random planes in pages, comparisons."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
+from sage_kv_connector.format.wire_format import WIRE_DTYPES, WireFormat, tile_tokens
+from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
+from sage_kv_connector.kernels.plane import FP8_DTYPES, Span
+
+KERNELS = Path(__file__).parents[2] / "sage_kv_connector" / "kernels"
+
+
+@cache
+def all_golden_vectors() -> tuple[GoldenVector, ...]:
+    return tuple(vector for dtype in WIRE_DTYPES for vector in golden_vectors(dtype))
+
+
+def positive_zero_points(tile: np.ndarray, fmt: WireFormat, tokens: int, dim: int) -> np.ndarray:
+    """The tile with every zero point of -0 written as +0: NumPy's minimum of both is either, by its order."""
+    if not fmt.zero_point:
+        return tile
+    scale_bytes, zero_bytes, _ = fmt.sections(tokens, dim)
+    tile = tile.copy()
+    zeros = tile[scale_bytes : scale_bytes + zero_bytes].view(np.uint16)
+    zeros[zeros == 0x8000] = 0
+    return tile
+
+
+def host_library(source: Path, output: Path, *options: str | Path) -> Path:
+    """Compile ``source`` with the C++ compiler into a shared library; skips where there is none."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    command += [
+        "-Wno-unknown-pragmas",
+        "-shared",
+        "-fPIC",
+        *map(str, options),
+        "-o",
+        str(output),
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+class PagedCase(NamedTuple):
+    """Random pages and what the reference makes of them.
+
+    ``store`` holds all pages as a 1-D array of raw elements; ``starts`` are the offsets
+    of a request's pages in it, ``strides`` (head, token, dim), both in elements.
+    """
+
+    fmt: WireFormat
+    dtype: str
+    store: np.ndarray
+    starts: np.ndarray
+    strides: tuple[int, int, int]
+    page_tokens: int
+    dim: int
+    tokens: Span
+    heads: Span
+    memory_scale: float
+    wire_scale: float
+
+    def element_offsets(self, head: int) -> np.ndarray:
+        """Offsets in ``store`` of one head's elements of all tokens, shape (tokens, dim)."""
+        place = np.arange(self.tokens.first, self.tokens.first + self.tokens.count)
+        rows = self.starts[place // self.page_tokens] + place % self.page_tokens * self.strides[1]
+        return rows[:, None] + head * self.strides[0] + np.arange(self.dim)[None, :] * self.strides[2]
+
+    def tiles(self) -> list[tuple[int, int, int]]:
+        """(head, first token of the span, tokens) of each tile in wire order."""
+        found, first = [], 0
+        for count in tile_tokens(self.tokens.first, self.tokens.count, self.fmt.group_tokens):
+            found += [(self.heads.first + head, first, count) for head in range(self.heads.count)]
+            first += count
+        return found
+
+    def encoded(self) -> np.ndarray:
+        """The reference's wire bytes."""
+        parts = []
+        for head, first, count in self.tiles():
+            values = to_float(self.store[self.element_offsets(head)[first : first + count]], self.dtype)
+            if self.dtype in FP8_DTYPES:
+                values = values * np.float32(self.memory_scale)
+            tile = encode_tile(values, self.fmt, self.wire_scale)
+            parts.append(positive_zero_points(tile, self.fmt, count, self.dim))
+        return np.concatenate(parts)
+
+    def decoded(self, wire: np.ndarray, store: np.ndarray) -> np.ndarray:
+        """``store`` after the reference decoded ``wire`` into it."""
+        store, at = store.copy(), 0
+        for head, first, count in self.tiles():
+            size = self.fmt.tile_bytes(count, self.dim)
+            values = decode_tile(wire[at : at + size], self.fmt, count, self.dim, self.wire_scale)
+            if self.dtype in FP8_DTYPES:
+                values = values * (np.float32(1) / np.float32(self.memory_scale))
+            store[self.element_offsets(head)[first : first + count]] = from_float(values, self.dtype)
+            at += size
+        return store
+
+
+def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
+    """Pages in shuffled places, heads or tokens first or dim strided, odd or even dims, a span with ragged ends."""
+    rng = np.random.default_rng(seed)
+    page_tokens, heads = int(rng.integers(1, 20)), int(rng.integers(1, 4))
+    dim = int(rng.choice([1, 3, 8, 12, 16, 24, 40, 64, 128]))
+    tokens = Span(int(rng.integers(0, 100)), int(rng.integers(1, 90)))
+    strides = [
+        (dim, heads * dim, 1),
+        (page_tokens * dim, dim, 1),
+        (page_tokens * dim, 1, page_tokens),
+        (dim + 5, heads * (dim + 5), 1),
+    ][int(rng.integers(0, 4))]
+    extent = 1 + (heads - 1) * strides[0] + (page_tokens - 1) * strides[1] + (dim - 1) * strides[2]
+    step = extent + int(rng.integers(0, 3)) * 8
+    pages = -(-(tokens.first + tokens.count) // page_tokens)
+    starts = rng.permutation(pages + 2)[:pages] * step + int(rng.choice([0, 0, 3]))
+    values = rng.normal(size=(pages + 2) * step + 3) * rng.choice([1e-6, 1.0, 1.0, 300.0])
+    store = from_float(values.astype(np.float32), dtype)
+    specials = from_float(np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0], np.float32), dtype)
+    odd = rng.integers(0, len(store), max(1, len(store) // 50))
+    store[odd] = rng.choice(specials, len(odd))
+    first_head = int(rng.integers(0, heads))
+    span = Span(first_head, int(rng.integers(1, heads - first_head + 1)))
+    scale = 0.37 if dtype in FP8_DTYPES and rng.integers(0, 2) else 1.0
+    assert store.dtype == RAW[dtype]
+    return PagedCase(fmt, dtype, store, starts, strides, page_tokens, dim, tokens, span, scale, 0.21)
