@@ -14,10 +14,10 @@ FP8_DTYPES = ("fp8_e4m3", "fp8_e5m2")
 
 
 class Span(NamedTuple):
-    """``count`` tokens (by their place in the request) or heads (by their place in the plane) from ``first``."""
+    """``length`` tokens (by their place in the request) or heads (by their place in the plane) from ``first``."""
 
     first: int
-    count: int
+    length: int
 
 
 class KVPlane(NamedTuple):
@@ -47,11 +47,11 @@ class KVPlane(NamedTuple):
         for name, scale in (("memory_scale", self.memory_scale), ("wire_scale", self.wire_scale)):
             if not (math.isfinite(scale) and scale > 0):
                 raise ValueError(f"{name} is {scale}, it must be finite and positive")
-        if tokens.first < 0 or tokens.count < 1:
+        if tokens.first < 0 or tokens.length < 1:
             raise ValueError(f"tokens are {tokens}, at least one from place 0 on is needed")
-        if heads.first < 0 or heads.count < 1 or heads.first + heads.count > plane_heads:
+        if heads.first < 0 or heads.length < 1 or heads.first + heads.length > plane_heads:
             raise ValueError(f"heads are {heads}, the plane has {plane_heads}")
-        wanted = -(-(tokens.first + tokens.count) // page_tokens)
+        wanted = -(-(tokens.first + tokens.length) // page_tokens)
         if wanted > len(self.block_table):
             raise ValueError(f"{tokens} need {wanted} pages, the block table has {len(self.block_table)}")
         used = self.block_table[tokens.first // page_tokens : wanted]

@@ -19,6 +19,7 @@ from tests.kernels.tiles import (
     KERNELS,
     PagedCase,
     all_golden_vectors,
+    formats,
     host_library,
     paged_case,
     positive_zero_points,
@@ -71,30 +72,10 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
                 )
 
 
-FORMATS = st.one_of(
-    st.builds(
-        WireFormat, st.sampled_from(("fp32", "fp16", "bf16")), st.just("none"), st.integers(1, 70)
-    ),
-    st.builds(
-        WireFormat,
-        st.sampled_from(("fp8_e4m3", "fp8_e5m2")),
-        st.sampled_from(("none", "tensor", "channel", "token", "head")),
-        st.integers(1, 70),
-    ),
-    st.builds(
-        WireFormat,
-        st.just("int4"),
-        st.sampled_from(("channel", "token", "head")),
-        st.integers(1, 70),
-        zero_point=st.booleans(),
-    ),
-)  # fmt: skip
-
-
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    fmt=FORMATS,
+    fmt=formats(),
     dtype=st.sampled_from(MEMORY_DTYPES),
     threads=st.sampled_from((1, 64, 256)),
 )

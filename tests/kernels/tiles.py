@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WIRE_DTYPES, WireFormat, tile_tokens
 from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
-from sage_kv_connector.kernels.plane import FP8_DTYPES, Span
+from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Span
+from sage_kv_connector.kernels.registry import DeviceKernels
 
 KERNELS = Path(__file__).parents[2] / "sage_kv_connector" / "kernels"
 
@@ -77,15 +79,16 @@ class PagedCase(NamedTuple):
 
     def element_offsets(self, head: int) -> np.ndarray:
         """Offsets in ``store`` of one head's elements of all tokens, shape (tokens, dim)."""
-        place = np.arange(self.tokens.first, self.tokens.first + self.tokens.count)
+        place = np.arange(self.tokens.first, self.tokens.first + self.tokens.length)
         rows = self.starts[place // self.page_tokens] + place % self.page_tokens * self.strides[1]
-        return rows[:, None] + head * self.strides[0] + np.arange(self.dim)[None, :] * self.strides[2]
+        offsets: np.ndarray = rows[:, None] + head * self.strides[0] + np.arange(self.dim) * self.strides[2]
+        return offsets
 
     def tiles(self) -> list[tuple[int, int, int]]:
         """(head, first token of the span, tokens) of each tile in wire order."""
         found, first = [], 0
-        for count in tile_tokens(self.tokens.first, self.tokens.count, self.fmt.group_tokens):
-            found += [(self.heads.first + head, first, count) for head in range(self.heads.count)]
+        for count in tile_tokens(self.tokens.first, self.tokens.length, self.fmt.group_tokens):
+            found += [(self.heads.first + head, first, count) for head in range(self.heads.length)]
             first += count
         return found
 
@@ -127,7 +130,7 @@ def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
     ][int(rng.integers(0, 4))]
     extent = 1 + (heads - 1) * strides[0] + (page_tokens - 1) * strides[1] + (dim - 1) * strides[2]
     step = extent + int(rng.integers(0, 3)) * 8
-    pages = -(-(tokens.first + tokens.count) // page_tokens)
+    pages = -(-(tokens.first + tokens.length) // page_tokens)
     starts = rng.permutation(pages + 2)[:pages] * step + int(rng.choice([0, 0, 3]))
     values = rng.normal(size=(pages + 2) * step + 3) * rng.choice([1e-6, 1.0, 1.0, 300.0])
     store = from_float(values.astype(np.float32), dtype)
@@ -139,3 +142,69 @@ def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
     scale = 0.37 if dtype in FP8_DTYPES and rng.integers(0, 2) else 1.0
     assert store.dtype == RAW[dtype]
     return PagedCase(fmt, dtype, store, starts, strides, page_tokens, dim, tokens, span, scale, 0.21)
+
+
+def formats() -> st.SearchStrategy[WireFormat]:
+    """Every wire format that kernels have, with any number of tokens in a group up to 70."""
+    tokens = st.integers(1, 70)
+    fp8 = st.sampled_from(("fp8_e4m3", "fp8_e5m2"))
+    scaled = st.sampled_from(("channel", "token", "head"))
+    return st.one_of(
+        st.builds(WireFormat, st.sampled_from(("fp32", "fp16", "bf16")), st.just("none"), tokens),
+        st.builds(WireFormat, fp8, st.one_of(st.sampled_from(("none", "tensor")), scaled), tokens),
+        st.builds(WireFormat, st.just("int4"), scaled, tokens, zero_point=st.booleans()),
+    )
+
+
+def check_kernels_on_golden_vectors(kernels: DeviceKernels, device: str, every: int = 1) -> None:
+    """All (or every n-th) golden vectors through a kernel set on one of torch's devices."""
+    import torch
+
+    for vector in all_golden_vectors()[::every]:
+        tokens, dim = vector.memory.shape
+        spans = Span(0, tokens), Span(0, 1)
+
+        def plane(raw: np.ndarray, dtype: str, scale: float = vector.tensor_scale) -> KVPlane:
+            signed = {4: np.int32, 2: np.int16, 1: np.uint8}[raw.itemsize]
+            pages = torch.from_numpy(raw.view(signed).copy()).to(device)
+            return KVPlane(pages[None, :, None, :], [0], dtype, wire_scale=scale)
+
+        expected = positive_zero_points(vector.tile, vector.format, tokens, dim)
+        wire = kernels.encode(plane(vector.memory, vector.dtype), *spans, vector.format)
+        np.testing.assert_array_equal(wire.cpu().numpy(), expected, vector.name)
+        for dtype, decoded in vector.decoded.items():
+            target = plane(np.zeros_like(decoded), dtype)
+            kernels.decode(wire, target, *spans, vector.format)
+            result = target.pages[0, :, 0].cpu().numpy().view(decoded.dtype)
+            np.testing.assert_array_equal(result, decoded, f"{vector.name} to {dtype}")
+
+
+def check_kernels_on_pages(
+    kernels: DeviceKernels, device: str, seed: int, fmt: WireFormat, dtype: str
+) -> None:
+    """A random request in pages through a kernel set on one of torch's devices."""
+    import torch
+
+    case = paged_case(seed, fmt, dtype)
+    step = int(np.gcd.reduce(np.append(np.diff(case.starts), 0))) or 1
+    base = int(case.starts.min())
+    with np.errstate(all="ignore"):
+        expected = case.encoded()
+        garbage = np.random.default_rng(seed).integers(0, 255, len(case.store)).astype(case.store.dtype)
+        scattered = case.decoded(expected, garbage)
+
+    def plane(store: torch.Tensor) -> KVPlane:
+        heads = case.heads.first + case.heads.length
+        pages = int((case.starts.max() - base) // step) + 1
+        strides = (step, case.strides[1], case.strides[0], case.strides[2])
+        view = store.as_strided((pages, case.page_tokens, heads, case.dim), strides, base)
+        table = ((case.starts - base) // step).tolist()
+        return KVPlane(view, table, dtype, case.memory_scale, case.wire_scale)
+
+    signed = {4: np.int32, 2: np.int16, 1: np.uint8}[case.store.itemsize]
+    memory = torch.from_numpy(case.store.view(signed)).to(device)
+    wire = kernels.encode(plane(memory), case.tokens, case.heads, fmt)
+    np.testing.assert_array_equal(wire.cpu().numpy(), expected)
+    target = torch.from_numpy(garbage.view(signed).copy()).to(device)
+    kernels.decode(wire, plane(target), case.tokens, case.heads, fmt)
+    np.testing.assert_array_equal(target.cpu().numpy().view(garbage.dtype), scattered)

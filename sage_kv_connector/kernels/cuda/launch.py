@@ -53,15 +53,15 @@ def launch_shape(
     if fmt.rotate:
         raise ValueError("rotate is for measurements with the NumPy reference; no kernel has it")
     return Shape(
-        *strides, tokens.first, tokens.count, page_tokens, fmt.group_tokens, heads.first, heads.count, dim,
+        *strides, tokens.first, tokens.length, page_tokens, fmt.group_tokens, heads.first, heads.length, dim,
         GRANULARITIES.index(fmt.granularity), fmt.zero_point, 0,
     )  # fmt: skip
 
 
 def tile_count(tokens: Span, heads: Span, fmt: WireFormat) -> int:
     """Blocks of a launch for one plane."""
-    groups = (tokens.first + tokens.count - 1) // fmt.group_tokens - tokens.first // fmt.group_tokens + 1
-    return groups * heads.count
+    groups = (tokens.first + tokens.length - 1) // fmt.group_tokens - tokens.first // fmt.group_tokens + 1
+    return groups * heads.length
 
 
 def shared_bytes(dim: int, fmt: WireFormat) -> int:
