@@ -13,7 +13,7 @@ from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
 FP8_DTYPES = ("fp8_e4m3", "fp8_e5m2")
 
 
-class Span(NamedTuple):
+class Range(NamedTuple):
     """``length`` tokens (by their place in the request) or heads (by their place in the plane) from ``first``."""
 
     first: int
@@ -35,7 +35,7 @@ class KVPlane(NamedTuple):
     memory_scale: float = 1.0
     wire_scale: float = 1.0
 
-    def check(self, tokens: Span, heads: Span, fmt: WireFormat) -> None:
+    def check(self, tokens: Range, heads: Range, fmt: WireFormat) -> None:
         """Raise ValueError naming what of a request this plane or the kernels can't serve."""
         pages, page_tokens, plane_heads, _ = self.pages.shape
         if fmt.rotate:

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.plane import KVPlane, Span
+from sage_kv_connector.kernels.plane import KVPlane, Range
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class DeviceKernels(Protocol):
     @property
     def name(self) -> str: ...
 
-    def encode(self, plane: KVPlane, tokens: Span, heads: Span, fmt: WireFormat) -> Any:
+    def encode(self, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat) -> Any:
         """A new uint8 tensor on the plane's device: ``heads.length * fmt.span_bytes(…)`` bytes."""
         ...
 
-    def decode(self, wire: Any, plane: KVPlane, tokens: Span, heads: Span, fmt: WireFormat) -> None:
+    def decode(self, wire: Any, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat) -> None:
         """Write what ``wire`` (uint8, contiguous, on the plane's device) holds into the plane's pages."""
         ...
 

@@ -15,7 +15,7 @@ import torch
 
 from sage_kv_connector.format.reference import CODE_MAX, INT4_LEVELS, RAW, reciprocal_up, to_float
 from sage_kv_connector.format.wire_format import SECTION_ALIGNMENT, WireFormat, tile_tokens
-from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Span
+from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Range
 
 _RAW = {
     "fp32": torch.int32,
@@ -40,7 +40,7 @@ class Kernels:
     def __init__(self, device_type: str) -> None:
         self.name = f"torch on {device_type}"
 
-    def encode(self, plane: KVPlane, tokens: Span, heads: Span, fmt: WireFormat) -> torch.Tensor:
+    def encode(self, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat) -> torch.Tensor:
         plane.check(tokens, heads, fmt)
         page, slot = _places(plane, tokens)
         raw = _raw_pages(plane, heads)[page, slot].transpose(0, 1)  # (heads, tokens, dim)
@@ -55,7 +55,9 @@ class Kernels:
             first += groups * count
         return torch.cat(parts)
 
-    def decode(self, wire: torch.Tensor, plane: KVPlane, tokens: Span, heads: Span, fmt: WireFormat) -> None:
+    def decode(
+        self, wire: torch.Tensor, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat
+    ) -> None:
         plane.check(tokens, heads, fmt)
         dim = plane.pages.shape[3]
         expected = heads.length * fmt.span_bytes(tokens.first, tokens.length, dim)
@@ -75,7 +77,7 @@ class Kernels:
             start, first = start + size, first + groups * count
 
 
-def _equal_groups(tokens: Span, fmt: WireFormat) -> list[tuple[int, int]]:
+def _equal_groups(tokens: Range, fmt: WireFormat) -> list[tuple[int, int]]:
     """Runs of token groups of one size: (groups, tokens of each)."""
     runs: list[tuple[int, int]] = []
     for count in tile_tokens(tokens.first, tokens.length, fmt.group_tokens):
@@ -86,7 +88,7 @@ def _equal_groups(tokens: Span, fmt: WireFormat) -> list[tuple[int, int]]:
     return runs
 
 
-def _places(plane: KVPlane, tokens: Span) -> tuple[torch.Tensor, torch.Tensor]:
+def _places(plane: KVPlane, tokens: Range) -> tuple[torch.Tensor, torch.Tensor]:
     """Page and slot in it of each token."""
     page_tokens = plane.pages.shape[1]
     places = np.arange(tokens.first, tokens.first + tokens.length)
@@ -98,7 +100,7 @@ def _places(plane: KVPlane, tokens: Span) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def _raw_pages(plane: KVPlane, heads: Span) -> torch.Tensor:
+def _raw_pages(plane: KVPlane, heads: Range) -> torch.Tensor:
     pages: torch.Tensor = plane.pages.narrow(2, heads.first, heads.length)
     return pages.view(_RAW[plane.dtype])
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
-from sage_kv_connector.kernels.plane import KVPlane, Span
+from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.registry import kernels_for
 from tests.kernels.tiles import check_kernels_on_golden_vectors, check_kernels_on_pages, formats
 
@@ -33,7 +33,7 @@ def test_engine_dtypes() -> None:
     pages = torch.randn(4, 8, 2, 16).to(torch.float8_e4m3fn)
     plane = KVPlane(pages, [2, 0], "fp8_e4m3")
     other = KVPlane(torch.zeros(4, 8, 2, 16, dtype=torch.bfloat16), [1, 3], "bf16")
-    spans, fmt, kernels = (Span(3, 9), Span(1, 1)), WireFormat("bf16"), kernels_for("npu")
+    spans, fmt, kernels = (Range(3, 9), Range(1, 1)), WireFormat("bf16"), kernels_for("npu")
     kernels.decode(kernels.encode(plane, *spans, fmt), other, *spans, fmt)
     assert kernels.name == "torch on npu"
     assert torch.equal(other.pages[1, 3:, 1].float(), pages[2, 3:, 1].float())
@@ -54,18 +54,18 @@ def test_engine_dtypes() -> None:
 def test_refused_planes(change: dict[str, Any], message: str) -> None:
     plane = KVPlane(torch.zeros(4, 8, 2, 16, dtype=torch.bfloat16), [0, 1], "bf16")
     with pytest.raises(ValueError, match=message):
-        kernels_for("cpu").encode(plane._replace(**change), Span(0, 9), Span(0, 2), WireFormat("bf16"))
+        kernels_for("cpu").encode(plane._replace(**change), Range(0, 9), Range(0, 2), WireFormat("bf16"))
 
 
 def test_refused_requests() -> None:
     plane = KVPlane(torch.zeros(4, 8, 2, 16, dtype=torch.bfloat16), [0, 1], "bf16")
     kernels, fmt = kernels_for("cpu"), WireFormat("bf16")
     with pytest.raises(ValueError, match="rotate"):
-        kernels.encode(plane, Span(0, 9), Span(0, 2), WireFormat("int4", "head", rotate=True))
+        kernels.encode(plane, Range(0, 9), Range(0, 2), WireFormat("int4", "head", rotate=True))
     with pytest.raises(ValueError, match="the plane has 2"):
-        kernels.encode(plane, Span(0, 9), Span(1, 2), fmt)
+        kernels.encode(plane, Range(0, 9), Range(1, 2), fmt)
     with pytest.raises(ValueError, match="wire has 16 bytes"):
-        kernels.decode(torch.zeros(16, dtype=torch.uint8), plane, Span(0, 9), Span(0, 2), fmt)
+        kernels.decode(torch.zeros(16, dtype=torch.uint8), plane, Range(0, 9), Range(0, 2), fmt)
 
 
 def test_registry_loads_no_torch() -> None:

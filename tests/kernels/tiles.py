@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WIRE_DTYPES, WireFormat, tile_tokens
 from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
-from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Span
+from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Range
 from sage_kv_connector.kernels.registry import DeviceKernels
 
 KERNELS = Path(__file__).parents[2] / "sage_kv_connector" / "kernels"
@@ -25,17 +25,6 @@ KERNELS = Path(__file__).parents[2] / "sage_kv_connector" / "kernels"
 @cache
 def all_golden_vectors() -> tuple[GoldenVector, ...]:
     return tuple(vector for dtype in WIRE_DTYPES for vector in golden_vectors(dtype))
-
-
-def positive_zero_points(tile: np.ndarray, fmt: WireFormat, tokens: int, dim: int) -> np.ndarray:
-    """The tile with every zero point of -0 written as +0: NumPy's minimum of both is either, by its order."""
-    if not fmt.zero_point:
-        return tile
-    scale_bytes, zero_bytes, _ = fmt.sections(tokens, dim)
-    tile = tile.copy()
-    zeros = tile[scale_bytes : scale_bytes + zero_bytes].view(np.uint16)
-    zeros[zeros == 0x8000] = 0
-    return tile
 
 
 def host_library(source: Path, output: Path, *options: str | Path) -> Path:
@@ -72,8 +61,8 @@ class PagedCase(NamedTuple):
     strides: tuple[int, int, int]
     page_tokens: int
     dim: int
-    tokens: Span
-    heads: Span
+    tokens: Range
+    heads: Range
     memory_scale: float
     wire_scale: float
 
@@ -99,8 +88,7 @@ class PagedCase(NamedTuple):
             values = to_float(self.store[self.element_offsets(head)[first : first + count]], self.dtype)
             if self.dtype in FP8_DTYPES:
                 values = values * np.float32(self.memory_scale)
-            tile = encode_tile(values, self.fmt, self.wire_scale)
-            parts.append(positive_zero_points(tile, self.fmt, count, self.dim))
+            parts.append(encode_tile(values, self.fmt, self.wire_scale))
         return np.concatenate(parts)
 
     def decoded(self, wire: np.ndarray, store: np.ndarray) -> np.ndarray:
@@ -121,7 +109,7 @@ def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
     rng = np.random.default_rng(seed)
     page_tokens, heads = int(rng.integers(1, 20)), int(rng.integers(1, 4))
     dim = int(rng.choice([1, 3, 8, 12, 16, 24, 40, 64, 128]))
-    tokens = Span(int(rng.integers(0, 100)), int(rng.integers(1, 90)))
+    tokens = Range(int(rng.integers(0, 100)), int(rng.integers(1, 90)))
     strides = [
         (dim, heads * dim, 1),
         (page_tokens * dim, dim, 1),
@@ -138,7 +126,7 @@ def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
     odd = rng.integers(0, len(store), max(1, len(store) // 50))
     store[odd] = rng.choice(specials, len(odd))
     first_head = int(rng.integers(0, heads))
-    span = Span(first_head, int(rng.integers(1, heads - first_head + 1)))
+    span = Range(first_head, int(rng.integers(1, heads - first_head + 1)))
     scale = 0.37 if dtype in FP8_DTYPES and rng.integers(0, 2) else 1.0
     assert store.dtype == RAW[dtype]
     return PagedCase(fmt, dtype, store, starts, strides, page_tokens, dim, tokens, span, scale, 0.21)
@@ -162,14 +150,14 @@ def check_kernels_on_golden_vectors(kernels: DeviceKernels, device: str, every: 
 
     for vector in all_golden_vectors()[::every]:
         tokens, dim = vector.memory.shape
-        spans = Span(0, tokens), Span(0, 1)
+        spans = Range(0, tokens), Range(0, 1)
 
         def plane(raw: np.ndarray, dtype: str, scale: float = vector.tensor_scale) -> KVPlane:
             signed = {4: np.int32, 2: np.int16, 1: np.uint8}[raw.itemsize]
             pages = torch.from_numpy(raw.view(signed).copy()).to(device)
             return KVPlane(pages[None, :, None, :], [0], dtype, wire_scale=scale)
 
-        expected = positive_zero_points(vector.tile, vector.format, tokens, dim)
+        expected = vector.tile
         wire = kernels.encode(plane(vector.memory, vector.dtype), *spans, vector.format)
         np.testing.assert_array_equal(wire.cpu().numpy(), expected, vector.name)
         for dtype, decoded in vector.decoded.items():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.plane import Span
+from sage_kv_connector.kernels.plane import Range
 
 GRANULARITIES = ("none", "tensor", "channel", "token", "head")
 #: dtype → type in kv_arithmetic.h.
@@ -47,7 +47,7 @@ class Plane(ctypes.Structure):
 
 
 def launch_shape(
-    strides: tuple[int, int, int], page_tokens: int, dim: int, tokens: Span, heads: Span, fmt: WireFormat
+    strides: tuple[int, int, int], page_tokens: int, dim: int, tokens: Range, heads: Range, fmt: WireFormat
 ) -> Shape:
     """``strides`` of head, token and dim in elements. Raises ValueError for a rotated format."""
     if fmt.rotate:
@@ -58,7 +58,7 @@ def launch_shape(
     )  # fmt: skip
 
 
-def tile_count(tokens: Span, heads: Span, fmt: WireFormat) -> int:
+def tile_count(tokens: Range, heads: Range, fmt: WireFormat) -> int:
     """Blocks of a launch for one plane."""
     groups = (tokens.first + tokens.length - 1) // fmt.group_tokens - tokens.first // fmt.group_tokens + 1
     return groups * heads.length
