@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
 
 #: dtypes whose engine keeps a scale beside the codes.
@@ -30,7 +32,7 @@ class KVPlane(NamedTuple):
     """
 
     pages: Any
-    block_table: Sequence[int]
+    block_table: Sequence[int] | np.ndarray
     dtype: str
     memory_scale: float = 1.0
     wire_scale: float = 1.0
@@ -54,6 +56,6 @@ class KVPlane(NamedTuple):
         wanted = -(-(tokens.first + tokens.length) // page_tokens)
         if wanted > len(self.block_table):
             raise ValueError(f"{tokens} need {wanted} pages, the block table has {len(self.block_table)}")
-        used = self.block_table[tokens.first // page_tokens : wanted]
-        if min(used) < 0 or max(used) >= pages:
+        used = np.asarray(self.block_table[tokens.first // page_tokens : wanted])
+        if used.min() < 0 or used.max() >= pages:
             raise ValueError(f"a page id is outside of the plane's {pages} pages")
