@@ -16,7 +16,7 @@ from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import Range
 from tests.kernels.tiles import KERNELS, PagedCase, all_golden_vectors, host_library, paged_case
 
-LANGUAGES = ("bang", "xpu")
+LANGUAGES = ("ascend", "bang", "xpu")
 FOLDERS = {"ascend": "ascend", "bang": "cambricon", "xpu": "kunlunxin"}
 DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4")
 GRANULARITIES = {"channel": 2, "token": 3, "head": 4}
