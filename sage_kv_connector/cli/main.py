@@ -164,6 +164,60 @@ def bench_handover_command(
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
 
 
+class Layout(StrEnum):
+    """Orders of elements in a page that ``bench convert`` knows."""
+
+    rows = "rows"
+    cpu_vec = "cpu-vec"
+    cpu_amx = "cpu-amx"
+
+
+class ConvertDevice(StrEnum):
+    """Where ``bench convert`` runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@bench.command("convert")
+def bench_convert_command(
+    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bf16 source; more than the cache")] = 256
+    << 20,
+    layout: Annotated[Layout, typer.Option(help="order of elements in a page")] = Layout.rows,
+    device: Annotated[
+        ConvertDevice, typer.Option(help="cuda: the device's kernels against a copy inside it")
+    ] = ConvertDevice.cpu,
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 5,
+    torch_too: Annotated[bool, typer.Option("--torch/--no-torch", help="compare with torch")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Convert paged KV on one thread; ours, a copy of the pages and torch in one run."""
+    if device is ConvertDevice.cuda:
+        _bench_convert_on_cuda(as_json)
+        return
+    from sage_kv_connector.cli.bench_convert import bench_convert, convert_rows
+
+    result = bench_convert(total_bytes, layout.value, repeats, with_torch=torch_too)
+    emit(result, as_json=as_json, title="convert", rows=convert_rows(result))
+    raise typer.Exit(int(not all(one["bit_identical"] for one in result["results"].values())))
+
+
+def _bench_convert_on_cuda(as_json: bool) -> None:
+    from sage_kv_connector.kernels.cuda.bench import measure_convert
+    from sage_kv_connector.kernels.registry import KernelsUnavailable
+
+    try:
+        rows = measure_convert()
+    except (KernelsUnavailable, ImportError, RuntimeError, AssertionError) as error:
+        progress.print(f"bench: no kernels run on a CUDA device here: {error}")
+        raise typer.Exit(1) from error
+    shown = [
+        (f"{row['verb']} {row['format']}", f"{row['gb_per_s']:.0f} GB/s, {row['of_copy']:.2f} of copy")
+        for row in rows
+    ]
+    emit({"results": rows}, as_json=as_json, title="convert on cuda", rows=shown)
+
+
 @bench.command("idle")
 def bench_idle_command(
     seconds: Annotated[float, typer.Option(min=1.0, help="how long to watch")] = 60.0,

@@ -116,6 +116,19 @@ struct Fold {
     }
   }
 
+  // The largest (or the least) lane, by halves.
+  template <bool Largest, int Half = kLanesWide / 2>
+  static Signed widest(V lanes) {
+    if constexpr (Half == 0) {
+      return lanes[0];
+    } else {
+      V turn{};
+      for (int i = 0; i < kLanesWide; ++i) turn[i] = static_cast<Signed>((i + Half) % kLanesWide);
+      const V other = __builtin_shuffle(lanes, turn);
+      return widest<Largest, Half / 2>(Largest ? (other > lanes ? other : lanes) : (other < lanes ? other : lanes));
+    }
+  }
+
   static float value_of(Signed order) {
     const Signed raw = order < 0 ? static_cast<Signed>(order ^ static_cast<Signed>(S::kMagnitude)) : order;
     return S::template widen<1>(U32<1>{static_cast<Raw>(raw)})[0];
@@ -184,9 +197,11 @@ struct Fold {
           high = value > high ? value : high;
           if constexpr (Extremes) low = value < low ? value : low;
         }
-        for (int lane = 0; lane < kLanesWide; ++lane) {
-          row_high = high[lane] > row_high ? high[lane] : row_high;
-          row_low = low[lane] < row_low ? low[lane] : row_low;
+        const Signed wide_high = widest<true>(high);
+        row_high = wide_high > row_high ? wide_high : row_high;
+        if constexpr (Extremes) {
+          const Signed wide_low = widest<false>(low);
+          row_low = wide_low < row_low ? wide_low : row_low;
         }
         for (; d < dim; ++d) {
           const Signed value = one<Extremes, Finite>(row, d);
