@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A 32K hand-over across a rate-limited link, for each dtype on the wire.
+
+Two network namespaces, a veth pair and ``tc … tbf`` from prefill to decode; two processes
+with our engine and a KV cache of 16 KiB a token (8 layers, 4 heads x 128, bf16), no
+inference engine. Printed for each dtype: bytes on the wire, time, the share of the link's
+rate that payload bytes got, and that of a plain socket sending as many bytes. Needs root
+and iproute2. ``python -m scripts.bench_link --gbit 1 --json``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
+from sage_kv_connector.contract.element_order import packed_cpu_planes
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.consumer import Wanted
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.part_fetch import PagesWanted
+from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.engine.source import PagedSource, window_segments
+from sage_kv_connector.engine.wire_plan import TokenRange
+
+LAYERS, HEADS, DIM, PAGE = 8, 4, 128, 128
+PREFILL, DECODE = "10.231.77.1", "10.231.77.2"
+DTYPES = ("auto", "fp8_e4m3", "int4")
+
+
+class _Side:
+    """An engine and its cache; page ``i`` of the request is page ``i`` of the cache."""
+
+    def __init__(self, host: str, tokens: int, dtype: str, seed: int) -> None:
+        self.pages = -(-tokens // PAGE)
+        shape = (self.pages, HEADS, PAGE, 2 * DIM)
+        block = np.random.default_rng(seed).normal(size=shape[1:]).astype(np.float32)
+        bits = (block.view(np.uint32) >> 16).astype(np.uint16) if seed else np.zeros(shape[1:], np.uint16)
+        self.cache = [np.broadcast_to(bits, shape).copy() for _ in range(LAYERS)]
+        orders = packed_cpu_planes("cpu-vec", 2, PAGE, DIM)
+        assert orders is not None
+        canonical = (CanonicalPlane("k", DIM, 0, orders[0]), CanonicalPlane("v", DIM, 0, orders[1]))
+        axes = ("page", "head", "token", "content")
+        layers = [(f"layers.{i}", [("kv", tensor, axes)]) for i, tensor in enumerate(self.cache)]
+        group = group_view("fullattention", PAGE, self.pages, layers, heads=HEADS, canonical=canonical)
+        self.view = KVCacheView((group,))
+        schema = KVCacheSchema(
+            "bench", "m", "bf16", LAYERS, HEADS, 0, HEADS, DIM, (group.schema(),), packing="cpu-vec"
+        )
+        config = KVTransportConfig(backend="tcp", host=host, target_dtype=dtype, deadline_s=300.0)
+        self.core = EngineCore(config, schema=schema)
+        self.core.register_memory(self.view.extents())
+        self.core.start()
+
+
+def prefill(tokens: int) -> None:
+    """Offers transfers named on stdin; first sends plain bytes to whoever asks on a socket of its own."""
+    side = _Side(PREFILL, tokens, "auto", 1)
+    listener = socket.create_server((PREFILL, 0))
+    about = {
+        "engine": side.core.engine_id,
+        "addresses": side.core.addresses,
+        "plain": listener.getsockname()[1],
+    }
+    print(json.dumps(about), flush=True)
+    released: queue.Queue[Outcome] = queue.Queue()
+    for line in sys.stdin:
+        word, _, argument = line.strip().partition(" ")
+        if word == "plain":
+            connection, _ = listener.accept()
+            with connection:
+                data = memoryview(side.cache[0]).cast("B")
+                left = int(argument)
+                while left:
+                    left -= connection.send(data[: min(left, 4 << 20)])
+        else:
+            source = PagedSource(side.view)
+            source.set_pages(0, np.arange(side.pages))
+            source.advance(0, slice(None), side.pages)
+            side.core.offer(argument, source, released.put)
+            side.core.finish(argument)
+        print("ready", flush=True)
+    side.core.close()
+
+
+def decode(tokens: int, about: dict[str, Any]) -> None:
+    """Reads ``fetch DTYPE ID`` or ``plain BYTES`` from stdin and prints what it took."""
+    sides: dict[str, _Side] = {}
+    for line in sys.stdin:
+        word, *arguments = line.split()
+        if word == "plain":
+            left = int(arguments[0])
+            buffer = bytearray(4 << 20)
+            begun = time.perf_counter()
+            with socket.create_connection((PREFILL, about["plain"])) as connection:
+                while left:
+                    left -= connection.recv_into(buffer, min(left, len(buffer)))
+            print(json.dumps({"seconds": time.perf_counter() - begun}), flush=True)
+            continue
+        dtype, transfer_id = arguments
+        side = sides.setdefault(dtype, _Side(DECODE, tokens, dtype, 0))
+        ids = np.arange(side.pages)
+        wanted = Wanted(
+            transfer_id,
+            (PageRuns(0, ((0, side.pages),)),),
+            window_segments(side.view, {0: ids}),
+            True,
+            300.0,
+            PagesWanted(side.view, {0: TokenRange(0, tokens)}, {0: [int(i) for i in ids]}),
+        )
+        outcomes: queue.Queue[Outcome] = queue.Queue()
+        begun = time.perf_counter()
+        side.core.subscribe(PeerAddress(about["engine"], 0, tuple(about["addresses"])), wanted, outcomes.put)
+        outcome = outcomes.get(timeout=400)
+        seconds = time.perf_counter() - begun
+        stats = outcome.stats
+        if stats is None:
+            raise SystemExit(f"hand-over with {dtype} failed: {outcome.error}")
+        checked = float((side.cache[-1] != 0).mean())
+        print(json.dumps({"seconds": seconds, "nbytes": stats.nbytes, "filled": checked}), flush=True)
+    for side in sides.values():
+        side.core.close()
+
+
+@contextlib.contextmanager
+def link(gbit: float) -> Iterator[tuple[list[str], list[str]]]:
+    """Two namespaces joined by a limited veth pair; yields the command prefix of each."""
+    names = [f"sagekvt{role}{os.getpid()}" for role in ("p", "d")]
+
+    def run(*words: str) -> None:
+        subprocess.run(words, check=True)
+
+    try:
+        for name in names:
+            run("ip", "netns", "add", name)
+        run(
+            "ip",
+            "link",
+            "add",
+            "sagekvt0",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "sagekvt1",
+            "netns",
+            names[1],
+        )
+        for name, device, address in zip(names, ("sagekvt0", "sagekvt1"), (PREFILL, DECODE), strict=True):
+            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", device)
+            run("ip", "-n", name, "link", "set", device, "up")
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        rate = f"{int(gbit * 1000)}mbit"
+        run(
+            "tc", "-n", names[0], "qdisc", "add", "dev", "sagekvt0", "root", "tbf",
+            "rate", rate, "burst", "1mb", "latency", "50ms",
+        )  # fmt: skip
+        yield tuple(["ip", "netns", "exec", name] for name in names)  # type: ignore[misc]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+
+
+def measure(gbit: float, tokens: int, repeats: int) -> dict[str, Any]:
+    with link(gbit) as (there, here):
+        base = [sys.executable, "-m", "scripts.bench_link", "--tokens", str(tokens)]
+        env = {**os.environ, SECRET_ENV: "bench-link"}
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "text": True,
+            "env": env,
+        }
+        source = subprocess.Popen([*there, *base, "--role", "prefill"], **pipes)
+        about = source.stdout.readline()
+        target = subprocess.Popen([*here, *base, "--role", "decode", "--about", about], **pipes)
+        rows: dict[str, list[dict[str, float]]] = {}
+        plain: dict[str, list[float]] = {}
+        try:
+            for turn in range(repeats):
+                for dtype in DTYPES:
+                    name = f"{dtype}-{turn}"
+                    print(f"hand-over {name} at {gbit} Gb/s", file=sys.stderr)
+                    _say(source, f"offer {name}")
+                    source.stdout.readline()
+                    row = _ask(target, f"fetch {dtype} {name}")
+                    if row["filled"] < 0.9:
+                        raise SystemExit(
+                            f"{dtype}: only {row['filled']:.3f} of the last layer's elements were written"
+                        )
+                    rows.setdefault(dtype, []).append(row)
+                    _say(source, f"plain {int(row['nbytes'])}")
+                    plain.setdefault(dtype, []).append(_ask(target, f"plain {int(row['nbytes'])}")["seconds"])
+                    source.stdout.readline()
+        finally:
+            for process in (source, target):
+                process.stdin.close()
+                process.wait(30)
+    results = {}
+    for dtype, found in rows.items():
+        seconds = float(np.median([row["seconds"] for row in found]))
+        raw = float(np.median(plain[dtype]))
+        nbytes = found[0]["nbytes"]
+        results["bf16" if dtype == "auto" else dtype] = {
+            "wire_bytes": int(nbytes),
+            "seconds": round(seconds, 3),
+            "plain_socket_seconds": round(raw, 3),
+            "utilization": round(nbytes * 8 / seconds / gbit / 1e9, 3),
+            "plain_socket_utilization": round(nbytes * 8 / raw / gbit / 1e9, 3),
+            "ratio_to_plain_socket": round(raw / seconds, 3),
+        }
+    return {"gbit_per_s": gbit, "tokens": tokens, "repeats": repeats, "results": results}
+
+
+def _say(process: Any, line: str) -> None:
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def _ask(process: Any, line: str) -> dict[str, float]:
+    _say(process, line)
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit("the decode side ended")
+    found: dict[str, float] = json.loads(answer)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gbit", type=float, default=1.0, help="rate of the link")
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--role", choices=("prefill", "decode"), help=argparse.SUPPRESS)
+    parser.add_argument("--about", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.role == "prefill":
+        prefill(given.tokens)
+    elif given.role == "decode":
+        decode(given.tokens, json.loads(given.about))
+    else:
+        result = measure(given.gbit, given.tokens, given.repeats)
+        if given.json:
+            print(json.dumps(result))
+        else:
+            for dtype, row in result["results"].items():
+                print(
+                    f"{dtype:>9}: {row['wire_bytes'] / 1e6:.0f} MB in {row['seconds']:.2f} s, "
+                    f"{row['utilization']:.3f} of the link (plain socket {row['plain_socket_utilization']:.3f})"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
