@@ -193,7 +193,8 @@ class Consumer:
         schema: KVCacheSchema,
         conversions: Conversions,
     ) -> None:
-        wanted = subscription.wanted
+        wanted, plan = subscription.wanted, session.plan
+        assert plan is not None
 
         def ended(error: str) -> None:
             if error:
@@ -211,6 +212,8 @@ class Consumer:
                 conversions,
                 subscription.asked_at + wanted.deadline_s,
                 wanted.finished,
+                # Bytes wait in staging memory on both sides: integrity=auto checks them on every backend.
+                plan.checksum or self._sessions.config.integrity == "auto",
                 ended,
             )
         except ValueError as error:

@@ -79,6 +79,7 @@ class PartFetch:
         conversions: Conversions,
         deadline: float,
         finished: bool,
+        checksum: bool,
         on_done: Callable[[str], None],
     ) -> None:
         assert session.peer is not None and session.peer.schema is not None and session.plan is not None
@@ -89,6 +90,7 @@ class PartFetch:
         self._conversions = conversions
         self._deadline = deadline
         self._finished = finished
+        self._checksum = checksum
         self._on_done: Callable[[str], None] | None = on_done
         self.reader = secrets.randbits(63) | 1
         self.plan: WirePlan = plan_wire(ours, self._theirs, target_dtype)
@@ -176,7 +178,6 @@ class PartFetch:
             return
         under_way.window = window
         self._under_way[window] = under_way
-        assert session.plan is not None
         session.send(
             m.SubscribePart(
                 transfer_id=self._transfer_id,
@@ -194,7 +195,7 @@ class PartFetch:
                 reader=self.reader,
                 readers=self._wanted.readers,
                 last=not self._waiting,
-                checksum=session.plan.checksum,
+                checksum=self._checksum,
                 finished=self._finished,
                 timeout_ms=max(1, int((self._deadline - time.monotonic()) * 1000)),
             )
