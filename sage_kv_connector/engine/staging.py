@@ -61,6 +61,7 @@ class StagingArena:
             return
         lease.released = True
         if not lease.address:
+            self._serve()  # it may have stood in the way of smaller ones
             return
         self._free.append((lease.address - self._base, _rounded(lease.nbytes)))
         self._free.sort()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.contract.cache_view import KVCacheView, group_view, plane_view
+from sage_kv_connector.contract.cache_view import KVCacheView, group_view, plane_view, strided_planes
 from sage_kv_connector.engine.source import index_runs, page_indices
+from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
+from sage_kv_connector.format.wire_format import WireFormat
 
 
 def read(segments: npt.NDArray[np.uint64]) -> bytes:
@@ -77,3 +79,62 @@ def test_bad_axes_are_named(axes: tuple[str, ...], pages: int, message: str) -> 
 def test_index_runs_and_page_indices_are_inverse(indices: set[int]) -> None:
     array = np.array(sorted(indices), dtype=np.int64)
     np.testing.assert_array_equal(page_indices(index_runs(array)), array)
+
+
+HEADS, TOKENS, DIM, PAGES = 3, 8, 16, 5
+
+
+def canonical_elements(
+    tensor: npt.NDArray[np.float16], name: str, axes: tuple[str, ...], heads: int, page: int
+) -> list[npt.NDArray[np.float16]]:
+    """What the converter reads of one page: for each canonical plane (head, token, channel)."""
+    planes = strided_planes(name, tensor, axes)
+    view = plane_view(name, tensor, axes, PAGES)
+    found = []
+    for plane in planes:
+        converted = ConvertedPlane(
+            plane.order, view.page_stride, plane.dim, WireFormat("fp16"), [view.base], [1.0], [1.0]
+        )
+        converter = GroupConverter("fp16", TOKENS, PAGES, heads, [converted])
+        span = Span(0, 1, 0, heads, 0, TOKENS, [page])
+        wire = np.zeros(converter.wire_bytes(span), np.uint8)
+        converter.encode(span, int(wire.ctypes.data), len(wire))
+        found.append(wire.view(np.float16).reshape(heads, TOKENS, plane.dim))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("axes", "fused"),
+    [
+        (("page", "head", "token", "content"), True),
+        (("page", "token", "head", "content"), True),
+        (("plane", "page", "token", "head", "dim"), False),
+        (("page", "plane", "head", "token", "dim"), False),
+        (("plane", "head", "page", "token", "dim"), False),
+    ],
+)
+def test_every_order_of_k_and_v_is_read_in_canonical_coordinates(axes: tuple[str, ...], fused: bool) -> None:
+    logical = np.arange(2 * PAGES * HEADS * TOKENS * DIM, dtype=np.float32).reshape(
+        2, PAGES, HEADS, TOKENS, DIM
+    )
+    logical = (logical % 2039).astype(np.float16)
+    if fused:
+        whole = np.concatenate([logical[0], logical[1]], axis=-1)
+        known: tuple[str, ...] = ("page", "head", "token", "content")
+    else:
+        whole, known = logical, ("plane", "page", "head", "token", "dim")
+    tensor = np.ascontiguousarray(whole.transpose([known.index(axis) for axis in axes]))
+    key, value = canonical_elements(tensor, "kv", axes, HEADS, 3)
+    np.testing.assert_array_equal(key, logical[0, 3])
+    np.testing.assert_array_equal(value, logical[1, 3])
+
+
+def test_split_planes_latents_and_unknown_axes() -> None:
+    rng = np.random.default_rng(0)
+    split = rng.normal(size=(PAGES, TOKENS, HEADS, DIM)).astype(np.float16)
+    (key,) = canonical_elements(split, "k", ("page", "token", "head", "dim"), HEADS, 2)
+    np.testing.assert_array_equal(key, split[2].transpose(1, 0, 2))
+    latent = rng.normal(size=(PAGES, TOKENS, 72)).astype(np.float16)
+    (found,) = canonical_elements(latent, "latent", ("page", "token", "content"), 1, 4)
+    np.testing.assert_array_equal(found[0], latent[4])
+    assert strided_planes("kv", split, ("page", "axis1", "head", "dim")) == ()

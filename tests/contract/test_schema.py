@@ -4,7 +4,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from sage_kv_connector.contract.schema import GroupSchema, KVCacheSchema, PlaneSchema, Verdict
+from sage_kv_connector.contract.schema import (
+    CanonicalPlaneSchema,
+    GroupSchema,
+    KVCacheSchema,
+    PlaneSchema,
+    Verdict,
+)
 
 
 def schema(**changes: object) -> KVCacheSchema:
@@ -54,3 +60,45 @@ def test_bytes_per_token_counts_all_layers() -> None:
 def test_schema_survives_the_wire() -> None:
     data = msgspec.msgpack.encode(schema())
     assert msgspec.msgpack.decode(data, type=KVCacheSchema) == schema()
+
+
+def canonical(**changes: object) -> KVCacheSchema:
+    planes = (CanonicalPlaneSchema("k", 32), CanonicalPlaneSchema("v", 32))
+    group = msgspec.structs.replace(schema().groups[0], canonical=planes)
+    return msgspec.structs.replace(schema(groups=(group,)), **changes)
+
+
+def test_what_conversion_covers_is_convertible_only_where_both_sides_are_canonical() -> None:
+    group = canonical().groups[0]
+    convertible = (
+        {"dtype": "fp8_e4m3"},
+        {"packing": "cpu-vec"},
+        {"tp_size": 2, "head_count": 1},
+        {"pp_size": 2, "groups": (msgspec.structs.replace(group, layers=("b",)),)},
+        {"groups": (msgspec.structs.replace(group, page_size=32),)},
+        {"groups": (msgspec.structs.replace(group, scales=((0.5, 1.0), (1.0, 1.0))),)},
+    )
+    for change in convertible:
+        assert canonical().compare(canonical(**change)).verdict is Verdict.CONVERTIBLE, change
+        assert schema().compare(canonical(**change)).verdict is Verdict.INCOMPATIBLE, change
+
+
+def test_what_no_conversion_covers_stays_incompatible_and_is_named() -> None:
+    group = canonical().groups[0]
+    for change, message in (
+        ({"dtype": "int8"}, "dtype: bf16 here, int8 at the peer (incompatible)"),
+        ({"total_kv_heads": 4}, "total_kv_heads: 2 here, 4 at the peer"),
+        ({"head_start": 2}, "head_start: 0 here, 2 at the peer (incompatible)"),
+        ({"head_dim": 64}, "head_dim: 32 here, 64 at the peer"),
+        (
+            {"groups": (msgspec.structs.replace(group, layers=("c", "d")),)},
+            "groups[0].layers",
+        ),
+        (
+            {"groups": (msgspec.structs.replace(group, canonical=(CanonicalPlaneSchema("latent", 32),)),)},
+            "groups[0].canonical: k[32] v[32] here, latent[32] at the peer",
+        ),
+    ):
+        comparison = canonical().compare(canonical(**change))
+        assert comparison.verdict is Verdict.INCOMPATIBLE
+        assert message in comparison.explain()

@@ -78,7 +78,7 @@ def _canonical(
     if _recurrent(spec):
         return ()
     dim, size = int(spec.head_size), int(spec.block_size)
-    if packing:
+    if packing and planes[0][0] != "latent":  # vLLM's CPU kernels keep latents in plain order
         name, tensor, _ = planes[0]
         shape = (pages, int(spec.num_kv_heads), size, 2 * dim)
         if len(planes) != 1 or name != "kv" or tuple(tensor.shape) != shape or not tensor[0].is_contiguous():

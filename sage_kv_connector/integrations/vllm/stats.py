@@ -25,6 +25,10 @@ SHOWN = {
     "loads": "requests that wait for their KV",
     "on_offer": "prefills whose KV pages are held for decode",
     "failed_loads": "requests whose KV did not arrive and was computed again",
+    "conversion_ns": "nanoseconds that conversion threads worked",
+    "converted_wire_bytes": "wire bytes encoded and decoded",
+    "conversions": "conversions under way",
+    "staging_bytes": "staging memory in use",
 }
 
 
