@@ -163,6 +163,10 @@ class Consumer:
         if wanted.paged and ours and theirs and stage and needs_conversion(ours, theirs, self._target_dtype):
             self._fetch_parts(subscription, session, wanted.paged, ours, stage)
             return
+        if session.must_convert and wanted.selection:
+            session.send(m.Release(wanted.transfer_id))
+            self._fail(subscription, f"pages can't go as they are: {session.must_convert}")
+            return
         try:
             window = session.backend.open_window(session.connection, wanted.segments, subscription.generation)
         except (OSError, ValueError) as error:

@@ -191,6 +191,9 @@ class Producer:
             )
             return
         stream = Stream(session, request)
+        if session.must_convert and isinstance(request, m.Subscribe) and request.selection:
+            self._fail(stream, "schema", f"pages can't go as they are: {session.must_convert}")
+            return
         offer = self._offers.get(request.transfer_id)
         if offer is not None:
             self._attach(offer, stream)

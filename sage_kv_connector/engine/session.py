@@ -60,6 +60,9 @@ class Session:
         self.plan: TransportPlan | None = None
         self.refusal = ""  #: why no KV may move on this open session (schemas differ); empty if it may
         self.converters: dict[tuple[object, ...], GroupConverter] = {}  #: made for this peer's schema
+        self.must_convert = (
+            ""  #: why pages can't go as they are (schemas differ, convertibly); empty if they can
+        )
         self.handshake: ConnectorHandshake | AcceptorHandshake | None = None
         self.deadline: Timer | None = None
         self._holders = 0
@@ -270,7 +273,8 @@ class SessionTable:
                 session.refusal = comparison.explain()
                 logger.error("%s: KV can't move: %s", session.label, session.refusal)
             elif comparison.verdict is Verdict.CONVERTIBLE:
-                logger.info("%s: KV is converted on the way: %s", session.label, comparison.explain())
+                session.must_convert = comparison.explain()
+                logger.info("%s: KV is converted on the way: %s", session.label, session.must_convert)
         logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
         if session.dial is not None:
             self._dials.pop(session.dial.peer, None)

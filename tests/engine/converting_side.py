@@ -156,7 +156,9 @@ class ConvertingSide:
             window_segments(self.view, {0: np.array(ids)}),
             kwargs.get("finished", False),
             kwargs.get("deadline_s", 10.0),
-            PagesWanted(self.view, {0: TokenRange(tokens.start, len(tokens))}, {0: ids}, readers),
+            PagesWanted(self.view, {0: TokenRange(tokens.start, len(tokens))}, {0: ids}, readers)
+            if kwargs.get("by_tokens", True)
+            else None,
         )
         self.core.subscribe(peer.address(), wanted, self.outcomes.put, started.append)
         return started

@@ -242,6 +242,25 @@ def test_a_withdrawn_prefill_and_a_lost_session_end_the_transfer(make_core: Make
         assert decode.core.counters()["staging_bytes"] == 0
 
 
+def test_pages_of_another_order_never_go_as_they_are(make_core: MakeCore) -> None:
+    """Neither side relies on the other: the consumer refuses, and so does the producer if it is asked."""
+    prefill = ConvertingSide(make_core, Shape(packing="cpu-vec"), 24)
+    decode = ConvertingSide(make_core, Shape(packing="cpu-amx"), 24)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    for transfer_id in ("asked", "posted"):
+        offer = prefill.offer(transfer_id, there)
+        prefill.ready(transfer_id, offer, slice(None), len(there))
+        prefill.core.finish(transfer_id)
+        if transfer_id == "posted":
+            decode.core.sessions.get(
+                prefill.address(), lambda session, _: setattr(session, "must_convert", "")
+            )
+        decode.subscribe(prefill, transfer_id, range(TOKENS), here, finished=True, by_tokens=False)
+        outcome = decode.outcomes.get(timeout=5)
+        assert "pages can't go as they are" in outcome.error and "packing" in outcome.error
+        assert ("the producer gave up (schema)" in outcome.error) == (transfer_id == "posted")
+
+
 def test_what_does_not_fit_is_refused_by_name(make_core: MakeCore) -> None:
     prefill = ConvertingSide(make_core, Shape(), 24)
     there = pages_for(prefill, 1)

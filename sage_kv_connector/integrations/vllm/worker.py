@@ -350,6 +350,7 @@ class WorkerSide:
         arrays = [np.asarray(indices, dtype=np.int64) for indices in load.page_indices]
         ids = {group: np.asarray(pages, dtype=np.int64) for group, pages in enumerate(load.page_ids)}
         tokens = {}
+        whole = all(len(indices) == indices[-1] - indices[0] + 1 for indices in arrays if len(indices))
         for group, indices in enumerate(arrays):
             if len(indices):
                 first = int(indices[0]) * view.groups[group].page_size
@@ -362,7 +363,9 @@ class WorkerSide:
             segments=window_segments(view, ids),
             finished=load.remote.finished,
             deadline_s=self._config.deadline_s,
-            paged=PagesWanted(view, tokens, {g: load.page_ids[g] for g in tokens}, readers),
+            paged=PagesWanted(view, tokens, {g: load.page_ids[g] for g in tokens}, readers)
+            if whole
+            else None,
         )
 
     def _landed(self, load: Load, again: bool, gathered: GatheredOutcomes) -> None:
