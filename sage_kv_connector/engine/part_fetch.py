@@ -52,6 +52,13 @@ class PagesWanted(NamedTuple):
     pages: dict[int, Sequence[int]]
     readers: int = 1
 
+    def pages_of(self, part: Part) -> list[int]:
+        """Page ids that hold the part's tokens."""
+        size = self.view.groups[part.group].page_size
+        origin = self.tokens[part.group].first // size
+        first, end = part.first_token // size, -(-(part.first_token + part.tokens) // size)
+        return [int(page) for page in self.pages[part.group][first - origin : end - origin]]
+
 
 class _PartUnderWay:
     __slots__ = ("generation", "job", "lease", "part", "window")
@@ -204,17 +211,11 @@ class PartFetch:
 
     def _decode(self, under_way: _PartUnderWay) -> None:
         part = under_way.part
-        view = self._wanted.view.groups[part.group]
-        key = (id(view), part.group, self.plan.formats[part.group], "read")
-        converter = self._session.converters.get(key)
-        if converter is None:
-            converter = group_converter(
-                view, part.group, self.plan.formats[part.group], self._ours, self._ours, self._theirs
-            )
-            self._session.converters[key] = converter
-        origin = self._wanted.tokens[part.group].first // view.page_size
-        first = part.first_token // view.page_size
-        last = (part.first_token + part.tokens - 1) // view.page_size
+        view, formats = self._wanted.view.groups[part.group], self.plan.formats[part.group]
+        converter = self._session.converter(
+            (id(view), part.group, formats, "read"),
+            lambda: group_converter(view, part.group, formats, self._ours, self._ours, self._theirs),
+        )
         span = Span(
             part.run.local,
             part.run.layers,
@@ -222,7 +223,7 @@ class PartFetch:
             self.plan.heads,
             part.first_token,
             part.tokens,
-            [int(page) for page in self._wanted.pages[part.group][first - origin : last - origin + 1]],
+            self._wanted.pages_of(part),
         )
         under_way.job = self._conversions.decode(
             converter, span, under_way.lease.address, part.nbytes, lambda ok: self._decoded(under_way, ok)

@@ -19,7 +19,7 @@ from sage_kv_connector.engine.conversions import Conversions
 from sage_kv_connector.engine.session import Session
 from sage_kv_connector.engine.source import PartReader, SelectionError
 from sage_kv_connector.engine.staging import Lease
-from sage_kv_connector.engine.wire_plan import group_converter
+from sage_kv_connector.engine.wire_plan import group_converter, head_bytes
 from sage_kv_connector.format.converter import Span
 
 
@@ -49,26 +49,24 @@ class PartSender:
                 f"{request.first_head + request.heads - 1} asked for"
             )
         key = (id(pages.group), request.group, request.formats)
-        converter = session.converters.get(key)
-        if converter is None:
-            converter = group_converter(pages.group, request.group, request.formats, ours, theirs, ours)
-            session.converters[key] = converter
-        self._converter = converter
-        expected = sum(
-            fmt.span_bytes(request.first_token, request.tokens, plane.dim)
-            for fmt, plane in zip(request.formats, pages.group.canonical, strict=True)
+        self._converter = session.converter(
+            key,
+            lambda: group_converter(pages.group, request.group, request.formats, ours, theirs, ours),
         )
+        dims = [plane.dim for plane in pages.group.canonical]
+        expected = head_bytes(request.formats, dims, request.first_token, request.tokens)
         expected *= request.layers * request.heads
         if expected != request.nbytes:
             raise SelectionError(f"nbytes: the part holds {expected} here, {request.nbytes} asked for")
         self._first_head = first
         self._lease: Lease | None = None
         self._job = 0
+        self._begun = False
         self._closed = False
 
     def pump(self) -> None:
         """Begin once the pages are ready. Raises SelectionError when they have no memory."""
-        if self._lease is not None or self._closed:
+        if self._begun or self._closed:
             return
         pages = self._pages.ready_pages()
         if pages is None:
@@ -85,6 +83,7 @@ class PartSender:
         )
 
         def encode(lease: Lease) -> None:
+            self._lease = lease
             try:
                 self._job = self._conversions.encode(
                     self._converter, span, lease.address, request.nbytes, self._encoded
@@ -92,7 +91,7 @@ class PartSender:
             except ValueError as error:
                 self._on_failed(str(error))
 
-        self._lease = Lease(0, encode)  # a placeholder: `encode` may be called before request returns
+        self._begun = True
         self._lease = self._conversions.outgoing.request(request.nbytes, encode)
 
     def close(self) -> None:

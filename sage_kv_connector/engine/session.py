@@ -59,7 +59,7 @@ class Session:
         self.peer: Peer | None = None
         self.plan: TransportPlan | None = None
         self.refusal = ""  #: why no KV may move on this open session (schemas differ); empty if it may
-        self.converters: dict[tuple[object, ...], GroupConverter] = {}  #: made for this peer's schema
+        self._converters: dict[tuple[object, ...], GroupConverter] = {}  #: made for this peer's schema
         self.must_convert = (
             ""  #: why pages can't go as they are (schemas differ, convertibly); empty if they can
         )
@@ -69,6 +69,13 @@ class Session:
         self._last_heard = 0
         self._last_pinged = 0
         self._pinger: Timer | None = None
+
+    def converter(self, key: tuple[object, ...], make: Callable[[], GroupConverter]) -> GroupConverter:
+        """The converter under ``key``, made once."""
+        found = self._converters.get(key)
+        if found is None:
+            found = self._converters[key] = make()
+        return found
 
     @property
     def open(self) -> bool:

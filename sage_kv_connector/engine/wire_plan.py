@@ -7,6 +7,7 @@ same result; the consumer's choice of formats travels in its subscriptions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
@@ -148,6 +149,11 @@ class TokenRange(NamedTuple):
     tokens: int
 
 
+def head_bytes(formats: Formats, dims: Iterable[int], first_token: int, tokens: int) -> int:
+    """Wire bytes of one head of one layer, all planes."""
+    return sum(fmt.span_bytes(first_token, tokens, dim) for fmt, dim in zip(formats, dims, strict=True))
+
+
 #: A part is ready when all its tokens are computed: no more than an engine's usual prefill chunk.
 PART_TOKENS = 2048
 
@@ -165,10 +171,7 @@ def plan_parts(
     dims = [[plane.dim for plane in group.canonical] for group in schema.groups]
 
     def layer_bytes(group: int, first: int, count: int) -> int:
-        return plan.heads * sum(
-            fmt.span_bytes(first, count, dim)
-            for fmt, dim in zip(plan.formats[group], dims[group], strict=True)
-        )
+        return plan.heads * head_bytes(plan.formats[group], dims[group], first, count)
 
     step = PART_TOKENS
     while step > _largest_group(plan) and any(layer_bytes(g, 0, step) > part_bytes for g in tokens):

@@ -261,6 +261,22 @@ def test_pages_of_another_order_never_go_as_they_are(make_core: MakeCore) -> Non
         assert ("the producer gave up (schema)" in outcome.error) == (transfer_id == "posted")
 
 
+def test_a_page_that_is_not_there_ends_the_transfer_and_keeps_no_staging_memory(make_core: MakeCore) -> None:
+    prefill, decode = (
+        ConvertingSide(make_core, Shape(page_size=8), 40),
+        ConvertingSide(make_core, Shape(), 24),
+    )
+    there = [99, *pages_for(prefill, 1)[1:]]
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(TOKENS), pages_for(decode, 2), finished=True)
+    assert "page is 99, allowed: 0 to 39" in decode.outcomes.get(timeout=5).error
+    assert not prefill.released.get(timeout=5).ok
+    for core in (prefill.core, decode.core):
+        assert core.counters()["staging_bytes"] == 0
+
+
 def test_what_does_not_fit_is_refused_by_name(make_core: MakeCore) -> None:
     prefill = ConvertingSide(make_core, Shape(), 24)
     there = pages_for(prefill, 1)
