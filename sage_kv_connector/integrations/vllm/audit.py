@@ -19,7 +19,7 @@ import numpy as np
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.consumer import Subscription
 from sage_kv_connector.engine.memory_digest import digest_segments
 from sage_kv_connector.engine.source import PagedSource
 from sage_kv_connector.engine.wire_plan import group_converter
@@ -76,19 +76,16 @@ class TransferAudit:
             )
         self._write("producer", outcome, self._digest_parts(parts))
 
-    def received(self, handle: Subscription, wanted: Wanted, outcome: Outcome) -> None:
+    def received(self, handle: Subscription, outcome: Outcome) -> None:
         if not self._wanted(outcome):
             return
+        wanted = handle.wanted
         fetch, paged = handle.parts, wanted.paged
         if fetch is None or paged is None:
             self._write("consumer", outcome, digest_segments(wanted.segments, hashlib.sha256()))
             return
         parts = []
         for part in fetch.parts:
-            size = self._page_size(part.group)
-            origin = paged.tokens[part.group].first // size
-            first, end = part.first_token // size, -(-(part.first_token + part.tokens) // size)
-            pages = [int(page) for page in paged.pages[part.group][first - origin : end - origin]]
             parts.append(
                 _AuditedPart(
                     part.group,
@@ -98,7 +95,7 @@ class TransferAudit:
                     fetch.plan.heads,
                     part.first_token,
                     part.tokens,
-                    pages,
+                    paged.pages_of(part),
                 )
             )
         self._write("consumer", outcome, self._digest_parts(parts))

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.consumer import Subscription
 
 
 class GatheredOutcomes:
@@ -26,11 +26,11 @@ class GatheredOutcomes:
         self._expected = expected
         self._on_all = on_all
         self._cancel = cancel
-        self._handles: list[tuple[Subscription, Wanted]] = []
+        self.handles: list[Subscription] = []
         self._outcomes: list[Outcome] = []
 
-    def started(self, handle: Subscription, wanted: Wanted) -> None:
-        self._handles.append((handle, wanted))
+    def started(self, handle: Subscription) -> None:
+        self.handles.append(handle)
         if any(not outcome.ok for outcome in self._outcomes):
             self._cancel(handle)
 
@@ -40,7 +40,7 @@ class GatheredOutcomes:
         if len(self._outcomes) == self._expected:
             self._on_all(self)
         elif first_failure:
-            for handle, _ in self._handles:
+            for handle in self.handles:
                 self._cancel(handle)
 
     def outcome(self) -> Outcome:
@@ -56,9 +56,3 @@ class GatheredOutcomes:
             transfer_s=max(one.transfer_s for one in stats),
         )
         return Outcome(self._outcomes[0].transfer_id, together, "")
-
-    def ended(self) -> Iterator[tuple[Subscription, Wanted, Outcome]]:
-        """Each subscription with an outcome of its own (the stats don't differ in what an audit needs)."""
-        whole = self.outcome()
-        for handle, wanted in self._handles:
-            yield handle, wanted, whole

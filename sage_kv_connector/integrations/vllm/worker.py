@@ -335,16 +335,15 @@ class WorkerSide:
                 core.release(peer, load.remote.transfer_id)
         reading = [read for read in peers if read.readers]
         gathered = GatheredOutcomes(len(reading), partial(self._landed, load, again), core.cancel)
+
+        def started(handle: Subscription) -> None:
+            self._handles.setdefault(load.request_id, []).append(handle)
+            gathered.started(handle)
+            if load.request_id in self._cancelled:
+                core.cancel(handle)
+
         for peer, readers in reading:
-            wanted = self._wanted(load, view, readers)
-
-            def started(handle: Subscription, wanted: Wanted = wanted) -> None:
-                self._handles.setdefault(load.request_id, []).append(handle)
-                gathered.started(handle, wanted)
-                if load.request_id in self._cancelled:
-                    core.cancel(handle)
-
-            core.subscribe(peer, wanted, gathered.add, started)
+            core.subscribe(peer, self._wanted(load, view, readers), gathered.add, started)
 
     def _wanted(self, load: Load, view: KVCacheView, readers: int) -> Wanted:
         arrays = [np.asarray(indices, dtype=np.int64) for indices in load.page_indices]
@@ -378,8 +377,8 @@ class WorkerSide:
             self._with_peers(load.remote, partial(self._subscribe, load, again=True))
             return
         if outcome.ok:
-            for handle, wanted, one in gathered.ended():
-                self._audit.received(handle, wanted, one)
+            for handle in gathered.handles:
+                self._audit.received(handle, outcome)
         self._received(load, outcome)
 
     def _received(self, load: Load, outcome: Outcome) -> None:
