@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from sage_kv_connector.contract.schema import DTYPE_BITS
+from sage_kv_connector.contract.schema import CONVERTIBLE_DTYPES, DTYPE_BITS
 
 #: What one scale covers inside a tile.
 Granularity = Literal["none", "tensor", "channel", "token", "head"]
@@ -23,7 +23,7 @@ CAST_DTYPES = ("fp32", "fp16", "bf16")
 SCALED_DTYPES = ("fp8_e4m3", "fp8_e5m2", "int4")
 WIRE_DTYPES = CAST_DTYPES + SCALED_DTYPES
 #: dtypes that KV lies in memory in and that can be converted.
-MEMORY_DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2")
+MEMORY_DTYPES = CONVERTIBLE_DTYPES
 
 SECTION_ALIGNMENT = 16
 MAX_GROUP_TOKENS = 1024

@@ -59,3 +59,13 @@ class KVPlane(NamedTuple):
         used = np.asarray(self.block_table[tokens.first // page_tokens : wanted])
         if used.min() < 0 or used.max() >= pages:
             raise ValueError(f"a page id is outside of the plane's {pages} pages")
+
+    def wire_bytes(self, tokens: Range, heads: Range, fmt: WireFormat) -> int:
+        """Bytes that these tokens and heads take on the wire."""
+        return heads.length * fmt.span_bytes(tokens.first, tokens.length, self.pages.shape[3])
+
+    def check_wire(self, nbytes: int, tokens: Range, heads: Range, fmt: WireFormat) -> None:
+        """Raise ValueError if a wire of ``nbytes`` is not as long as it must be."""
+        expected = self.wire_bytes(tokens, heads, fmt)
+        if nbytes != expected:
+            raise ValueError(f"wire has {nbytes} bytes, {tokens} and {heads} take {expected}")

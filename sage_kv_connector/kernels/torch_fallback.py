@@ -59,10 +59,8 @@ class Kernels:
         self, wire: torch.Tensor, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat
     ) -> None:
         plane.check(tokens, heads, fmt)
+        plane.check_wire(wire.numel(), tokens, heads, fmt)
         dim = plane.pages.shape[3]
-        expected = heads.length * fmt.span_bytes(tokens.first, tokens.length, dim)
-        if wire.numel() != expected:
-            raise ValueError(f"wire has {wire.numel()} bytes, {tokens} and {heads} take {expected}")
         page, slot = _places(plane, tokens)
         pages, start, first = _raw_pages(plane, heads), 0, 0
         for groups, count in _equal_groups(tokens, fmt):

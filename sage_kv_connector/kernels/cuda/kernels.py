@@ -42,7 +42,7 @@ class Kernels:
 
     def encode(self, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat) -> torch.Tensor:
         plane.check(tokens, heads, fmt)
-        size = heads.length * fmt.span_bytes(tokens.first, tokens.length, plane.pages.shape[3])
+        size = plane.wire_bytes(tokens, heads, fmt)
         wire = torch.empty(size, dtype=torch.uint8, device=plane.pages.device)
         self._launch("encode", plane, wire, tokens, heads, fmt)
         return wire
@@ -51,9 +51,7 @@ class Kernels:
         self, wire: torch.Tensor, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat
     ) -> None:
         plane.check(tokens, heads, fmt)
-        expected = heads.length * fmt.span_bytes(tokens.first, tokens.length, plane.pages.shape[3])
-        if wire.numel() != expected:
-            raise ValueError(f"wire has {wire.numel()} bytes, {tokens} and {heads} take {expected}")
+        plane.check_wire(wire.numel(), tokens, heads, fmt)
         if wire.data_ptr() % 16 or not wire.is_contiguous():
             raise ValueError("wire must be contiguous and start at a multiple of 16 bytes")
         self._launch("decode", plane, wire, tokens, heads, fmt)

@@ -32,8 +32,9 @@ class Kernels:
         dim = plane.pages.shape[3]
         if not _fits(fmt, dim):
             return self.fallback.encode(plane, tokens, heads, fmt)
-        size = heads.length * fmt.span_bytes(tokens.first, tokens.length, dim)
-        wire = torch.zeros(size, dtype=torch.uint8, device=plane.pages.device)  # padding stays zero
+        wire = torch.zeros(
+            plane.wire_bytes(tokens, heads, fmt), dtype=torch.uint8, device=plane.pages.device
+        )  # padding stays zero
         _launch(encode_kernel, plane, wire, tokens, heads, fmt)
         return wire
 
@@ -41,10 +42,8 @@ class Kernels:
         self, wire: torch.Tensor, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat
     ) -> None:
         plane.check(tokens, heads, fmt)
+        plane.check_wire(wire.numel(), tokens, heads, fmt)
         dim = plane.pages.shape[3]
-        expected = heads.length * fmt.span_bytes(tokens.first, tokens.length, dim)
-        if wire.numel() != expected:
-            raise ValueError(f"wire has {wire.numel()} bytes, {tokens} and {heads} take {expected}")
         if not _fits(fmt, dim):
             return self.fallback.decode(wire, plane, tokens, heads, fmt)
         _launch(decode_kernel, plane, wire, tokens, heads, fmt)
