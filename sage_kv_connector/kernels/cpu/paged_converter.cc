@@ -21,22 +21,6 @@ void within(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) refuse(name, value, std::to_string(low) + " to " + std::to_string(high));
 }
 
-int64_t element_bits(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFp32:
-      return 32;
-    case Dtype::kFp16:
-    case Dtype::kBf16:
-      return 16;
-    case Dtype::kInt4:
-      return 4;
-    default:
-      return 8;
-  }
-}
-
-size_t padded(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
-
 void check_scales(const char* name, const std::vector<float>& scales, size_t layers) {
   if (scales.size() != layers) refuse(std::string(name) + " count", scales.size(), std::to_string(layers));
   for (const float scale : scales)
@@ -84,11 +68,8 @@ const TileKernels& chosen_tile_kernels() {
 }
 
 size_t tile_bytes(const WireFormat& format, int64_t tokens, int64_t dim) {
-  int64_t scales = 0;
-  if (format.granularity == Granularity::kChannel) scales = dim;
-  if (format.granularity == Granularity::kToken) scales = tokens;
-  if (format.granularity == Granularity::kHead) scales = 1;
-  return padded(2 * scales) * (format.zero_point ? 2 : 1) + padded((tokens * dim * element_bits(format.dtype) + 7) / 8);
+  const Sections size = sections(format, tokens, dim);
+  return size.scales + size.zeros + size.codes;
 }
 
 PagedConverter::PagedConverter(Dtype dtype, int64_t page_size, int64_t page_count, int64_t heads,

@@ -4,8 +4,8 @@
 // A tile is one head of one token group of one plane of one layer. In memory its tokens lie in
 // one or more pages (`Piece`), each addressed by a two-level stride for token and channel
 // (docs/format.md, "Memory"). On the wire it is three padded sections: scales, zero points, codes.
-// This header is included by units compiled for different instruction sets: nothing in it may
-// have code that the linker could merge between them.
+// This header is included by units compiled for different instruction sets: what code it has is in
+// an unnamed namespace, so that the linker can't merge it between them.
 #pragma once
 
 #include <cstddef>
@@ -45,8 +45,45 @@ struct Memory {
 
 struct Sections {
   size_t scales, zeros, codes;
-  size_t total() const { return scales + zeros + codes; }
 };
+
+namespace {
+
+inline size_t padded(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
+
+inline int64_t scale_count(const WireFormat& format, int64_t tokens, int64_t dim) {
+  switch (format.granularity) {
+    case Granularity::kChannel:
+      return dim;
+    case Granularity::kToken:
+      return tokens;
+    case Granularity::kHead:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+inline int64_t element_bits(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFp32:
+      return 32;
+    case Dtype::kFp16:
+    case Dtype::kBf16:
+      return 16;
+    case Dtype::kInt4:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+inline Sections sections(const WireFormat& format, int64_t tokens, int64_t dim) {
+  const size_t scales = padded(2 * scale_count(format, tokens, dim));
+  return {scales, format.zero_point ? scales : 0, padded((tokens * dim * element_bits(format.dtype) + 7) / 8)};
+}
+
+}  // namespace
 
 // Working memory of one conversion; a thread keeps one and reuses it.
 struct Scratch {

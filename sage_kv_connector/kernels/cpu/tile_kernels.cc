@@ -36,40 +36,6 @@ constexpr float kReciprocalLevels = 0x1.111112p-4f;
 static_assert(double(kReciprocalE4M3) >= 1.0 / 448 && double(kReciprocalE5M2) >= 1.0 / 57344);
 static_assert(double(kReciprocalInt4) >= 1.0 / 7 && double(kReciprocalLevels) >= 1.0 / 15);
 
-inline size_t padded(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
-
-inline int64_t scale_count(const WireFormat& format, int64_t tokens, int64_t dim) {
-  switch (format.granularity) {
-    case Granularity::kChannel:
-      return dim;
-    case Granularity::kToken:
-      return tokens;
-    case Granularity::kHead:
-      return 1;
-    default:
-      return 0;
-  }
-}
-
-inline int64_t element_bits(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFp32:
-      return 32;
-    case Dtype::kFp16:
-    case Dtype::kBf16:
-      return 16;
-    case Dtype::kInt4:
-      return 4;
-    default:
-      return 8;
-  }
-}
-
-inline Sections sections(const WireFormat& format, int64_t tokens, int64_t dim) {
-  const size_t scales = padded(2 * scale_count(format, tokens, dim));
-  return {scales, format.zero_point ? scales : 0, padded((tokens * dim * element_bits(format.dtype) + 7) / 8)};
-}
-
 // -- scales
 
 // Raw bits as integers in the order of the values they stand for.
