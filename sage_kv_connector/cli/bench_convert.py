@@ -27,7 +27,7 @@ from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
 HEADS, PAGE_TOKENS, DIM = 4, 128, 128
 PAGE_BYTES = 2 * HEADS * PAGE_TOKENS * DIM * 2
 #: torch is slow: it converts this much of the source, and its speed is per byte.
-TORCH_BYTES = 16 << 20
+TORCH_BYTES = 64 << 20
 LAYOUTS = ("rows", "cpu-vec", "cpu-amx")
 
 

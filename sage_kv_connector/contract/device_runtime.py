@@ -153,7 +153,13 @@ class DeviceRuntime(Protocol):
         ...
 
     def copy_peer_async(
-        self, destination: int, destination_device: int, source: int, source_device: int, nbytes: int, stream: int
+        self,
+        destination: int,
+        destination_device: int,
+        source: int,
+        source_device: int,
+        nbytes: int,
+        stream: int,
     ) -> None:
         """Device to device of one node; the stream is the destination device's. Raises UnsupportedByRuntime."""
         ...

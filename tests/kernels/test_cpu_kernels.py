@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sage_kv_connector.contract.element_order import ElementOrder, packed_cpu_planes, strided
 from sage_kv_connector.format.converter import Span, tile_kernels
-from sage_kv_connector.format.reference import RAW, from_float, to_float
+from sage_kv_connector.format.reference import RAW, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WIRE_DTYPES, Granularity, WireFormat
 from sage_kv_connector.kernels.golden import golden_vectors
 from tests.kernels.paged_memory import PagedMemory, reference_elements, reference_wire
@@ -216,3 +216,32 @@ def test_errors_name_the_argument_its_value_and_what_is_allowed() -> None:
         converter.encode(span, wire.ctypes.data, len(wire))
     with pytest.raises(ValueError, match="kernels is 'sse9'"):
         memory.converter(WireFormat("bf16"), kernels="sse9")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_rows_of_wide_dims_round_as_the_reference_does(data: st.DataObject) -> None:
+    """bf16 rows of whole vectors take a way of their own; magnitudes reach down to the codes' denormals."""
+    fmt = data.draw(
+        st.sampled_from(
+            [
+                WireFormat(dtype, granularity, 64, zero)
+                for dtype, zero in (("fp8_e4m3", False), ("fp8_e5m2", False), ("int4", False), ("int4", True))
+                for granularity in ("token", "channel", "head")
+            ]
+        )
+    )
+    dim, tokens = data.draw(st.sampled_from([32, 64, 96, 128, 160])), data.draw(st.integers(1, 64))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    spread = data.draw(st.sampled_from([0, 4, 20, 60]))
+    values = rng.normal(size=(tokens, dim)) * np.exp2(rng.integers(-spread, 1, (tokens, dim)))
+    values = np.clip(values * 2.0 ** data.draw(st.sampled_from([-110, -20, 0, 90, 127])), -3e38, 3e38)
+    if data.draw(st.booleans()):
+        values = np.round(values * 16) / 16  # ties
+    raw = from_float(values.astype(np.float32), "bf16")
+    expected = encode_tile(to_float(raw, "bf16"), fmt)
+    for kernels in KERNELS:
+        memory, span = one_page("bf16", raw)
+        wire = np.full(len(expected), 0xAA, np.uint8)
+        memory.converter(fmt, 1.0, 1.0, kernels).encode(span, wire.ctypes.data, len(wire))
+        np.testing.assert_array_equal(wire, expected, err_msg=f"{kernels} {fmt}")

@@ -131,6 +131,10 @@ void gather(const PageLayout& layout, const Piece& piece, int64_t dim, T* rows) 
   const int64_t row_bytes = dim * sizeof(T);
   auto* out = reinterpret_cast<uint8_t*>(rows);
   if (is_rows<T>(layout)) {
+    if (layout.token_inner == row_bytes) {
+      std::memcpy(out, piece.head + piece.first * row_bytes, piece.count * row_bytes);
+      return;
+    }
     for (int64_t t = 0; t < piece.count; ++t)
       std::memcpy(out + t * row_bytes, piece.head + (piece.first + t) * layout.token_inner, row_bytes);
     return;
@@ -175,6 +179,10 @@ void scatter(const PageLayout& layout, const Piece& piece, int64_t dim, const T*
   const int64_t row_bytes = dim * sizeof(T);
   const auto* in = reinterpret_cast<const uint8_t*>(rows);
   if (is_rows<T>(layout)) {
+    if (layout.token_inner == row_bytes) {
+      std::memcpy(piece.head + piece.first * row_bytes, in, piece.count * row_bytes);
+      return;
+    }
     for (int64_t t = 0; t < piece.count; ++t)
       std::memcpy(piece.head + (piece.first + t) * layout.token_inner, in + t * row_bytes, row_bytes);
     return;

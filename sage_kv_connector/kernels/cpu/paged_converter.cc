@@ -31,7 +31,7 @@ void check_scales(const char* name, const std::vector<float>& scales, size_t lay
 // Working memory that a thread keeps.
 struct ThreadScratch {
   std::vector<uint8_t> rows, codes;
-  std::vector<float> scale, inverse, zero;
+  std::vector<float> scale, inverse, zero, even_odd;
   Scratch fit(int64_t tokens, int64_t dim) {
     const size_t elements = static_cast<size_t>(tokens * dim),
                  factors = static_cast<size_t>(std::max(tokens, dim)) + 16;
@@ -39,9 +39,27 @@ struct ThreadScratch {
     if (codes.size() < static_cast<size_t>(dim) + 64) codes.resize(dim + 64);
     for (auto* values : {&scale, &inverse, &zero})
       if (values->size() < factors) values->resize(factors);
-    return {rows.data(), codes.data(), scale.data(), inverse.data(), zero.data()};
+    if (even_odd.size() < 2 * static_cast<size_t>(dim)) even_odd.resize(2 * dim);
+    return {rows.data(), codes.data(), scale.data(), inverse.data(), zero.data(), even_odd.data()};
   }
 };
+
+// A piece's memory as equal rows, whatever their order.
+Ahead extent_of(const PageLayout& layout, int64_t dim, int64_t element, const Piece& piece) {
+  const int64_t last = piece.first + piece.count - 1;
+  const auto at = [&](int64_t token) {
+    return (token % layout.token_tile) * layout.token_inner + (token / layout.token_tile) * layout.token_outer;
+  };
+  const uint8_t* base = piece.head + at(piece.first);
+  if (layout.token_inner >= dim * element) return {base, layout.token_inner, piece.count, dim * element};
+  if (layout.token_outer == layout.token_tile * dim * element) return {base, 0, 1, piece.count * dim * element};
+  // Runs of tokens, one for each outer step of the channels (or each channel, where they have one stride).
+  const bool columns = layout.dim_outer == layout.dim_tile * layout.dim_inner;
+  const int64_t step = columns ? layout.dim_inner : layout.dim_outer;
+  const int64_t rows = columns ? dim : (dim + layout.dim_tile - 1) / layout.dim_tile;
+  const int64_t run = at(last) - at(piece.first) + (columns ? element : layout.dim_tile * layout.dim_inner);
+  return {base, step, rows, run < step ? run : step};
+}
 
 }  // namespace
 
@@ -128,39 +146,75 @@ size_t PagedConverter::wire_bytes(const Span& span) const {
   return total * span.layers * span.heads;
 }
 
+// One step of a conversion: a token group of a plane of a layer, all heads.
+struct PagedConverter::Step {
+  int64_t layer, plane, token, count;
+};
+
+void PagedConverter::pieces_of(const Span& span, const Step& step, std::vector<Piece>& pieces) const {
+  const auto& plane = planes_[step.plane];
+  const int64_t page_origin = span.first_token / page_size_;
+  pieces.clear();
+  for (int64_t t = step.token; t < step.token + step.count;) {
+    const int64_t inside = t % page_size_, here = std::min(page_size_ - inside, step.token + step.count - t);
+    auto* page = reinterpret_cast<uint8_t*>(plane.bases[step.layer]) +
+                 span.pages[t / page_size_ - page_origin] * plane.page_stride;
+    pieces.push_back({page + span.first_head * plane.head_stride, inside, here});
+    t += here;
+  }
+}
+
+PagedConverter::Step PagedConverter::step_at(const Span& span, int64_t layer, int64_t plane, int64_t token) const {
+  const int64_t group = planes_[plane].format.group_tokens;
+  return {layer, plane, token, std::min(span.first_token + span.tokens - token, group - token % group)};
+}
+
+bool PagedConverter::advance(const Span& span, Step& step) const {
+  if (step.token + step.count < span.first_token + span.tokens)
+    step = step_at(span, step.layer, step.plane, step.token + step.count);
+  else if (step.plane + 1 < static_cast<int64_t>(planes_.size()))
+    step = step_at(span, step.layer, step.plane + 1, span.first_token);
+  else if (step.layer + 1 < span.first_layer + span.layers)
+    step = step_at(span, step.layer + 1, 0, span.first_token);
+  else
+    return false;
+  return true;
+}
+
 template <bool Encode>
 void PagedConverter::convert(const Span& span, uint8_t* wire) const {
   thread_local ThreadScratch memory;
-  std::vector<Piece> pieces;
-  const int64_t end = span.first_token + span.tokens, page_origin = span.first_token / page_size_;
-  for (int64_t layer = span.first_layer; layer < span.first_layer + span.layers; ++layer)
-    for (const auto& plane : planes_) {
-      const Scratch scratch = memory.fit(plane.format.group_tokens, plane.dim);
-      const Memory order{dtype_, plane.memory_scales[layer], plane.layout};
-      for (int64_t token = span.first_token; token < end;) {
-        const int64_t count =
-            std::min<int64_t>(end - token, plane.format.group_tokens - token % plane.format.group_tokens);
-        const size_t bytes = tile_bytes(plane.format, count, plane.dim);
-        pieces.clear();
-        for (int64_t t = token; t < token + count;) {
-          const int64_t inside = t % page_size_, here = std::min(page_size_ - inside, token + count - t);
-          auto* page = reinterpret_cast<uint8_t*>(plane.bases[layer]) +
-                       span.pages[t / page_size_ - page_origin] * plane.page_stride;
-          pieces.push_back({page + span.first_head * plane.head_stride, inside, here});
-          t += here;
-        }
-        for (int64_t head = 0; head < span.heads; ++head, wire += bytes) {
-          if constexpr (Encode)
-            kernels_.encode(order, pieces.data(), pieces.size(), plane.dim, plane.format, plane.wire_scales[layer],
-                            wire, scratch);
-          else
-            kernels_.decode(order, pieces.data(), pieces.size(), plane.dim, plane.format, plane.wire_scales[layer],
-                            wire, scratch);
-          for (auto& piece : pieces) piece.head += plane.head_stride;
-        }
-        token += count;
-      }
+  std::vector<Piece> pieces, next_pieces;
+  std::vector<Ahead> ahead;
+  Step step = step_at(span, span.first_layer, 0, span.first_token), next = step;
+  pieces_of(span, step, next_pieces);
+  for (bool more = true; more; step = next) {
+    pieces.swap(next_pieces);
+    more = advance(span, next);
+    if (more) pieces_of(span, next, next_pieces);
+    const auto& plane = planes_[step.plane];
+    const Scratch scratch = memory.fit(plane.format.group_tokens, plane.dim);
+    const Memory order{dtype_, plane.memory_scales[step.layer], plane.layout};
+    const size_t bytes = tile_bytes(plane.format, step.count, plane.dim);
+    for (int64_t head = 0; head < span.heads; ++head, wire += bytes) {
+      ahead.clear();
+      if (head + 1 < span.heads)
+        for (const auto& piece : pieces)
+          ahead.push_back(extent_of(plane.layout, plane.dim, element_bits(dtype_) / 8,
+                                    {piece.head + plane.head_stride, piece.first, piece.count}));
+      else if (more)
+        for (const auto& piece : next_pieces)
+          ahead.push_back(
+              extent_of(planes_[next.plane].layout, planes_[next.plane].dim, element_bits(dtype_) / 8, piece));
+      const TilePieces where{pieces.data(), static_cast<int64_t>(pieces.size()), ahead.data(),
+                             static_cast<int64_t>(ahead.size())};
+      if constexpr (Encode)
+        kernels_.encode(order, where, plane.dim, plane.format, plane.wire_scales[step.layer], wire, scratch);
+      else
+        kernels_.decode(order, where, plane.dim, plane.format, plane.wire_scales[step.layer], wire, scratch);
+      for (auto& piece : pieces) piece.head += plane.head_stride;
     }
+  }
 }
 
 void PagedConverter::encode(const Span& span, uint8_t* wire) const { convert<true>(span, wire); }

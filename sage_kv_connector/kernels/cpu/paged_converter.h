@@ -54,6 +54,10 @@ class PagedConverter {
   const char* kernels() const { return kernels_.name; }
 
  private:
+  struct Step;
+  Step step_at(const Span& span, int64_t layer, int64_t plane, int64_t token) const;
+  bool advance(const Span& span, Step& step) const;  // false at the end
+  void pieces_of(const Span& span, const Step& step, std::vector<Piece>& pieces) const;
   template <bool Encode>
   void convert(const Span& span, uint8_t* wire) const;
 

@@ -92,15 +92,30 @@ struct Scratch {
   float* scale;         // max(tokens, dim)
   float* inverse;       // max(tokens, dim)
   float* zero;          // max(tokens, dim)
+  float* even_odd;      // 2 x dim
+};
+
+// Memory of the tile that comes next, `rows` of `bytes` every `stride`: it is fetched into the
+// cache while this one is computed, so that arithmetic and memory share the time.
+struct Ahead {
+  const uint8_t* base;
+  int64_t stride, rows, bytes;
+};
+
+struct TilePieces {
+  const Piece* pieces;
+  int64_t count;
+  const Ahead* ahead;
+  int64_t ahead_count;
 };
 
 struct TileKernels {
   const char* name;
   // `wire_scale`: the engine's scale that a kTensor format uses.
-  void (*encode)(const Memory& memory, const Piece* pieces, int64_t piece_count, int64_t dim, const WireFormat& format,
-                 float wire_scale, uint8_t* tile, const Scratch& scratch);
-  void (*decode)(const Memory& memory, const Piece* pieces, int64_t piece_count, int64_t dim, const WireFormat& format,
-                 float wire_scale, const uint8_t* tile, const Scratch& scratch);
+  void (*encode)(const Memory& memory, const TilePieces& where, int64_t dim, const WireFormat& format, float wire_scale,
+                 uint8_t* tile, const Scratch& scratch);
+  void (*decode)(const Memory& memory, const TilePieces& where, int64_t dim, const WireFormat& format, float wire_scale,
+                 const uint8_t* tile, const Scratch& scratch);
 };
 
 const TileKernels& tile_kernels_portable();
