@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``probe``: everything a machine has for moving KV, put together from the kernel and the vendors' tools."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Protocol
+
+from sage_kv_connector.hardware.accelerator_descriptor import (
+    VENDORS,
+    Fact,
+    LinkFacts,
+    LinkKind,
+    VendorDescriptors,
+    descriptors,
+    find_descriptor,
+)
+from sage_kv_connector.hardware.findings import Findings, FoundDevice, FoundLink, kind_of_word
+from sage_kv_connector.hardware.machine import LiveMachine, Machine
+from sage_kv_connector.hardware.profile import (
+    Device,
+    HardwareProfile,
+    Interface,
+    Link,
+    Note,
+    RdmaDevice,
+)
+from sage_kv_connector.hardware.sysfs import (
+    PciFunction,
+    interfaces,
+    node_of_cpus,
+    pci_functions,
+    pcie_bytes_per_s,
+    platform,
+    rdma_devices,
+)
+
+
+class VendorProbe(Protocol):
+    """What ``vendors/<vendor>/probe.py`` has."""
+
+    def __call__(self, machine: Machine, functions: list[PciFunction]) -> Findings: ...
+
+
+def probe(machine: Machine | None = None) -> HardwareProfile:
+    """Find devices, links and networks; the recommendation is ``recommend.recommend``'s part.
+
+    A tool that is missing, hangs or fails is a note. Raises ToolFormatError for an output that
+    can't be read, with the line, and RecordingError for a recording that is not whole.
+    """
+    machine = machine if machine is not None else LiveMachine()
+    host = platform(machine)
+    functions = pci_functions(machine)
+    profile = HardwareProfile(
+        origin=machine.origin,
+        platform=host,
+        devices=[],
+        links=[],
+        rdma=rdma_devices(machine),
+        interfaces=interfaces(machine),
+        notes=[],
+    )
+    for vendor in VENDORS:
+        table = descriptors(vendor)
+        own = [
+            one for one in functions if one.vendor == table.pci_vendor and one.pci_class in table.pci_classes
+        ]
+        run: VendorProbe = import_module(f"sage_kv_connector.vendors.{vendor}.probe").probe
+        _add(profile, table, run(machine, own), own, machine)
+    _add_networks(profile.links, profile.rdma, profile.interfaces)
+    profile.notes = _grouped(profile.notes)
+    return profile
+
+
+def _grouped(notes: list[Note]) -> list[Note]:
+    """One note for all devices that it is about."""
+    about: dict[str, list[str]] = {}
+    for note in notes:
+        about.setdefault(note.text, []).append(note.about)
+    return [Note(about=", ".join(dict.fromkeys(names)), text=text) for text, names in about.items()]
+
+
+def _add(
+    profile: HardwareProfile,
+    table: VendorDescriptors,
+    found: Findings,
+    functions: list[PciFunction],
+    machine: Machine,
+) -> None:
+    profile.notes += found.notes
+    by_address = {function.address: function for function in functions}
+    devices = [
+        _device(profile, table, one, by_address.get(one.pci_address or ""), machine) for one in found.devices
+    ]
+    profile.devices += devices
+    _check_sysfs_nodes(profile, table, functions)
+    by_index = {device.index: device for device in devices}
+    for link in found.links:
+        profile.links.append(_link(profile, link, by_index))
+    for device in devices:
+        if (host := _host_link(profile, device)) is not None:
+            profile.links.append(host)
+    for port in found.ports:
+        owner = by_index[port.index]
+        facts = owner.descriptor.link(LinkKind.roce) if owner.descriptor else None
+        known = facts.device_bytes_per_s if facts else None
+        profile.links.append(
+            Link(
+                a=owner.id,
+                b="network",
+                kind=LinkKind.roce,
+                path=port.address or "",
+                bytes_per_s=port.bytes_per_s or known,
+                max_packet_bytes=facts.max_packet_bytes if facts else None,
+                up=port.up,
+                source=port.source,
+            )
+        )
+
+
+def _device(
+    profile: HardwareProfile,
+    table: VendorDescriptors,
+    found: FoundDevice,
+    function: PciFunction | None,
+    machine: Machine,
+) -> Device:
+    chip = find_descriptor(table.vendor, function.device if function else None, found.name)
+    name = f"{table.vendor}{found.index}"
+    if chip is None:
+        told = f"{found.name or 'a device'} ({function.vendor}:{function.device})" if function else found.name
+        profile.notes.append(Note(about=name, text=f"{told} is in no table: only what was found is shown"))
+    if found.pci_address is not None and function is None:
+        profile.notes.append(
+            Note(
+                about=name,
+                text=f"{found.pci_address} is not in sysfs here (a container or a virtual machine)",
+            )
+        )
+    return Device(
+        id=name,
+        vendor=table.vendor,
+        index=found.index,
+        name=found.name,
+        chip=chip.chip if chip else None,
+        pci_address=found.pci_address,
+        pci_device=f"{function.vendor}:{function.device}" if function else None,
+        pci=function.link if function else None,
+        node=_node(table, found.index, machine),
+        numa_node=_numa(profile, name, found, function),
+        memory_bytes=found.memory_bytes or (chip.memory_bytes if chip else None),
+        descriptor=chip,
+    )
+
+
+def _node(table: VendorDescriptors, index: int, machine: Machine) -> str | None:
+    """The device node, where the vendor numbers nodes as devices."""
+    directory, _, pattern = table.nodes.rpartition("/")
+    name = pattern.replace("*", str(index + 128 if pattern.startswith("renderD") else index))
+    return f"{directory}/{name}" if name in machine.names(directory) else None
+
+
+def _numa(
+    profile: HardwareProfile, name: str, found: FoundDevice, function: PciFunction | None
+) -> Fact[int] | None:
+    """The vendor's tool before CPU affinity before sysfs, which says -1 or 0 behind some switches."""
+    nodes = profile.platform.numa_nodes
+    answers: list[Fact[int]] = []
+    if found.numa_node is not None:
+        answers.append(found.numa_node)
+    if found.cpus is not None:
+        node = node_of_cpus(found.cpus.value, nodes)
+        if node is not None:
+            answers.append(
+                Fact[int](value=node, source=f"{found.cpus.source}: CPU affinity {found.cpus.value}")
+            )
+        elif nodes:
+            profile.notes.append(
+                Note(about=name, text=f"CPU affinity {found.cpus.value} is not inside one NUMA node")
+            )
+    if function is not None and function.numa_node is not None:
+        answers.append(Fact[int](value=function.numa_node, source="sysfs numa_node"))
+    if not answers:
+        return None
+    best = answers[0]
+    for other in answers[1:]:
+        if other.value != best.value:
+            text = f"NUMA node {best.value} by {best.source}, but {other.value} by {other.source}"
+            profile.notes.append(Note(about=name, text=f"{text}: the first is taken"))
+    return best
+
+
+def _check_sysfs_nodes(
+    profile: HardwareProfile, table: VendorDescriptors, functions: list[PciFunction]
+) -> None:
+    if len(profile.platform.numa_nodes) < 2 or not functions:
+        return
+    nodes = {function.numa_node for function in functions}
+    if nodes == {None}:
+        profile.notes.append(Note(about=table.vendor, text="sysfs numa_node is -1 for every device"))
+    elif nodes == {0} and len(functions) > 1:
+        text = "sysfs numa_node is 0 for every device on a host with several nodes: likely wrong"
+        profile.notes.append(Note(about=table.vendor, text=text))
+
+
+def _link(profile: HardwareProfile, found: FoundLink, devices: dict[int, Device]) -> Link:
+    a = devices[found.a] if isinstance(found.a, int) else None
+    b = devices[found.b] if isinstance(found.b, int) else None
+    chip = a.descriptor if a else None
+    facts = chip.link_of_cell(found.word) if chip else None
+    kind = facts.kind if facts else _kind(found.word)
+    ends = [one.id if one else str(end) for one, end in ((a, found.a), (b, found.b))]
+    if kind is LinkKind.unknown:
+        text = f"{found.source} calls the link {ends[0]}–{ends[1]} {found.word}, a word we don't know"
+        profile.notes.append(Note(about=ends[0], text=text))
+    return Link(
+        a=ends[0],
+        b=ends[1],
+        kind=kind,
+        path=found.word,
+        bytes_per_s=_bandwidth(facts, found.word) if facts else None,
+        latency_us=facts.latency_us if facts else None,
+        hops=found.hops or (facts.hops if facts and kind is not LinkKind.pcie else None),
+        max_packet_bytes=facts.max_packet_bytes if facts else None,
+        source=found.source,
+    )
+
+
+def _kind(word: str) -> LinkKind:
+    """Links of chips that are in no table, by words that mean one thing with every vendor."""
+    if re.fullmatch(r"NV\d+", word):
+        return LinkKind.nvlink
+    fixed = {
+        "HCCS": LinkKind.hccs,
+        "HCCS_SW": LinkKind.hccs,
+        "SIO": LinkKind.sio,
+        "UB": LinkKind.ub,
+        "MLK": LinkKind.mlu_link,
+        "XGMI": LinkKind.xgmi,
+        "HSW": LinkKind.hsw,
+        "XL": LinkKind.xpu_link,
+    }
+    return fixed.get(word) or kind_of_word(word)
+
+
+def _bandwidth(facts: LinkFacts, word: str) -> Fact[float] | None:
+    """Of one pair. All links of a device serve one pair only through a switch."""
+    counted = re.fullmatch(r"[A-Z]+(\d+)", word)
+    if facts.lane_bytes_per_s is not None and counted is not None:
+        lanes = int(counted.group(1))
+        lane = facts.lane_bytes_per_s
+        return Fact[float](value=lane.value * lanes, source=f"{lanes} × {lane.value:.3g} B/s ({lane.source})")
+    if facts.pair_bytes_per_s is not None:
+        return facts.pair_bytes_per_s
+    switched = facts.hops is not None and facts.hops.value >= 2
+    # Across root complexes and sockets PCIe gives less than the device's link, nobody says how much.
+    switched = switched or (facts.kind is LinkKind.pcie and word in ("PIX", "PXB", "PIB", "MUL"))
+    return facts.device_bytes_per_s if switched else None
+
+
+def _host_link(profile: HardwareProfile, device: Device) -> Link | None:
+    """The PCIe link to the host: the table's bandwidth; sysfs only where no table has one, and a note."""
+    facts = device.descriptor.link(LinkKind.pcie) if device.descriptor else None
+    table = facts.device_bytes_per_s if facts else None
+    pci = device.pci
+    shown: float | None = None
+    told = ""
+    if pci is not None:
+        # A card at rest lowers its link, so the most it can do stands for it.
+        speed, width = pci.max_speed_gt_s or pci.speed_gt_s, pci.max_width or pci.width
+        if speed is not None and width is not None:
+            shown, told = pcie_bytes_per_s(speed, width), f"{speed:g} GT/s x{width}"
+    if table is None and shown is None:
+        return None
+    value = table
+    if shown is not None and table is None:
+        value = Fact[float](value=shown, source=f"sysfs max_link_speed and _width: {told}; no table has it")
+        if shown < 2e9:
+            text = f"sysfs says {told}, which some switches report wrongly: measure it"
+            profile.notes.append(Note(about=device.id, text=text))
+    elif shown is not None and table is not None and abs(shown - table.value) > 0.3 * table.value:
+        text = (
+            f"sysfs says PCIe {told} ({shown / 1e9:.1f} GB/s), the table {table.value / 1e9:.1f} GB/s "
+            f"({table.source}): the table is taken, `--measure` tells"
+        )
+        profile.notes.append(Note(about=device.id, text=text))
+    return Link(
+        a=device.id,
+        b="host",
+        kind=LinkKind.pcie,
+        path=told,
+        bytes_per_s=value,
+        latency_us=facts.latency_us if facts else None,
+        hops=None,
+        max_packet_bytes=facts.max_packet_bytes if facts else None,
+        source="sysfs" if pci is not None else "descriptor",
+    )
+
+
+def _add_networks(links: list[Link], rdma: list[RdmaDevice], nets: list[Interface]) -> None:
+    for port in rdma:
+        links.append(
+            Link(
+                a=port.name,
+                b="network",
+                kind=LinkKind(port.layer),
+                path=f"port {port.port}",
+                bytes_per_s=port.bytes_per_s,
+                max_packet_bytes=port.max_packet_bytes,
+                up=port.active,
+                source="sysfs",
+            )
+        )
+    for net in nets:
+        packet = None if net.mtu is None else Fact[int](value=net.mtu, source="sysfs mtu")
+        links.append(
+            Link(
+                a=net.name,
+                b="network",
+                kind=LinkKind.tcp,
+                bytes_per_s=net.bytes_per_s,
+                max_packet_bytes=packet,
+                up=net.up,
+                source="sysfs",
+            )
+        )
