@@ -140,12 +140,14 @@ class KVTransportConfig(BaseModel):
         return cls.load(read_options(path))
 
     def to_file(self, path: Path) -> None:
-        """Write what differs from the defaults, for ``from_file``; a ``config.yaml`` keeps its other sections.
+        """Write the options that were set, for ``from_file``; a ``config.yaml`` keeps its other sections.
 
         Raises ValueError for a secret, and for a file that can't be written.
         """
-        options = self.model_dump(exclude_defaults=True, exclude={"config_file"})
-        write_options(path, options)
+        # What stands over the preset is written even where it is the default: it overrides the preset.
+        over = presets()[self.preset]["settings"] if self.preset in presets() else {}
+        wanted = (self.model_fields_set | set(over)) - {"config_file"}
+        write_options(path, self.model_dump(include=wanted))
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> KVTransportConfig:
