@@ -245,7 +245,10 @@ def _override(profile: HardwareProfile) -> None:
         bandwidths = by_subject.get((subject, "bytes/s"), [])
         if bandwidths:
             slow = min(bandwidths, key=lambda one: one.value)
-            link.bytes_per_s = _measured(link.bytes_per_s, slow)
+            rate = link.bytes_per_s
+            # A port's own loopback can outrun its cable, never the other way round.
+            if link.b != "network" or rate is None or slow.value < rate.value:
+                link.bytes_per_s = _measured(rate, slow)
         latencies = by_subject.get((subject, "us"), [])
         if latencies:
             long = max(latencies, key=lambda one: one.value)

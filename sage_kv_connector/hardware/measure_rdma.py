@@ -65,7 +65,7 @@ def measure_port(device: str, port: int) -> tuple[list[Measurement], list[str]]:
     for tool, options, column, unit, factor in (
         (
             "ib_write_bw",
-            ("-s", "1048576", "-n", "1000", "--report_gbits"),
+            ("-s", "1048576", "-n", "200", "--report_gbits"),
             "BW average[Gb/sec]",
             "bytes/s",
             1e9 / 8,

@@ -92,7 +92,10 @@ class RdmaDevice(_Part):
     max_packet_bytes: Fact[int] | None
     pci_address: str | None
     numa_node: int | None
-    interface: str | None = Field(None, description="network interface of the same function")
+    interface: str | None = Field(None, description="network interface that carries it (RoCE)")
+    software: bool = Field(
+        False, description="soft-RoCE: the kernel's emulation over that interface, no NIC's RDMA"
+    )
 
 
 class Interface(_Part):

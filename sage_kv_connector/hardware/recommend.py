@@ -41,10 +41,15 @@ def recommend(profile: HardwareProfile, available: Collection[str] = tuple(BACKE
 
 
 def _networks(profile: HardwareProfile) -> list[Link]:
+    """RDMA to other nodes: not down, and a NIC's own."""
+    software = {port.name for port in profile.rdma if port.software}
     return [
         link
         for link in profile.links
-        if link.b == "network" and link.kind in (LinkKind.roce, LinkKind.infiniband) and link.up is not False
+        if link.b == "network"
+        and link.kind in (LinkKind.roce, LinkKind.infiniband)
+        and link.up is not False
+        and link.a not in software
     ]
 
 
@@ -65,6 +70,8 @@ def _backends(profile: HardwareProfile, reasons: list[str]) -> list[str]:
         more = f" and {len(ports) - 4} more" if len(ports) > 4 else ""
         reasons.append(f"RDMA across nodes: {names}{more}")
         return ["rdma", "pcie", "auto"] if devices else ["rdma", "auto"]
+    if soft := [port.name for port in profile.rdma if port.software]:
+        reasons.append(f"{', '.join(soft)} is soft-RoCE, which tcp outruns: not counted as RDMA")
     if devices:
         private = sorted({str(link.kind) for link in profile.links if link.kind in PRIVATE_LINKS})
         if private:
@@ -77,8 +84,11 @@ def _backends(profile: HardwareProfile, reasons: list[str]) -> list[str]:
 
 
 def _preset(profile: HardwareProfile, reasons: list[str]) -> str:
+    software = {port.name for port in profile.rdma if port.software}
     outward = [
-        link for link in profile.links if link.b == "network" and link.up is not False and link.bytes_per_s
+        link
+        for link in profile.links
+        if link.b == "network" and link.up is not False and link.bytes_per_s and link.a not in software
     ]
     fastest = max(outward, key=lambda link: link.bytes_per_s.value if link.bytes_per_s else 0, default=None)
     private = any(link.kind in PRIVATE_LINKS for link in profile.links)

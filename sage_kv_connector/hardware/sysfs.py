@@ -141,28 +141,34 @@ def rdma_devices(machine: Machine) -> list[RdmaDevice]:
     found = []
     for name in machine.names(INFINIBAND):
         at = f"{INFINIBAND}/{name}"
-        address = _pci_of(machine, f"{at}/device")
-        interface = next(iter(machine.names(f"{at}/device/net")), None)
+        # Only soft-RoCE (rdma_rxe) has the file "parent"; its rate is a constant of the driver.
+        parent = machine.read(f"{at}/parent")
         for port in machine.names(f"{at}/ports"):
             layer = machine.read(f"{at}/ports/{port}/link_layer") or ""
             roce = layer == "Ethernet"
-            payload: Fact[int] | None = None
-            if roce and interface is not None:
-                payload = _roce_payload(machine, interface)
+            interface = _carrier(machine, at, port) or parent
+            rate = _rate(machine, f"{at}/ports/{port}/rate") if parent is None else None
             found.append(
                 RdmaDevice(
                     name=name,
                     port=_int(port) or 0,
                     layer="roce" if roce else "infiniband",
                     active="ACTIVE" in (machine.read(f"{at}/ports/{port}/state") or ""),
-                    bytes_per_s=_rate(machine, f"{at}/ports/{port}/rate"),
-                    max_packet_bytes=payload,
-                    pci_address=address,
+                    bytes_per_s=rate,
+                    max_packet_bytes=_roce_payload(machine, interface) if roce and interface else None,
+                    pci_address=_pci_of(machine, f"{at}/device"),
                     numa_node=_node_of(machine, f"{at}/device"),
                     interface=interface,
+                    software=parent is not None,
                 )
             )
     return found
+
+
+def _carrier(machine: Machine, device: str, port: str) -> str | None:
+    """The interface of the port's first GID (the bond, where there is one), else of the same function."""
+    named = machine.read(f"{device}/ports/{port}/gid_attrs/ndevs/0")
+    return named or next(iter(machine.names(f"{device}/device/net")), None)
 
 
 def _rate(machine: Machine, path: str) -> Fact[float] | None:

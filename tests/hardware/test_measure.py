@@ -18,7 +18,7 @@ from sage_kv_connector.contract.device_runtime import (
 )
 from sage_kv_connector.hardware import measure as measuring
 from sage_kv_connector.hardware.measure import measure, measured_links
-from sage_kv_connector.hardware.profile import HardwareProfile
+from sage_kv_connector.hardware.profile import HardwareProfile, Measurement
 from sage_kv_connector.hardware.recommend import recommend
 from tests.hardware.recorded import profile_of
 
@@ -154,6 +154,19 @@ def test_ports_without_perftest_are_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     profile = measured(RuntimeUnavailable("no"))
     said = [note for note in profile.notes if "ib_write_bw (perftest) is not here" in note.text]
     assert {note.about for note in said} == {"mlx5_1", "mlx5_2", "mlx5_3"}  # mlx5_0 is down
+
+
+def test_a_port_s_loopback_bounds_its_rate_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(name: str, port: int) -> tuple[list[Measurement], list[str]]:
+        value = 10e9 if name == "mlx5_1" else 90e9  # the ports' rate is 50 GB/s
+        return [Measurement(name="RDMA", subject=name, value=value, unit="bytes/s", how="a test")], []
+
+    monkeypatch.setattr(measuring, "measure_port", fake)
+    profile = measured(RuntimeUnavailable("no"))
+    speeds = {one.a: one.bytes_per_s for one in profile.links if one.a.startswith("mlx5")}
+    slow, fast = speeds["mlx5_1"], speeds["mlx5_2"]
+    assert slow and (slow.value, slow.measured, slow.table_value) == (10e9, True, 50e9)
+    assert fast and (fast.value, fast.measured) == (50e9, False)
 
 
 def test_a_library_that_does_not_start_is_a_note() -> None:

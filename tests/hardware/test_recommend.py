@@ -52,6 +52,13 @@ def test_what_is_recommended_can_be_used_in_this_release(name: str) -> None:
     assert choice.reasons
 
 
+def test_soft_roce_is_no_rdma() -> None:
+    profile = profile_of("soft_roce")
+    choice = recommend(profile, LATER)
+    assert (choice.would_choose, choice.preset) == ("auto", "low-latency")
+    assert any(reason.startswith("rxe0 is soft-RoCE") for reason in choice.reasons)
+
+
 def test_few_cores_get_one_lane() -> None:
     choice = recommend(profile_of("host_only"))
     assert KVTransportConfig.load(choice.config).overlap_streams == 1

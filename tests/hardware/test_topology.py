@@ -81,6 +81,22 @@ def test_ascend_a3_dies_are_devices() -> None:
     assert "hccn_tool: not found here" in notes(profile)
 
 
+def test_ascend_in_a_container_has_other_numbers(tmp_path: Path) -> None:
+    """NPU 5 alone: the runtime counts it 0, tables and hccn_tool 5."""
+    recording = copied("ascend_a2", tmp_path)
+    info = file_of_call(recording, *ascend.INFO)
+    lines = info.read_text().splitlines(keepends=True)
+    start = next(at for at, line in enumerate(lines) if line.startswith("| 5     910B3"))
+    info.write_text("".join([*lines[:7], *lines[start : start + 3]]))
+    mapping = "\tNPU ID    Chip ID    Chip Logic ID    Chip Name\n\t5    0    0    Ascend 910B3\n\t5    1    -    Mcu\n"
+    file_of_call(recording, *ascend.MAPPING).write_text(mapping)
+    file_of_call(recording, *ascend.TOPOLOGY).write_text("\tNPU5\tCPU Affinity\nNPU5\tX\t0-23\n")
+    profile = probe(RecordedMachine(recording))
+    assert [(device.id, device.pci_address) for device in profile.devices] == [("ascend0", "0000:02:00.0")]
+    assert nodes(profile) == [0]
+    assert link(profile, "ascend0", "network").path == "10.20.5.11"
+
+
 def test_ascend_a5_and_pcie() -> None:
     newer = profile_of("ascend_a5")
     assert link(newer, "ascend0", "ascend1").kind is LinkKind.ub
@@ -137,6 +153,13 @@ def test_nvidia() -> None:
     assert [port.active for port in profile.rdma] == [False, True, True, True]
     flat = profile_of("nvidia_pcie")
     assert link(flat, "nvidia0", "nvidia1").path == "NODE" and nodes(flat) == [0, 0]
+
+
+def test_soft_roce_is_shown_as_what_it_is() -> None:
+    (port,) = profile_of("soft_roce").rdma
+    # The driver's rate is a constant; perftest said "Mtu: 1024" on this guest.
+    assert port.software and port.active and port.bytes_per_s is None and port.interface == "eth0"
+    assert port.max_packet_bytes is not None and port.max_packet_bytes.value == 1024
 
 
 def test_wsl2() -> None:

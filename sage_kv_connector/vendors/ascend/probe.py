@@ -222,7 +222,7 @@ def probe(machine: Machine, functions: list[PciFunction]) -> Findings:
             if label not in labels and not label.startswith("NIC"):
                 found.note(" ".join(TOPOLOGY), f"{label} is no chip of `{source}` and is left out")
         add_matrix(found, matrix, " ".join(TOPOLOGY), labels)
-    _ports(asker, found)
+    _ports(asker, found, {_index(chip, chips): _physical(chip, chips) for chip in chips})
     return found
 
 
@@ -244,6 +244,14 @@ def _index(chip: Chip, chips: list[Chip]) -> int:
     return chip.physical if chip.physical is not None else chips.index(chip)
 
 
+def _physical(chip: Chip, chips: list[Chip]) -> int:
+    """What hccn_tool and hccn.conf count by. A card of one chip has its NPU ID, in a container too."""
+    if chip.physical is not None:
+        return chip.physical
+    alone = sum(other.npu == chip.npu for other in chips) == 1
+    return chip.npu if alone else _index(chip, chips)
+
+
 def _labelled(label: str, chips: list[Chip]) -> int | None:
     if physical := re.fullmatch(r"Phy-ID(\d+)", label):
         wanted = int(physical.group(1))
@@ -257,23 +265,22 @@ def _labelled(label: str, chips: list[Chip]) -> int | None:
     return None
 
 
-def _ports(asker: Asker, found: Findings) -> None:
+def _ports(asker: Asker, found: Findings, physical: dict[int, int]) -> None:
     """The RoCE port of each chip, by hccn_tool, else the addresses of its configuration."""
     configured = parse_hccn_conf(asker.machine.read("/etc/hccn.conf") or "")
     for device in found.devices:
-        at = ("hccn_tool", "-i", str(device.index))
+        number = physical[device.index]
+        at = ("hccn_tool", "-i", str(number))
         link = asker.ask(*at, "-link", "-g")
         if link is None:
-            if device.index in configured:
-                found.ports.append(
-                    FoundPort(device.index, None, None, configured[device.index], "/etc/hccn.conf")
-                )
+            if number in configured:
+                found.ports.append(FoundPort(device.index, None, None, configured[number], "/etc/hccn.conf"))
             continue
         command = " ".join((*at, "-link", "-g"))
         up = parse_link(command, link)
         speed = asker.ask(*at, "-speed", "-g") if up else None
         address = asker.ask(*at, "-ip", "-g")
-        port = FoundPort(device.index, up, None, configured.get(device.index), command)
+        port = FoundPort(device.index, up, None, configured.get(number), command)
         if speed is not None:
             told = " ".join((*at, "-speed", "-g"))
             port.bytes_per_s = Fact[float](value=parse_speed(told, speed), source=told)
