@@ -144,7 +144,9 @@ class VendorDescriptors(BaseModel):
     vendor: str
     title: str
     pci_vendor: str = Field(description="PCI vendor id, hex")
-    pci_classes: list[str] = Field(description="first four hex digits of the PCI class of accelerators")
+    pci_classes: list[str] = Field(
+        description="what PCI classes of accelerators begin with, hex: 12 accelerator, 03 display"
+    )
     pci_source: str
     nodes: str = Field(description="device nodes, as a pattern whose * is the index")
     tools: list[str]

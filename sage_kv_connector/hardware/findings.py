@@ -25,6 +25,7 @@ class FoundDevice:
     memory_bytes: Fact[int] | None = None
     numa_node: Fact[int] | None = None
     cpus: Fact[str] | None = None  #: CPU affinity as the tool prints it
+    node: int | None = None  #: number of the device node, where it is not the index
 
 
 @dataclass

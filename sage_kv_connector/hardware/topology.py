@@ -59,11 +59,11 @@ def probe(machine: Machine | None = None) -> HardwareProfile:
     )
     for vendor in VENDORS:
         table = descriptors(vendor)
-        own = [
-            one for one in functions if one.vendor == table.pci_vendor and one.pci_class in table.pci_classes
-        ]
+        of_vendor = [one for one in functions if one.vendor == table.pci_vendor]
+        own = [one for one in of_vendor if one.pci_class.startswith(tuple(table.pci_classes))]
         run: VendorProbe = import_module(f"sage_kv_connector.vendors.{vendor}.probe").probe
-        _add(profile, table, run(machine, own), own, machine)
+        # A device that its tool shows may have any class; the filter is for counting without a tool.
+        _add(profile, table, run(machine, own), of_vendor, machine)
     profile.links += network_links(profile.rdma, profile.interfaces)
     profile.notes = _grouped(profile.notes)
     return profile
@@ -90,7 +90,8 @@ def _add(
         _device(profile, table, one, by_address.get(one.pci_address or ""), machine) for one in found.devices
     ]
     profile.devices += devices
-    _check_sysfs_nodes(profile, table, functions)
+    addresses = {device.pci_address for device in devices}
+    _check_sysfs_nodes(profile, table, [one for one in functions if one.address in addresses])
     by_index = {device.index: device for device in devices}
     for link in found.links:
         profile.links.append(device_link(profile, link, by_index))
@@ -143,7 +144,7 @@ def _device(
         pci_address=found.pci_address,
         pci_device=f"{function.vendor}:{function.device}" if function else None,
         pci=function.link if function else None,
-        node=_node(table, found.index, machine),
+        node=_node(table, found.index if found.node is None else found.node, machine),
         numa_node=_numa(profile, name, found, function),
         memory_bytes=found.memory_bytes or (chip.memory_bytes if chip else None),
         descriptor=chip,

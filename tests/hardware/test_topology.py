@@ -93,7 +93,7 @@ def test_ascend_in_a_container_has_other_numbers(tmp_path: Path) -> None:
     file_of_call(recording, *ascend.TOPOLOGY).write_text("\tNPU5\tCPU Affinity\nNPU5\tX\t0-23\n")
     profile = probe(RecordedMachine(recording))
     assert [(device.id, device.pci_address) for device in profile.devices] == [("ascend0", "0000:02:00.0")]
-    assert nodes(profile) == [0]
+    assert nodes(profile) == [0] and profile.devices[0].node == "/dev/davinci5"
     assert link(profile, "ascend0", "network").path == "10.20.5.11"
 
 
@@ -160,6 +160,14 @@ def test_soft_roce_is_shown_as_what_it_is() -> None:
     # The driver's rate is a constant; perftest said "Mtu: 1024" on this guest.
     assert port.software and port.active and port.bytes_per_s is None and port.interface == "eth0"
     assert port.max_packet_bytes is not None and port.max_packet_bytes.value == 1024
+
+
+def test_a_device_of_an_unknown_class_is_found_by_its_tool(tmp_path: Path) -> None:
+    recording = copied("cambricon", tmp_path)
+    path = recording / "machine.yaml"
+    path.write_text(path.read_text().replace("'0x120000'", "'0x048000'").replace("0x120000", "0x048000"))
+    profile = probe(RecordedMachine(recording))
+    assert [device.pci_device for device in profile.devices] == ["cabc:0371"] * 4
 
 
 def test_wsl2() -> None:

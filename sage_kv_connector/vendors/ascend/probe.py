@@ -211,6 +211,7 @@ def probe(machine: Machine, functions: list[PciFunction]) -> Findings:
                 index=_index(chip, chips),
                 name=chip.name,
                 pci_address=chip.address,
+                node=_physical(chip, chips),
                 memory_bytes=None if memory is None else Fact[int](value=memory * MIB, source=source),
             )
         )
@@ -245,7 +246,7 @@ def _index(chip: Chip, chips: list[Chip]) -> int:
 
 
 def _physical(chip: Chip, chips: list[Chip]) -> int:
-    """What hccn_tool and hccn.conf count by. A card of one chip has its NPU ID, in a container too."""
+    """What device nodes, hccn_tool and hccn.conf count by. A card of one chip has its NPU ID, in a container too."""
     if chip.physical is not None:
         return chip.physical
     alone = sum(other.npu == chip.npu for other in chips) == 1
