@@ -104,7 +104,7 @@ def parse_matrix(command: str, output: str, prefix: str) -> Matrix:
                     command, number, line, f"a link's word in column {label}, not {value!r}"
                 )
             cells[row, label] = value
-        extras[row] = dict(zip(header[len(labels) :], values[len(labels) :], strict=False))
+        extras[row] = _beside(header[len(labels) :], values[len(labels) :])
         last = (number, line)
     if header is None:
         raise ToolFormatError(
@@ -114,6 +114,15 @@ def parse_matrix(command: str, output: str, prefix: str) -> Matrix:
         if device.fullmatch(label) and label not in extras:
             raise ToolFormatError(command, last[0], last[1], f"a row of {label} after it")
     return Matrix(labels, cells, extras, legend)
+
+
+def _beside(columns: list[str], values: list[str]) -> dict[str, str]:
+    """What stands beside a row. Blank cells can't be told apart, so a short row keeps only a list of CPUs."""
+    if len(values) >= len(columns):
+        return dict(zip(columns, values, strict=False))
+    if values and re.search(r"\d[-,]\d", values[0]):
+        return {columns[0]: values[0]}
+    return {}
 
 
 def _is_header(words: list[str], device: re.Pattern[str]) -> bool:

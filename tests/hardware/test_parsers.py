@@ -245,6 +245,15 @@ def test_columns_beside_a_matrix_come_and_go(extra: list[str]) -> None:
     assert matrix.extras["GPU1"]["NUMA Affinity"] == "1"
 
 
+def test_blank_cells_beside_a_matrix_are_not_shifted() -> None:
+    header = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
+    assert parse_matrix("t", header + "GPU0\t X \t\t1\tN/A\n", "GPU").extras["GPU0"] == {}
+    kept = parse_matrix("t", header + "GPU0\t X \t0-7,9\t\tN/A\n", "GPU").extras["GPU0"]
+    assert kept == {"CPU Affinity": "0-7,9"}
+    doubled = parse_matrix("t", header + "GPU0\t X \t0-7\t1\t\tN/A\n", "GPU").extras["GPU0"]
+    assert doubled["NUMA Affinity"] == "1"  # newer drivers put two tabs there
+
+
 def test_a_matrix_of_one_device_has_a_header() -> None:
     matrix = parse_matrix("t", "\tNPU0\tCPU Affinity\nNPU0\tX\t0-23\n", "NPU")
     assert matrix.extras == {"NPU0": {"CPU Affinity": "0-23"}}
