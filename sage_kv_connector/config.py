@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from sage_kv_connector.backends import BACKENDS
+from sage_kv_connector.config_file import read_options, write_options
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
@@ -25,6 +26,10 @@ class KVTransportConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str | None = Field(None, description="named set of options that the others override")
+    config_file: Path | None = Field(
+        None,
+        description="kv_transport.yaml, or a config.yaml with a section kv_transport; lies between preset and options",
+    )
     backend: str = Field("auto", description="auto: shm on the same node, else tcp")
     target_dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4"] = Field(
         "auto",
@@ -123,35 +128,85 @@ class KVTransportConfig(BaseModel):
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None) -> KVTransportConfig:
-        """From a mapping (``kv_connector_extra_config``, YAML); a ``preset`` in it is the layer below.
+        """From a mapping (``kv_connector_extra_config``, YAML); ``preset`` and ``config_file`` are layers below.
 
-        Raises pydantic.ValidationError naming field, value and what is allowed.
+        Raises ValueError (of which pydantic.ValidationError is one) naming field, value and what is allowed.
         """
-        given = dict(options or {})
-        name = given.get("preset")
-        base: dict[str, Any] = {}
-        if name is not None:
-            known = presets()
-            if name not in known:
-                raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
-            base = dict(known[name]["settings"])
-        return cls.model_validate({**base, **given})
+        return cls.model_validate(layered(options or {}).options)
+
+    @classmethod
+    def from_file(cls, path: Path) -> KVTransportConfig:
+        """From ``kv_transport.yaml`` or ``config.yaml``. Raises ValueError naming file, field and value."""
+        return cls.load(read_options(path))
+
+    def to_file(self, path: Path) -> None:
+        """Write the options that were set, for ``from_file``; a ``config.yaml`` keeps its other sections.
+
+        Raises ValueError for a secret, and for a file that can't be written.
+        """
+        # What stands over the preset is written even where it is the default: it overrides the preset.
+        over = presets()[self.preset]["settings"] if self.preset in presets() else {}
+        wanted = (self.model_fields_set | set(over)) - {"config_file"}
+        write_options(path, self.model_dump(include=wanted))
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> KVTransportConfig:
         """From ``key=value`` words; values are read as YAML, dashes in keys as underscores."""
-        options: dict[str, Any] = {}
-        for word in words:
-            key, sign, value = word.partition("=")
-            if not sign or not key:
-                raise ValueError(f"option {word!r} is not of the form key=value")
-            options[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        return cls.load(options)
+        return cls.load(options_of_words(words))
+
+
+class Layers(NamedTuple):
+    """Options put together, and which layer each comes from."""
+
+    options: dict[str, Any]
+    origins: dict[str, str]
+
+
+def layered(options: Mapping[str, Any]) -> Layers:
+    """Preset, then the user's file, then the options themselves; later ones win.
+
+    The preset may be named by the file or by the options. Raises ValueError for an unknown preset
+    and for a file that can't be read.
+    """
+    path = options.get("config_file")
+    from_file = read_options(Path(path)) if path is not None else {}
+    if "config_file" in from_file:
+        raise ValueError(f"config_file {str(path)!r} names another config_file; options name at most one")
+    name = options.get("preset", from_file.get("preset"))
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if name is not None:
+        known = presets()
+        if name not in known:
+            raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
+        layers.append((f"preset {name}", known[name]["settings"]))
+    if path is not None:
+        layers.append((str(path), from_file))
+    layers.append(("given", options))
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        merged.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+    return Layers(merged, origins)
+
+
+def options_of_words(words: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` words as options; values are read as YAML, dashes in keys as underscores.
+
+    Raises ValueError for a word of another form.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise ValueError(f"option {word!r} is not of the form key=value")
+        options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+    return options
 
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    """The presets that ship with the package: name → {goal, why, settings}."""
+    """The presets that ship with the package: name → {goal, hardware, why, settings}."""
     text = (files("sage_kv_connector") / "presets" / "kv_transport_presets.yaml").read_text()
     loaded: dict[str, dict[str, Any]] = yaml.safe_load(text)["presets"]
     return loaded

@@ -21,7 +21,7 @@ def test_words_are_options_and_presets_lie_below_them() -> None:
         ({"backend": "rdma"}, "not part of this release; allowed: auto, shm, tcp"),
         ({"backend": "carrier-pigeon"}, "backend"),
         ({"lease_s": -1}, "lease_s"),
-        ({"preset": "fast"}, "preset 'fast' is unknown; allowed: high-bw, low-cost, low-latency"),
+        ({"preset": "fast"}, "preset 'fast' is unknown; allowed: high-bw, low-cost, low-latency, wan"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], says: str) -> None:

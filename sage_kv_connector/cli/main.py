@@ -7,11 +7,13 @@ import platform
 import signal
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sage_kv_connector import __version__
+from sage_kv_connector.cli.presets import presets
 from sage_kv_connector.cli.report import emit, progress
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
@@ -19,6 +21,7 @@ bench = typer.Typer(
     help="Measure our transport beside its peers and the physical limit.", no_args_is_help=True
 )
 app.add_typer(bench, name="bench")
+app.add_typer(presets, name="presets")
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
 
@@ -85,26 +88,48 @@ def demo(
 
 
 @app.command()
-def presets(
-    name: Annotated[str | None, typer.Argument(help="show one preset only")] = None, as_json: AsJson = False
+def probe(
+    measured: Annotated[
+        bool, typer.Option("--measure", help="time memory, loopback, devices and RDMA ports; some seconds")
+    ] = False,
+    from_recording: Annotated[
+        Path | None, typer.Option(help="a directory that --record made, instead of this machine")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="write all that was read here to this directory, to send it in")
+    ] = None,
+    about: Annotated[str, typer.Option(help="a line about this machine for --record")] = "",
+    without: Annotated[
+        list[str] | None, typer.Option(help="treat a tool as missing, such as npu-smi; may be repeated")
+    ] = None,
+    tool_seconds: Annotated[float, typer.Option(min=0.1, help="time limit of one call of a tool")] = 10.0,
+    write: Annotated[
+        Path | None, typer.Option(help="write the recommended options: kv_transport.yaml or a config.yaml")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """The presets that ship with the package, and what each sets."""
-    from sage_kv_connector.config import presets as shipped
+    """Devices, links and networks of this machine, and the options they call for.
 
-    known = shipped()
-    if name is not None and name not in known:
-        progress.print(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
-        raise typer.Exit(2)
-    chosen = known if name is None else {name: known[name]}
-    rows = [
-        (
-            key,
-            f"{preset['goal']}\n{preset['why']}\n"
-            + ", ".join(f"{k}={v}" for k, v in preset["settings"].items()),
+    Exit status 1 if a tool's output or a recording can't be read.
+    """
+    from sage_kv_connector.cli.probe import probe_rows, run_probe, write_config
+
+    try:
+        profile = run_probe(
+            from_recording=from_recording,
+            record=record,
+            about=about,
+            measured=measured,
+            without=without or (),
+            tool_seconds=tool_seconds,
         )
-        for key, preset in chosen.items()
-    ]
-    emit(chosen, as_json=as_json, title="presets", rows=rows)
+        if write is not None:
+            write_config(profile, write)
+    except ValueError as error:
+        # Tools print what they like; their words are no markup.
+        progress.print(f"probe: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    emit(profile.model_dump(mode="json"), as_json=as_json, title="hardware", rows=probe_rows(profile))
 
 
 def _contenders(text: str) -> list[str]:

@@ -91,7 +91,7 @@ class RuntimeFeatures(NamedTuple):
 class DeviceInfo(NamedTuple):
     """One device as its runtime names it."""
 
-    index: int
+    device: int
     name: str
     pci_bus_id: str  #: "0000:c1:00.0", empty if the runtime does not tell
     memory_bytes: int  #: total, 0 if the runtime does not tell

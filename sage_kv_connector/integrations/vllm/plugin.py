@@ -47,7 +47,8 @@ def expand_bare_word(text: str) -> Any:
 
     words = [word for word in text[len(BARE_WORD) + 1 :].split(",") if word]
     config = KVTransportConfig.from_words(words)
-    options = config.model_dump(mode="json", exclude_unset=True)
+    # A config_file's options are in the model by now; workers on other nodes need not have the file.
+    options = config.model_dump(mode="json", exclude_unset=True, exclude={"config_file"})
     if config.secret is not None:
         options["secret"] = config.secret.get_secret_value()
     wanted = {
