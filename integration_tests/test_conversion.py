@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,24 +163,57 @@ def test_converted_elements_still_recall(
     assert wire == {config.get("target_dtype", "fp8_e4m3")}
 
 
-def test_tp_2_and_an_fp8_prefill_hand_over_to_tp_1_in_bf16(scratch: Path, secret: dict[str, str]) -> None:
-    audit, bootstrap = scratch / "audit-tp2-prefill.jsonl", free_port()
+@contextmanager
+def prefill_of(
+    scratch: Path, secret: dict[str, str], name: str, *extra: str, block_size: int
+) -> Iterator[Prefill]:
+    """A prefill server for one decode server."""
+    audit, bootstrap = scratch / f"audit-{name}.jsonl", free_port()
     audit.touch()
-    source = vllm_server(
-        "prefill-tp2-fp8",
-        options(scratch, secret, "--tensor-parallel-size", "2", "--kv-cache-dtype", "fp8", block_size=96),
+    process = vllm_server(
+        f"prefill-{name}",
+        options(scratch, secret, *extra, block_size=block_size),
         words(audit, bootstrap_port=bootstrap),
         core_halves()[0],
     )
     prompts = [recall_prompt(seed, tokens) for seed, tokens in enumerate(LENGTHS)]
-    with running(source):
-        alone = [complete(source.url, prompt, max_tokens=8).token_ids for prompt, _ in prompts]
-        side = Prefill(source, bootstrap, audit, scratch, secret, prompts, alone)
-        decode = decode_server(side, "decode-tp1-of-tp2", block_size=64)
-        handed = hand_over(side, decode, decode.log)
+    with running(process):
+        alone = [complete(process.url, prompt, max_tokens=8).token_ids for prompt, _ in prompts]
+        yield Prefill(process, bootstrap, audit, scratch, secret, prompts, alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "block_size", "extra"),
+    [
+        ("smaller-pages", 96, ()),
+        ("tp-2-page-64", 64, ("--tensor-parallel-size", "2")),
+        ("pp-2-page-64", 64, ("--pipeline-parallel-size", "2")),
+    ],
+)
+def test_smaller_pages_and_more_ranks_of_prefill_change_no_element(
+    scratch: Path, secret: dict[str, str], name: str, block_size: int, extra: tuple[str, ...]
+) -> None:
+    with prefill_of(scratch, secret, name, *extra, block_size=block_size) as source:
+        decode = decode_server(source, f"decode-of-{name}", block_size=128)
+        handed = hand_over(source, decode, decode.log)
+    assert handed.tokens == [expected for _, expected in source.prompts] * 2
+    consumers = [r for r in handed.records if r["side"] == "consumer"]
+    producers = [r for r in handed.records if r["side"] == "producer"]
+    assert {r["wire_dtype"] for r in consumers} == {"bf16"}
+    if extra:
+        assert len({r["rank"] for r in producers}) == 2
+    else:
+        assert sorted(str(r["sha256"]) for r in consumers) == sorted(str(r["sha256"]) for r in producers)
+
+
+def test_tp_2_and_an_fp8_prefill_hand_over_to_tp_1_in_bf16(scratch: Path, secret: dict[str, str]) -> None:
+    extra = ("--tensor-parallel-size", "2", "--kv-cache-dtype", "fp8")
+    with prefill_of(scratch, secret, "tp2-fp8", *extra, block_size=96) as source:
+        decode = decode_server(source, "decode-tp1-of-tp2", block_size=64)
+        handed = hand_over(source, decode, decode.log)
     agree = [
         a == b
-        for one, two in zip(handed.tokens, alone * 2, strict=True)
+        for one, two in zip(handed.tokens, source.alone * 2, strict=True)
         for a, b in zip(one, two, strict=True)
     ]
     assert sum(agree) / len(agree) >= 0.95

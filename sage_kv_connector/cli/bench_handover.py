@@ -2,7 +2,8 @@
 """``sage-kvt bench handover``: decode's time to first token after prefill answered, ours and the peers'.
 
 All pairs of servers stay up and take turns; those not measured are stopped. Prefill
-attention is stubbed on all of them alike (baselines/README.md), decode's is real.
+attention is stubbed on all of them alike (baselines/README.md) unless ``real_attention``;
+decode's is always real.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sage_kv_connector.cli.vllm_processes import (
     VllmOptions,
     complete,
     free_port,
+    gauge,
     running,
     vllm_server,
 )
@@ -96,6 +98,10 @@ class ServerPair:
         """What prefill's server itself answers, from the KV in its own cache."""
         return complete(self.prefill.url, prompt, max_tokens=2).token_ids
 
+    def converted_s(self) -> float:
+        """Seconds that conversion threads of both sides have worked so far."""
+        return sum(gauge(server, "conversion_ns") for server in (self.prefill, self.decode)) / 1e9
+
     def _bootstrap(self) -> tuple[dict[str, Any], dict[str, Any]]:
         from baselines.vllm_peers import bootstrap_params
 
@@ -104,7 +110,13 @@ class ServerPair:
 
 
 def bench_handover(
-    against: Sequence[str], tokens: Sequence[int], repeats: int, backend: str
+    against: Sequence[str],
+    tokens: Sequence[int],
+    repeats: int,
+    backend: str,
+    *,
+    target_dtype: str = "auto",
+    real_attention: bool = False,
 ) -> dict[str, Any]:
     """Run it. Raises ServerError when servers don't start."""
     if not (CHECKOUT / "baselines").is_dir():
@@ -113,17 +125,19 @@ def bench_handover(
         )
     sys.path.insert(0, str(CHECKOUT))
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:
-        pairs = _start(Path(name), against, max(tokens), backend, stack)
+        ours = f"backend={backend},host=127.0.0.1,target_dtype={target_dtype}"
+        pairs = _start(Path(name), against, max(tokens), ours, stack, real_attention=real_attention)
         sizes = {}
         for count in tokens:
             rounds = [
                 _round(pairs, count, f"{count} tokens, round {i} of {repeats}") for i in range(repeats + 1)
             ]
-            sizes[str(count)] = _summary(rounds[1:])  # the first warms up
+            sizes[str(count)] = _summary(rounds[1:]) | {"conversion": _conversion(rounds)}  # the first warms up
         return {
             "backend": backend,
             "kv_bytes_per_token": SHAPES["bench"].kv_bytes_per_token,
-            "prefill_attention": "stubbed on all servers",
+            "target_dtype": target_dtype,
+            "prefill_attention": "real" if real_attention else "stubbed on all servers",
             "repeats": repeats,
             "tokens": sizes,
         }
@@ -140,20 +154,30 @@ def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if not figures["token_ids_equal"][name]:
                 text += ", WRONG TOKEN IDS"
             yield f"{tokens} tokens, {name}", text
+        share = figures["conversion"]
+        if share["thread_s"]:
+            text = f"{share['thread_s'] * 1e3:.0f} ms of threads beside the engines, {share['of_request']:.2%} of a request"
+            yield f"{tokens} tokens, conversion", text
 
 
 def _start(
-    directory: Path, against: Sequence[str], most_tokens: int, backend: str, stack: ExitStack
+    directory: Path,
+    against: Sequence[str],
+    most_tokens: int,
+    options_of_ours: str,
+    stack: ExitStack,
+    *,
+    real_attention: bool,
 ) -> list[ServerPair]:
     from baselines.vllm_peers import PLUGINS, PeerPair, ServerSide, mooncake, nixl
 
     bootstrap = free_port()
-    common = f"sage_kvt:backend={backend},host=127.0.0.1"
+    common = f"sage_kvt:{options_of_ours}"
     wanted = {
         "ours": PeerPair(ServerSide(f"{common},bootstrap_port={bootstrap}"), ServerSide(common), bootstrap)
     }
     if "nixl" in against:
-        transport = "cma" if backend == "shm" else "tcp"
+        transport = "cma" if "backend=shm" in options_of_ours else "tcp"
         wanted["nixl"] = nixl(transport, (free_port(), free_port()))
     if "mooncake" in against:
         wanted["mooncake"] = mooncake(free_port())
@@ -161,7 +185,7 @@ def _start(
     env = {
         SECRET_ENV: secrets.token_urlsafe(16),
         "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
-        "SAGE_KVT_PREFILL_STUB": "1",
+        "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
     }
     cores = core_halves()
     pairs = []
@@ -200,7 +224,9 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
                 pair.failed = True
                 progress.print(f"{name} failed a request and is left out from here: {error}")
         if pair.name == "ours":
+            # These steps also bring the counters of the hand-overs to /metrics.
             recomputed = complete(pair.decode.url, _prompt(tokens), max_tokens=2)
+            out["ours"]["converted_s"] = pair.converted_s()
             out["recompute"] = {"ttft_s": recomputed.ttft_s, "prefill_s": 0.0, "equal": True}
         pair.signal(signal.SIGSTOP)
     progress.print(what + ": " + ", ".join(f"{name} {r['ttft_s'] * 1e3:.0f} ms" for name, r in out.items()))
@@ -210,6 +236,21 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
 def _prompt(tokens: int) -> list[int]:
     """One token more than whole pages: that one is computed with real attention wherever the rest is cached."""
     return [random.randint(1, 255) for _ in range(tokens + 1)]
+
+
+def _conversion(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """Work of conversion threads for one hand-over, both sides together, and as a share of request time.
+
+    Requests of both ways of dispatch count. The threads work beside the engine and the wire, so
+    the share is what conversion costs at most.
+    """
+    done = [r["ours"]["converted_s"] for r in rounds]
+    handed = [r[name] for r in rounds[1:] for name in ("ours", "ours, concurrent")]
+    work = done[-1] - done[0]
+    return {
+        "thread_s": work / len(handed),
+        "of_request": work / sum(one["prefill_s"] + one["ttft_s"] for one in handed),
+    }
 
 
 def _summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

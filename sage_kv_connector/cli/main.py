@@ -171,18 +171,34 @@ def bench_handover_command(
     tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of each length")] = 5,
     backend: Annotated[BackendChoice, typer.Option(help="how our KV travels")] = BackendChoice.shm,
+    target_dtype: Annotated[str, typer.Option(help="our dtype on the wire, as in the options")] = "auto",
+    real_attention: Annotated[
+        bool, typer.Option("--real-attention", help="do not stub prefill's attention: minutes at 32768 tokens")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode's time to first token after prefill answered, through real vLLM servers; ours and the peers'."""
     from sage_kv_connector.cli.bench_handover import bench_handover, handover_rows
     from sage_kv_connector.cli.vllm_processes import ServerError
+    from sage_kv_connector.config import KVTransportConfig
 
     try:
         lengths = [int(word) for word in tokens.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--tokens {tokens!r} must be numbers separated by commas") from None
     try:
-        result = bench_handover(_contenders(against), lengths, repeats, backend.value)
+        KVTransportConfig.load({"target_dtype": target_dtype})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        result = bench_handover(
+            _contenders(against),
+            lengths,
+            repeats,
+            backend.value,
+            target_dtype=target_dtype,
+            real_attention=real_attention,
+        )
     except ServerError as error:
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,6 +275,13 @@ def _read_stream(response: http.client.HTTPResponse, begun: float) -> Answer:
                 first = time.perf_counter() - begun
             token_ids += ids
     raise ServerError(f"the stream broke off after {len(token_ids)} tokens")
+
+
+def gauge(server: Process, name: str) -> float:
+    """One of our gauges at a server's /metrics, summed over its engines; 0 before the first step."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:sage_kvt_{name}{{"))
 
 
 def _script(name: str) -> str:
