@@ -85,13 +85,14 @@ class RuntimeFeatures(NamedTuple):
     host_register: bool  #: existing host memory can be pinned
     batched_copies: bool  #: one call for many copies
     peer_copies: bool  #: device to device of one node without the host
+    asynchronous_peer_copies: bool  #: else ``copy_peer_async`` returns when stream and copy are over
     ipc: bool  #: device memory can be opened in another process
 
 
 class DeviceInfo(NamedTuple):
     """One device as its runtime names it."""
 
-    index: int
+    device: int
     name: str
     pci_bus_id: str  #: "0000:c1:00.0", empty if the runtime does not tell
     memory_bytes: int  #: total, 0 if the runtime does not tell
@@ -153,7 +154,13 @@ class DeviceRuntime(Protocol):
         ...
 
     def copy_peer_async(
-        self, destination: int, destination_device: int, source: int, source_device: int, nbytes: int, stream: int
+        self,
+        destination: int,
+        destination_device: int,
+        source: int,
+        source_device: int,
+        nbytes: int,
+        stream: int,
     ) -> None:
         """Device to device of one node; the stream is the destination device's. Raises UnsupportedByRuntime."""
         ...
@@ -182,8 +189,15 @@ class DeviceRuntime(Protocol):
         """Base and length of the allocation that holds the range (what ``ipc_export`` takes)."""
         ...
 
+    def ipc_process_id(self, device: int) -> int:
+        """This process as an exporter has to name it; inside a container not always ``os.getpid()``."""
+        ...
+
     def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
-        """A handle with which ``importer_pid`` can open the allocation. Raises UnsupportedByRuntime."""
+        """A handle with which ``importer_pid`` can open the allocation. Raises UnsupportedByRuntime.
+
+        The importer closes before the exporter frees. ``importer_pid`` is the importer's ``ipc_process_id``.
+        """
         ...
 
     def ipc_import(self, device: int, handle: bytes) -> int:
