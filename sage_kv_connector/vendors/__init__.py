@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sage_kv_connector.vendors.emulator.settings import EmulatorSettings
 
 #: Each has ``vendors/<vendor>/runtime.py`` with ``INTERFACE`` and ``create(library)``.
-VENDORS = ("ascend",)
+VENDORS = ("ascend", "cambricon", "hygon", "kunlunxin", "nvidia")
 
 
 def open_runtime(vendor: str, emulator: EmulatorSettings | None = None) -> DeviceRuntime:

@@ -94,6 +94,14 @@ class VendorRuntime:
         for destination, source, nbytes in copies.tolist():
             self.copy_async(device, destination, source, nbytes, kind, stream)
 
+    def _whole_range(self, base: int, size: int, address: int, nbytes: int) -> tuple[int, int]:
+        """The allocation, or ValueError for a range that ends behind it."""
+        if not base <= address <= address + nbytes <= base + size:
+            raise ValueError(
+                f"the range {address:#x} + {nbytes} is not inside one allocation; {base:#x} + {size} holds its start"
+            )
+        return base, size
+
     def _handle_of_length(self, handle: bytes, length: int) -> bytes:
         """A handle that came from a peer, or ValueError."""
         if len(handle) != length:

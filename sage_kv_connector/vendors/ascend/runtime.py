@@ -161,7 +161,7 @@ class AscendRuntime(VendorRuntime):
         size = ctypes.c_size_t()
         base = ctypes.c_void_p()
         self._call("aclrtMemGetAddressRange", address, ctypes.byref(base), ctypes.byref(size))
-        return base.value or 0, size.value
+        return self._whole_range(base.value or 0, size.value, address, nbytes)
 
     # Streams and copies
 
