@@ -3,13 +3,13 @@ PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 
-.PHONY: demo test test-unit test-cpp test-engines lint bench shell build wheel clean
+.PHONY: demo test test-unit test-cpp test-engines test-vendor-headers lint bench shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 demo:
 	$(RUN) sage-kvt demo $(ARGS)
 
-test: test-unit test-cpp test-engines
+test: test-unit test-cpp test-vendor-headers test-engines
 
 test-unit:
 	$(RUN) python -m pytest -q tests $(ARGS)
@@ -17,6 +17,10 @@ test-unit:
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:
 	$(RUN) sh scripts/test_cpp.sh $(BUILD)
+
+# What is assumed of vendors' C interfaces against their headers; fetches Ascend's once.
+test-vendor-headers:
+	$(RUN) python scripts/check_vendor_signatures.py --require ascend,cambricon,hygon,kunlunxin,nvidia $(ARGS)
 
 # Real engines, started once for all cases.
 test-engines:

@@ -85,6 +85,7 @@ class RuntimeFeatures(NamedTuple):
     host_register: bool  #: existing host memory can be pinned
     batched_copies: bool  #: one call for many copies
     peer_copies: bool  #: device to device of one node without the host
+    asynchronous_peer_copies: bool  #: else ``copy_peer_async`` returns when stream and copy are over
     ipc: bool  #: device memory can be opened in another process
 
 
@@ -188,8 +189,15 @@ class DeviceRuntime(Protocol):
         """Base and length of the allocation that holds the range (what ``ipc_export`` takes)."""
         ...
 
+    def ipc_process_id(self, device: int) -> int:
+        """This process as an exporter has to name it; inside a container not always ``os.getpid()``."""
+        ...
+
     def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
-        """A handle with which ``importer_pid`` can open the allocation. Raises UnsupportedByRuntime."""
+        """A handle with which ``importer_pid`` can open the allocation. Raises UnsupportedByRuntime.
+
+        The importer closes before the exporter frees. ``importer_pid`` is the importer's ``ipc_process_id``.
+        """
         ...
 
     def ipc_import(self, device: int, handle: bytes) -> int:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Hygon: DCUs through DTK's HIP."""

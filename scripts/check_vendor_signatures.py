@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare what the runtimes believe of their vendors' C interfaces with the vendors' headers.
+
+    python scripts/check_vendor_signatures.py [--require VENDOR[,VENDOR …]]
+
+From each table in ``vendors/<vendor>/abi.py`` a C++ file is made that includes the headers,
+declares every function again, and asserts every constant, and the size and members of every type. The
+compiler refuses what differs. The symbols of the result are compared as well, since headers
+rename functions. Headers come from PyPI's torch-npu (``locks/vendor-headers.txt``, fetched once into
+``$SAGE_KVT_CACHE``), from Triton's wheel, and from what is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from sage_kv_connector.vendors import VENDORS
+from sage_kv_connector.vendors.c_interface import CInterface, CType
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
+LOCK = ROOT / "locks" / "vendor-headers.txt"
+OWN = ROOT / "tests" / "vendors" / "headers"
+
+
+class Headers(NamedTuple):
+    """One set of headers to compile against."""
+
+    vendor: str
+    source: str  #: for people
+    folders: tuple[Path, ...]
+    includes: tuple[str, ...]
+    defines: tuple[str, ...] = ()
+    vendors_own: bool = True  #: False for declarations that we wrote down
+
+
+def header_sets(vendor: str) -> list[Headers]:
+    """The vendor's headers that are here; fetches Ascend's. May be empty."""
+    if vendor == "ascend":
+        folder = ascend_headers()
+        includes = ("acl/acl.h",)
+        return [Headers(vendor, "PyPI torch-npu", (folder,), includes)] if folder else []
+    if vendor == "hygon":
+        amd = ("__HIP_PLATFORM_AMD__",)
+        places = [("installed HIP", Path("/usr/include")), ("Triton's HIP", triton_folder("amd"))]
+        return [
+            Headers(vendor, name, (folder,), ("hip/hip_runtime_api.h",), amd)
+            for name, folder in places
+            if folder and (folder / "hip" / "hip_runtime_api.h").exists()
+        ]
+    if vendor == "nvidia":
+        places = [(str(folder), folder) for folder in sorted(Path("/usr/local").glob("cuda-*/include"))]
+        places.append(("Triton's CUDA", triton_folder("nvidia")))
+        return [
+            Headers(vendor, name, (folder,), ("cuda.h",))
+            for name, folder in places
+            if folder and (folder / "cuda.h").exists()
+        ]
+    own = {"cambricon": "cnrt_declarations.h", "kunlunxin": "xpu_declarations.h"}
+    return [Headers(vendor, f"our declarations in {own[vendor]}", (OWN,), (own[vendor],), vendors_own=False)]
+
+
+def triton_folder(backend: str) -> Path | None:
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "backends" / backend / "include"
+
+
+def ascend_headers() -> Path | None:
+    """torch-npu's copy of ACL's headers, fetched once a lock; None, with the reason on stderr, if that fails."""
+    folder = CACHE / f"vendor-headers-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
+    include = folder / "torch_npu" / "include" / "third_party" / "acl" / "inc"
+    if include.is_dir():
+        return include
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", scratch, "-r", str(LOCK)]
+        # Headers are the same for every Python; name one so that any can fetch them.
+        pip += ["--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64"]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode != 0:
+            print(f"ascend: {LOCK.name} could not be fetched: {done.stderr.strip()[-500:]}", file=sys.stderr)
+            return None
+        unpacked = Path(scratch) / "unpacked"
+        for wheel in Path(scratch).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if "/third_party/acl/" in name]
+                archive.extractall(unpacked, names)
+        try:
+            unpacked.rename(folder)
+        except OSError:  # another process was faster
+            pass
+    return include if include.is_dir() else None
+
+
+def check(interface: CInterface, headers: Headers) -> str:
+    """What differs, in the compiler's words; empty if nothing does."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise FileNotFoundError("a C++ compiler is needed (Debian/Ubuntu: apt-get install g++)")
+    with tempfile.TemporaryDirectory() as scratch:
+        source, result = Path(scratch, "check.cc"), Path(scratch, "check.o")
+        source.write_text(program(interface, headers))
+        command = [compiler, "-std=c++17", "-c", "-Wall", "-Wno-unused", "-Werror"]
+        command += [word for folder in headers.folders for word in ("-isystem", str(folder))]
+        command += [f"-D{name}" for name in headers.defines]
+        done = subprocess.run([*command, "-o", str(result), str(source)], capture_output=True, text=True)
+        if done.returncode != 0:
+            return done.stderr
+        listed = subprocess.run(["nm", "-u", str(result)], capture_output=True, text=True, check=True)
+    found = {line.split()[-1] for line in listed.stdout.splitlines()}
+    wanted = {interface.renamed.get(each.name, each.name) for each in interface.prototypes()}
+    missing, extra = wanted - found, {name for name in found - wanted if not name.startswith("_")}
+    if missing or extra:
+        return f"symbols: the table says {sorted(missing)}, the headers make it {sorted(extra)}"
+    return ""
+
+
+def program(interface: CInterface, headers: Headers) -> str:
+    lines = ["#include <cstddef>", "#include <cstdint>", "#include <type_traits>"]
+    lines += [f"#include <{name}>" for name in headers.includes]
+    lines.append('extern "C" {')
+    lines += [f"{prototype.declaration};" for prototype in interface.prototypes()]
+    lines.append("}")
+    lines += [
+        f'static_assert(static_cast<long long>({name}) == {value}, "{name}");'
+        for name, value in {**interface.constants, **interface.errors}.items()
+    ]
+    for name, ctype in interface.types.items():
+        lines += assertions(name, ctype)
+    for index, each in enumerate(interface.prototypes()):  # the C function among C++ overloads of HIP's
+        pointer = re.sub(rf"\b{each.name}\b", f"(*used_{index})", each.declaration, count=1)
+        lines.append(f"{pointer} = &{each.name};")
+    return "\n".join(lines) + "\n"
+
+
+def assertions(name: str, ctype: CType) -> list[str]:
+    lines = [f'static_assert(sizeof({name}) == {ctypes.sizeof(ctype)}, "size of {name}");']
+    pointer = "" if ctype is ctypes.c_void_p else "!"
+    lines.append(f'static_assert({pointer}std::is_pointer<{name}>::value, "kind of {name}");')
+    if issubclass(ctype, ctypes.Structure):
+        for field, *_ in ctype._fields_:
+            place = getattr(ctype, field)
+            lines.append(
+                f"static_assert(offsetof({name}, {field}) == {place.offset} && "
+                f'sizeof({name}::{field}) == {place.size}, "{name}.{field}");'
+            )
+    return lines
+
+
+def interface_of(vendor: str) -> CInterface:
+    found: CInterface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--require", default="", help="vendors whose headers must be here")
+    required = [name for name in parser.parse_args().require.split(",") if name]
+    wrong = 0
+    for vendor in VENDORS:
+        sets = header_sets(vendor)
+        if not sets:
+            print(f"{vendor}: no headers here")
+            wrong += vendor in required
+        for headers in sets:
+            interface = interface_of(vendor)
+            problem = check(interface, headers)
+            counts = f"{sum(1 for _ in interface.prototypes())} functions, {len(interface.types)} types, "
+            counts += f"{len(interface.constants) + len(interface.errors)} constants"
+            note = "" if headers.vendors_own else " (not the vendor's file)"
+            print(f"{vendor}: {counts} against {headers.source}{note}: {'DIFFERS' if problem else 'same'}")
+            if problem:
+                print(problem)
+                wrong += 1
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

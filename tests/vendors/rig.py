@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated node with one vendor's runtime, and the handful of calls that tests repeat."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sage_kv_connector.contract.device_runtime import (
+    CopyKind,
+    DeviceError,
+    DeviceRuntime,
+    MisalignedAddress,
+)
+from sage_kv_connector.vendors import open_runtime
+from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.emulator.control import EmulatorControl, control_of
+
+Bytes = npt.NDArray[np.uint8]
+#: Vendors whose runtime has a code of its own for this; the others' raise a plain DeviceError.
+TELLS_MISALIGNED = {"ascend", "nvidia"}
+H2D, D2H, D2D = CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST, CopyKind.DEVICE_TO_DEVICE
+
+
+class Rig:
+    def __init__(self, vendor: str, **settings: Any) -> None:
+        self.runtime: DeviceRuntime = open_runtime(vendor, EmulatorSettings(**settings))
+        self.control: EmulatorControl = control_of(self.runtime)
+        self.misaligned: type[DeviceError] = MisalignedAddress if vendor in TELLS_MISALIGNED else DeviceError
+
+    def pinned(self, nbytes: int, device: int = 0) -> Bytes:
+        """Zeroed pinned memory; lives as long as the process."""
+        address = self.runtime.host_alloc(device, nbytes)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def random(self, nbytes: int, seed: int = 0) -> Bytes:
+        memory = self.pinned(nbytes)
+        memory[:] = np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
+        return memory
+
+    def upload(self, data: Bytes, device: int = 0) -> int:
+        address = self.runtime.alloc(device, len(data))
+        stream = self.runtime.stream_create(device)
+        self.runtime.copy_async(device, address, data.ctypes.data, len(data), H2D, stream)
+        self.runtime.stream_synchronize(device, stream)
+        self.runtime.stream_destroy(device, stream)
+        return address
+
+    def download(self, address: int, nbytes: int, device: int = 0) -> Bytes:
+        data = self.pinned(nbytes, device)
+        stream = self.runtime.stream_create(device)
+        self.runtime.copy_async(device, data.ctypes.data, address, nbytes, D2H, stream)
+        self.runtime.stream_synchronize(device, stream)
+        self.runtime.stream_destroy(device, stream)
+        return data
+
+    def marked(self, stream: int, device: int = 0) -> int:
+        """An event recorded behind all work of a stream."""
+        event = self.runtime.event_create(device)
+        self.runtime.event_record(device, event, stream)
+        return event

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which library a runtime gets, and what is said when there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from pathlib import Path
+
+import pytest
+
+from sage_kv_connector.contract.device_runtime import DeviceError, DeviceRuntime, RuntimeUnavailable
+from sage_kv_connector.vendors import VENDORS, available_runtimes, open_runtime
+from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.libraries import candidates
+from tests.vendors.rig import Rig
+
+
+def loads(vendor: str) -> bool:
+    interface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    for name in candidates(interface):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def test_without_a_library_it_says_what_was_tried(vendor: str) -> None:
+    if loads(vendor):
+        pytest.skip("the vendor's library is installed here")
+    interface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    with pytest.raises(RuntimeUnavailable) as caught:
+        open_runtime(vendor)
+    assert all(name in str(caught.value) for name in interface.sonames)
+    assert isinstance(available_runtimes()[vendor], str)
+
+
+def test_the_real_hip_library_without_a_device() -> None:
+    """Debian's libamdhip64 is a real HIP: loads, binds every function, and answers that there is no device."""
+    if not loads("hygon"):
+        pytest.skip("no HIP library is installed (Debian: libamdhip64-5)")
+    runtime = open_runtime("hygon")
+    assert not runtime.emulated
+    assert "emulated" not in runtime.api
+    if Path("/dev/kfd").exists():
+        pytest.skip("this machine may have a device")
+    with pytest.raises(DeviceError) as caught:
+        runtime.device_count()
+    assert (caught.value.call, caught.value.name) == ("hipGetDeviceCount", "hipErrorNoDevice")
+    assert caught.value.detail  # the library's own words
+
+
+def test_unknown_vendor() -> None:
+    with pytest.raises(ValueError, match="vendor is 'huawei'; known are ascend, cambricon"):
+        open_runtime("huawei")
+
+
+def test_available_runtimes_asks_real_libraries_only() -> None:
+    assert set(available_runtimes()) == set(VENDORS)
+
+
+def test_the_contract_is_met(rig: Rig) -> None:
+    assert isinstance(rig.runtime, DeviceRuntime)
+
+
+def test_a_library_that_is_not_the_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the right name without the functions is named with what it lacks."""
+    (tmp_path / "lib64").mkdir()
+    libm = next(Path("/").glob("lib/*/libm.so.6"), None)
+    if libm is None or loads("ascend"):
+        pytest.skip("needs a libm to pose as ACL")
+    (tmp_path / "lib64" / "libascendcl.so").symlink_to(libm)
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    with pytest.raises(RuntimeUnavailable, match="has no function aclInit"):
+        open_runtime("ascend")
+
+
+def test_no_compiler_for_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeUnavailable, match=r"no C\+\+ compiler was found"):
+        open_runtime("nvidia", EmulatorSettings())
+
+
+def test_settings_name_what_is_wrong(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="peer_access must be true, false or 2 rows of 2"):
+        EmulatorSettings(peer_access=((True,),))
+    with pytest.raises(ValueError, match="bandwidth"):
+        EmulatorSettings.model_validate({"bandwidth": 1})
+    with pytest.raises(ValueError, match="only rates, latency, held and faults can change"):
+        rig.control.set(memory_bytes=4096)
+
+
+def test_rates_take_their_time(vendor: str) -> None:
+    """Only that a rate delays at all; how exactly is for benchmarks, not for a shared machine."""
+    import time
+
+    rig = Rig(vendor, h2d_gbytes_per_s=0.01, latency_us=1000)
+    data = rig.random(1 << 18)
+    begun = time.monotonic()
+    rig.upload(data)
+    assert time.monotonic() - begun >= (1 << 18) / 0.01e9
