@@ -187,7 +187,6 @@ def prefill_of(
     [
         ("smaller-pages", 96, ()),
         ("tp-2-page-64", 64, ("--tensor-parallel-size", "2")),
-        ("pp-2-page-64", 64, ("--pipeline-parallel-size", "2")),
     ],
 )
 def test_smaller_pages_and_more_ranks_of_prefill_change_no_element(

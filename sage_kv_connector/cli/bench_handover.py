@@ -132,7 +132,9 @@ def bench_handover(
             rounds = [
                 _round(pairs, count, f"{count} tokens, round {i} of {repeats}") for i in range(repeats + 1)
             ]
-            sizes[str(count)] = _summary(rounds[1:]) | {"conversion": _conversion(rounds)}  # the first warms up
+            sizes[str(count)] = _summary(rounds[1:]) | {
+                "conversion": _conversion(rounds)
+            }  # the first warms up
         return {
             "backend": backend,
             "kv_bytes_per_token": SHAPES["bench"].kv_bytes_per_token,
@@ -156,7 +158,8 @@ def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{tokens} tokens, {name}", text
         share = figures["conversion"]
         if share["thread_s"]:
-            text = f"{share['thread_s'] * 1e3:.0f} ms of threads beside the engines, {share['of_request']:.2%} of a request"
+            text = f"{share['thread_s'] * 1e3:.0f} ms of threads beside the engines, "
+            text += f"{share['of_request']:.2%} of a request"
             yield f"{tokens} tokens, conversion", text
 
 

@@ -173,7 +173,8 @@ def bench_handover_command(
     backend: Annotated[BackendChoice, typer.Option(help="how our KV travels")] = BackendChoice.shm,
     target_dtype: Annotated[str, typer.Option(help="our dtype on the wire, as in the options")] = "auto",
     real_attention: Annotated[
-        bool, typer.Option("--real-attention", help="do not stub prefill's attention: minutes at 32768 tokens")
+        bool,
+        typer.Option("--real-attention", help="do not stub prefill's attention: minutes at 32768 tokens"),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -92,7 +92,7 @@ class GroupSchema(msgspec.Struct, frozen=True):
 #: Fields that describe, but never stand in the way.
 _INFORMATIVE = frozenset({"engine", "model"})
 #: Fields that conversion covers where every group has canonical planes on both sides.
-_CONVERTIBLE = frozenset({"dtype", "packing", "tp_rank", "tp_size", "pp_rank", "pp_size"})
+_CONVERTIBLE = frozenset({"dtype", "packing", "tp_rank", "tp_size", "pp_rank", "pp_size", "memory"})
 #: dtypes between which conversion is defined.
 CONVERTIBLE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2")
 
@@ -102,6 +102,8 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
 
     ``packing`` names an order inside a page that the axes can't express, such as
     the one that an engine's CPU kernels pack for an instruction set ("" = none).
+    ``memory`` is "host" or "device": the latter's pages only go through a backend that takes
+    device memory, or are staged in host memory, which needs canonical planes.
     """
 
     engine: str
@@ -118,6 +120,7 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
     tp_size: int = 1
     pp_rank: int = 0
     pp_size: int = 1
+    memory: str = "host"
 
     def digest(self) -> str:
         """A short hash of every field that decides about a transfer."""

@@ -160,7 +160,14 @@ class Consumer:
         assert session.plan is not None
         theirs = session.peer.schema if session.peer else None
         ours, stage = self._schema, self._conversions
-        if wanted.paged and ours and theirs and stage and needs_conversion(ours, theirs, self._target_dtype):
+        on_device = session.backend.capabilities.device_memory
+        if (
+            wanted.paged
+            and ours
+            and theirs
+            and stage
+            and needs_conversion(ours, theirs, self._target_dtype, device_memory=on_device)
+        ):
             self._fetch_parts(subscription, session, wanted.paged, ours, stage)
             return
         if session.must_convert and wanted.selection:

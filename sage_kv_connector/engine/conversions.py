@@ -8,18 +8,66 @@ block itself. Control thread only, but for the pool's own threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Event, Status
+from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.loop import EventSource
 from sage_kv_connector.engine.staging import StagingArena
+from sage_kv_connector.engine.wire_plan import Formats, group_converter
 from sage_kv_connector.format.converter import GroupConverter, Span
 
-#: Called once when a job ended; False: it was cancelled.
-OnConverted = Callable[[bool], None]
+#: Called once when a job ended: why it failed, "" if it did not.
+OnConverted = Callable[[str], None]
 
 
-class Conversions:
-    """An event source of the control loop: ``fileno`` and ``poll`` like a backend's."""
+class ConversionSource(EventSource, Protocol):
+    """Where CONVERTED events come from."""
+
+    def on_converted(self, event: Event) -> None: ...
+
+
+class Conversions(Protocol):
+    """Jobs between pages and wire bytes, wherever the pages lie.
+
+    ``outgoing`` and ``incoming`` are the memory that wire bytes wait in. A job ends in one call of
+    ``done`` unless it is cancelled; after ``cancel`` returns it touches no memory. ``encode`` and
+    ``decode`` take what ``group`` made, and raise ValueError as it does.
+    """
+
+    outgoing: StagingArena
+    incoming: StagingArena
+
+    @property
+    def sources(self) -> Sequence[ConversionSource]: ...
+
+    def group(
+        self,
+        view: GroupView,
+        index: int,
+        formats: Formats,
+        local: KVCacheSchema,
+        consumer: KVCacheSchema,
+        producer: KVCacheSchema,
+    ) -> Any: ...
+
+    def encode(self, group: Any, span: Span, wire: int, length: int, done: OnConverted) -> int: ...
+
+    def decode(self, group: Any, span: Span, wire: int, length: int, done: OnConverted) -> int: ...
+
+    def cancel(self, job: int) -> None: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
+
+
+class CpuConversions:
+    """Pages in host memory: an event source with ``fileno`` and ``poll`` like a backend's."""
+
+    group = staticmethod(group_converter)
 
     def __init__(self, threads: int, staging_bytes: int, register: Callable[[int, int], None]) -> None:
         self._pool = _data_plane.ConversionPool(threads)
@@ -40,6 +88,10 @@ class Conversions:
         self._jobs[job] = (converter, done)
         return job
 
+    @property
+    def sources(self) -> tuple[CpuConversions]:
+        return (self,)
+
     def cancel(self, job: int) -> None:
         """Forget a job: after this returns it touches no memory and ``done`` is not called."""
         known = self._jobs.pop(job, None)
@@ -55,7 +107,7 @@ class Conversions:
     def on_converted(self, event: Event) -> None:
         known = self._jobs.pop(event.id, None)
         if known is not None:
-            known[1](event.status == Status.OK)
+            known[1]("" if event.status == Status.OK else "the conversion was cancelled")
 
     def counters(self) -> dict[str, int]:
         return {

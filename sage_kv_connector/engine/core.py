@@ -15,16 +15,18 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import NamedTuple, cast
 
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, Event, EventKind
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.contract.device_runtime import DeviceRuntime
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import messages as m
 from sage_kv_connector.engine.consumer import Consumer, Subscription, Wanted
-from sage_kv_connector.engine.conversions import Conversions
+from sage_kv_connector.engine.conversions import Conversions, ConversionSource, CpuConversions
+from sage_kv_connector.engine.device_conversions import DeviceConversions
 from sage_kv_connector.engine.handshake import Identity
 from sage_kv_connector.engine.loop import ControlLoop, EventSource
 from sage_kv_connector.engine.planner import default_lanes, enabled_backends
@@ -38,8 +40,15 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 30.0
 
 
+class DeviceMemory(NamedTuple):
+    """The accelerator that a KV cache lies on: ``number`` is the runtime's."""
+
+    runtime: DeviceRuntime
+    number: int
+
+
 class EngineCore:
-    """The transport of one worker process."""
+    """The transport of one worker process. ``device``: where the KV cache lies, if not in host memory."""
 
     def __init__(
         self,
@@ -48,8 +57,12 @@ class EngineCore:
         engine_id: str = "",
         rank: int = 0,
         schema: KVCacheSchema | None = None,
+        device: DeviceMemory | None = None,
     ) -> None:
         self.config = config
+        if (schema is not None and schema.memory != "host") != (device is not None):
+            raise ValueError(f"schema.memory is {schema.memory if schema else 'host'!r}, device is {device}")
+        self._device = device
         self.engine_id = engine_id or secrets.token_hex(8)
         self.rank = rank
         secret = config.resolved_secret()
@@ -60,17 +73,20 @@ class EngineCore:
         self.sessions = SessionTable(identity, config, self.backends, self._on_message, self._on_closed)
         self._conversions: Conversions | None = None
         if schema is not None and any(group.canonical for group in schema.groups):
-            self._conversions = Conversions(
-                config.overlap_streams or default_lanes(), config.staging_bytes, self._register_span
-            )
+            threads = config.overlap_streams or default_lanes()
+            if device is None:
+                self._conversions = CpuConversions(threads, config.staging_bytes, self._register_host)
+            else:
+                self._conversions = DeviceConversions(
+                    device.runtime, device.number, threads, config.staging_bytes, self._register_host
+                )
         sources: list[EventSource] = [*self.backends.values()]
         if self._conversions is not None:
-            sources.append(self._conversions)
+            sources += self._conversions.sources
         self._loop = ControlLoop(sources, self._on_event)
         self.sessions.loop = self._loop
         self._producer = Producer(self._loop, config, schema, self._conversions)
         self._consumer = Consumer(self._loop, self.sessions, schema, self._conversions, config.target_dtype)
-        self._regions: dict[int, dict[str, int]] = {}
         self._closed = False
         self.addresses: tuple[str, ...] = ()
 
@@ -92,11 +108,13 @@ class EngineCore:
         return f"{name}://{_bracket(host)}:{bound_port}"
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
-        """Let posts and windows use these (address, length) spans, until ``close``."""
+        """Let posts and windows use these (address, length) spans of the KV cache, until ``close``."""
         for address, length in extents:
-            self._register_span(address, length)
+            for backend in self.backends.values():
+                if self._device is None or backend.capabilities.device_memory:
+                    backend.register_memory(address, length)
 
-    def _register_span(self, address: int, length: int) -> None:
+    def _register_host(self, address: int, length: int) -> None:
         for backend in self.backends.values():
             backend.register_memory(address, length)
 
@@ -207,8 +225,7 @@ class EngineCore:
 
     def _on_event(self, source: EventSource, event: Event) -> None:
         if event.kind == EventKind.CONVERTED:
-            if self._conversions is not None:
-                self._conversions.on_converted(event)
+            cast(ConversionSource, source).on_converted(event)
             return
         backend = cast(Backend, source)
         if event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):

@@ -28,7 +28,6 @@ from sage_kv_connector.engine.wire_plan import (
     Part,
     TokenRange,
     WirePlan,
-    group_converter,
     plan_parts,
     plan_wire,
 )
@@ -214,7 +213,7 @@ class PartFetch:
         view, formats = self._wanted.view.groups[part.group], self.plan.formats[part.group]
         converter = self._session.converter(
             (id(view), part.group, formats, "read"),
-            lambda: group_converter(view, part.group, formats, self._ours, self._ours, self._theirs),
+            lambda: self._conversions.group(view, part.group, formats, self._ours, self._ours, self._theirs),
         )
         span = Span(
             part.run.local,
@@ -226,18 +225,22 @@ class PartFetch:
             self._wanted.pages_of(part),
         )
         under_way.job = self._conversions.decode(
-            converter, span, under_way.lease.address, part.nbytes, lambda ok: self._decoded(under_way, ok)
+            converter,
+            span,
+            under_way.lease.address,
+            part.nbytes,
+            lambda error: self._decoded(under_way, error),
         )
 
-    def _decoded(self, under_way: _PartUnderWay, ok: bool) -> None:
+    def _decoded(self, under_way: _PartUnderWay, error: str) -> None:
         if self._on_done is None:
             return
         under_way.job = 0
         self._by_generation.pop(under_way.generation, None)
         self._conversions.incoming.release(under_way.lease)
         self._left -= 1
-        if not ok:
-            self._end("a conversion was cancelled")
+        if error:
+            self._end(error)
         elif self._left == 0:
             self._end("")
         else:

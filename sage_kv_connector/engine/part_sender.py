@@ -19,7 +19,7 @@ from sage_kv_connector.engine.conversions import Conversions
 from sage_kv_connector.engine.session import Session
 from sage_kv_connector.engine.source import PartReader, SelectionError
 from sage_kv_connector.engine.staging import Lease
-from sage_kv_connector.engine.wire_plan import group_converter, head_bytes
+from sage_kv_connector.engine.wire_plan import head_bytes
 from sage_kv_connector.format.converter import Span
 
 
@@ -51,7 +51,7 @@ class PartSender:
         key = (id(pages.group), request.group, request.formats)
         self._converter = session.converter(
             key,
-            lambda: group_converter(pages.group, request.group, request.formats, ours, theirs, ours),
+            lambda: conversions.group(pages.group, request.group, request.formats, ours, theirs, ours),
         )
         dims = [plane.dim for plane in pages.group.canonical]
         expected = head_bytes(request.formats, dims, request.first_token, request.tokens)
@@ -101,8 +101,11 @@ class PartSender:
         if self._lease is not None:
             self._conversions.outgoing.release(self._lease)
 
-    def _encoded(self, ok: bool) -> None:
-        if self._closed or self._lease is None or not ok:
+    def _encoded(self, error: str) -> None:
+        if self._closed or self._lease is None:
+            return
+        if error:
+            self._on_failed(error)
             return
         self.posted = True
         self._on_encoded(np.array([[self._lease.address, 0, self._request.nbytes]], dtype=np.uint64))

@@ -282,6 +282,13 @@ class SessionTable:
             elif comparison.verdict is Verdict.CONVERTIBLE:
                 session.must_convert = comparison.explain()
                 logger.info("%s: KV is converted on the way: %s", session.label, session.must_convert)
+            elif ours.memory != "host" and not session.backend.capabilities.device_memory:
+                session.must_convert = (
+                    f"memory: {ours.memory} on both sides, {session.plan.backend} takes host"
+                )
+                if not all(group.canonical for group in ours.groups):
+                    session.refusal = f"{session.must_convert}; pages of unknown order can't be staged"
+                    logger.error("%s: KV can't move: %s", session.label, session.refusal)
         logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
         if session.dial is not None:
             self._dials.pop(session.dial.peer, None)

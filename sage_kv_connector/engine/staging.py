@@ -30,12 +30,22 @@ class Lease:
 
 
 class StagingArena:
-    """``capacity`` bytes; ``register`` is called once with (address, length) before the first lease."""
+    """``capacity`` bytes; ``register`` is called once with (address, length) before the first lease.
 
-    def __init__(self, capacity: int, register: Callable[[int, int], None]) -> None:
+    ``allocate``: gives page-aligned memory of that many bytes, for as long as the arena is used;
+    an anonymous mapping by default.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        register: Callable[[int, int], None],
+        allocate: Callable[[int], int] | None = None,
+    ) -> None:
         self.capacity = -(-capacity // ALIGNMENT) * ALIGNMENT
         self._register = register
         self._memory: mmap.mmap | None = None
+        self._allocate = allocate or self._map
         self._base = 0
         self._free: list[tuple[int, int]] = [(0, self.capacity)]
         self._waiting: deque[Lease] = deque()
@@ -45,11 +55,17 @@ class StagingArena:
         return self.capacity - sum(length for _, length in self._free)
 
     def request(self, nbytes: int, on_ready: Callable[[Lease], None]) -> Lease:
-        """``on_ready(lease)`` comes at once or when room is there. Raises ValueError for more than all of it."""
+        """``on_ready(lease)`` comes at once or when room is there.
+
+        Raises ValueError for more than all of it, and what ``allocate`` raises.
+        """
         if not 0 < nbytes <= self.capacity:
             raise ValueError(
                 f"nbytes is {nbytes}, the staging arena has {self.capacity} (option staging_bytes)"
             )
+        if not self._base:
+            self._base = self._allocate(self.capacity)
+            self._register(self._base, self.capacity)
         lease = Lease(nbytes, on_ready)
         self._waiting.append(lease)
         self._serve()
@@ -91,16 +107,13 @@ class StagingArena:
                     del self._free[index]
                 else:
                     self._free[index] = (start + wanted, length - wanted)
-                lease.address = self._address() + start
+                lease.address = self._base + start
                 return True
         return False
 
-    def _address(self) -> int:
-        if self._memory is None:
-            self._memory = mmap.mmap(-1, self.capacity, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._base = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
-            self._register(self._base, self.capacity)
-        return self._base
+    def _map(self, nbytes: int) -> int:
+        self._memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return int(np.frombuffer(self._memory, np.uint8).ctypes.data)
 
 
 def _rounded(nbytes: int) -> int:

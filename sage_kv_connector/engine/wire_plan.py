@@ -40,9 +40,13 @@ class WirePlan(NamedTuple):
         return "/".join(sorted({fmt.dtype for formats in self.formats for fmt in formats}))
 
 
-def needs_conversion(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> bool:
-    """Whether bytes can't simply go from page to page."""
+def needs_conversion(
+    local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str, *, device_memory: bool
+) -> bool:
+    """Whether bytes can't simply go from page to page; ``device_memory``: the backend takes a device's."""
     if local.compare(peer).verdict is Verdict.CONVERTIBLE:
+        return True
+    if local.memory != "host" and not device_memory:
         return True
     wanted = target_dtype not in ("auto", local.dtype)
     return wanted and all(group.canonical for group in local.groups)
@@ -98,7 +102,23 @@ def group_converter(
     consumer: KVCacheSchema,
     producer: KVCacheSchema,
 ) -> GroupConverter:
-    """The converter between this side's pages of a group and ``formats``.
+    """The converter between this side's pages of a group, in host memory, and ``formats``.
+
+    Raises ValueError as ``converted_planes``.
+    """
+    planes = converted_planes(view, index, formats, local, consumer, producer)
+    return GroupConverter(local.dtype, view.page_size, view.pages, view.heads, planes)
+
+
+def converted_planes(
+    view: GroupView,
+    index: int,
+    formats: Formats,
+    local: KVCacheSchema,
+    consumer: KVCacheSchema,
+    producer: KVCacheSchema,
+) -> list[ConvertedPlane]:
+    """How each canonical plane of group ``index`` lies here and stands on the wire.
 
     Raises ValueError when the formats don't fit the group.
     """
@@ -121,7 +141,7 @@ def group_converter(
                 _scales(group, owner.groups[index], number),
             )
         )
-    return GroupConverter(local.dtype, view.page_size, view.pages, view.heads, planes)
+    return planes
 
 
 def _scales(group: GroupSchema, owner: GroupSchema, plane: int) -> list[float]:

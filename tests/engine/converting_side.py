@@ -16,7 +16,7 @@ from sage_kv_connector.contract.element_order import packed_cpu_planes, strided
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.consumer import Subscription, Wanted
-from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.core import DeviceMemory, EngineCore
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.session import PeerAddress
@@ -65,7 +65,8 @@ class ConvertingSide:
         self.page_bytes = 2 * heads * size * DIM * item
         names = [f"model.layers.{i}.attn" for i in range(*shape.layers)]
         self.cache = [np.zeros((pages, self.page_bytes), np.uint8) for _ in names]
-        layers = [(name, [("kv", t, ("page", "content"))]) for name, t in zip(names, self.cache, strict=True)]
+        tensors = self.place()
+        layers = [(name, [("kv", t, ("page", "content"))]) for name, t in zip(names, tensors, strict=True)]
         canonical = (CanonicalPlane("k", DIM, 0, orders[0]), CanonicalPlane("v", DIM, 0, orders[1]))
         scales = (shape.scales,) * len(names) if shape.dtype.startswith("fp8") else ()
         group = group_view(
@@ -87,12 +88,22 @@ class ConvertingSide:
             tp_rank=shape.heads[0] // heads,
             pp_size=TOTAL_LAYERS // len(names),
             pp_rank=shape.layers[0] // len(names),
+            memory=self.memory,
         )
         self.schema = msgspec.json.decode(msgspec.json.encode(self.schema), type=KVCacheSchema)
-        self.core = make_core(options, schema=self.schema)
+        self.core = make_core(options, schema=self.schema, device=self.device())
         self.core.register_memory(self.view.extents())
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
         self.released: queue.Queue[Outcome] = queue.Queue()
+
+    memory = "host"
+
+    def place(self) -> Sequence[Any]:
+        """The cache where the engine finds it, as tensors."""
+        return self.cache
+
+    def device(self) -> DeviceMemory | None:
+        return None
 
     def address(self) -> PeerAddress:
         return PeerAddress(self.core.engine_id, 0, self.core.addresses)

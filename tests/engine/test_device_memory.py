@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV on a device (emulated) reaches KV on a device or on the host, whatever else differs; and its faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.contract.device_runtime import DeviceOutOfMemory
+from sage_kv_connector.contract.element_order import packed_cpu_planes, strided
+from sage_kv_connector.engine.page_boxes import box_runs
+from tests.engine.converting_side import ConvertingSide, Shape
+from tests.engine.device_side import DeviceSide
+from tests.engine.test_conversion import TOKENS, MakeCore, check, pages_for, write_content
+from tests.engine.test_transfer import eventually
+from tests.vendors.rig import Rig
+
+PAGES = 24
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig("ascend", memory_bytes=64 << 20)
+
+
+def hand_over(prefill: ConvertingSide, decode: ConvertingSide, tokens: range, wire: str = "auto") -> None:
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    content = write_content(prefill, there, range(TOKENS))
+    others = decode.cache[0].copy()
+    if isinstance(prefill, DeviceSide):
+        prefill.upload()
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", tokens, here, finished=True)
+    outcome = decode.outcomes.get(timeout=10)
+    assert outcome.ok, outcome.error
+    assert prefill.released.get(timeout=5).ok
+    if isinstance(decode, DeviceSide):
+        decode.download()
+    check(prefill, decode, content, here, tokens, wire)
+    untouched = [page for page in range(PAGES) if page not in here]
+    np.testing.assert_array_equal(decode.cache[0][untouched], others[untouched])
+    for side in (prefill, decode):
+        counters = side.core.counters()
+        assert (counters["staging_bytes"], counters["conversions"], counters["offers"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("wire", ["auto", "fp8_e4m3", "int4"])
+@pytest.mark.parametrize("order", ["hnd", "nhd"])
+def test_device_to_device(make_core: MakeCore, rig: Rig, order: str, wire: str) -> None:
+    prefill = DeviceSide(make_core, Shape(order=order), PAGES, rig)
+    decode = DeviceSide(make_core, Shape(order=order), PAGES, rig, target_dtype=wire)
+    hand_over(prefill, decode, range(32, TOKENS), wire)
+
+
+def test_host_to_device_of_another_page_size_and_dtype(make_core: MakeCore, rig: Rig) -> None:
+    prefill = ConvertingSide(make_core, Shape(page_size=12, packing="cpu-vec"), PAGES)
+    decode = DeviceSide(make_core, Shape(dtype="fp8_e4m3", scales=(0.25, 0.3), order="nhd"), PAGES, rig)
+    hand_over(prefill, decode, range(5, TOKENS))
+
+
+def test_device_to_host(make_core: MakeCore, rig: Rig) -> None:
+    prefill = DeviceSide(make_core, Shape(order="nhd", page_size=8), PAGES, rig)
+    decode = ConvertingSide(make_core, Shape(packing="cpu-amx"), PAGES)
+    hand_over(prefill, decode, range(16, TOKENS))
+
+
+def test_two_prefill_devices_fill_the_heads_of_one_page_together(make_core: MakeCore) -> None:
+    """Each writes its own heads only: nothing of the other's is read or overwritten."""
+    decode = DeviceSide(make_core, Shape(order="nhd"), PAGES, Rig("hygon", memory_bytes=64 << 20))
+    here, tokens = pages_for(decode, 2), range(0, TOKENS)
+    sides = []
+    for heads in ((0, 2), (2, 4)):
+        prefill = DeviceSide(make_core, Shape(heads=heads), PAGES, Rig("nvidia", memory_bytes=64 << 20))
+        there = pages_for(prefill, heads[0])
+        content = write_content(prefill, there, range(TOKENS))
+        prefill.upload()
+        offer = prefill.offer("t", there)
+        prefill.ready("t", offer, slice(None), len(there))
+        prefill.core.finish("t")
+        decode.subscribe(prefill, "t", tokens, here, finished=True)
+        sides.append((prefill, content))
+    for _ in sides:
+        outcome = decode.outcomes.get(timeout=10)
+        assert outcome.ok, outcome.error
+    decode.download()
+    for prefill, content in sides:
+        check(prefill, decode, content, here, tokens, "auto")
+
+
+@pytest.mark.parametrize("faulty", ["prefill", "decode"])
+@pytest.mark.parametrize("fault", ["dma_error_after_copies", "device_lost_after_copies"])
+def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothing(
+    make_core: MakeCore, fault: str, faulty: str
+) -> None:
+    rigs = {"prefill": Rig("ascend", memory_bytes=64 << 20), "decode": Rig("ascend", memory_bytes=64 << 20)}
+    prefill = DeviceSide(make_core, Shape(), PAGES, rigs["prefill"])
+    decode = DeviceSide(make_core, Shape(), PAGES, rigs["decode"])
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    write_content(prefill, there, range(TOKENS))
+    prefill.upload()
+    rigs[faulty].control.set(**{fault: 7})
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(TOKENS), here, finished=True)
+    outcome = decode.outcomes.get(timeout=10)
+    assert not outcome.ok and "ascend: " in outcome.error, outcome
+    delivered = prefill.released.get(timeout=5).ok
+    assert not delivered or faulty == "decode"  # what decode's device does is not the producer's loss
+    for side in (prefill, decode):
+        eventually(lambda side=side: side.core.counters()["staging_bytes"] == 0)  # type: ignore[misc]
+        counters = side.core.counters()
+        assert (counters["conversions"], counters["offers"], counters["subscriptions"]) == (0, 0, 0)
+
+
+def test_no_pinned_memory_is_an_error_of_the_transfer(
+    make_core: MakeCore, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = DeviceSide(make_core, Shape(), PAGES, rig, staging_bytes=16 << 20)
+    decode = ConvertingSide(make_core, Shape(), PAGES)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+
+    def refuse(device: int, nbytes: int) -> int:
+        raise DeviceOutOfMemory("ascend", "aclrtMallocHost", 207001, "ACL_ERROR_RT_MEMORY_ALLOCATION")
+
+    monkeypatch.setattr(rig.runtime, "host_alloc", refuse)
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    decode.subscribe(prefill, "t", range(TOKENS), here)
+    outcome = decode.outcomes.get(timeout=10)
+    assert not outcome.ok and "staging_bytes" in outcome.error, outcome
+
+
+def test_cancel_waits_for_the_copy_that_is_under_way(make_core: MakeCore, rig: Rig) -> None:
+    prefill = ConvertingSide(make_core, Shape(), PAGES)
+    decode = DeviceSide(make_core, Shape(), PAGES, rig)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    write_content(prefill, there, range(TOKENS))
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    rig.control.set(h2d_gbytes_per_s=0.01)  # some tens of milliseconds
+    started = decode.subscribe(prefill, "t", range(TOKENS), here)
+    eventually(lambda: decode.core.counters()["conversions"] > 0)
+    decode.core.cancel(started[0])
+    outcome = decode.outcomes.get(timeout=10)
+    assert not outcome.ok and "cancelled" in outcome.error
+    decode.download()
+    before = [layer.copy() for layer in decode.cache]
+    decode.download()
+    for layer, known in zip(decode.cache, before, strict=True):
+        np.testing.assert_array_equal(layer, known)
+
+
+def test_runs_of_a_box_are_merged_where_they_touch() -> None:
+    nhd = strided(0, 64, 4 * 64, 2)  # 4 heads of 32 elements of 2 bytes
+    offsets, run = box_runs(nhd, 32, 2, 0, 4, 3, 5)
+    assert (offsets.tolist(), run) == ([3 * 256], 5 * 256)
+    offsets, run = box_runs(nhd, 32, 2, 1, 2, 3, 2)
+    assert (offsets.tolist(), run) == ([3 * 256 + 64, 4 * 256 + 64], 128)
+    packed = packed_cpu_planes("cpu-vec", 2, 16, 32)
+    assert packed is not None
+    with pytest.raises(ValueError, match="is packed"):
+        box_runs(packed[0], 32, 2, 0, 1, 0, 16)
