@@ -203,6 +203,7 @@ class EngineCore:
         if self._conversions is not None:
             totals |= self._conversions.counters()
         totals |= {
+            "posting_ns": self._producer.posting_ns,
             "offers": len(self._producer),
             "subscriptions": len(self._consumer),
             "sessions": len(self.sessions),

@@ -115,6 +115,8 @@ class Producer:
         self._unwanted: OrderedDict[str, list[int]] = OrderedDict()  # id → announced readers of each refusal
         self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
         self.bytes_sent = 0
+        self.posting_ns = 0  #: time with at least one post under way
+        self._posting_since = 0
 
     def __len__(self) -> int:
         return len(self._offers) + len(self._unmatched)
@@ -239,6 +241,8 @@ class Producer:
         known = self._posts.pop((id(session.backend), event.id), None)
         if known is None:
             return
+        if not self._posts:
+            self.posting_ns += time.monotonic_ns() - self._posting_since
         offer, stream = known
         stream.posts.discard(event.id)
         if event.status == Status.OK:
@@ -335,6 +339,8 @@ class Producer:
             self._broken(offer, stream, "post", str(error))
             return
         stream.posts.add(post)
+        if not self._posts:
+            self._posting_since = time.monotonic_ns()
         self._posts[(id(stream.session.backend), post)] = (offer, stream)
 
     def _broken(self, offer: Offer, stream: Stream, code: str, why: str) -> None:
