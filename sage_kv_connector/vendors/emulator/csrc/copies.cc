@@ -141,6 +141,7 @@ double Machine::latency_seconds() {
 
 Status Machine::perform(int device, Move& move) {
   Device& at = *device_list_[static_cast<size_t>(device)];
+  if (!wait_while_held(device, move.direction)) return Status::kDeviceLost;
   double rate;
   bool fails;
   {
