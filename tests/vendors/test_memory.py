@@ -66,6 +66,7 @@ def test_out_of_memory_can_be_asked_for(vendor: str) -> None:
         rig.runtime.alloc(0, 1)
     assert caught.value.vendor == vendor
     assert caught.value.name in str(caught.value)
+    assert "emulated" in str(caught.value)
     rig.runtime.free(0, address)
 
 
