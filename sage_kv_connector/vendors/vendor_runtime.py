@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -38,6 +39,8 @@ class VendorRuntime:
         note = ", emulated" if self.emulated else ""
         self.api = f"{self.interface.title} ({library.name}{note})"
         self._c = library.functions
+        self._lock = threading.Lock()  # guards what an object remembers of addresses and handles
+        self._allocated: dict[int, int] = {}  # address → bytes, where the library does not tell
         errors = self.interface.errors
         self._error_of = {errors[name]: kind for kind, names in self.kinds.items() for name in names}
 
@@ -54,7 +57,10 @@ class VendorRuntime:
 
     def _error(self, call: str, status: int) -> DeviceError:
         kind = self._error_of.get(status, DeviceError)
-        return kind(self.vendor, call, status, self.interface.error_name(status), self._explain(status))
+        detail = self._explain(status)
+        if self.emulated and "emulated" not in detail:
+            detail = f"emulated {detail}".strip()
+        return kind(self.vendor, call, status, self.interface.error_name(status), detail)
 
     def _explain(self, status: int) -> str:
         """The vendor's own words about a failure of this thread, if it has any."""
@@ -93,6 +99,25 @@ class VendorRuntime:
     def _copy_one_by_one(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         for destination, source, nbytes in copies.tolist():
             self.copy_async(device, destination, source, nbytes, kind, stream)
+
+    def _own_allocation(self, address: int, nbytes: int) -> tuple[int, int]:
+        """``allocation_of`` for a library that does not tell: only of what this object allocated."""
+        with self._lock:
+            found = next((each for each in self._allocated.items() if each[0] <= address < sum(each)), None)
+        if found is None:
+            raise self._unsupported(
+                "allocation_of", "the library does not tell where others' allocations begin"
+            )
+        return self._whole_range(*found, address, nbytes)
+
+    def _remember(self, address: int, nbytes: int) -> int:
+        with self._lock:
+            self._allocated[address] = nbytes
+        return address
+
+    def _forget(self, address: int) -> None:
+        with self._lock:
+            self._allocated.pop(address, None)
 
     def _whole_range(self, base: int, size: int, address: int, nbytes: int) -> tuple[int, int]:
         """The allocation, or ValueError for a range that ends behind it."""

@@ -160,9 +160,11 @@ def test_a_dma_error_shows_at_the_event(rig: Rig) -> None:
     data, device = rig.random(N), rig.runtime.alloc(0, N)
     stream, other = rig.runtime.stream_create(0), rig.runtime.stream_create(0)
     rig.control.set(dma_error_after_copies=1)
+    rig.control.hold("h2d")
     for _ in range(2):
         rig.runtime.copy_async(0, device, data.ctypes.data, N, H2D, stream)
     event = rig.marked(stream)
+    rig.control.release()
     with pytest.raises(DmaFailed) as caught:
         rig.runtime.event_synchronize(0, event)
     assert caught.value.name in str(caught.value) and "known here" not in caught.value.name
@@ -182,11 +184,14 @@ def test_who_waits_for_a_failed_copy_fails_too(rig: Rig) -> None:
     data, device = rig.random(N), rig.runtime.alloc(0, N)
     producer, consumer = rig.runtime.stream_create(0), rig.runtime.stream_create(0)
     rig.control.set(dma_error_after_copies=0)
+    rig.control.hold("h2d")
     rig.runtime.copy_async(0, device, data.ctypes.data, N, H2D, producer)
     rig.runtime.stream_wait_event(0, consumer, rig.marked(producer))
     rig.runtime.copy_async(0, data.ctypes.data, device, N, D2H, consumer)
+    event = rig.marked(consumer)
+    rig.control.release()
     with pytest.raises(DmaFailed):
-        rig.runtime.event_synchronize(0, rig.marked(consumer))
+        rig.runtime.event_synchronize(0, event)
 
 
 def test_a_lost_device_takes_what_it_had(rig: Rig) -> None:

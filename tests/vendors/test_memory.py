@@ -66,6 +66,7 @@ def test_out_of_memory_can_be_asked_for(vendor: str) -> None:
         rig.runtime.alloc(0, 1)
     assert caught.value.vendor == vendor
     assert caught.value.name in str(caught.value)
+    assert "emulated" in str(caught.value)
     rig.runtime.free(0, address)
 
 
@@ -184,6 +185,22 @@ def test_handles_that_lead_nowhere(rig: Rig) -> None:
         rig.runtime.ipc_import(0, bytes(len(handle)))
     with pytest.raises((DeviceError, ValueError)):
         rig.runtime.ipc_close(0, base)
+
+
+def test_a_handle_of_freed_memory(rig: Rig, vendor: str) -> None:
+    """Also when other memory took its place."""
+    base = rig.upload(rig.random(8192))
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTER, vendor],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    handle = rig.runtime.ipc_export(0, base, 8192, int(process.stdout.readline()))
+    rig.runtime.free(0, base)
+    rig.upload(rig.random(8192, 1))
+    _, errors = process.communicate(handle.hex() + "\n")
+    assert process.returncode == 1
+    assert "DeviceError" in errors and "ipc_import" in errors
 
 
 def test_no_ipc(vendor: str) -> None:

@@ -5,19 +5,34 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sage_kv_connector.contract.device_runtime import DeviceError, DeviceRuntime, RuntimeUnavailable
+from sage_kv_connector.contract.device_runtime import (
+    CopyKind,
+    DeviceError,
+    DeviceRuntime,
+    RuntimeUnavailable,
+    UnsupportedByRuntime,
+)
 from sage_kv_connector.vendors import VENDORS, available_runtimes, open_runtime
+from sage_kv_connector.vendors.c_interface import CInterface
 from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.emulator.build import load_emulator
 from sage_kv_connector.vendors.libraries import candidates
 from tests.vendors.rig import Rig
 
 
+def interface_of(vendor: str) -> CInterface:
+    found: CInterface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    return found
+
+
 def loads(vendor: str) -> bool:
-    interface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    interface = interface_of(vendor)
     for name in candidates(interface):
         try:
             ctypes.CDLL(name)
@@ -30,7 +45,7 @@ def loads(vendor: str) -> bool:
 def test_without_a_library_it_says_what_was_tried(vendor: str) -> None:
     if loads(vendor):
         pytest.skip("the vendor's library is installed here")
-    interface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    interface = interface_of(vendor)
     with pytest.raises(RuntimeUnavailable) as caught:
         open_runtime(vendor)
     assert all(name in str(caught.value) for name in interface.sonames)
@@ -75,6 +90,38 @@ def test_a_library_that_is_not_the_vendors(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     with pytest.raises(RuntimeUnavailable, match="has no function aclInit"):
         open_runtime("ascend")
+
+
+def test_an_older_library_without_the_optional_functions(vendor: str) -> None:
+    """What is left still works, and ``features`` says what is gone."""
+    interface = interface_of(vendor)
+    library = load_emulator(interface, EmulatorSettings())
+    kept = {"cambricon": {"cnrtMemcpyAsync"}}.get(vendor, set())
+    functions = {
+        name: call for name, call in library.functions.items() if name not in interface.optional - kept
+    }
+    module = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime")
+    runtime: DeviceRuntime = module.create(replace(library, functions=functions))
+    assert not runtime.features.batched_copies
+    host, back = runtime.host_alloc(0, 8192), runtime.host_alloc(0, 8192)
+    ctypes.memset(host, 7, 8192)
+    memory, stream, event = runtime.alloc(0, 8192), runtime.stream_create(0), runtime.event_create(0)
+    for to, start, kind in ((memory, host, CopyKind.HOST_TO_DEVICE), (back, memory, CopyKind.DEVICE_TO_HOST)):
+        rows = np.array([(to, start, 4096), (to + 4096, start + 4096, 4096)], np.uint64)
+        runtime.copy_batch_async(0, rows, kind, stream)
+    runtime.event_record(0, event, stream)
+    runtime.event_synchronize(0, event)
+    assert ctypes.string_at(back, 8192) == b"\7" * 8192
+    assert runtime.allocation_of(0, memory + 1, 1) == (memory, 8192)
+    if not runtime.features.host_register:
+        with pytest.raises(UnsupportedByRuntime):
+            runtime.host_register(0, host, 4096)
+    if not runtime.features.ipc:
+        with pytest.raises(UnsupportedByRuntime):
+            runtime.ipc_export(0, memory, 8192, 1)
+    expected = {"ascend": (False, False), "kunlunxin": (True, False), "cambricon": (False, True)}
+    seen = (runtime.features.host_register, runtime.features.ipc)
+    assert seen == expected.get(vendor, (True, True))
 
 
 def test_no_compiler_for_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,11 +49,11 @@ def test_the_check_finds(changed: CInterface, said: str) -> None:
 def test_the_check_finds_a_moved_member(tmp_path: Path) -> None:
     (headers,) = header_sets("cambricon")
     text = (headers.folders[0] / headers.includes[0]).read_text()
-    moved = text.replace(
-        "  size_t size;\n  void *devicePointer;\n", "  void *devicePointer;\n  size_t size;\n"
-    )
+    moved = text.replace("hostPointer;", "third;").replace("devicePointer;", "hostPointer;")
+    moved = moved.replace("third;", "devicePointer;")
+    assert moved != text
     (tmp_path / "moved.h").write_text(moved)
-    assert "cnrtPointerAttributes_t.size" in check(
+    assert "cnrtPointerAttributes_t.hostPointer" in check(
         CNRT, Headers("cambricon", "moved", (tmp_path,), ("moved.h",))
     )
 

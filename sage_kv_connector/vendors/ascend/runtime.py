@@ -7,7 +7,6 @@ Written from the ACL headers (see ``abi.py``) and CANN's API reference; never ru
 from __future__ import annotations
 
 import ctypes
-import threading
 
 import numpy as np
 
@@ -62,7 +61,6 @@ class AscendRuntime(VendorRuntime):
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)
-        self._lock = threading.Lock()
         self._exported: dict[int, bytes] = {}  # base → key; a second key of one base would leak the first
         self._imported: dict[int, bytes] = {}
         status = self._c["aclInit"](None)
@@ -115,7 +113,8 @@ class AscendRuntime(VendorRuntime):
 
     def alloc(self, device: int, nbytes: int) -> int:
         self._set(device)
-        return self._pointer("aclrtMalloc", nbytes, CONSTANT["ACL_MEM_MALLOC_HUGE_FIRST"])
+        address = self._pointer("aclrtMalloc", nbytes, CONSTANT["ACL_MEM_MALLOC_HUGE_FIRST"])
+        return self._remember(address, nbytes)
 
     def free(self, device: int, address: int) -> None:
         with self._unless_lost():
@@ -127,6 +126,7 @@ class AscendRuntime(VendorRuntime):
                 with self._lock:
                     self._exported.pop(address, None)
             self._call("aclrtFree", address)
+        self._forget(address)
 
     def host_alloc(self, device: int, nbytes: int) -> int:
         self._set(device)
@@ -157,6 +157,8 @@ class AscendRuntime(VendorRuntime):
             self._call("aclrtHostUnregister", address)
 
     def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
+        if not self._has("aclrtMemGetAddressRange"):
+            return self._own_allocation(address, nbytes)
         self._set(device)
         size = ctypes.c_size_t()
         base = ctypes.c_void_p()
@@ -273,6 +275,7 @@ class AscendRuntime(VendorRuntime):
         return pid.value
 
     def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
+        """What was exported must stay allocated, or be freed through this object, which remembers the key."""
         self._set(device)
         with self._lock:
             key = self._exported.get(base)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 
 from sage_kv_connector.contract.device_runtime import (
     Copies,
@@ -59,7 +58,6 @@ class CambriconRuntime(VendorRuntime):
         if found is None:
             raise RuntimeUnavailable(f"cambricon: {library.name} has none of {', '.join(copies)}")
         self._copy = found
-        self._lock = threading.Lock()
         self._exported: dict[int, bytes] = {}  # cnrtAcquireMemHandle works once for an address
 
     @property
@@ -221,7 +219,10 @@ class CambriconRuntime(VendorRuntime):
     # Other processes
 
     def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
-        """Any process that learns the handle can open it: CNRT names no importer."""
+        """Any process that learns the handle can open it: CNRT names no importer.
+
+        What was exported must stay allocated, or be freed through this object, which remembers the handle.
+        """
         with self._lock:
             if base not in self._exported:
                 self._set(device)

@@ -20,11 +20,12 @@ class EmulatorControl:
         self._apply(settings)
 
     def set(self, **changes: Any) -> None:
-        """Change settings by name; faults count copies from here on.
+        """Change settings by name; a fault that is named counts copies from here on.
 
         Raises ValueError for a setting that is part of the machine, such as its memory.
         """
-        self._apply(EmulatorSettings.model_validate(self.settings.model_dump() | changes))
+        anew = not changes.keys().isdisjoint({"dma_error_after_copies", "device_lost_after_copies"})
+        self._apply(EmulatorSettings.model_validate(self.settings.model_dump() | changes), anew)
 
     def hold(self, *directions: DirectionName) -> None:
         """Let copies in these directions wait, and no others."""
@@ -33,8 +34,9 @@ class EmulatorControl:
     def release(self) -> None:
         self.hold()
 
-    def _apply(self, settings: EmulatorSettings) -> None:
-        wrong = self._configure(settings.text().encode())
+    def _apply(self, settings: EmulatorSettings, count_copies_anew: bool = False) -> None:
+        text = f"{settings.text()}count_copies_anew={int(count_copies_anew)}\n"
+        wrong = self._configure(text.encode())
         if wrong:
             raise ValueError(f"emulator: {wrong.decode()}")
         self.settings = settings

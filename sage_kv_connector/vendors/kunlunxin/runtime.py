@@ -9,7 +9,6 @@ its copies between devices block.
 from __future__ import annotations
 
 import ctypes
-import threading
 
 from sage_kv_connector.contract.device_runtime import (
     Copies,
@@ -52,11 +51,6 @@ class KunlunxinRuntime(VendorRuntime):
 
     interface = XPU
     kinds = ERROR_KINDS
-
-    def __init__(self, library: Library) -> None:
-        super().__init__(library)
-        self._lock = threading.Lock()
-        self._allocated: dict[int, int] = {}
 
     @property
     def features(self) -> RuntimeFeatures:
@@ -103,15 +97,11 @@ class KunlunxinRuntime(VendorRuntime):
 
     def alloc(self, device: int, nbytes: int) -> int:
         self._set(device)
-        address = self._pointer("xpu_malloc", nbytes, CONSTANT["XPU_MEM_MAIN"])
-        with self._lock:
-            self._allocated[address] = nbytes
-        return address
+        return self._remember(self._pointer("xpu_malloc", nbytes, CONSTANT["XPU_MEM_MAIN"]), nbytes)
 
     def free(self, device: int, address: int) -> None:
         self._release(device, "xpu_free", address)
-        with self._lock:
-            self._allocated.pop(address, None)
+        self._forget(address)
 
     def host_alloc(self, device: int, nbytes: int) -> int:
         self._set(device)
@@ -128,14 +118,7 @@ class KunlunxinRuntime(VendorRuntime):
         self._release(device, "xpu_host_unregister", address)
 
     def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
-        """Only of memory that this object allocated."""
-        with self._lock:
-            for base, size in self._allocated.items():
-                if base <= address < base + size:
-                    return self._whole_range(base, size, address, nbytes)
-        raise self._unsupported(
-            "allocation_of", "the XPU runtime does not tell where others' allocations begin"
-        )
+        return self._own_allocation(address, nbytes)
 
     # Streams and copies
 

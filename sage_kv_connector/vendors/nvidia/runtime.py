@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,7 +59,6 @@ class NvidiaRuntime(VendorRuntime):
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)
-        self._lock = threading.Lock()
         self._contexts: dict[int, int] = {}
         self._call("cuInit", 0)
 

@@ -111,7 +111,7 @@ Status Machine::submit(int device, void* stream, const std::vector<Copy>& copies
     std::lock_guard guard(found->mutex);
     if (found->status != Status::kOk) return fail(found->status, "earlier work of the stream failed");
   }
-  Operation operation{Operation::What::kCopy, {}, nullptr, 0};
+  Operation operation{Operation::What::kCopy, {}, nullptr, 0, {}};
   bool pageable = false;
   for (const auto& copy : copies) {
     Move move;
@@ -126,21 +126,25 @@ Status Machine::submit(int device, void* stream, const std::vector<Copy>& copies
   return pageable ? stream_synchronize(device, stream) : Status::kOk;
 }
 
-bool Machine::wait_while_held(int device, Direction direction) {
+bool Machine::wait_while_held(int device, Direction direction, Clock::time_point* reached) {
   std::unique_lock lock(live_mutex_);
   const int64_t bit = int64_t{1} << static_cast<int>(direction);
   auto& lost = device_list_[static_cast<size_t>(device)]->lost;
-  hold_changed_.wait(lock, [&] { return (settings_.held & bit) == 0 || lost; });
+  if ((settings_.held & bit) != 0) {
+    hold_changed_.wait(lock, [&] { return (settings_.held & bit) == 0 || lost; });
+    *reached = std::max(*reached, Clock::now());
+  }
   return !lost;
 }
 
-double Machine::latency_seconds() {
+std::chrono::nanoseconds Machine::latency() {
   std::lock_guard guard(live_mutex_);
-  return settings_.latency_seconds;
+  return std::chrono::nanoseconds(static_cast<int64_t>(settings_.latency_seconds * 1e9));
 }
 
-Status Machine::perform(int device, Move& move) {
+Status Machine::perform(int device, Move& move, Clock::time_point* reached) {
   Device& at = *device_list_[static_cast<size_t>(device)];
+  if (!wait_while_held(device, move.direction, reached)) return Status::kDeviceLost;
   double rate;
   bool fails;
   {
@@ -156,21 +160,19 @@ Status Machine::perform(int device, Move& move) {
   }
   const uint64_t total = fails ? move.bytes / 2 : move.bytes;
   Engine& engine = at.engines[static_cast<size_t>(move.direction)];
-  auto earliest = Clock::now();
   for (uint64_t done = 0; done < total;) {
-    if (!wait_while_held(device, move.direction)) return Status::kDeviceLost;
+    if (!wait_while_held(device, move.direction, reached)) return Status::kDeviceLost;
     const uint64_t bytes = std::min(kSlice, total - done);
-    Clock::time_point due;
-    {
+    if (rate > 0) {
+      const std::chrono::duration<double> takes(static_cast<double>(bytes) / rate);
       std::lock_guard guard(engine.mutex);
-      const std::chrono::duration<double> takes(rate > 0 ? static_cast<double>(bytes) / rate : 0.0);
-      engine.free_at = std::max(engine.free_at, earliest) + std::chrono::duration_cast<Clock::duration>(takes);
-      due = engine.free_at;
+      engine.free_at = std::max(engine.free_at, *reached) + std::chrono::duration_cast<Clock::duration>(takes);
+      *reached = engine.free_at;
     }
     std::memcpy(move.to + done, move.from + done, bytes);
     done += bytes;
-    // Short delays add up in free_at; only sleeping for them would be inexact.
-    if (rate > 0 && (done == total || due - Clock::now() > kShortestSleep)) std::this_thread::sleep_until(due);
+    // Shorter delays add up in `reached`; sleeping for each of them would take far longer than they do.
+    if (*reached - Clock::now() > kShortestSleep) std::this_thread::sleep_until(*reached);
   }
   return fails ? Status::kDmaError : Status::kOk;
 }

@@ -125,9 +125,10 @@ class Machine {
   // copies.cc
   Status plan(int device, const Copy& copy, Kind kind, bool peer_staged, Move* move);
   Status check_host(uint64_t address, uint64_t bytes, Move* move, bool* pageable);
-  Status perform(int device, Move& move);
-  bool wait_while_held(int device, Direction direction);
-  double latency_seconds();
+  // `reached` is when the stream's work so far ends by the rates; moved on by what this copy takes.
+  Status perform(int device, Move& move, Clock::time_point* reached);
+  bool wait_while_held(int device, Direction direction, Clock::time_point* reached);
+  std::chrono::nanoseconds latency();
   // streams.cc
   void run(std::shared_ptr<Stream> stream);
   std::shared_ptr<Stream> find_stream(void* handle);

@@ -76,7 +76,7 @@ std::string Machine::configure(const std::string& text) {
     }
   }
   configured_ = true;
-  copies_begun_ = 0;
+  if (wanted.count_copies_anew) copies_begun_ = 0;
   hold_changed_.notify_all();
   return "";
 }

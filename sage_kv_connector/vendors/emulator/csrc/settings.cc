@@ -38,6 +38,7 @@ std::string parse_settings(const std::string& text, Settings* settings) {
       {"out_of_memory_after_bytes", whole(&settings->out_of_memory_after_bytes)},
       {"dma_error_after_copies", whole(&settings->dma_error_after_copies)},
       {"device_lost_after_copies", whole(&settings->device_lost_after_copies)},
+      {"count_copies_anew", flag(&settings->count_copies_anew)},
       {"peer_access",
        [settings](const std::string& value) {
          settings->peer_access.clear();

@@ -25,6 +25,7 @@ struct Settings {
   int64_t out_of_memory_after_bytes = -1;
   int64_t dma_error_after_copies = -1;
   int64_t device_lost_after_copies = -1;
+  bool count_copies_anew = false;  // both count from this setting on
 };
 
 // Reads lines "name=value"; returns what is wrong, or nothing.

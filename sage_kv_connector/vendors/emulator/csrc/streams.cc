@@ -46,6 +46,7 @@ Status Machine::stream_destroy(void* stream) {
 }
 
 Status Machine::enqueue(const std::shared_ptr<Stream>& stream, Operation operation) {
+  operation.enqueued = Clock::now();
   std::lock_guard guard(stream->mutex);
   stream->queue.push_back(std::move(operation));
   ++stream->enqueued;
@@ -70,7 +71,7 @@ Status Machine::stream_wait(int device, void* stream, void* event) {
   const auto awaited = find_event(event);
   if (found == nullptr || awaited == nullptr) return fail(Status::kInvalidHandle, "no such stream or event");
   if (found->device != device) return fail(Status::kWrongDevice, "the stream is another device's");
-  Operation operation{Operation::What::kWait, {}, awaited, 0};
+  Operation operation{Operation::What::kWait, {}, awaited, 0, {}};
   {
     std::lock_guard guard(awaited->mutex);
     operation.generation = awaited->recorded;
@@ -100,7 +101,7 @@ Status Machine::event_record(int device, void* event, void* stream) {
   if (found == nullptr || recorded == nullptr) return fail(Status::kInvalidHandle, "no such stream or event");
   if (found->device != device || recorded->device != device)
     return fail(Status::kWrongDevice, "the stream or the event is another device's");
-  Operation operation{Operation::What::kRecord, {}, recorded, 0};
+  Operation operation{Operation::What::kRecord, {}, recorded, 0, {}};
   {
     std::lock_guard guard(recorded->mutex);
     operation.generation = ++recorded->recorded;
@@ -137,6 +138,7 @@ void Machine::run(std::shared_ptr<Stream> stream) {
     std::lock_guard guard(stream->mutex);
     if (stream->status == Status::kOk) stream->status = status;
   };
+  Clock::time_point reached{};
   while (true) {
     Operation operation;
     {
@@ -149,18 +151,23 @@ void Machine::run(std::shared_ptr<Stream> stream) {
     if (device_list_[static_cast<size_t>(stream->device)]->lost) raise(Status::kDeviceLost);
     switch (operation.what) {
       case Operation::What::kCopy: {
-        bool first = true;
+        // From when it could have begun: what the host's scheduling cost is made up for.
+        reached = std::max(reached, operation.enqueued) + latency();
         for (auto& move : operation.moves) {
-          if (stream->status == Status::kOk) {
-            if (first) std::this_thread::sleep_for(std::chrono::duration<double>(latency_seconds()));
-            first = false;
-            if (const Status status = perform(stream->device, move); status != Status::kOk) raise(status);
-          }
-          move.release();
+          if (stream->status == Status::kOk)
+            if (const Status status = perform(stream->device, move, &reached); status != Status::kOk) raise(status);
         }
+        bool last;
+        {
+          std::lock_guard guard(stream->mutex);
+          last = stream->queue.empty();
+        }
+        if (last) std::this_thread::sleep_until(reached);
+        for (auto& move : operation.moves) move.release();
         break;
       }
       case Operation::What::kRecord: {
+        std::this_thread::sleep_until(reached);
         std::lock_guard guard(operation.event->mutex);
         operation.event->completed = std::max(operation.event->completed, operation.generation);
         operation.event->status = stream->status;
@@ -174,6 +181,7 @@ void Machine::run(std::shared_ptr<Stream> stream) {
           operation.event->changed.wait(lock, [&] { return operation.event->completed >= operation.generation; });
           status = operation.event->status;
         }
+        reached = std::max(reached, Clock::now());
         if (status != Status::kOk) raise(status);  // what it waited for never came
         break;
       }

@@ -21,6 +21,7 @@ struct Operation {
   std::vector<Move> moves;
   std::shared_ptr<Event> event;
   uint64_t generation = 0;
+  std::chrono::steady_clock::time_point enqueued{};
 };
 
 struct Stream {

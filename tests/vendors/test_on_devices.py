@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same calls on real devices, for whoever has some; skipped where a vendor's library or device is missing."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.contract.device_runtime import (
+    CopyKind,
+    DeviceError,
+    DeviceOutOfMemory,
+    DeviceRuntime,
+    RuntimeUnavailable,
+)
+from sage_kv_connector.vendors import open_runtime
+
+N = 1 << 20
+
+
+@pytest.fixture
+def device(vendor: str) -> DeviceRuntime:
+    try:
+        runtime = open_runtime(vendor)
+        if runtime.device_count() == 0:
+            pytest.skip(f"{vendor}: no device")
+    except (RuntimeUnavailable, DeviceError) as error:
+        pytest.skip(str(error))
+    assert not runtime.emulated
+    return runtime
+
+
+def test_round_trip(device: DeviceRuntime) -> None:
+    host = device.host_alloc(0, N)
+    view = np.ctypeslib.as_array((ctypes.c_uint8 * N).from_address(host))
+    view[:] = data = np.random.default_rng(0).integers(0, 256, N, dtype=np.uint8)
+    memory, stream, event = device.alloc(0, N), device.stream_create(0), device.event_create(0)
+    rows = np.array([(memory + i, host + i, 4096) for i in range(0, N, 4096)], np.uint64)
+    device.copy_batch_async(0, rows, CopyKind.HOST_TO_DEVICE, stream)
+    device.event_record(0, event, stream)
+    device.event_synchronize(0, event)
+    assert device.event_query(0, event)
+    view[:] = 0
+    device.copy_async(0, host, memory, N, CopyKind.DEVICE_TO_HOST, stream)
+    device.stream_synchronize(0, stream)
+    assert (view == data).all()
+    assert device.allocation_of(0, memory + 5, 5)[0] == memory
+    device.event_destroy(0, event)
+    device.stream_destroy(0, stream)
+    device.free(0, memory)
+    device.host_free(0, host)
+
+
+def test_registered_memory_and_a_stream_that_waits(device: DeviceRuntime) -> None:
+    data, back = np.arange(N, dtype=np.uint32), np.zeros(N, np.uint32)
+    if device.features.host_register:
+        for array in (data, back):
+            device.host_register(0, array.ctypes.data, array.nbytes)
+    memory = device.alloc(0, data.nbytes)
+    first, second, event = device.stream_create(0), device.stream_create(0), device.event_create(0)
+    device.copy_async(0, memory, data.ctypes.data, data.nbytes, CopyKind.HOST_TO_DEVICE, first)
+    device.event_record(0, event, first)
+    device.stream_wait_event(0, second, event)
+    device.copy_async(0, back.ctypes.data, memory, data.nbytes, CopyKind.DEVICE_TO_HOST, second)
+    device.stream_synchronize(0, second)
+    assert (back == data).all()
+    if device.features.host_register:
+        for array in (data, back):
+            device.host_unregister(0, array.ctypes.data)
+
+
+def test_out_of_memory(device: DeviceRuntime) -> None:
+    with pytest.raises(DeviceOutOfMemory):
+        device.alloc(0, 1 << 46)
+    device.free(0, device.alloc(0, N))
