@@ -45,7 +45,7 @@ def main() -> int:
     words.add_argument("--gib", type=float, default=1.0, help="KV to move")
     words.add_argument("--target-dtype", default="fp8_e4m3", help="dtype on the wire")
     words.add_argument("--backend", default="tcp", choices=("tcp", "shm"), help="what carries the wire bytes")
-    words.add_argument("--dma-gbytes-per-s", type=float, default=0.4, help="of the emulated copy engines")
+    words.add_argument("--dma-gbytes-per-s", type=float, default=0.3, help="of the emulated copy engines")
     words.add_argument("--json", action="store_true")
     given = words.parse_args()
     pairs = [(given.vendor, given.to or given.vendor)]

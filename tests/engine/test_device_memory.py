@@ -163,3 +163,26 @@ def test_runs_of_a_box_are_merged_where_they_touch() -> None:
     assert packed is not None
     with pytest.raises(ValueError, match="is packed"):
         box_runs(packed[0], 32, 2, 0, 1, 0, 16)
+
+
+def test_reading_and_encoding_go_on_while_writing_stands_still(make_core: MakeCore) -> None:
+    """Stages overlap: what fits into staging memory is read, encoded and sent before one page is written."""
+    rigs = Rig("ascend", memory_bytes=64 << 20), Rig("cambricon", memory_bytes=64 << 20)
+    prefill = DeviceSide(make_core, Shape(), PAGES, rigs[0])
+    decode = DeviceSide(make_core, Shape(), PAGES, rigs[1])
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    content = write_content(prefill, there, range(TOKENS))
+    prefill.upload()
+    rigs[1].control.hold("h2d")
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(TOKENS), here, finished=True)
+    whole = sum(raw.nbytes for raw in content.values())
+    eventually(lambda: prefill.core.counters()["d2h_bytes"] == whole)
+    assert decode.core.counters()["h2d_bytes"] == 0 and decode.outcomes.empty()
+    rigs[1].control.release()
+    outcome = decode.outcomes.get(timeout=10)
+    assert outcome.ok, outcome.error
+    decode.download()
+    check(prefill, decode, content, here, range(TOKENS), "auto")
