@@ -30,7 +30,9 @@ class KVTransportConfig(BaseModel):
         None,
         description="kv_transport.yaml, or a config.yaml with a section kv_transport; lies between preset and options",
     )
-    backend: str = Field("auto", description="auto: shm on the same node, else tcp")
+    backend: str = Field(
+        "auto", description="auto: shm on the same node, else tcp; for a cache on a device pcie comes first"
+    )
     target_dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4"] = Field(
         "auto",
         description="dtype on the wire, chosen by the side that receives; auto: the cache's own, "

@@ -2,11 +2,13 @@
 """Probe → plan → 1 GiB of paged KV between two EMULATED accelerators, fp8 on the wire, checked bit by bit.
 
 Two processes, each with an emulated card behind the vendor's own C ABI; bytes cross by tcp, as
-between two nodes. Copies between host and device run at ``--dma-gbytes-per-s``.
+between two nodes, or with ``--backend pcie`` from device to device. The emulated copy engines
+run at ``--dma-gbytes-per-s``.
 
     python -m scripts.demo_domestic --vendor ascend
     python -m scripts.demo_domestic --vendor ascend --to cambricon --json
     python -m scripts.demo_domestic --all-pairs --gib 0.25
+    python -m scripts.demo_domestic --vendor hygon --backend pcie --target-dtype auto
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from sage_kv_connector.cli.report import emit, progress
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.hardware.accelerator_descriptor import AcceleratorDescriptor
-from sage_kv_connector.hardware.profile import HardwareProfile
+from sage_kv_connector.hardware.profile import HardwareProfile, Recommendation
+from sage_kv_connector.hardware.recommend import recommend
 from sage_kv_connector.hardware.recording import RecordedMachine
 from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.vendors.emulator.settings import DIRECTIONS
 from scripts.domestic_side import BLOCK, BYTES_PER_TOKEN, SideOptions, serve
 
 VENDORS = ("ascend", "cambricon", "hygon", "kunlunxin")
@@ -44,8 +48,10 @@ def main() -> int:
     words.add_argument("--all-pairs", action="store_true", help="every ordered pair of vendors")
     words.add_argument("--gib", type=float, default=1.0, help="KV to move")
     words.add_argument("--target-dtype", default="fp8_e4m3", help="dtype on the wire")
-    words.add_argument("--backend", default="tcp", choices=("tcp", "shm"), help="what carries the wire bytes")
-    words.add_argument("--dma-gbytes-per-s", type=float, default=0.3, help="of the emulated copy engines")
+    words.add_argument(
+        "--backend", default="tcp", choices=("tcp", "shm", "pcie"), help="what carries the bytes"
+    )
+    words.add_argument("--dma-gbytes-per-s", type=float, default=0.7, help="of the emulated copy engines")
     words.add_argument("--json", action="store_true")
     given = words.parse_args()
     pairs = [(given.vendor, given.to or given.vendor)]
@@ -69,14 +75,15 @@ def hand_over(source: str, target: str, given: argparse.Namespace) -> dict[str, 
     config = {"backend": given.backend, "secret": secrets.token_urlsafe(16), "host": "127.0.0.1"}
     config |= {"deadline_s": 600.0, "lease_s": 600.0, "target_dtype": given.target_dtype}
     probed: dict[str, HardwareProfile] = {}
+    recommended: dict[str, Recommendation] = {}
     pipes: dict[str, Connection] = {}
     processes = []
     context = multiprocessing.get_context("spawn")
     try:
         for role, vendor in (("prefill", source), ("decode", target)):
             profile = probed[role] = probe(RecordedMachine(RECORDINGS / RECORDING_OF[vendor]))
-            recommended = profile.recommendation.config if profile.recommendation else {}
-            chosen = {**recommended, **config}
+            recommended[role] = recommend(profile)
+            chosen = {**recommended[role].config, **config}
             KVTransportConfig.load(chosen)
             settings = emulated(profile, tokens * BYTES_PER_TOKEN)
             pipes[role], theirs = context.Pipe()
@@ -86,7 +93,7 @@ def hand_over(source: str, target: str, given: argparse.Namespace) -> dict[str, 
         about = {role: _answer(pipe, START_TIMEOUT_S) for role, pipe in pipes.items()}
         for role in pipes:  # filling went as fast as memory
             rate = given.dma_gbytes_per_s
-            _ask(pipes[role], "rates", {"h2d_gbytes_per_s": rate, "d2h_gbytes_per_s": rate})
+            _ask(pipes[role], "rates", {f"{way}_gbytes_per_s": rate for way in DIRECTIONS})
         before = {role: _ask(pipe, "counters") for role, pipe in pipes.items()}
         _ask(pipes["prefill"], "offer", "demo")
         peer = (about["prefill"][0], 0, about["prefill"][1])
@@ -97,7 +104,7 @@ def hand_over(source: str, target: str, given: argparse.Namespace) -> dict[str, 
             for role in after
         }
         for role in pipes:
-            _ask(pipes[role], "rates", {"h2d_gbytes_per_s": 0.0, "d2h_gbytes_per_s": 0.0})
+            _ask(pipes[role], "rates", {f"{way}_gbytes_per_s": 0.0 for way in DIRECTIONS})
         wrong = _ask(pipes["decode"], "check", timeout_s=300.0) if outcome.ok else -1
         for pipe in pipes.values():
             pipe.send(("quit",))
@@ -106,7 +113,7 @@ def hand_over(source: str, target: str, given: argparse.Namespace) -> dict[str, 
     finally:
         for process in processes:
             process.kill()
-    return report(probed, about, outcome, seconds, moved, wrong, tokens, given)
+    return report(probed, recommended, about, outcome, seconds, moved, wrong, tokens, given)
 
 
 def emulated(profile: HardwareProfile, kv_bytes: int) -> dict[str, Any]:
@@ -128,6 +135,7 @@ def _fact(device: AcceleratorDescriptor | None, name: str) -> int | None:
 
 def report(
     probed: dict[str, HardwareProfile],
+    recommended: dict[str, Recommendation],
     about: dict[str, Any],
     outcome: Outcome,
     seconds: float,
@@ -141,27 +149,26 @@ def report(
     wire = outcome.stats.nbytes if outcome.stats else 0
     prefill, decode = moved["prefill"], moved["decode"]
     dma = kv / given.dma_gbytes_per_s / 1e9
-    stages = {
-        "device to host": _stage(prefill["d2h_bytes"], prefill["d2h_ns"]),
-        "encode": _stage(kv, prefill["conversion_ns"]),
-        "wire": _stage(wire, prefill["posting_ns"]),
-        "decode": _stage(kv, decode["conversion_ns"]),
-        "host to device": _stage(decode["h2d_bytes"], decode["h2d_ns"]),
-    }
+    if decode.get("d2d_bytes"):
+        stages = {"device to device": _stage(decode["d2d_bytes"], decode["d2d_ns"])}
+    else:
+        stages = {
+            "device to host": _stage(prefill["d2h_bytes"], prefill["d2h_ns"]),
+            "encode": _stage(kv, prefill["conversion_ns"]),
+            "wire": _stage(wire, prefill["posting_ns"]),
+            "decode": _stage(kv, decode["conversion_ns"]),
+            "host to device": _stage(decode["h2d_bytes"], decode["h2d_ns"]),
+        }
     busy = {name: stage["busy_s"] for name, stage in stages.items()}
-    physical = {
-        name: dma if "device" in name else busy[name] for name in ("device to host", "host to device")
-    }
-    physical |= {name: busy[name] for name in ("encode", "decode")}
+    copying = [name for name in stages if "device" in name]
+    # What each takes by itself: a copy at its engine's rate, a conversion its threads' time.
+    alone = {name: dma if name in copying else busy[name] for name in stages if name != "wire"}
     return {
         "emulated": True,
         "from": about["prefill"][2],
         "to": about["decode"][2],
         "chips": {role: profile.devices[0].chip for role, profile in probed.items()},
-        "recommended": {
-            role: profile.recommendation.config if profile.recommendation else None
-            for role, profile in probed.items()
-        },
+        "recommended": {role: one.model_dump(mode="json") for role, one in recommended.items()},
         "plan": {
             "backend": given.backend,
             "wire_dtype": outcome.stats.wire_dtype if outcome.stats else None,
@@ -174,9 +181,9 @@ def report(
         "elapsed_s": seconds,
         "stages": stages,
         "overlap": sum(busy.values()) / seconds,
-        "slowest_stage": max(physical, key=physical.__getitem__),
-        "to_slowest_stage": seconds / max(physical.values()),
-        "stalls_s": {name: seconds - busy[name] for name in ("device to host", "host to device")},
+        "slowest_stage": max(alone, key=alone.__getitem__),
+        "to_slowest_stage": seconds / max(alone.values()),
+        "stalls_s": {name: seconds - busy[name] for name in copying},
         "wrong_bytes": wrong,
         "bit_identical": wrong == 0,
     }

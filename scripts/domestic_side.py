@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
-from sage_kv_connector.contract.device_runtime import CopyKind, DeviceRuntime
+from sage_kv_connector.contract.device_runtime import CopyKind, DeviceMemory, DeviceRuntime
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.consumer import Wanted
-from sage_kv_connector.engine.core import DeviceMemory, EngineCore
+from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.session import PeerAddress
@@ -114,6 +114,12 @@ class Side:
                 self._host[plane, self.table] = content
             self._copy(tensor.address, self._host.ctypes.data, CopyKind.HOST_TO_DEVICE)
 
+    def clear(self) -> None:
+        """Zeros everywhere: a device has its memory before a copy comes, an emulated one when it is written."""
+        self._host[:] = 0
+        for tensor in self.tensors:
+            self._copy(tensor.address, self._host.ctypes.data, CopyKind.HOST_TO_DEVICE)
+
     def offer(self, transfer_id: str, released: queue.Queue[Outcome]) -> None:
         source = PagedSource(self.view)
         source.set_pages(0, self.table)
@@ -176,6 +182,8 @@ def serve(pipe: Connection, options: SideOptions) -> None:
     side = Side(options)
     if options.role == "prefill":
         side.fill()
+    else:
+        side.clear()
     released: queue.Queue[Outcome] = queue.Queue()
     pipe.send((side.core.engine_id, side.core.addresses, side.runtime.api))
     while True:

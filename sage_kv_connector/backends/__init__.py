@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Name → module and class; ``backend=auto`` prefers them in this order. To add a backend, add a line.
 BACKENDS = {
+    "pcie": ("sage_kv_connector.backends.pcie", "PcieBackend"),
     "shm": ("sage_kv_connector.backends.shm", "ShmBackend"),
     "tcp": ("sage_kv_connector.backends.tcp", "TcpBackend"),
 }

@@ -66,6 +66,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from sage_kv_connector.contract.device_runtime import DeviceMemory
+
 #: uint64 array of shape (n, 2): address, length in bytes.
 Segments = npt.NDArray[np.uint64]
 #: uint64 array of shape (n, 3): local address, offset in the peer's window, length in bytes.
@@ -253,4 +255,17 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End every connection, join every thread, free every descriptor. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Protocol):
+    """What a Backend with ``device_memory`` has beside: windows and posts may lie on one device."""
+
+    def attach_device(self, device: DeviceMemory) -> None:
+        """Before ``listen`` and ``connect``. Raises DeviceError."""
+        ...
+
+    def register_device_memory(self, address: int, length: int) -> None:
+        """Make device memory usable in posts and windows, until ``close``. Raises DeviceError."""
         ...

@@ -98,6 +98,13 @@ class DeviceInfo(NamedTuple):
     memory_bytes: int  #: total, 0 if the runtime does not tell
 
 
+class DeviceMemory(NamedTuple):
+    """The accelerator that a KV cache lies on: ``number`` is the runtime's."""
+
+    runtime: DeviceRuntime
+    number: int
+
+
 @runtime_checkable
 class DeviceRuntime(Protocol):
     """One vendor's devices as seen from this process. See the module's text for the contract."""

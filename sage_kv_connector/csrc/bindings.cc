@@ -91,6 +91,8 @@ EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us) {
 }  // namespace
 
 NB_MODULE(_data_plane, m) {
+  // A process may end with an engine open; what is left then is the system's to take back.
+  nb::set_leak_warnings(false);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);

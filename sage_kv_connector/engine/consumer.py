@@ -160,7 +160,8 @@ class Consumer:
         assert session.plan is not None
         theirs = session.peer.schema if session.peer else None
         ours, stage = self._schema, self._conversions
-        on_device = session.backend.capabilities.device_memory
+        # A CRC needs bytes that a CPU can read: they are staged then.
+        on_device = session.backend.capabilities.device_memory and self._sessions.config.integrity != "crc"
         if (
             wanted.paged
             and ours

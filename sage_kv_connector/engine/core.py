@@ -15,12 +15,12 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from typing import cast
 
 from sage_kv_connector.backends import create_backend
-from sage_kv_connector.backends.base import Backend, Event, EventKind
+from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
-from sage_kv_connector.contract.device_runtime import DeviceRuntime
+from sage_kv_connector.contract.device_runtime import DeviceMemory
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import messages as m
@@ -38,13 +38,6 @@ logger = logging.getLogger(__name__)
 
 #: Engine threads wait at most this long for the control thread where they must be sure of its state.
 CALL_TIMEOUT_S = 30.0
-
-
-class DeviceMemory(NamedTuple):
-    """The accelerator that a KV cache lies on: ``number`` is the runtime's."""
-
-    runtime: DeviceRuntime
-    number: int
 
 
 class EngineCore:
@@ -67,8 +60,11 @@ class EngineCore:
         self.rank = rank
         secret = config.resolved_secret()
         self._host = _listen_host(config, secret)
-        names = enabled_backends(config)
+        names = enabled_backends(config, on_device=device is not None)
         self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
+        for backend in self.backends.values():
+            if device is not None and isinstance(backend, DeviceBackend):
+                backend.attach_device(device)
         identity = Identity(self.engine_id, rank, secret, schema)
         self.sessions = SessionTable(identity, config, self.backends, self._on_message, self._on_closed)
         self._conversions: Conversions | None = None
@@ -111,8 +107,10 @@ class EngineCore:
         """Let posts and windows use these (address, length) spans of the KV cache, until ``close``."""
         for address, length in extents:
             for backend in self.backends.values():
-                if self._device is None or backend.capabilities.device_memory:
+                if self._device is None:
                     backend.register_memory(address, length)
+                elif isinstance(backend, DeviceBackend):
+                    backend.register_device_memory(address, length)
 
     def _register_host(self, address: int, length: int) -> None:
         for backend in self.backends.values():

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.dma_lane import DmaLane
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.device_runtime import CopyKind, DeviceError, DeviceRuntime
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversions import CpuConversions, OnConverted
-from sage_kv_connector.engine.dma_lane import DmaLane
 from sage_kv_connector.engine.page_boxes import Bounce, DeviceGroup, bounce, bounce_bytes
 from sage_kv_connector.engine.staging import Lease, StagingArena
 from sage_kv_connector.engine.wire_plan import Formats, converted_planes

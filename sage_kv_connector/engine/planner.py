@@ -24,9 +24,21 @@ def node_id() -> str:
     return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
 
 
-def enabled_backends(config: KVTransportConfig) -> tuple[str, ...]:
-    """Names of the backends to start, the preferred first."""
-    return tuple(BACKENDS) if config.backend == "auto" else (config.backend,)
+#: Backends that move device memory itself; a host cache has no use for them.
+DEVICE_BACKENDS = ("pcie",)
+
+
+def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> tuple[str, ...]:
+    """Names of the backends to start, the preferred first.
+
+    ``pcie`` brings shm and tcp along: pages for a peer that it can't reach directly are staged in
+    host memory. Raises ValueError for ``pcie`` with a cache in host memory.
+    """
+    if config.backend == "pcie" and not on_device:
+        raise ValueError("backend is 'pcie', which needs a KV cache on a device; this one is in host memory")
+    if config.backend in ("auto", "pcie"):
+        return tuple(name for name in BACKENDS if on_device or name not in DEVICE_BACKENDS)
+    return (config.backend,)
 
 
 def order_addresses(addresses: Iterable[str], peer_node: str, enabled: tuple[str, ...]) -> tuple[str, ...]:

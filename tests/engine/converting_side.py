@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
+from sage_kv_connector.contract.device_runtime import DeviceMemory
 from sage_kv_connector.contract.element_order import packed_cpu_planes, strided
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.consumer import Subscription, Wanted
-from sage_kv_connector.engine.core import DeviceMemory, EngineCore
+from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.session import PeerAddress
@@ -150,7 +151,7 @@ class ConvertingSide:
 
     def subscribe(
         self,
-        peer: ConvertingSide,
+        peer: ConvertingSide | PeerAddress,
         transfer_id: str,
         tokens: range,
         pages: Sequence[int],
@@ -171,5 +172,6 @@ class ConvertingSide:
             if kwargs.get("by_tokens", True)
             else None,
         )
-        self.core.subscribe(peer.address(), wanted, self.outcomes.put, started.append)
+        address = peer if isinstance(peer, PeerAddress) else peer.address()
+        self.core.subscribe(address, wanted, self.outcomes.put, started.append)
         return started
