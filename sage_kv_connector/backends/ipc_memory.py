@@ -25,10 +25,20 @@ class IpcMemory:
         self._probe = 0
 
     def register(self, address: int, length: int) -> None:
-        """Raises DeviceError when the runtime does not know the memory."""
-        base, size = self._runtime.allocation_of(self._device, address, length)
-        row = np.array([[address, address + length, base, size]], dtype=np.uint64)
-        spans = np.concatenate([self._spans, row])
+        """The range may span neighbouring allocations: each has a handle of its own.
+
+        Raises DeviceError or ValueError when the runtime does not know the memory.
+        """
+        rows, end = [], address + length
+        while address < end:
+            try:
+                base, size = self._runtime.allocation_of(self._device, address, end - address)
+            except ValueError:
+                base, size = self._runtime.allocation_of(self._device, address, 1)
+            stop = min(end, base + size)
+            rows.append((address, stop, base, size))
+            address = stop
+        spans = np.concatenate([self._spans, np.array(rows, dtype=np.uint64).reshape(-1, 4)])
         self._spans = spans[np.argsort(spans[:, 0])]
 
     def covers(self, segments: Segments) -> bool:

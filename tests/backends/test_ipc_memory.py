@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which allocations a range of device memory lies in."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.backends.ipc_memory import IpcMemory
+from sage_kv_connector.contract.device_runtime import DeviceMemory, DeviceRuntime
+
+SIZE = 64 << 10
+LOW, HIGH = 1 << 30, (1 << 30) + SIZE
+
+
+class TwoNeighbours:
+    """A runtime with two allocations side by side, as a driver may place them."""
+
+    vendor = "test"
+
+    def ipc_process_id(self, device: int) -> int:
+        return 7
+
+    def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
+        base = LOW if address < HIGH else HIGH
+        if address + nbytes > base + SIZE:
+            raise ValueError("not inside one allocation")
+        return base, SIZE
+
+    def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
+        return f"{base - LOW} {nbytes} {importer_pid}".encode()
+
+
+def test_a_range_over_two_allocations_is_exported_as_two() -> None:
+    memory = IpcMemory(DeviceMemory(cast(DeviceRuntime, TwoNeighbours()), 0))
+    memory.register(LOW + 256, 2 * SIZE - 512)
+    descriptors = np.array([[LOW + 512, 0, 64], [HIGH, 64, 128]], dtype=np.uint64)
+    handles, sizes, table = memory.export(descriptors, 9)
+    assert handles == (f"0 {SIZE} 9".encode(), f"{SIZE} {SIZE} 9".encode()) and sizes == (SIZE, SIZE)
+    rows = np.frombuffer(table, dtype="<u8").reshape(-1, 4).tolist()
+    assert rows == [[0, 512, 0, 64], [1, 0, 64, 128]]
+    assert memory.covers(np.array([[LOW + 256, 16], [HIGH + SIZE - 272, 16]], dtype=np.uint64))
+    assert not memory.covers(np.array([[LOW, 16]], dtype=np.uint64))
+    with pytest.raises(ValueError, match="not in registered memory"):
+        memory.export(np.array([[LOW, 0, 16]], dtype=np.uint64), 9)
