@@ -156,12 +156,6 @@ def _dtype(vllm_config: Any) -> str:
 
 def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, Any, Sequence[str]]]:
     """One tensor, or a tuple or list of them (K and V, recurrent states)."""
-    for tensor in cache if isinstance(cache, tuple | list) else (cache,):
-        if tensor.device.type != "cpu":
-            raise ValueError(
-                f"KV cache of layer {layer!r} lies on {tensor.device}: this release moves KV in host memory; "
-                "allowed: cpu"
-            )
     if isinstance(cache, tuple | list):
         names = ("k", "v") if len(cache) == 2 and not _recurrent(spec) else None
         return [

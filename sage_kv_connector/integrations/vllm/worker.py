@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from sage_kv_connector.config import KVTransportConfig
@@ -30,6 +31,7 @@ from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.audit import TransferAudit
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
@@ -52,6 +54,11 @@ logger = logging.getLogger(__name__)
 IDLE_STEP_WAIT_S = 0.005
 #: vLLM's block 0 stands for "no memory".
 VLLM_NULL_BLOCK = 0
+
+
+def _tensors(cache: Any) -> list[Any]:
+    """The tensors of one layer."""
+    return list(cache) if isinstance(cache, tuple | list) else [cache]
 
 
 class ReadPeer(NamedTuple):
@@ -93,6 +100,7 @@ class WorkerSide:
         self._engine_id = engine_id
         request_amx_tiles()
         self._core: EngineCore | None = None
+        self._device: Any = None
         self._view: KVCacheView | None = None
         self._schema_digest = ""
         self._layer_place: dict[str, tuple[int, int]] = {}
@@ -114,6 +122,7 @@ class WorkerSide:
     # -- start and end
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._device = device_of([t for cache in kv_caches.values() for t in _tensors(cache)])
         self._view = cache_view(kv_caches, self._vllm_config, self._kv_cache_config)
         schema = cache_schema(
             self._view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage
@@ -124,7 +133,18 @@ class WorkerSide:
         for group_index, group in enumerate(self._view.groups):
             for layer_index, layer in enumerate(group.layers):
                 self._layer_place[layer.name] = (group_index, layer_index)
-        self._core = EngineCore(self._config, engine_id=self._engine_id, rank=self._rank, schema=schema)
+        memory = None
+        if self._device is not None:
+            if self._config.audit_file is not None:
+                raise ValueError(
+                    f"audit_file is {str(self._config.audit_file)!r}, but KV lies on {self._device}: "
+                    "only host memory can be audited"
+                )
+            schema = msgspec.structs.replace(schema, memory="device")
+            memory = open_device(self._device)
+        self._core = EngineCore(
+            self._config, engine_id=self._engine_id, rank=self._rank, schema=schema, device=memory
+        )
         self._core.register_memory(self._view.extents())
         self._core.start()
         logger.info(
@@ -190,8 +210,8 @@ class WorkerSide:
         """A layer's KV of this step is written: stream it to whoever subscribed already."""
         place = self._layer_place.get(layer_name)
         core = self._core
-        if place is None or core is None:
-            return
+        if place is None or core is None or self._device is not None:
+            return  # on a device the layer is only launched yet
         group, layer = place
         for progress in self._in_step:
             if core.is_streaming(progress.transfer_id):
@@ -203,6 +223,8 @@ class WorkerSide:
 
     def end_forward(self) -> None:
         """After the forward pass every layer of the step is written."""
+        if self._device is not None and self._in_step:
+            wait_for_compute(self._device)
         for progress in self._in_step:
             offer = self._on_offer.get(progress.transfer_id)
             if offer is not None and self._core is not None:
@@ -319,7 +341,7 @@ class WorkerSide:
         missing = [rank for rank, _ in reads if rank not in ranks]
         if missing:
             return [], f"remote_ranks names {sorted(ranks)}, rank {missing[0]} is missing"
-        enabled = enabled_backends(self._config)
+        enabled = enabled_backends(self._config, on_device=self._device is not None)
         return [
             ReadPeer(PeerAddress(engine_id, rank, order_addresses(ranks[rank], node, enabled)), readers)
             for rank, readers in reads
