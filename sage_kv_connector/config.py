@@ -52,7 +52,8 @@ class KVTransportConfig(BaseModel):
     )
     prefetch_depth: int = Field(4, ge=1, le=64, description="chunks in flight in stream_pipeline")
     zero_copy: bool = Field(
-        True, description="shm: read straight from the peer's pages; false: always through the arena"
+        True,
+        description="read straight from the peer's pages (shm), from device to device (pcie); false: always staged",
     )
     integrity: Literal["auto", "crc", "generation"] = Field(
         "auto",

@@ -260,6 +260,37 @@ def _bench_convert_on_cuda(as_json: bool) -> None:
     emit({"results": rows}, as_json=as_json, title="convert on cuda", rows=shown)
 
 
+@bench.command("device")
+def bench_device_command(
+    vendor: Annotated[str, typer.Option(help="ascend, cambricon, hygon, kunlunxin or nvidia")] = "nvidia",
+    device: Annotated[int, typer.Option(min=0, help="the runtime's number")] = 0,
+    page_bytes: Annotated[int, typer.Option(min=256, help="bytes of a page of one layer's K or V")] = 65536,
+    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bytes of one run")] = 512 << 20,
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="on an emulator of the vendor's library")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pages between a device and pinned memory by our lanes, against one plain copy by the same runtime."""
+    from sage_kv_connector.cli.bench_device import bench_device, device_rows
+    from sage_kv_connector.contract.device_runtime import DeviceError, RuntimeUnavailable
+    from sage_kv_connector.vendors import open_runtime
+    from sage_kv_connector.vendors.emulator import EmulatorSettings
+
+    try:
+        settings = EmulatorSettings(memory_bytes=total_bytes + (1 << 20)) if emulated else None
+        runtime = open_runtime(vendor, settings)
+        if device >= runtime.device_count():
+            raise ValueError(f"--device is {device}, {runtime.api} has {runtime.device_count()}")
+        result = bench_device(runtime, device, page_bytes, total_bytes, repeats)
+    except (DeviceError, RuntimeUnavailable, ValueError) as error:
+        progress.print(f"bench: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="device", rows=device_rows(result))
+    raise typer.Exit(int(not result["verified"]))
+
+
 @bench.command("idle")
 def bench_idle_command(
     seconds: Annotated[float, typer.Option(min=1.0, help="how long to watch")] = 60.0,

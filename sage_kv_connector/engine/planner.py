@@ -34,10 +34,11 @@ def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> t
     ``pcie`` brings shm and tcp along: pages for a peer that it can't reach directly are staged in
     host memory. Raises ValueError for ``pcie`` with a cache in host memory.
     """
+    direct = on_device and config.zero_copy
     if config.backend == "pcie" and not on_device:
         raise ValueError("backend is 'pcie', which needs a KV cache on a device; this one is in host memory")
     if config.backend in ("auto", "pcie"):
-        return tuple(name for name in BACKENDS if on_device or name not in DEVICE_BACKENDS)
+        return tuple(name for name in BACKENDS if direct or name not in DEVICE_BACKENDS)
     return (config.backend,)
 
 
