@@ -11,7 +11,17 @@ from sage_kv_connector.cli.main import app
 
 
 def test_an_emulated_card_is_measured_and_said_to_be_one() -> None:
-    words = ["bench", "device", "--vendor", "ascend", "--emulated", "--total-bytes", "4194304", "--repeats", "1"]
+    words = [
+        "bench",
+        "device",
+        "--vendor",
+        "ascend",
+        "--emulated",
+        "--total-bytes",
+        "4194304",
+        "--repeats",
+        "1",
+    ]
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout.splitlines()[-1])
@@ -21,7 +31,17 @@ def test_an_emulated_card_is_measured_and_said_to_be_one() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    words = ["bench", "device", "--vendor", "hygon", "--emulated", "--device", "9", "--total-bytes", "1048576"]
+    words = [
+        "bench",
+        "device",
+        "--vendor",
+        "hygon",
+        "--emulated",
+        "--device",
+        "9",
+        "--total-bytes",
+        "1048576",
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
     assert "--device is 9" in done.output

@@ -15,7 +15,7 @@ from tests.engine.memory_backend import MemoryBackend
 @pytest.fixture
 def make_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EngineCore]]:
     """Engines over the in-process backend; closed at the end."""
-    monkeypatch.setattr(core_module, "enabled_backends", lambda config: ("memory",))
+    monkeypatch.setattr(core_module, "enabled_backends", lambda config, **_: ("memory",))
     monkeypatch.setattr(core_module, "create_backend", lambda name, config: MemoryBackend())
     cores: list[EngineCore] = []
 

@@ -48,7 +48,9 @@ class DeviceSide(ConvertingSide):
 
     def place(self) -> Sequence[Any]:
         for layer in self.cache:
-            address = self.rig.upload(layer.reshape(-1).copy())
+            pinned = self.rig.pinned(layer.nbytes)
+            pinned[:] = layer.reshape(-1)
+            address = self.rig.upload(pinned)
             self.tensors.append(DeviceTensor(address, layer.shape))
         return self.tensors
 

@@ -186,3 +186,17 @@ def test_reading_and_encoding_go_on_while_writing_stands_still(make_core: MakeCo
     assert outcome.ok, outcome.error
     decode.download()
     check(prefill, decode, content, here, range(TOKENS), "auto")
+
+
+def test_a_box_that_the_devices_dma_can_t_take_is_named(make_core: MakeCore) -> None:
+    prefill = DeviceSide(make_core, Shape(order="nhd"), PAGES, Rig("ascend", memory_bytes=64 << 20))
+    strict = Rig("ascend", memory_bytes=64 << 20, dma_alignment_bytes=4096)
+    decode = DeviceSide(make_core, Shape(order="nhd"), PAGES, strict)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(5, TOKENS), here, finished=True)  # begins inside a page
+    outcome = decode.outcomes.get(timeout=10)
+    assert not outcome.ok and "ascend: " in outcome.error and "align" in outcome.error.lower(), outcome
+    eventually(lambda: decode.core.counters()["staging_bytes"] == 0)
