@@ -8,6 +8,7 @@ sleeps while it has nothing to do; it blocks in the runtime, without the GIL, wh
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -44,6 +45,7 @@ class DmaLane:
         self.busy_ns = 0  #: time with at least one job on the stream
         self.copies = 0
         self._since = 0
+        self._failed = False
         name = f"sage-kvt-{kind.name.lower().replace('_', '-')}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -82,7 +84,11 @@ class DmaLane:
         on_stream: deque[tuple[_Job, int]] = deque()
         free = deque(self._events)
         while True:
-            job = self._next(block=not on_stream) if len(on_stream) < DEPTH else None
+            if self._failed and not on_stream:
+                self._renew()
+                free = deque(self._events)
+            may_take = len(on_stream) < DEPTH and not self._failed
+            job = self._next(block=not on_stream) if may_take else None
             if job is not None:
                 begun = time.monotonic_ns()
                 try:
@@ -90,6 +96,7 @@ class DmaLane:
                     self._runtime.event_record(self._device, free[0], self._stream)
                 except (DeviceError, ValueError) as error:
                     self._drain()  # some of its copies may be on the stream already
+                    self._failed = True
                     self._ended(job, str(error))
                     continue
                 if not on_stream:
@@ -98,9 +105,10 @@ class DmaLane:
             elif on_stream:
                 done, event = on_stream.popleft()
                 failure = self._wait(event)
+                free.append(event)
+                self._failed = self._failed or failure != ""
                 self._count(done, failure)
                 self._ended(done, failure)
-                free.append(event)
             else:
                 return
 
@@ -120,6 +128,20 @@ class DmaLane:
         except DeviceError as error:
             return str(error)
         return ""
+
+    def _renew(self) -> None:
+        """A stream that failed stays failed: take another. On a lost device jobs go on to fail by name."""
+        self._failed = False
+        try:
+            stream = self._runtime.stream_create(self._device)
+        except DeviceError:
+            return
+        old, self._stream = self._stream, stream
+        self._runtime.stream_destroy(self._device, old)
+        with contextlib.suppress(DeviceError):
+            for index, event in enumerate(self._events):
+                self._events[index] = self._runtime.event_create(self._device)
+                self._runtime.event_destroy(self._device, event)
 
     def _drain(self) -> None:
         try:

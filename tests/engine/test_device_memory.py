@@ -98,9 +98,10 @@ def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothi
     prefill = DeviceSide(make_core, Shape(), PAGES, rigs["prefill"])
     decode = DeviceSide(make_core, Shape(), PAGES, rigs["decode"])
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
-    write_content(prefill, there, range(TOKENS))
+    content = write_content(prefill, there, range(TOKENS))
     prefill.upload()
-    rigs[faulty].control.set(**{fault: 7})
+    control = rigs[faulty].control
+    control.set(**{fault: 7})
     offer = prefill.offer("t", there)
     prefill.ready("t", offer, slice(None), len(there))
     prefill.core.finish("t")
@@ -113,6 +114,18 @@ def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothi
         eventually(lambda side=side: side.core.counters()["staging_bytes"] == 0)  # type: ignore[misc]
         counters = side.core.counters()
         assert (counters["conversions"], counters["offers"], counters["subscriptions"]) == (0, 0, 0)
+    if fault == "device_lost_after_copies":
+        return
+    control.set(**{fault: None})  # one copy failed, the device works: so must the next transfer
+    offer = prefill.offer("again", there)
+    prefill.ready("again", offer, slice(None), len(there))
+    prefill.core.finish("again")
+    eventually(lambda: prefill.core.counters()["offers"] == 1)
+    decode.subscribe(prefill, "again", range(TOKENS), here, finished=True)
+    outcome = decode.outcomes.get(timeout=10)
+    assert outcome.ok, outcome.error
+    decode.download()
+    check(prefill, decode, content, here, range(TOKENS), "auto")
 
 
 def test_no_pinned_memory_is_an_error_of_the_transfer(
