@@ -72,7 +72,7 @@ def decode(payload: bytes) -> Message:
     """Raises PcieProtocolError naming what is wrong."""
     try:
         message: Message = _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter for a tag that is no text
         raise PcieProtocolError(f"not a message of the pcie backend: {error}") from error
     if isinstance(message, Offered):
         rows = len(message.table) // 32
