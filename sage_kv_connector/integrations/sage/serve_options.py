@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import signal
+import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -183,10 +185,15 @@ def _vllm_behind_gateway(model: str | None, path: Path) -> Iterator[None]:
     if model is None:
         progress.print("--kv-engine vllm needs --model, a name or a path that vLLM can load")
         raise typer.Exit(2)
+    # uvicorn raises the signal that ended it again; it must unwind, so that the servers end, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     word = f"sage_kvt:config_file={path.resolve()}"
     with tempfile.TemporaryDirectory(prefix="sage-kvt-serve-") as logs:
         halves = core_halves()
-        options = VllmOptions(Path(model), Path(logs), max_model_len=None, served_model_name=model)
+        # The servers of our demo are small and offline; a user's have what the environment says.
+        mine = {"HF_HUB_OFFLINE": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        env = {name: os.environ.get(name, default) for name, default in mine.items()}
+        options = VllmOptions(Path(model), Path(logs), max_model_len=None, env=env, served_model_name=model)
         prefill = vllm_server("prefill", options, word, halves[0])
         decode = vllm_server("decode", options, word, halves[1])
         front = router(prefill, decode, Path(logs))
