@@ -18,6 +18,8 @@ from sage_kv_connector.config_file import read_options, write_options
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
+#: A kv_transport.yaml for every engine that is started with it, unless its options name another.
+CONFIG_FILE_ENV = "SAGE_KVT_CONFIG_FILE"
 
 
 class KVTransportConfig(BaseModel):
@@ -168,10 +170,11 @@ class Layers(NamedTuple):
 def layered(options: Mapping[str, Any]) -> Layers:
     """Preset, then the user's file, then the options themselves; later ones win.
 
-    The preset may be named by the file or by the options. Raises ValueError for an unknown preset
-    and for a file that can't be read.
+    The file is the one that ``config_file`` or else ``$SAGE_KVT_CONFIG_FILE`` names. The preset may
+    be named by the file or by the options. Raises ValueError for an unknown preset and for a file
+    that can't be read.
     """
-    path = options.get("config_file")
+    path = options.get("config_file") or os.environ.get(CONFIG_FILE_ENV)
     from_file = read_options(Path(path)) if path is not None else {}
     if "config_file" in from_file:
         raise ValueError(f"config_file {str(path)!r} names another config_file; options name at most one")

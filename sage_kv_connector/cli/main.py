@@ -306,3 +306,22 @@ def bench_idle_command(
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="idle", rows=idle_rows(result))
+
+
+@bench.command("sage")
+def bench_sage_command(
+    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bytes of one run")] = 256 << 20,
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """sageLLM's KVTransferEngine and pipeline over our backend, beside its own SocketTransferBackend."""
+    from sage_kv_connector.cli.bench_sage import WAYS, BenchError, bench_sage, sage_rows
+
+    if any(total_bytes % count for count in WAYS.values()):
+        raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {max(WAYS.values())}")
+    try:
+        result = bench_sage(total_bytes, repeats)
+    except (BenchError, ImportError, RuntimeError) as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="sageLLM transfers", rows=sage_rows(result))

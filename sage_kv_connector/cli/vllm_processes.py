@@ -137,11 +137,12 @@ class VllmOptions:
 
     model: Path
     directory: Path
-    max_model_len: int = 16384
+    max_model_len: int | None = 16384  #: none: what the model says
     kv_cache_gib: int = 1
     block_size: int | None = None
     extra: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    served_model_name: str = "model"
 
 
 def vllm_server(
@@ -154,9 +155,11 @@ def vllm_server(
     port = free_port()
     command = [
         _script("vllm"), "serve", str(options.model), "--host", "127.0.0.1", "--port", str(port),
-        "--served-model-name", "model", "--enforce-eager", "--max-model-len", str(options.max_model_len),
+        "--served-model-name", options.served_model_name, "--enforce-eager",
         *options.extra,
     ]  # fmt: skip
+    if options.max_model_len is not None:
+        command += ["--max-model-len", str(options.max_model_len)]
     if options.block_size is not None:
         command += ["--block-size", str(options.block_size)]
     if kv_transfer_config is not None:

@@ -153,15 +153,21 @@ class EngineCore:
     def finish(self, transfer_id: str) -> None:
         self._loop.submit(lambda: self._producer.finish(transfer_id))
 
-    def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
-        """Returns when no byte of these transfers' memory is read, or trusted at the peer, any more."""
+    def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str, *, wait: bool = True) -> None:
+        """Returns when no byte of these transfers' memory is read, or trusted at the peer, any more.
+
+        Without ``wait`` it returns at once, and ``on_released`` of each offer says the same later.
+        """
         ids = tuple(transfer_ids)
 
         def run() -> None:
             for transfer_id in ids:
                 self._producer.withdraw(transfer_id, code, detail)
 
-        self._loop.call(run, CALL_TIMEOUT_S)
+        if wait:
+            self._loop.call(run, CALL_TIMEOUT_S)
+        else:
+            self._loop.submit(run)
 
     # -- consumer
 

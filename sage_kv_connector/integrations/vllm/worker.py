@@ -22,6 +22,7 @@ import numpy as np
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
@@ -102,6 +103,7 @@ class WorkerSide:
         self._core: EngineCore | None = None
         self._device: Any = None
         self._view: KVCacheView | None = None
+        self._schema: KVCacheSchema | None = None
         self._schema_digest = ""
         self._layer_place: dict[str, tuple[int, int]] = {}
         self._results = Completions()
@@ -129,6 +131,7 @@ class WorkerSide:
         )
         self._total_heads = schema.total_kv_heads
         self._audit.describe(self._view, schema)
+        self._schema = schema
         self._schema_digest = schema.digest()
         for group_index, group in enumerate(self._view.groups):
             for layer_index, layer in enumerate(group.layers):
@@ -159,6 +162,12 @@ class WorkerSide:
         if self._core is None:
             return None
         return SageKVHandshakeMetadata(self._core.addresses, node_id(), self._schema_digest)
+
+    def registered(self) -> tuple[str, int, KVCacheSchema, tuple[str, ...], str]:
+        """Engine id, rank, schema, addresses and node. Raises RuntimeError before vLLM registered its caches."""
+        if self._core is None or self._schema is None:
+            raise RuntimeError("vLLM has not registered its KV caches yet")
+        return self._engine_id, self._rank, self._schema, self._core.addresses, node_id()
 
     def counters(self) -> dict[str, int]:
         counters = self._core.counters() if self._core is not None else {}

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocking messages between two ranks, on the same EngineCore as the connectors.
+
+Message ``n`` from one rank to another is three transfers. The sender offers its size
+(``…/size``) and its bytes (``…/data``); the receiver fetches the size only if it does not know it,
+then the bytes, and offers its verdict (``…/verdict``), for which the sender waits. So ``send``
+returns when the bytes are in the other rank's memory and hold, and both sides agree about which
+message comes next: a number is used up by success alone, a failed message may be tried again.
+
+Whatever happens, a call ends within ``deadline_s``, and at once when the peer's process ends.
+Methods may be called from any thread; messages of one pair and tag are paired in the order of calls.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sage_kv_connector.backends.base import Segments
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
+from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.integrations.sage.payload import HostMemory, Tagged, to_receive, to_send
+
+MAX_TAG = 128
+#: The size of a message: u64 bytes.
+_SIZE = struct.Struct("<Q")
+#: A verdict: u32 1 if the bytes arrived and held, u32 length of the reason, reason.
+_VERDICT = struct.Struct("<II")
+_VERDICT_BYTES = 256
+#: Offers end when their message ends, not when somebody was served: a receiver may try again.
+_READERS = 1 << 20
+#: What a producer says of a subscription whose offer never came (docs/protocol.md, codes of ``failed``).
+_UNMATCHED = "(unknown_transfer)"
+#: The control thread settles a call a little after its deadline; this is for the case that it does not.
+_GRACE_S = 10.0
+
+
+class MessageError(RuntimeError):
+    """A message did not arrive, or not as it was sent; the text names ranks, message and reason."""
+
+
+class PointToPoint:
+    """Messages of one rank. ``join`` tells it where the others are."""
+
+    def __init__(self, config: KVTransportConfig, rank: int) -> None:
+        self.rank = rank
+        self._config = config
+        self._core = EngineCore(config)
+        self._core.start()
+        self._peers: dict[int, PeerAddress] = {}
+        self._turned = threading.Condition()
+        self._turns: dict[tuple[str, int, str], _Turn] = {}
+        self._closed = False
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """What the other ranks need to know to reach this one."""
+        return DeviceSpec(addresses=self._core.addresses, engine_id=self._core.engine_id, node=node_id())
+
+    def join(self, table: dict[int, DeviceSpec]) -> None:
+        """Where every rank is. Raises ValueError for a peer that no enabled backend reaches."""
+        enabled = enabled_backends(self._config)
+        for rank, spec in table.items():
+            addresses = order_addresses(spec.addresses, spec.node, enabled)
+            if rank != self.rank and not addresses:
+                raise ValueError(
+                    f"rank {rank} listens on {', '.join(spec.addresses) or 'nothing'}; "
+                    f"none of it can be reached with backend {', '.join(enabled)} from here"
+                )
+            self._peers[rank] = PeerAddress(spec.engine_id, 0, addresses)
+
+    def counters(self) -> dict[str, int]:
+        return self._core.counters()
+
+    def close(self) -> None:
+        """Calls under way end with an error. Idempotent."""
+        self._closed = True
+        self._core.close()
+
+    def send(self, payload: Any, to: int, *, deadline_s: float | None = None) -> int:
+        """Hand the payload's bytes to ``recv`` of rank ``to``; returns how many, once they are there and hold.
+
+        Raises MessageError, and ValueError for a payload or a rank that is not taken.
+        """
+        peer, (content, tag) = self._peer(to), _untagged(payload)
+        memory = to_send(content)
+        with self._turn("send", to, tag) as turn:
+            name = self._name(self._core.engine_id, peer.engine_id, tag, turn.number)
+            what = f"send of message {turn.number}{_shown(tag)} from rank {self.rank} to rank {to}"
+            self._exchange(name, what, memory, peer, deadline_s or self._config.deadline_s)
+            turn.number += 1
+        return memory.nbytes
+
+    def recv(self, payload: Any, source: int, *, deadline_s: float | None = None) -> int:
+        """Fill ``payload`` with what rank ``source`` sends; returns the bytes. An empty bytearray grows to fit.
+
+        Raises MessageError (the payload may then hold some of the bytes), and ValueError for a payload
+        or a rank that is not taken.
+        """
+        peer, (content, tag) = self._peer(source), _untagged(payload)
+        deadline = deadline_s or self._config.deadline_s
+        with self._turn("recv", source, tag) as turn:
+            name = self._name(peer.engine_id, self._core.engine_id, tag, turn.number)
+            what = f"recv of message {turn.number}{_shown(tag)} at rank {self.rank} from rank {source}"
+            turn.try_again(self._core, f"{name}/verdict")
+            if isinstance(content, bytearray) and not content:
+                content += bytes(self._ask_size(name, what, peer, deadline))
+            memory = to_receive(content)
+            if memory.nbytes:
+                until = time.monotonic() + deadline
+                outcome = self._fetch(f"{name}/data", memory, peer, deadline)
+                # Who only came too early or waited too short tries again; the sender goes on waiting.
+                if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
+                    self._tell(turn, name, tag, peer, outcome.error)
+                if not outcome.ok:
+                    raise MessageError(f"{what}: {outcome.error}")
+            else:
+                self._receive_nothing(turn, name, tag, what, peer, deadline)
+            memory.finish()
+            turn.number += 1
+        return memory.nbytes
+
+    # -- the sender's half
+
+    def _exchange(self, name: str, what: str, memory: HostMemory, peer: PeerAddress, deadline: float) -> None:
+        size = np.frombuffer(_SIZE.pack(memory.nbytes), dtype=np.uint8).copy()
+        verdict = np.zeros(_VERDICT_BYTES, dtype=np.uint8)
+        with self._registered(memory.segments, _array(size), _array(verdict)):
+            released: list[Future[Outcome]] = []
+            names = [f"{name}/size", *([f"{name}/data"] if memory.nbytes else [])]
+            for offered, segments in zip(names, (_array(size), memory.segments), strict=False):
+                done: Future[Outcome] = Future()
+                self._offer(offered, segments, done.set_result, peer)
+                released.append(done)
+            try:
+                outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline)
+            finally:
+                self._core.withdraw(names, "aborted", "the sender's call ended")
+            if not outcome.ok:
+                # What became of the bytes says more than that no verdict came, if it is known.
+                data = released[-1].result() if memory.nbytes and released[-1].done() else None
+                more = f" ({data.error})" if data is not None and data.error else ""
+                raise MessageError(f"{what}: no verdict: {outcome.error}{more}")
+        well, length = _VERDICT.unpack_from(verdict.data)
+        if not well:
+            said = bytes(verdict[_VERDICT.size : _VERDICT.size + min(length, _VERDICT_BYTES)])
+            raise MessageError(f"{what}: the receiver failed: {said.decode(errors='replace')}")
+
+    # -- the receiver's half
+
+    def _ask_size(self, name: str, what: str, peer: PeerAddress, deadline: float) -> int:
+        size = np.zeros(_SIZE.size, dtype=np.uint8)
+        outcome = self._fetch(f"{name}/size", HostMemory(size.ctypes.data, size.nbytes, size), peer, deadline)
+        if not outcome.ok:
+            raise MessageError(f"{what}: {outcome.error}")
+        return int(_SIZE.unpack(size.data)[0])
+
+    def _receive_nothing(
+        self, turn: _Turn, name: str, tag: str, what: str, peer: PeerAddress, deadline: float
+    ) -> None:
+        """An empty message has no bytes to fetch: only its size says that it is there."""
+        size = self._ask_size(name, what, peer, deadline)
+        error = f"nbytes: {size} offered, 0 asked for" if size else ""
+        self._tell(turn, name, tag, peer, error)
+        if error:
+            raise MessageError(f"{what}: {error}")
+
+    def _fetch(self, name: str, memory: HostMemory, peer: PeerAddress, deadline: float) -> Outcome:
+        with self._registered(memory.segments):
+            return self._subscribe(name, memory.segments, peer, deadline)
+
+    def _tell(self, turn: _Turn, name: str, tag: str, peer: PeerAddress, error: str) -> None:
+        """Offer the verdict; it stays for a lease, so that a sender that asks again gets it too."""
+        reason = error.encode()[: _VERDICT_BYTES - _VERDICT.size]
+        verdict = np.zeros(_VERDICT_BYTES, dtype=np.uint8)
+        _VERDICT.pack_into(verdict.data, 0, int(not error), len(reason))
+        verdict[_VERDICT.size : _VERDICT.size + len(reason)] = np.frombuffer(reason, dtype=np.uint8)
+        regions = self._register(_array(verdict))
+        name = f"{name}/verdict"
+
+        def released(_: Outcome) -> None:
+            self._deregister(regions)
+            assert verdict.size  # the offer's memory lives until here
+
+        # A good verdict may be asked for again, until a later message shows that it was read; a bad one
+        # is about this try alone, and after a tag there may be no later message.
+        self._offer(name, _array(verdict), released, peer, 1 if tag or error else _READERS)
+        turn.keep_verdict(self._core, name)
+
+    # -- both
+
+    def _offer(
+        self,
+        name: str,
+        segments: Segments,
+        released: Callable[[Outcome], None],
+        peer: PeerAddress,
+        readers: int = _READERS,
+    ) -> None:
+        source = MemorySource(segments)
+        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id)
+        self._core.finish(name)
+
+    def _subscribe(self, name: str, segments: Segments, peer: PeerAddress, deadline: float) -> Outcome:
+        done: Future[Outcome] = Future()
+        started: list[Subscription] = []
+        wanted = Wanted(name, (), segments, False, deadline)
+        self._core.subscribe(peer, wanted, done.set_result, started.append)
+        try:
+            return done.result(deadline + _GRACE_S)
+        except FutureTimeout:
+            raise MessageError(
+                f"{name}: the control thread did not answer in {deadline + _GRACE_S} s"
+            ) from None
+        except BaseException:  # Ctrl-C: nothing may write into the caller's memory any more
+            if started:
+                self._core.cancel(started[0])
+                done.exception(_GRACE_S)
+            raise
+
+    @contextmanager
+    def _registered(self, *tables: Segments) -> Iterator[None]:
+        regions = self._register(*tables)
+        try:
+            yield
+        finally:
+            self._deregister(regions)
+
+    def _register(self, *tables: Segments) -> list[tuple[Any, int]]:
+        return [
+            (backend, backend.register_memory(int(address), int(length)))
+            for table in tables
+            for address, length in table
+            if length
+            for backend in self._core.backends.values()
+        ]
+
+    def _deregister(self, regions: Sequence[tuple[Any, int]]) -> None:
+        for backend, region in regions:
+            try:
+                backend.deregister_memory(region)
+            except ValueError:
+                if not self._closed:  # all regions go with their backend
+                    raise
+
+    def _peer(self, rank: int) -> PeerAddress:
+        if rank == self.rank or rank not in self._peers:
+            others = sorted(set(self._peers) - {self.rank})
+            raise ValueError(f"rank {rank} is no peer of rank {self.rank}; allowed: {others}")
+        return self._peers[rank]
+
+    @contextmanager
+    def _turn(self, verb: str, rank: int, tag: str) -> Iterator[_Turn]:
+        """One message of a pair and tag at a time, in the order of the calls."""
+        if len(tag) > MAX_TAG:
+            raise ValueError(f"tag has {len(tag)} characters; allowed: up to {MAX_TAG}")
+        key = (verb, rank, tag)
+        with self._turned:
+            turn = self._turns.setdefault(key, _Turn())
+            ticket = turn.tickets
+            turn.tickets += 1
+            self._turned.wait_for(lambda: turn.served == ticket)
+        try:
+            yield turn
+        finally:
+            with self._turned:
+                turn.served += 1
+                if tag and turn.number and turn.served == turn.tickets:
+                    self._turns.pop(key, None)  # tags are many, and each is used once or seldom
+                self._turned.notify_all()
+
+    @staticmethod
+    def _name(source: str, target: str, tag: str, number: int) -> str:
+        return f"sage/{source}>{target}/{tag}/{number}"
+
+
+class _Turn:
+    """Messages between two ranks: which one is next, and what the receiver still offers about the last."""
+
+    def __init__(self) -> None:
+        self.tickets = 0  #: calls so far
+        self.served = 0  #: calls that ended
+        self.number = 0  #: of the next message
+        self.verdict = ""
+
+    def keep_verdict(self, core: EngineCore, name: str) -> None:
+        """The sender who offered this message has read the verdict on the one before."""
+        if self.verdict:
+            core.withdraw([self.verdict], "aborted", "a later message arrived", wait=False)
+        self.verdict = name
+
+    def try_again(self, core: EngineCore, name: str) -> None:
+        """The sender must not read the verdict on a try before this one."""
+        if self.verdict == name:
+            core.withdraw([name], "aborted", "the message is tried again")
+            self.verdict = ""
+
+
+def _array(array: np.ndarray[Any, np.dtype[np.uint8]]) -> Segments:
+    return np.array([(array.ctypes.data, array.nbytes)], dtype=np.uint64)
+
+
+def _untagged(payload: Any) -> tuple[Any, str]:
+    return (payload.payload, payload.tag) if isinstance(payload, Tagged) else (payload, "")
+
+
+def _shown(tag: str) -> str:
+    return f" with tag {tag!r}" if tag else ""
