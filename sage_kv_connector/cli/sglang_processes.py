@@ -95,7 +95,7 @@ def sglang_router(prefill: SglangProcess, decode: Process, directory: Path) -> P
         "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
         "--prometheus-port", str(free_port()), "--disable-retries",
     ]  # fmt: skip
-    return Process("sglang-router", command, port, directory / "sglang-router.log", _shims())
+    return Process("sglang-router", command, port, directory / "sglang-router.log", _shims(), health="/readiness")
 
 
 def _shims() -> dict[str, str]:
@@ -135,6 +135,7 @@ def generate(
             raise ServerError(f"{url} answered {response.status}: {text}")
         if not stream:
             answer = json.loads(response.read())
+            _refuse_aborted(answer)
             return Generated(answer["output_ids"], time.perf_counter() - begun)
         return _read_events(response, begun)
     except (OSError, http.client.HTTPException) as error:
@@ -167,6 +168,13 @@ def generate_on_pair(
         beside.join()
 
 
+def _refuse_aborted(event: dict[str, Any]) -> None:
+    """SGLang ends a request that failed under way with status 200 and this reason."""
+    reason = event.get("meta_info", {}).get("finish_reason") or {}
+    if reason.get("type") == "abort":
+        raise ServerError(f"the request was aborted: {reason.get('message')}")
+
+
 def _read_events(response: http.client.HTTPResponse, begun: float) -> Generated:
     """Events carry all token ids so far."""
     token_ids: list[int] = []
@@ -180,6 +188,7 @@ def _read_events(response: http.client.HTTPResponse, begun: float) -> Generated:
         event = json.loads(line[6:])
         if "error" in event:
             raise ServerError(f"the stream ended with {event['error']}")
+        _refuse_aborted(event)
         token_ids = event.get("output_ids") or token_ids
         if token_ids and not first:
             first = time.perf_counter() - begun
