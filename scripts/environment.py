@@ -101,6 +101,7 @@ def prepare_sglang() -> dict[str, str]:
             link = theirs / path.name
             if not link.is_symlink():
                 link.symlink_to(path)
+        adopt(VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "python")
     return activated(SGLANG_VENV)
 
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,21 @@ from sage_kv_connector.cli.vllm_processes import Process, ServerError, free_port
 ON_CPU = Path(__file__).parent / "sglang_on_cpu"
 #: SGLang's option values for each role.
 PREFILL, DECODE = "prefill", "decode"
+
+
+def build_model(directory: Path, shape_name: str) -> Path:
+    """``demo_model.build`` in a process of its own: here transformers may need the shims too."""
+    code = (
+        "import sys; from pathlib import Path; from sage_kv_connector.cli.demo_model import build; "
+        "print(build(Path(sys.argv[1]), sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(directory), shape_name],
+        env=os.environ | _shims(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise ServerError(f"the model could not be built:\n{done.stderr[-2000:]}")
+    return Path(done.stdout.strip().splitlines()[-1])
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,9 @@ def sglang_router(prefill: SglangProcess, decode: Process, directory: Path) -> P
         "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
         "--prometheus-port", str(free_port()), "--disable-retries",
     ]  # fmt: skip
-    return Process("sglang-router", command, port, directory / "sglang-router.log", _shims(), health="/readiness")
+    return Process(
+        "sglang-router", command, port, directory / "sglang-router.log", _shims(), health="/readiness"
+    )
 
 
 def _shims() -> dict[str, str]:
@@ -145,7 +163,12 @@ def generate(
 
 
 def generate_on_pair(
-    prefill: SglangProcess, decode: Process, prompt: Sequence[int], *, max_tokens: int = 16, timeout_s: float = 120.0
+    prefill: SglangProcess,
+    decode: Process,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 16,
+    timeout_s: float = 120.0,
 ) -> Generated:
     """Both requests at once, as a router sends them; decode's answer. Raises what decode's raised."""
     bootstrap = {

@@ -82,9 +82,7 @@ def cache_view(kv_args: Any, shape: PoolShape) -> KVCacheView:
     layers = len(pointers) // len(planes)
     buffers = [
         _buffer(address, length, item, page_size, shape)
-        for address, length, item in zip(
-            pointers, kv_args.kv_data_lens, kv_args.kv_item_lens, strict=True
-        )
+        for address, length, item in zip(pointers, kv_args.kv_data_lens, kv_args.kv_item_lens, strict=True)
     ]
     axes = ("page", "token", "head", "dim")
     pages = buffers[0].shape[0]

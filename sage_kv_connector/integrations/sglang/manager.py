@@ -197,9 +197,7 @@ def _refuse_topology() -> None:
             raise ValueError(f"{name} is {size}; sage_kvt allows 1")
     device = str(get_device().device)
     if not device.startswith("cpu"):
-        raise ValueError(
-            f"device {device!r}: this release of sage_kvt moves KV in host memory; allowed: cpu"
-        )
+        raise ValueError(f"device {device!r}: this release of sage_kvt moves KV in host memory; allowed: cpu")
 
 
 def _pool_shape(kv_args: Any, server_args: Any, latent: bool) -> PoolShape:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 NAME = "sage_kvt"
@@ -56,7 +57,7 @@ def registered() -> str:
 
 
 def _asked_for(words: list[str]) -> bool:
-    return f"{_OPTION}={NAME}" in words or (_OPTION, NAME) in zip(words, words[1:], strict=False)
+    return f"{_OPTION}={NAME}" in words or (_OPTION, NAME) in pairwise(words)
 
 
 def _register() -> None:

@@ -149,7 +149,9 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     def _deadline_s(self) -> float:
         """SGLang's own limit, which covers prefill's queue, unless one was chosen."""
         config = self.kv_mgr.config
-        return float(config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout)
+        return float(
+            config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout
+        )
 
     def _landed(self, room: int, pages: list[tuple[Subscription, Outcome]], error: str) -> None:
         """Control thread: nothing writes into the request's memory any more."""

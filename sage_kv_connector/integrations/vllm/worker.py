@@ -30,11 +30,11 @@ from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
-from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.gathered import GatheredOutcomes
+from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
-from sage_kv_connector.integrations.gathered import GatheredOutcomes
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
