@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--peers] COMMAND [ARG ...]
+    python3 scripts/environment.py [--peers | --sglang] COMMAND [ARG ...]
+
+``--peers`` adds the transports we are measured against. ``--sglang`` is a second environment,
+``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
@@ -27,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+SGLANG_VENV = ROOT / ".venv-sglang"
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
 MIN_PYTHON = (3, 11)
 #: The SAGE packages are made for one version of Python; elsewhere their tests are skipped.
@@ -49,14 +53,12 @@ print(json.dumps(answer))
 
 def main() -> int:
     words = sys.argv[1:]
-    peers = words[:1] == ["--peers"]
-    command = words[1:] if peers else words
+    options = {"--peers", "--sglang"} & set(words[:1])
+    command = words[len(options) :]
     if not command:
         say(__doc__ or "")
         return 2
-    if (
-        Path(sys.prefix) == VENV
-    ):  # run from an activated environment: the Python that made it must do the work
+    if Path(sys.prefix) in (VENV, SGLANG_VENV):  # run from an activated environment: its maker's work
         base = sys._base_executable  # type: ignore[attr-defined]
         os.execv(base, [base, *sys.argv])
     if sys.version_info < MIN_PYTHON:
@@ -65,7 +67,9 @@ def main() -> int:
         )
         return 1
     try:
-        environment = prepare(peers)
+        environment = prepare("--peers" in options)
+        if "--sglang" in options:
+            environment = prepare_sglang()
     except subprocess.CalledProcessError as error:
         say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
         return 1
@@ -84,10 +88,28 @@ def prepare(peers: bool) -> dict[str, str]:
     with locked(ROOT / ".venv.lock"):
         if not peers:  # once added they stay, so that commands don't rebuild what others need
             layers += [folder for folder in known_layers() if folder.name.startswith("peers-")]
-        make_venv(layers)
+        make_venv(VENV, layers)
         build_package()
-    path = os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "VIRTUAL_ENV": str(VENV)}
+    return activated(VENV)
+
+
+def prepare_sglang() -> dict[str, str]:
+    """SGLang's environment, which shares what ``prepare`` built; returns its variables."""
+    layers = [layer(name) for name in ("torch", "sglang", "dev", "kernels")]
+    with locked(ROOT / ".venv.lock"):
+        make_venv(SGLANG_VENV, layers)
+        ours, theirs = purelib(VENV), purelib(SGLANG_VENV)
+        for path in ours.glob("*sage_kv_connector*"):
+            link = theirs / path.name
+            if not link.is_symlink():
+                link.symlink_to(path)
+        adopt(VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "python")
+    return activated(SGLANG_VENV)
+
+
+def activated(venv_folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(venv_folder / "bin"), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path, "VIRTUAL_ENV": str(venv_folder)}
 
 
 def existing_vllm() -> list[Path] | None:
@@ -140,30 +162,32 @@ def name_vllm_cpu(folder: Path) -> None:
         (shim / "RECORD").write_text("")
 
 
+def purelib(venv_folder: Path) -> Path:
+    """Where a venv's own packages lie."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return venv_folder / "lib" / version / "site-packages"
+
+
 def known_layers() -> list[Path]:
     stamp = VENV / "layers"
     return [Path(line) for line in stamp.read_text().splitlines()] if stamp.exists() else []
 
 
-def make_venv(layers: list[Path]) -> None:
+def make_venv(folder: Path, layers: list[Path]) -> None:
     """A venv without packages of its own that sees the layers and has their console scripts."""
-    stamp = VENV / "layers"
+    stamp = folder / "layers"
     wanted = "\n".join(map(str, layers)) + "\n"
-    python = VENV / "bin" / "python"
+    python = folder / "bin" / "python"
     if stamp.exists() and stamp.read_text() == wanted and python.exists():
         return
-    shutil.rmtree(VENV, ignore_errors=True)
-    venv.create(VENV, with_pip=False, symlinks=True)
-    purelib = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True, capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
-    Path(purelib, "layers.pth").write_text(wanted)
-    for folder in layers:
-        scripts = folder / "bin" if (folder / "bin").is_dir() else Path(sys.executable).parent
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=False, symlinks=True)
+    (purelib(folder) / "layers.pth").write_text(wanted)
+    for layer_folder in layers:
+        scripts = layer_folder / "bin" if (layer_folder / "bin").is_dir() else Path(sys.executable).parent
         for script in scripts.iterdir():
             if script.is_file() and not script.name.startswith(("python", "activate", "pip")):
-                adopt(script, VENV / "bin" / script.name, python)
+                adopt(script, folder / "bin" / script.name, python)
     stamp.write_text(wanted)
 
 

@@ -50,7 +50,7 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
     """Start everything, hand over, compare, stop everything. Raises ServerError with the tail of a log."""
     from vllm import __version__ as vllm_version
 
-    prompts = _prompts(prompt_tokens)
+    prompts = fresh_prompts(prompt_tokens)
     with (
         tempfile.TemporaryDirectory(prefix="sage-kvt-demo-") as name,
         _pair(Path(name), prompt_tokens, dispatch, backend) as pair,
@@ -140,7 +140,7 @@ def core_halves() -> tuple[str | None, str | None]:
     return ",".join(map(str, cores[:middle])), ",".join(map(str, cores[middle:]))
 
 
-def _prompts(tokens: int) -> Iterator[list[int]]:
+def fresh_prompts(tokens: int) -> Iterator[list[int]]:
     """Prompts that share no prefix, so that no cache has seen them; bytes 1 to 255 are the vocabulary."""
     source = random.Random()
     while True:

@@ -37,6 +37,7 @@ def examine() -> list[Finding]:
         ("vllm", _vllm),
         ("vllm plugin", _plugin),
         ("vllm router", _router),
+        ("sglang plugin", _sglang_plugin),
         ("secret", _secret),
     ]
     findings = []
@@ -137,6 +138,27 @@ def _router() -> Finding:
         return Finding("vllm router", "missing", "no vllm-router on the path (pip install vllm-router)")
     shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
     return Finding("vllm router", "ok", (shown.stdout or shown.stderr).strip().splitlines()[0][:80])
+
+
+def _sglang_plugin() -> Finding:
+    """Ask SGLang itself, in a process of its own since to import it takes seconds and may end in its own errors."""
+    name = "sglang plugin"
+    if importlib.util.find_spec("sglang") is None:
+        return Finding(name, "missing", "sglang is not installed here (docs/sglang.md)")
+    ask = (
+        "from sage_kv_connector.integrations.sglang.plugin import registered; print('answer:' + registered())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, timeout=120, check=False
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith("answer:")]
+    if not answers:
+        last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        return Finding(name, "broken", f"sglang can't be imported: {last[:200]}")
+    why = answers[-1].removeprefix("answer:")
+    if why:
+        return Finding(name, "broken", why)
+    return Finding(name, "ok", "registered: `--disaggregation-transfer-backend sage_kvt`")
 
 
 def _secret() -> Finding:

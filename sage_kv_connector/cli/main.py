@@ -62,6 +62,11 @@ class Dispatch(StrEnum):
     concurrent = "concurrent"
 
 
+class Engine(StrEnum):
+    vllm = "vllm"
+    sglang = "sglang"
+
+
 @app.command()
 def demo(
     prompt_tokens: Annotated[int, typer.Option(min=16, max=32768, help="length of each prompt")] = 2048,
@@ -69,9 +74,12 @@ def demo(
         Dispatch, typer.Option(help="sequential: prefill, then decode; concurrent: both at once")
     ] = Dispatch.sequential,
     backend: Annotated[BackendChoice, typer.Option(help="how KV travels")] = BackendChoice.shm,
+    engine: Annotated[
+        Engine, typer.Option(help="whose servers and router; sglang's always dispatches at once")
+    ] = Engine.vllm,
     as_json: AsJson = False,
 ) -> None:
-    """Hand KV over between two real vLLM servers behind vLLM's router; prints what moved and how fast.
+    """Hand KV over between two real servers behind their router; prints what moved and how fast.
 
     Exit status 1 if token ids or KV bytes differ.
     """
@@ -79,7 +87,12 @@ def demo(
     from sage_kv_connector.cli.vllm_processes import ServerError
 
     try:
-        result = run_demo(prompt_tokens, dispatch.value, backend.value)
+        if engine is Engine.sglang:
+            from sage_kv_connector.cli.demo_sglang import run_sglang_demo
+
+            result = run_sglang_demo(prompt_tokens, backend.value)
+        else:
+            result = run_demo(prompt_tokens, dispatch.value, backend.value)
     except (ServerError, ImportError) as error:
         progress.print(f"demo: {error}")
         raise typer.Exit(1) from error

@@ -55,6 +55,7 @@ class Process:
     env: dict[str, str] = field(default_factory=dict)
     cores: str | None = None
     popen: subprocess.Popen[bytes] | None = None
+    health: str = "/health"
 
     @property
     def url(self) -> str:
@@ -80,7 +81,7 @@ class Process:
         while True:
             if self.popen is None or self.popen.poll() is not None:
                 raise ServerError(f"{self.name} ended while it started; its log ends with\n{self.log_tail()}")
-            if _answers(self.port, "/health"):
+            if _answers(self.port, self.health):
                 return
             if time.monotonic() > until:
                 raise ServerError(f"{self.name} was not healthy after {timeout_s:.0f} s:\n{self.log_tail()}")

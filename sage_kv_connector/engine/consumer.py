@@ -28,7 +28,8 @@ from sage_kv_connector.engine.wire_plan import needs_conversion
 class Wanted(NamedTuple):
     """What to fetch: ``segments`` is the memory for ``selection``, in the order of the window.
 
-    ``paged``: the same by tokens, for a peer whose pages must be converted.
+    ``paged``: the same by tokens, for a peer whose pages must be converted. ``readers``: so many
+    consumers read this transfer from the same producer.
     """
 
     transfer_id: str
@@ -37,6 +38,7 @@ class Wanted(NamedTuple):
     finished: bool
     deadline_s: float
     paged: PagesWanted | None = None
+    readers: int = 1
 
 
 class Subscription:
@@ -153,8 +155,7 @@ class Consumer:
             return
         wanted = subscription.wanted
         if session.refusal:
-            readers = wanted.paged.readers if wanted.paged else 1
-            session.send(m.Release(wanted.transfer_id, readers))
+            session.send(m.Release(wanted.transfer_id, wanted.readers))
             self._fail(subscription, session.refusal)
             return
         assert session.plan is not None
@@ -172,7 +173,7 @@ class Consumer:
             self._fetch_parts(subscription, session, wanted.paged, ours, stage)
             return
         if session.must_convert and wanted.selection:
-            session.send(m.Release(wanted.transfer_id))
+            session.send(m.Release(wanted.transfer_id, wanted.readers))
             self._fail(subscription, f"pages can't go as they are: {session.must_convert}")
             return
         try:
@@ -194,6 +195,7 @@ class Consumer:
                 checksum=session.plan.checksum,
                 finished=wanted.finished,
                 timeout_ms=max(1, int(wanted.deadline_s * 1000)),
+                readers=wanted.readers,
             )
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import cast
 
 from sage_kv_connector.backends import create_backend
@@ -169,6 +169,16 @@ class EngineCore:
         else:
             self._loop.submit(run)
 
+    def give_up(self, transfer_ids: Iterable[str], detail: str) -> None:
+        """``withdraw``, also what is not on offer (any more): nobody is to wait for it."""
+        ids = tuple(transfer_ids)
+
+        def run() -> None:
+            for transfer_id in ids:
+                self._producer.give_up(transfer_id, "aborted", detail)
+
+        self._loop.call(run, CALL_TIMEOUT_S)
+
     # -- consumer
 
     def subscribe(
@@ -189,6 +199,18 @@ class EngineCore:
 
     def cancel(self, subscription: Subscription) -> None:
         self._loop.submit(lambda: self._consumer.cancel(subscription))
+
+    def cancel_all(self, subscriptions: Collection[Subscription]) -> None:
+        """End those that ``subscriptions`` holds once everything submitted before ran.
+
+        Returns when nothing writes into their memory any more.
+        """
+
+        def run() -> None:
+            for subscription in list(subscriptions):
+                self._consumer.cancel(subscription)
+
+        self._loop.call(run, CALL_TIMEOUT_S)
 
     def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1) -> None:
         self._loop.submit(lambda: self._consumer.release(peer, transfer_id, readers))

@@ -82,6 +82,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
 
     An empty ``selection`` means everything that the producer offers under that id.
     ``finished``: the consumer knows that prefill is over, so an unknown id is an error at once.
+    ``readers``: so many consumers read this transfer from this producer.
     """
 
     transfer_id: str
@@ -92,6 +93,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     checksum: bool
     finished: bool
     timeout_ms: int
+    readers: int = 1
 
 
 class SubscribePart(msgspec.Struct, tag="subscribe_part", array_like=True, frozen=True):
@@ -231,6 +233,8 @@ def _check_subscribe(message: Subscribe | SubscribePart) -> None:
         raise ProtocolError(
             f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
         )
+    if not 1 <= message.readers <= MAX_READERS:
+        raise ProtocolError(f"readers is {message.readers}, allowed: 1 to {MAX_READERS}")
 
 
 def _check_selection(message: Subscribe) -> None:

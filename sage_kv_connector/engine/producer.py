@@ -113,6 +113,7 @@ class Producer:
         self._offers: dict[str, Offer] = {}
         self._unmatched: dict[int, Stream] = {}
         self._unwanted: OrderedDict[str, list[int]] = OrderedDict()  # id → announced readers of each refusal
+        self._given_up: OrderedDict[str, str] = OrderedDict()  # id → why it won't be offered
         self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
         self.bytes_sent = 0
         self.posting_ns = 0  #: time with at least one post under way
@@ -141,6 +142,7 @@ class Producer:
         if transfer_id in self._offers:
             raise ValueError(f"transfer_id {transfer_id!r} is on offer already")
         offer = self._offers[transfer_id] = Offer(transfer_id, source, on_released, consumers, only_for)
+        self._given_up.pop(transfer_id, None)
         declined = self._unwanted.pop(transfer_id, None)
         if declined is not None:
             offer.declined = len(declined)
@@ -180,6 +182,15 @@ class Producer:
             self._detach(offer, stream)
         self._release(offer, detail)
 
+    def give_up(self, transfer_id: str, code: str, detail: str) -> None:
+        """Like ``withdraw``, and whoever subscribes to it from now on is told at once."""
+        self.withdraw(transfer_id, code, detail)
+        for waiting in [s for s in self._unmatched.values() if s.request.transfer_id == transfer_id]:
+            self._drop_unmatched(waiting, detail)
+        self._given_up[transfer_id] = detail
+        while len(self._given_up) > MAX_UNMATCHED:
+            self._given_up.popitem(last=False)
+
     def close(self) -> None:
         for transfer_id in list(self._offers):
             self.withdraw(transfer_id, "shutting_down", "the producer shuts down")
@@ -199,6 +210,8 @@ class Producer:
         offer = self._offers.get(request.transfer_id)
         if offer is not None:
             self._attach(offer, stream)
+        elif request.transfer_id in self._given_up:
+            self._fail(stream, "unknown_transfer", self._given_up[request.transfer_id])
         elif request.finished:
             self._fail(stream, "unknown_transfer", "never offered here, or released already (lease expired)")
         elif len(self._unmatched) >= MAX_UNMATCHED or request.generation in self._unmatched:
@@ -277,8 +290,8 @@ class Producer:
                 raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
             if consuming.session is not stream.session or stream.reader_id in offer.served:
                 raise SelectionError("this reader is another session's, or was served already")
+            offer.expected = max(offer.expected, request.readers)
             if isinstance(request, m.SubscribePart):
-                offer.expected = max(offer.expected, request.readers)
                 consuming.last_asked |= request.last
                 consuming.wire_dtype = request.formats[0].dtype
                 stream.part = self._part_sender(offer, stream, request)
@@ -424,7 +437,7 @@ class Producer:
 
     def _remember_unwanted(self, stream: Stream) -> None:
         request = stream.request
-        self._remember(request.transfer_id, getattr(request, "readers", 1))
+        self._remember(request.transfer_id, request.readers)
 
     def _remember(self, transfer_id: str, readers: int) -> None:
         """A consumer gave up what was not offered yet."""

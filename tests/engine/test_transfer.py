@@ -19,7 +19,7 @@ from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, window_segments
+from sage_kv_connector.engine.source import NULL_PAGE, MemorySource, PagedSource, window_segments
 from tests.engine.memory_backend import MemoryBackend
 
 LAYERS, PAGES, HEADS, PAGE_SIZE, DIM = 3, 16, 2, 8, 4
@@ -271,3 +271,44 @@ def test_closing_an_engine_ends_everything_it_had(make_core: MakeCore) -> None:
     assert not decode.outcomes.get(timeout=5).ok
     assert not prefill.released.get(timeout=5).ok
     decode.core.close()
+
+
+def test_what_was_given_up_is_refused_at_once_until_it_is_offered_again(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "room", range(2), [0, 1])
+    until = time.monotonic() + 5
+    while prefill.core.counters()["offers"] == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    prefill.core.give_up(["room"], "prefill was aborted")
+    assert "prefill was aborted" in decode.outcomes.get(timeout=5).error
+    decode.subscribe(prefill, "room", range(2), [0, 1])
+    assert "prefill was aborted" in decode.outcomes.get(timeout=5).error
+    source = prefill.offer("room", [4, 5])
+    prefill.ready("room", source, slice(None), 2)
+    prefill.core.finish("room")
+    decode.subscribe(prefill, "room", range(2), [0, 1])
+    assert decode.outcomes.get(timeout=5).ok and prefill.released.get(timeout=5).ok
+
+
+def test_plain_memory_waits_for_all_its_readers(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    row, read = np.arange(64, dtype=np.uint8), np.zeros((2, 64), dtype=np.uint8)
+    prefill.core.register_memory([(row.ctypes.data, 64)])
+    decode.core.register_memory([(read.ctypes.data, 128)])
+    source = MemorySource(np.array([[row.ctypes.data, 64]], dtype=np.uint64))
+    prefill.core.offer("row", source, prefill.released.put)
+    prefill.core.finish("row")
+    for index in range(2):
+        segments = np.array([[read.ctypes.data + 64 * index, 64]], dtype=np.uint64)
+        wanted = Wanted("row", (), segments, finished=False, deadline_s=5.0, readers=2)
+        decode.core.subscribe(prefill.address(), wanted, decode.outcomes.put)
+        assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).ok and (read == row).all()
+
+
+def test_cancel_all_returns_when_nothing_is_written_any_more(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.offer("room", [4, 5])
+    started = decode.subscribe(prefill, "room", range(2), [0, 1])
+    decode.core.cancel_all(started)
+    assert decode.outcomes.get_nowait().error == "cancelled"

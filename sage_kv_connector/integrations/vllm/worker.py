@@ -32,12 +32,12 @@ from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.gathered import GatheredOutcomes
 from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
-from sage_kv_connector.integrations.vllm.audit import TransferAudit
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
-from sage_kv_connector.integrations.vllm.gathered import GatheredOutcomes
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
@@ -396,6 +396,7 @@ class WorkerSide:
             paged=PagesWanted(view, tokens, {g: load.page_ids[g] for g in tokens}, readers)
             if whole
             else None,
+            readers=readers,
         )
 
     def _landed(self, load: Load, again: bool, gathered: GatheredOutcomes) -> None:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unmodified SGLang servers and router, with a model whose answer depends on its context.
+
+Runs in SGLang's own environment (``make test-sglang``).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from integration_tests.cluster import wait_until
+from integration_tests.recall import MODEL, recall_prompt
+from integration_tests.tcp_proxy import TcpProxy
+from sage_kv_connector.cli.demo import core_halves
+from sage_kv_connector.cli.sglang_processes import (
+    DECODE,
+    PREFILL,
+    SglangOptions,
+    SglangProcess,
+    generate,
+    generate_on_pair,
+    sglang_router,
+    sglang_server,
+)
+from sage_kv_connector.cli.vllm_processes import Process, ServerError, free_port, running
+
+pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
+
+#: Short, so that what hangs on them is seen.
+TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 6, "unmatched_timeout_s": 8}
+COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256", "--disable-radix-cache")
+
+
+class Servers(NamedTuple):
+    prefill: SglangProcess
+    decode: SglangProcess
+    decode_tcp: SglangProcess
+    router: Process
+    proxy: TcpProxy
+    audit: Path
+    options: SglangOptions
+
+
+@pytest.fixture(scope="module")
+def servers(scratch: Path, secret: dict[str, str]) -> Iterator[Servers]:
+    audit = scratch / "audit-sglang.jsonl"
+    audit.touch()
+    port = free_port()
+    proxy = TcpProxy(port)
+    options = SglangOptions(MODEL, scratch, 2048, 16384, COMMON, secret)
+    common = {"audit_file": audit, **TIMES}
+    first, second = core_halves()
+    prefill = sglang_server(
+        "sglang-prefill", options, PREFILL, first,
+        transport={**common, "port": port, "advertise_port": proxy.port}, extra=("--page-size", "16"),
+    )  # fmt: skip
+    decode = sglang_server(
+        "sglang-decode", options, DECODE, second, transport=common, extra=("--page-size", "16")
+    )
+    # Another page size and kv heads over two ranks: every page is converted on its way.
+    decode_tcp = sglang_server(
+        "sglang-decode-tcp-tp2", options, DECODE, second,
+        transport={**common, "backend": "tcp"}, tp_size=2, extra=("--page-size", "32"),
+    )  # fmt: skip
+    router = sglang_router(prefill, decode, scratch)
+    with running(prefill, decode, decode_tcp), running(router):
+        yield Servers(prefill, decode, decode_tcp, router, proxy, audit, options)
+    proxy.close()
+
+
+def audited(servers: Servers, records: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def all_there() -> bool:
+        found[:] = [json.loads(line) for line in servers.audit.read_text().splitlines()]
+        return len(found) >= records
+
+    wait_until(all_there, 10.0, lambda: f"{len(found)} audit records of {records}")
+    servers.audit.write_text("")
+    return found
+
+
+@pytest.mark.parametrize("tokens", [96, 331, 700, 1024])
+def test_the_router_hands_over_what_one_server_would_have_said(servers: Servers, tokens: int) -> None:
+    prompt, expected = recall_prompt(tokens, tokens)
+    assert generate(servers.router.url, prompt, max_tokens=8).token_ids == expected
+    records = audited(servers, 2)
+    assert {r["side"] for r in records} == {"producer", "consumer"}
+    assert records[0]["sha256"] == records[1]["sha256"]
+    assert {r["backend"] for r in records} == {"shm"} and records[0]["nbytes"] > 0
+
+
+@pytest.mark.parametrize("tokens", [90, 331, 1024])
+def test_another_page_size_and_tp_size_over_tcp(servers: Servers, tokens: int) -> None:
+    prompt, expected = recall_prompt(tokens, tokens)
+    answer = generate_on_pair(servers.prefill, servers.decode_tcp, prompt, max_tokens=8)
+    assert answer.token_ids == expected
+    records = audited(servers, 3)
+    assert {(r["side"], r["rank"]) for r in records} == {("producer", 0), ("consumer", 0), ("consumer", 1)}
+    assert all(r["checksum"] and r["backend"] == "tcp" for r in records)
+
+
+def test_many_at_once(servers: Servers) -> None:
+    prompts = [recall_prompt(seed, 200 + 50 * seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda p: generate(servers.router.url, p[0], max_tokens=8), prompts))
+    assert [answer.token_ids for answer in answers] == [expected for _, expected in prompts]
+    records = audited(servers, 16)
+    assert len({r["sha256"] for r in records}) == 8
+
+
+def test_one_flipped_byte_is_caught(servers: Servers) -> None:
+    prompt, expected = recall_prompt(5, 1024)
+    servers.proxy.flip_byte_at(200_000)
+    with pytest.raises(ServerError, match=r"checksum|crc|mismatch"):
+        generate_on_pair(servers.prefill, servers.decode_tcp, prompt, max_tokens=8)
+    assert servers.proxy.flipped
+    assert generate_on_pair(servers.prefill, servers.decode_tcp, prompt, max_tokens=8).token_ids == expected
+
+
+def test_an_aborted_request_leaves_nothing(servers: Servers) -> None:
+    prompt, expected = recall_prompt(6, 1024)
+    bootstrap = {
+        "bootstrap_host": "127.0.0.1",
+        "bootstrap_port": servers.prefill.bootstrap_port,
+        "bootstrap_room": 77,
+    }
+    with pytest.raises(ServerError):  # prefill never hears of it, and the client gives up
+        generate(servers.decode.url, prompt, max_tokens=8, bootstrap=bootstrap, timeout_s=2.0)
+    assert generate(servers.router.url, prompt, max_tokens=8).token_ids == expected
+
+
+def test_a_prefill_that_never_comes_is_a_failed_request(servers: Servers) -> None:
+    prompt, _ = recall_prompt(7, 300)
+    bootstrap = {
+        "bootstrap_host": "127.0.0.1",
+        "bootstrap_port": servers.prefill.bootstrap_port,
+        "bootstrap_room": 78,
+    }
+    begun = time.monotonic()
+    with pytest.raises(ServerError, match="no prefill"):
+        generate(servers.decode.url, prompt, max_tokens=8, bootstrap=bootstrap, timeout_s=30.0)
+    assert time.monotonic() - begun < 15
+
+
+def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Servers) -> None:
+    """The last test: it ends the prefill server."""
+    prompt, _ = recall_prompt(8, 1024)
+    servers.proxy.hold_at(100_000)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generate_on_pair, servers.prefill, servers.decode_tcp, prompt, timeout_s=40.0)
+        assert servers.proxy.held.wait(20)
+        begun = time.monotonic()
+        servers.prefill.stop(signal.SIGKILL)
+        servers.proxy.cut()
+        with pytest.raises(ServerError, match=r"session|lost|prefill"):
+            asked.result(30)
+        assert time.monotonic() - begun < 10
+    again = sglang_server(
+        "sglang-prefill-again", servers.options, PREFILL, core_halves()[0],
+        transport={"audit_file": servers.audit, **TIMES}, extra=("--page-size", "64"),
+    )  # fmt: skip
+    with running(again):
+        for decode in (servers.decode, servers.decode_tcp):
+            prompt, expected = recall_prompt(9, 500)
+            assert generate_on_pair(again, decode, prompt, max_tokens=8).token_ids == expected

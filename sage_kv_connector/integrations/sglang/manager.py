@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each scheduler rank of a prefill or decode server builds once: the engine and its rooms.
+
+SGLang names a request by its bootstrap room. A room has two transfers: its KV pages, and once
+they are complete the row of metadata buffers ("aux") with the first token. SGLang's scheduler
+thread only enqueues; what ended comes on the engine's control thread and becomes a status.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sglang.srt.disaggregation.base.conn import KVPoll
+from sglang.srt.disaggregation.common.conn import CommonKVManager
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.runtime_context import get_device, get_parallel
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.planner import node_id
+from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.sglang.bootstrap import FIELD
+from sage_kv_connector.integrations.sglang.kv_pool import (
+    PoolShape,
+    aux_extents,
+    aux_rows,
+    cache_dtype,
+    cache_schema,
+    cache_view,
+)
+from sage_kv_connector.integrations.sglang.source import GrowingSource
+
+logger = logging.getLogger(__name__)
+
+#: Options of the transport, ``key=value`` separated by commas.
+CONFIG_ENV = "SAGE_KVT_CONFIG"
+
+
+def options_from_environment() -> KVTransportConfig:
+    """Raises ValueError naming the option that is not known or not allowed."""
+    words = [word for word in os.environ.get(CONFIG_ENV, "").split(",") if word]
+    return KVTransportConfig.from_words(words)
+
+
+def kv_transfer(room: int) -> str:
+    return f"sglang-{room}"
+
+
+def aux_transfer(room: int) -> str:
+    return f"sglang-{room}-aux"
+
+
+class _Room:
+    """A request on prefill."""
+
+    def __init__(self, view: KVCacheView) -> None:
+        self.source = GrowingSource(view)
+        self.delivered = 0  # of its two transfers
+        self.nbytes = 0
+        self.transfer_s: float | None = None
+
+
+class Delivered(NamedTuple):
+    """What a room's transfers moved so far; ``transfer_s`` once the KV is delivered."""
+
+    nbytes: int
+    transfer_s: float | None
+
+
+class SageKVManager(CommonKVManager):  # type: ignore[misc]
+    """Methods are called on SGLang's scheduler thread unless they say otherwise."""
+
+    def __init__(
+        self, args: Any, disaggregation_mode: Any, server_args: Any, is_mla_backend: bool | None = False
+    ) -> None:
+        _refuse_topology()
+        self.config = options_from_environment()
+        self.shape = _pool_shape(args, server_args, bool(is_mla_backend))
+        self.view = cache_view(args, self.shape)
+        schema = cache_schema(self.view, self.shape)
+        rank = self.shape.pp_rank * self.shape.tp_size + self.shape.tp_rank
+        self.audit = TransferAudit(self.config.audit_file, rank)
+        self.audit.describe(self.view, schema)
+        self.core = EngineCore(self.config, rank=rank, schema=schema)
+        self.core.register_memory(self.view.extents())
+        self.core.register_memory(aux_extents(args))
+        self.core.start()
+        self._rooms: dict[int, _Room] = {}
+        logger.info(
+            "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
+            rank,
+            ", ".join(self.core.addresses),
+            schema.bytes_per_token(),
+            schema.digest(),
+        )
+        super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
+        if self.defer_decode_allocation:
+            raise ValueError(
+                "disaggregation_decode_allocation_policy 'prefill_complete' does not work with sage_kvt; "
+                "allowed: early"
+            )
+        if disaggregation_mode == DisaggregationMode.DECODE:
+            self._start_heartbeat_checker_thread()
+
+    def _register_topology_row(self, url: str, payload: dict[str, Any]) -> None:
+        """Registration with the bootstrap server carries where this rank's transport listens."""
+        ours = {
+            "engine_id": self.core.engine_id,
+            "rank": self.core.rank,
+            "addresses": list(self.core.addresses),
+            "node": node_id(),
+            "total_heads": self.shape.total_heads,
+        }
+        super()._register_topology_row(url, payload | {FIELD: ours})
+
+    # -- prefill
+
+    def open_room(self, room: int) -> None:
+        """Offer a request's pages before there are any: decode may subscribe as early as it likes."""
+        opened = self._rooms[room] = _Room(self.view)
+        self.core.offer(kv_transfer(room), opened.source, partial(self._released, room, opened, True))
+
+    def add_transfer_request(
+        self,
+        bootstrap_room: int,
+        kv_indices: npt.NDArray[np.int32],
+        index_slice: slice,
+        is_last_chunk: bool,
+        aux_index: int | None = None,
+        wait_event: Any = None,
+        **_: Any,
+    ) -> None:
+        """A chunk's pages are final; with the last one the metadata row is too."""
+        room = self._rooms.get(bootstrap_room)
+        if room is None:
+            return
+        if wait_event is not None:
+            wait_event.synchronize()
+        self.update_status(bootstrap_room, KVPoll.Transferring)
+        pages = np.array(kv_indices, dtype=np.int64)
+        transfer = kv_transfer(bootstrap_room)
+        if len(pages):
+            self.core.update(transfer, partial(room.source.append, pages))
+        if not is_last_chunk:
+            return
+        self.core.update(transfer, room.source.complete)
+        self.core.finish(transfer)
+        assert aux_index is not None
+        rows = np.array(aux_rows(self.kv_args, aux_index), dtype=np.uint64)
+        aux = aux_transfer(bootstrap_room)
+        self.core.offer(aux, MemorySource(rows), partial(self._released, bootstrap_room, room, False))
+        self.core.finish(aux)
+
+    def close_room(self, room: int, why: str) -> Delivered:
+        """Forget a request; returns when nothing of its memory is read any more."""
+        known = self._rooms.pop(room, None)
+        if known is None:
+            return Delivered(0, None)
+        if known.delivered < 2:
+            self.core.give_up((kv_transfer(room), aux_transfer(room)), why)
+        return Delivered(known.nbytes, known.transfer_s)
+
+    def delivered(self, room: int) -> Delivered:
+        known = self._rooms.get(room)
+        return Delivered(0, None) if known is None else Delivered(known.nbytes, known.transfer_s)
+
+    def _released(self, number: int, room: _Room, is_kv: bool, outcome: Outcome) -> None:
+        """Control thread: one of a room's transfers ended."""
+        if self._rooms.get(number) is not room:
+            return
+        if outcome.stats is None:
+            self.record_failure(number, f"{outcome.transfer_id}: {outcome.error}")
+            self.update_status(number, KVPoll.Failed)
+            return
+        room.delivered += 1
+        room.nbytes += outcome.stats.nbytes
+        if is_kv:
+            room.transfer_s = outcome.stats.transfer_s
+            self.audit.sent(room.source, outcome)
+        if room.delivered == 2:
+            self.update_status(number, KVPoll.Success)
+
+
+def _refuse_topology() -> None:
+    """Raises ValueError for what the engine's ranks and memory can't be yet."""
+    parallel = get_parallel()
+    for name in ("attn_cp_size", "attn_dcp_size"):
+        if (size := int(getattr(parallel, name, 1))) != 1:
+            raise ValueError(f"{name} is {size}; sage_kvt allows 1")
+    device = str(get_device().device)
+    if not device.startswith("cpu"):
+        raise ValueError(f"device {device!r}: this release of sage_kvt moves KV in host memory; allowed: cpu")
+
+
+def _pool_shape(kv_args: Any, server_args: Any, latent: bool) -> PoolShape:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    parallel = get_parallel()
+    model = ModelConfig.from_server_args(server_args)
+    size = int(parallel.attn_tp_size)
+    total = 1 if latent else int(model.get_total_num_kv_heads())
+    return PoolShape(
+        model=str(server_args.model_path),
+        dtype=cache_dtype(str(kv_args.kv_cache_dtype_str), str(model.dtype)),
+        total_layers=int(model.num_hidden_layers),
+        total_heads=total,
+        heads=max(1, total // size),
+        latent=latent,
+        tp_rank=int(parallel.attn_tp_rank),
+        tp_size=size,
+        pp_rank=int(kv_args.pp_rank),
+        pp_size=int(parallel.pp_size),
+    )

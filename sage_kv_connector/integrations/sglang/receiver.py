@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request on decode.
+
+``KVPoll``: Bootstrapping → WaitingForInput when the prefill ranks are known → Transferring when
+decode has pages and asked for their content → Success when pages and metadata landed and held, or
+Failed: aborted, prefill gave it up or died, a checksum did not hold, or the time was over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sglang.srt.disaggregation.base.conn import KVPoll
+from sglang.srt.disaggregation.common.conn import CommonKVReceiver
+
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.part_fetch import PagesWanted
+from sage_kv_connector.engine.planner import enabled_backends
+from sage_kv_connector.engine.source import window_segments
+from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.integrations.sglang.bootstrap import FIELD
+from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
+from sage_kv_connector.integrations.sglang.landing import Landing, ReadPeer, read_peers
+from sage_kv_connector.integrations.sglang.manager import aux_transfer, kv_transfer
+
+logger = logging.getLogger(__name__)
+
+
+class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
+    """Methods are called on SGLang's scheduler thread unless they say otherwise."""
+
+    def __init__(self, mgr: Any, bootstrap_addr: str, bootstrap_room: int | None = None) -> None:
+        self._peers: list[ReadPeer] = []
+        self._landing: Landing | None = None
+        self._renewed_at = time.monotonic()
+        super().__init__(mgr, bootstrap_addr, bootstrap_room)
+
+    # -- where prefill is
+
+    def _setup_bootstrap_infos(self) -> None:
+        """Every rank of the prefill server, asked for once and kept until the server is lost."""
+        key = f"{self.bootstrap_addr}_{self.prefill_dp_rank}_{FIELD}"
+        with self.kv_mgr.connection_lock:
+            infos = self.kv_mgr.connection_pool.get(key)
+        if infos is None:
+            infos = self._ask_for_ranks()
+            if infos is None:
+                self.bootstrap_infos = None
+                return
+            with self.kv_mgr.connection_lock:
+                infos = self.kv_mgr.connection_pool.setdefault(key, infos)
+        self._connection_pool_entries[key] = infos
+        self.bootstrap_infos = infos
+        shape = self.kv_mgr.shape
+        try:
+            self._peers = read_peers(
+                shape.tp_rank,
+                shape.tp_size,
+                {rank: info[FIELD] for rank, info in enumerate(infos)},
+                self.prefill_info.pp_size,
+                shape.total_heads,
+                enabled_backends(self.kv_mgr.config),
+            )
+        except ValueError as error:
+            self._refuse(str(error))
+
+    def _ask_for_ranks(self) -> list[dict[str, Any]] | None:
+        """In order of rank: pipeline stage by stage, in a stage by tensor parallel rank."""
+        infos = []
+        for stage in range(self.prefill_info.pp_size):
+            for tp_rank in range(self.prefill_info.attn_tp_size):
+                info = self._get_bootstrap_info_from_server(self.prefill_dp_rank, 0, tp_rank, stage)
+                if info is None:
+                    self._refuse(
+                        f"bootstrap server {self.bootstrap_addr} does not know prefill rank tp {tp_rank}, pp {stage}"
+                    )
+                    return None
+                if not info.get(FIELD):
+                    self._refuse(
+                        f"prefill at {self.bootstrap_addr} runs another transfer backend: "
+                        "--disaggregation-transfer-backend must be sage_kvt on both sides"
+                    )
+                    return None
+                infos.append(info)
+        return infos
+
+    # -- the transfer
+
+    def send_metadata(
+        self,
+        kv_indices: npt.NDArray[np.int32],
+        aux_index: int | None = None,
+        state_indices: list[Any] | None = None,
+        decode_prefix_len: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Decode has pages: ask for their content, and for the first token."""
+        if self.bootstrap_infos is None or not self._peers or aux_index is None:
+            self._refuse(f"the ranks of prefill at {self.bootstrap_addr} are not known")
+            return
+        reading = [read for read in self._peers if read.readers]
+        pages = np.array(kv_indices, dtype=np.int64)
+        wanted: list[tuple[ReadPeer, Wanted]] = []
+        if len(pages):
+            wanted += [(read, self._pages_wanted(pages, decode_prefix_len or 0, read)) for read in reading]
+        # The last pipeline stage samples the first token.
+        wanted.append((reading[-1], self._aux_wanted(aux_index, reading[-1])))
+        for read in self._peers:
+            if not read.readers or not len(pages):
+                self._release(read, kv_transfer(self.bootstrap_room))
+            if read is not reading[-1]:
+                self._release(read, aux_transfer(self.bootstrap_room))
+        self._landing = Landing(self.kv_mgr.core, partial(self._landed, self.bootstrap_room))
+        self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Transferring)
+        self.init_time = time.time()
+        self._landing.start(wanted)
+
+    def _pages_wanted(self, pages: npt.NDArray[np.int64], prefix: int, read: ReadPeer) -> Wanted:
+        view = self.kv_mgr.view
+        size = view.groups[0].page_size
+        tokens = TokenRange(prefix, len(pages) * size)
+        return Wanted(
+            transfer_id=kv_transfer(self.bootstrap_room),
+            selection=(PageRuns(0, ((prefix // size, len(pages)),)),),
+            segments=window_segments(view, {0: pages}),
+            finished=False,
+            deadline_s=self._deadline_s(),
+            paged=PagesWanted(view, {0: tokens}, {0: pages.tolist()}, read.readers),
+            readers=read.readers,
+        )
+
+    def _aux_wanted(self, aux_index: int, read: ReadPeer) -> Wanted:
+        return Wanted(
+            transfer_id=aux_transfer(self.bootstrap_room),
+            selection=(),
+            segments=np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64),
+            finished=False,
+            deadline_s=self._deadline_s(),
+            readers=read.readers,
+        )
+
+    def _deadline_s(self) -> float:
+        """SGLang's own limit, which covers prefill's queue, unless one was chosen."""
+        config = self.kv_mgr.config
+        return float(
+            config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout
+        )
+
+    def _landed(self, room: int, pages: list[tuple[Subscription, Outcome]], error: str) -> None:
+        """Control thread: nothing writes into the request's memory any more."""
+        if room not in self.kv_mgr.request_status:
+            return  # cleared: a failure kept now would be the next request's of this room
+        if error:
+            self.kv_mgr.record_failure(room, error)
+            self.invalidate_cached_bootstrap_infos()
+            self.kv_mgr.update_status(room, KVPoll.Failed)
+            return
+        for handle, outcome in pages:
+            self.kv_mgr.audit.received(handle, outcome)
+        self.kv_mgr.update_status(room, KVPoll.Success)
+
+    def poll(self) -> Any:
+        status = super().poll()
+        if status == KVPoll.WaitingForInput and self._landing is None:
+            self._renew()
+        return status
+
+    def _renew(self) -> None:
+        """A request that waits here for pages keeps those on prefill; a third of the lease allows two misses."""
+        now = time.monotonic()
+        if now - self._renewed_at < self.kv_mgr.config.lease_s / 3:
+            return
+        self._renewed_at = now
+        for read in self._peers:
+            room = self.bootstrap_room
+            self.kv_mgr.core.renew(read.peer, (kv_transfer(room), aux_transfer(room)))
+
+    # -- the end
+
+    def _send_abort_notification(self, *, force_arm: bool = False) -> None:
+        """Prefill learns it through the session: by the subscriptions' end, or by a release."""
+        if self._landing is not None:
+            self._landing.stop()
+            return
+        for read in self._peers:
+            for transfer in (kv_transfer(self.bootstrap_room), aux_transfer(self.bootstrap_room)):
+                self._release(read, transfer)
+
+    def _clear(self) -> None:
+        """The pages are given to others after this."""
+        if self._landing is not None:
+            self._landing.stop()
+        super()._clear()
+
+    def _release(self, read: ReadPeer, transfer_id: str) -> None:
+        self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.readers))
+
+    def _refuse(self, why: str) -> None:
+        self.kv_mgr.record_failure(self.bootstrap_room, why)
+        self.conclude_state = KVPoll.Failed
+        self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Failed)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's pool, described by addresses only, against a pool of NumPy arrays."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.engine.messages import SubscribePart
+from sage_kv_connector.engine.source import window_segments
+from sage_kv_connector.format.wire_format import WireFormat
+from sage_kv_connector.integrations.sglang.kv_pool import (
+    PoolShape,
+    aux_rows,
+    cache_dtype,
+    cache_schema,
+    cache_view,
+)
+from sage_kv_connector.integrations.sglang.landing import read_peers
+from sage_kv_connector.integrations.sglang.source import GrowingSource
+
+LAYERS, PAGES, PAGE_SIZE, HEADS, DIM = 3, 5, 4, 2, 8
+SHAPE = PoolShape("model", "bf16", LAYERS, 4, HEADS, False, 1, 2, 0, 1)
+
+
+class Pool:
+    """K buffers, then V buffers, of 2-byte elements in the order (slot, head, channel)."""
+
+    def __init__(self, planes: int = 2, heads: int = HEADS, dim: int = DIM) -> None:
+        rng = np.random.default_rng(0)
+        shape = (PAGES * PAGE_SIZE, heads, dim)
+        self.buffers = [rng.integers(0, 1 << 16, shape, dtype=np.uint16) for _ in range(planes * LAYERS)]
+        self.args = SimpleNamespace(
+            kv_data_ptrs=[buffer.ctypes.data for buffer in self.buffers],
+            kv_data_lens=[buffer.nbytes for buffer in self.buffers],
+            kv_item_lens=[buffer[0].nbytes * PAGE_SIZE for buffer in self.buffers],
+            page_size=PAGE_SIZE,
+            state_types=[],
+            kv_layout=None,
+            kv_layer_ids=[],
+            num_draft_entries=0,
+        )
+
+
+@pytest.fixture(autouse=True)
+def sglang_of_some_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("sglang")
+    module.__version__ = "0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sglang", module)
+
+
+def test_a_page_is_neighbouring_slots_of_each_layers_k_and_v() -> None:
+    pool = Pool()
+    view = cache_view(pool.args, SHAPE)
+    assert [layer.name for layer in view.groups[0].layers] == [
+        f"model.layers.{layer}.self_attn.attn" for layer in range(LAYERS)
+    ]
+    segments = window_segments(view, {0: np.array([3])})
+    expected = []
+    for layer in range(LAYERS):
+        for buffer in (pool.buffers[layer], pool.buffers[LAYERS + layer]):
+            page = buffer[3 * PAGE_SIZE : 4 * PAGE_SIZE]
+            expected.append([page.ctypes.data, page.nbytes])
+    assert segments.tolist() == expected
+    schema = cache_schema(view, SHAPE)
+    assert (schema.head_start, schema.head_count, schema.total_kv_heads, schema.head_dim) == (2, 2, 4, DIM)
+    assert [(plane.name, plane.dim) for plane in schema.groups[0].canonical] == [("k", DIM), ("v", DIM)]
+
+
+def test_a_latent_pool_has_one_plane_and_one_head() -> None:
+    shape = SHAPE._replace(latent=True, heads=1, total_heads=1)
+    view = cache_view(Pool(planes=1, heads=1, dim=20).args, shape)
+    assert [(plane.name, plane.dim) for plane in view.groups[0].canonical] == [("latent", 20)]
+    assert view.groups[0].kind == "mlaattention"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("state_types", ["mamba"]), ("kv_layout", "hnd"), ("num_draft_entries", 2), ("kv_layer_ids", [0, 2])],
+)
+def test_what_is_more_than_pages_is_refused_by_name(field: str, value: object) -> None:
+    pool = Pool()
+    setattr(pool.args, field, value)
+    with pytest.raises(ValueError, match=rf"{field}.*can't be transferred"):
+        cache_view(pool.args, SHAPE)
+
+
+def test_sizes_that_do_not_fit_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="kv_item_lens: 128 bytes"):
+        cache_view(Pool().args, SHAPE._replace(heads=3))
+    pool = Pool()
+    pool.args.kv_data_ptrs.pop()
+    with pytest.raises(ValueError, match="kv_data_ptrs has 5 buffers"):
+        cache_view(pool.args, SHAPE)
+
+
+def test_dtypes_are_named_as_in_schemas() -> None:
+    assert cache_dtype("auto", "torch.float32") == "fp32"
+    assert cache_dtype("fp8_e5m2", "torch.bfloat16") == "fp8_e5m2"
+    with pytest.raises(ValueError, match=r"kv_cache_dtype 'mxfp8'"):
+        cache_dtype("mxfp8", "torch.bfloat16")
+
+
+def test_metadata_rows_are_found_by_index() -> None:
+    args = SimpleNamespace(aux_data_ptrs=[1000, 5000], aux_item_lens=[64, 8])
+    assert aux_rows(args, 3) == [(1192, 64), (5024, 8)]
+
+
+def part(tokens: int) -> SubscribePart:
+    return SubscribePart(
+        "t",
+        1,
+        b"",
+        64,
+        0,
+        0,
+        LAYERS,
+        0,
+        HEADS,
+        0,
+        tokens,
+        (WireFormat("bf16"),) * 2,
+        1,
+        1,
+        True,
+        False,
+        False,
+        1,
+    )
+
+
+def test_pages_asked_for_behind_the_prompts_end_are_padding() -> None:
+    source = GrowingSource(cache_view(Pool().args, SHAPE))
+    early = source.part(part(3 * PAGE_SIZE))
+    source.append(np.array([4]))
+    assert early.ready_pages() is None
+    source.append(np.array([2]))
+    source.complete()
+    assert early.ready_pages() == [4, 2, 0]
+    assert source.part(part(4 * PAGE_SIZE)).ready_pages() == [4, 2, 0, 0]
+
+
+def test_decode_reads_each_head_once_and_tells_the_rank_nobody_reads() -> None:
+    ranks = {
+        rank: {"engine_id": f"e{rank}", "rank": rank, "addresses": ["tcp://127.0.0.1:1"], "node": ""}
+        for rank in range(4)
+    }
+    peers = read_peers(0, 1, ranks, 1, 2, ("tcp",))
+    assert [(read.peer.engine_id, read.readers) for read in peers] == [
+        ("e0", 1),
+        ("e2", 1),
+        ("e1", 0),
+        ("e3", 0),
+    ]
+    with pytest.raises(ValueError, match="3 here"):
+        read_peers(0, 3, ranks, 1, 2, ("tcp",))
