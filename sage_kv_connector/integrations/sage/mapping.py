@@ -90,7 +90,9 @@ def dtype_from_sage(word: Any) -> str:
 def dtype_to_sage(name: str) -> str:
     """The word of KVDType and DType. Raises ValueError for what they have no word for (fp8_e5m2)."""
     if name not in PROTOCOL_NAMES:
-        raise ValueError(f"dtype {name!r} has no word in sagellm_protocol; allowed: {', '.join(PROTOCOL_NAMES)}")
+        raise ValueError(
+            f"dtype {name!r} has no word in sagellm_protocol; allowed: {', '.join(PROTOCOL_NAMES)}"
+        )
     return PROTOCOL_NAMES[name]
 
 
