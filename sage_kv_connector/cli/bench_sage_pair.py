@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ SENDER, RECEIVER = 0, 1
 TIMEOUT_S = 60.0
 
 
-def contenders(rank: int, ports: dict[str, Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
+def contenders(rank: int, ports: Mapping[str, Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
     """One backend of each name: "socket" (theirs), "shm" and "tcp" (ours). Both ranks call it at once."""
     from sagellm_kv_cache.transfer import SocketTransferBackend
 

@@ -36,7 +36,8 @@ def register(app: Any) -> None:
 
 
 def _add_commands(app: Any) -> None:
-    from sage_kv_connector.cli.main import bench, doctor, end_well, presets, probe
+    from sage_kv_connector.cli.main import bench, doctor, end_well, probe
+    from sage_kv_connector.cli.presets import presets
 
     transport = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
     transport.callback()(end_well)

@@ -88,7 +88,9 @@ class InferenceBackend(Protocol):
 def create_backend(name: str, model: str, config: KVTransportConfig | None = None, **options: Any) -> Any:
     """An engine by name, started. Raises ValueError for an unknown one, BackendUnavailable for one not installed."""
     if name == "sglang" and name not in ADAPTERS:
-        raise BackendUnavailable("sglang has no InferenceBackend in this release; allowed: " + ", ".join(ADAPTERS))
+        raise BackendUnavailable(
+            "sglang has no InferenceBackend in this release; allowed: " + ", ".join(ADAPTERS)
+        )
     if name not in ADAPTERS:
         raise ValueError(f"inference backend {name!r} is unknown; allowed: {', '.join(ADAPTERS)}")
     module, adapter = ADAPTERS[name]

@@ -90,7 +90,9 @@ def dtype_from_sage(word: Any) -> str:
 def dtype_to_sage(name: str) -> str:
     """The word of KVDType and DType. Raises ValueError for what they have no word for (fp8_e5m2)."""
     if name not in PROTOCOL_NAMES:
-        raise ValueError(f"dtype {name!r} has no word in sagellm_protocol; allowed: {', '.join(PROTOCOL_NAMES)}")
+        raise ValueError(
+            f"dtype {name!r} has no word in sagellm_protocol; allowed: {', '.join(PROTOCOL_NAMES)}"
+        )
     return PROTOCOL_NAMES[name]
 
 
@@ -218,9 +220,7 @@ def priority_of(policy: KVQoSPolicy) -> int:
 
 
 def plan_from_policy(policy: KVQoSPolicy, config: KVTransportConfig) -> TransferPlan:
-    """Deadline of a transfer: ``max_wait_ms``, else the configured one. Raises ValueError if it is not above 0."""
-    if policy.max_wait_ms is not None and policy.max_wait_ms <= 0:
-        raise ValueError(f"max_wait_ms is {policy.max_wait_ms}; allowed: above 0")
+    """Deadline of a transfer: ``max_wait_ms``, else the configured one."""
     deadline = config.deadline_s if policy.max_wait_ms is None else policy.max_wait_ms / 1e3
     return TransferPlan(prefetch_depth=config.prefetch_depth, deadline_s=deadline)
 

@@ -98,9 +98,7 @@ class VllmBackend:
         sampling = SamplingParams(
             temperature=0, max_tokens=max_tokens, extra_args={"kv_transfer_params": params}
         )
-        (answer,) = self._engine().generate(
-            {"prompt_token_ids": list(prompt)}, sampling, use_tqdm=False
-        )
+        (answer,) = self._engine().generate({"prompt_token_ids": list(prompt)}, sampling, use_tqdm=False)
         return answer
 
     def _engine(self) -> Any:
