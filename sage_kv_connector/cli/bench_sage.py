@@ -103,7 +103,7 @@ def _once(
 ) -> float:
     _tell(sender, order)
     expected = pair.content(index, sum(map(len, buffers)))
-    pair.fill(buffers, np.bitwise_xor(expected, 0xFF, dtype=np.uint8))  # wrong everywhere
+    pair.fill(buffers, np.bitwise_not(expected))  # wrong everywhere
     _expect(sender, "filled")
     begun = time.perf_counter()
     _tell(sender, "go")

@@ -220,9 +220,7 @@ def priority_of(policy: KVQoSPolicy) -> int:
 
 
 def plan_from_policy(policy: KVQoSPolicy, config: KVTransportConfig) -> TransferPlan:
-    """Deadline of a transfer: ``max_wait_ms``, else the configured one. Raises ValueError if it is not above 0."""
-    if policy.max_wait_ms is not None and policy.max_wait_ms <= 0:
-        raise ValueError(f"max_wait_ms is {policy.max_wait_ms}; allowed: above 0")
+    """Deadline of a transfer: ``max_wait_ms``, else the configured one."""
     deadline = config.deadline_s if policy.max_wait_ms is None else policy.max_wait_ms / 1e3
     return TransferPlan(prefetch_depth=config.prefetch_depth, deadline_s=deadline)
 
