@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time to first token through two SGLang servers, ours and Mooncake's backend (tcp) in one run.
+
+    python3 scripts/environment.py --sglang --peers python -m scripts.bench_sglang [TOKENS ...]
+
+Both pairs stay up and take turns; the one not measured is stopped (SIGSTOP). Prefill attention is
+stubbed on all servers alike (baselines/README.md), so that the hand-over, not the model, is
+what is timed. Prints one JSON object a prompt length: median and all seconds of each, their ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from baselines.vllm_peers import PLUGINS
+from sage_kv_connector.cli.demo import core_halves, fresh_prompts
+from sage_kv_connector.cli.sglang_processes import (
+    DECODE,
+    ON_CPU,
+    PREFILL,
+    SglangOptions,
+    SglangProcess,
+    build_model,
+    generate_on_pair,
+    sglang_server,
+)
+from sage_kv_connector.cli.vllm_processes import Process, running
+from sage_kv_connector.config import SECRET_ENV
+
+REPEATS = 5
+SETTLE_S = 0.5
+BACKENDS = {"ours": "sage_kvt", "mooncake": "mooncake"}
+
+Pair = tuple[SglangProcess, Process]
+
+
+def main() -> None:
+    lengths = [int(word) for word in sys.argv[1:]] or [2048, 8192]
+    halves = core_halves()
+    with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name:
+        directory = Path(name)
+        env = {
+            SECRET_ENV: secrets.token_urlsafe(16),
+            "SAGE_KVT_PREFILL_STUB": "1",
+            "SAGE_KVT_MOONCAKE_ON_CPU": "1",
+            "MC_FORCE_TCP": "1",
+            "PYTHONPATH": os.pathsep.join([str(ON_CPU), str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
+        }
+        longest = max(lengths) + 64
+        options = SglangOptions(
+            build_model(directory, "bench"), directory, longest, 3 * longest,
+            ("--page-size", "64", "--disable-radix-cache", "--chunked-prefill-size", "2048"), env,
+        )  # fmt: skip
+        pairs: dict[str, Pair] = {}
+        for label, backend in BACKENDS.items():
+            pairs[label] = (
+                sglang_server(f"{label}-prefill", options, PREFILL, halves[0], backend=backend),
+                sglang_server(f"{label}-decode", options, DECODE, halves[1], backend=backend),
+            )
+        with running(*pairs["ours"]), running(*pairs["mooncake"]):
+            try:
+                for tokens in lengths:
+                    print(json.dumps(compare(pairs, tokens)), flush=True)
+            finally:
+                for pair in pairs.values():
+                    signal_pair(pair, signal.SIGCONT)
+
+
+def compare(pairs: dict[str, Pair], tokens: int) -> dict[str, object]:
+    """Fresh prompts in turns, the first of each unmeasured."""
+    prompts = fresh_prompts(tokens)
+    seconds: dict[str, list[float]] = {label: [] for label in pairs}
+    for turn in range(REPEATS + 1):
+        order = list(pairs)
+        random.shuffle(order)
+        for label in order:
+            for other, pair in pairs.items():
+                signal_pair(pair, signal.SIGCONT if other == label else signal.SIGSTOP)
+            time.sleep(SETTLE_S)
+            answer = generate_on_pair(*pairs[label], next(prompts), max_tokens=2)
+            if turn:
+                seconds[label].append(answer.ttft_s)
+    medians = {label: median(values) for label, values in seconds.items()}
+    return {
+        "prompt_tokens": tokens,
+        "ttft_s": medians,
+        "ratio": medians["ours"] / medians["mooncake"],
+        "all_s": seconds,
+    }
+
+
+def signal_pair(pair: Pair, number: int) -> None:
+    for process in pair:
+        if process.popen is not None:
+            os.killpg(process.popen.pid, number)
+
+
+if __name__ == "__main__":
+    main()
