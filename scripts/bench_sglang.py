@@ -5,7 +5,8 @@
 
 Both pairs stay up and take turns; the one not measured is stopped (SIGSTOP). Prefill attention is
 stubbed on all servers alike (baselines/README.md), so that the hand-over, not the model, is
-what is timed. Prints one JSON object a prompt length: median and all seconds of each, their ratio.
+what is timed. A server alone shows what prefill itself takes. Prints one JSON object a prompt length:
+median and all seconds of each, ours / Mooncake's, and the same of what each adds to the server alone.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ from sage_kv_connector.cli.sglang_processes import (
     SglangOptions,
     SglangProcess,
     build_model,
+    generate,
     generate_on_pair,
     sglang_server,
 )
-from sage_kv_connector.cli.vllm_processes import Process, running
+from sage_kv_connector.cli.vllm_processes import running
 from sage_kv_connector.config import SECRET_ENV
 
 REPEATS = 5
 SETTLE_S = 0.5
 BACKENDS = {"ours": "sage_kvt", "mooncake": "mooncake"}
 
-Pair = tuple[SglangProcess, Process]
+#: A prefill and a decode server, or a server alone.
+Servers = tuple[SglangProcess, ...]
 
 
 def main() -> None:
@@ -60,13 +63,14 @@ def main() -> None:
             build_model(directory, "bench"), directory, longest, 3 * longest,
             ("--page-size", "64", "--disable-radix-cache", "--chunked-prefill-size", "2048"), env,
         )  # fmt: skip
-        pairs: dict[str, Pair] = {}
+        pairs: dict[str, Servers] = {}
         for label, backend in BACKENDS.items():
             pairs[label] = (
                 sglang_server(f"{label}-prefill", options, PREFILL, halves[0], backend=backend),
                 sglang_server(f"{label}-decode", options, DECODE, halves[1], backend=backend),
             )
-        with running(*pairs["ours"]), running(*pairs["mooncake"]):
+        pairs["alone"] = (sglang_server("alone", options, None, halves[0]),)
+        with running(*pairs["ours"]), running(*pairs["mooncake"]), running(*pairs["alone"]):
             try:
                 for tokens in lengths:
                     print(json.dumps(compare(pairs, tokens)), flush=True)
@@ -75,7 +79,7 @@ def main() -> None:
                     signal_pair(pair, signal.SIGCONT)
 
 
-def compare(pairs: dict[str, Pair], tokens: int) -> dict[str, object]:
+def compare(pairs: dict[str, Servers], tokens: int) -> dict[str, object]:
     """Fresh prompts in turns, the first of each unmeasured."""
     prompts = fresh_prompts(tokens)
     seconds: dict[str, list[float]] = {label: [] for label in pairs}
@@ -86,7 +90,11 @@ def compare(pairs: dict[str, Pair], tokens: int) -> dict[str, object]:
             for other, pair in pairs.items():
                 signal_pair(pair, signal.SIGCONT if other == label else signal.SIGSTOP)
             time.sleep(SETTLE_S)
-            answer = generate_on_pair(*pairs[label], next(prompts), max_tokens=2)
+            servers, prompt = pairs[label], next(prompts)
+            if len(servers) == 1:
+                answer = generate(servers[0].url, prompt, max_tokens=2)
+            else:
+                answer = generate_on_pair(servers[0], servers[1], prompt, max_tokens=2)
             if turn:
                 seconds[label].append(answer.ttft_s)
     medians = {label: median(values) for label, values in seconds.items()}
@@ -94,11 +102,12 @@ def compare(pairs: dict[str, Pair], tokens: int) -> dict[str, object]:
         "prompt_tokens": tokens,
         "ttft_s": medians,
         "ratio": medians["ours"] / medians["mooncake"],
+        "added_ratio": (medians["ours"] - medians["alone"]) / (medians["mooncake"] - medians["alone"]),
         "all_s": seconds,
     }
 
 
-def signal_pair(pair: Pair, number: int) -> None:
+def signal_pair(pair: Servers, number: int) -> None:
     for process in pair:
         if process.popen is not None:
             os.killpg(process.popen.pid, number)
