@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--peers | --sglang] COMMAND [ARG ...]
+    python3 scripts/environment.py [--sglang] [--peers] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against. ``--sglang`` is a second environment,
 ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
@@ -53,7 +53,7 @@ print(json.dumps(answer))
 
 def main() -> int:
     words = sys.argv[1:]
-    options = {"--peers", "--sglang"} & set(words[:1])
+    options = [word for word in words[:2] if word in ("--peers", "--sglang")]
     command = words[len(options) :]
     if not command:
         say(__doc__ or "")
@@ -67,9 +67,9 @@ def main() -> int:
         )
         return 1
     try:
-        environment = prepare("--peers" in options)
+        environment = prepare("--peers" in options and "--sglang" not in options)
         if "--sglang" in options:
-            environment = prepare_sglang()
+            environment = prepare_sglang("--peers" in options)
     except subprocess.CalledProcessError as error:
         say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
         return 1
@@ -87,16 +87,19 @@ def prepare(peers: bool) -> dict[str, str]:
         layers = [*engine, *(layer(name) for name in names)]
     with locked(ROOT / ".venv.lock"):
         if not peers:  # once added they stay, so that commands don't rebuild what others need
-            layers += [folder for folder in known_layers() if folder.name.startswith("peers-")]
+            layers += [folder for folder in known_layers(VENV) if folder.name.startswith("peers-")]
         make_venv(VENV, layers)
         build_package()
     return activated(VENV)
 
 
-def prepare_sglang() -> dict[str, str]:
+def prepare_sglang(peers: bool) -> dict[str, str]:
     """SGLang's environment, which shares what ``prepare`` built; returns its variables."""
-    layers = [layer(name) for name in ("torch", "sglang", "dev", "kernels")]
+    names = ["torch", "sglang", "dev", "kernels", *(["peers"] if peers else [])]
+    layers = [layer(name) for name in names]
     with locked(ROOT / ".venv.lock"):
+        if not peers:
+            layers += [folder for folder in known_layers(SGLANG_VENV) if folder.name.startswith("peers-")]
         make_venv(SGLANG_VENV, layers)
         ours, theirs = purelib(VENV), purelib(SGLANG_VENV)
         for path in ours.glob("*sage_kv_connector*"):
@@ -168,8 +171,8 @@ def purelib(venv_folder: Path) -> Path:
     return venv_folder / "lib" / version / "site-packages"
 
 
-def known_layers() -> list[Path]:
-    stamp = VENV / "layers"
+def known_layers(venv_folder: Path) -> list[Path]:
+    stamp = venv_folder / "layers"
     return [Path(line) for line in stamp.read_text().splitlines()] if stamp.exists() else []
 
 

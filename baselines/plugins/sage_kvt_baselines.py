@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM plugins for comparisons on a CPU; only ever on PYTHONPATH of a benchmark's servers.
+"""vLLM and SGLang plugins for comparisons on a CPU; only ever on PYTHONPATH of a benchmark's servers.
 
 ``SAGE_KVT_PREFILL_STUB=1``: attention of chunks with more than 256 query tokens
 returns zeros. KV is written as ever, decode attention is real, but answers mean
 nothing: true attention over 32K tokens takes minutes on a CPU.
 
 ``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
-accelerator, which it asks for its device index.
+accelerator, which it asks for its device index; lets SGLang's Mooncake backend send page indices
+without pinned memory and CUDA events.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 from typing import Any
 
 logger = logging.getLogger("vllm.sage_kvt_baselines")
+sglang_logger = logging.getLogger("sglang.sage_kvt_baselines")
 MOST_REAL_QUERY_TOKENS = 256
 
 
@@ -50,3 +52,18 @@ def let_mooncake_start_on_cpu() -> None:
 
     torch.accelerator.current_device_index = lambda: 0
     CpuPlatform.set_device = classmethod(lambda cls, device: None)
+
+
+def for_sglang() -> None:
+    if os.environ.get("SAGE_KVT_MOONCAKE_ON_CPU") == "1":
+        from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender
+
+        MooncakeKVSender.supports_host_tensor_indices = False
+    if os.environ.get("SAGE_KVT_PREFILL_STUB") == "1":
+        from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+        def stubbed(self: Any, query: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+            return output.zero_()
+
+        TorchNativeAttnBackend._run_sdpa_forward_extend = stubbed
+        sglang_logger.warning("prefill attention is STUBBED for a transfer benchmark: answers mean nothing")

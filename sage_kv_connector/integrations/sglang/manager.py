@@ -27,6 +27,7 @@ from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.planner import node_id
 from sage_kv_connector.engine.source import MemorySource
 from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.outcome_text import outcome_text
 from sage_kv_connector.integrations.sglang.bootstrap import FIELD
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
@@ -184,6 +185,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         room.nbytes += outcome.stats.nbytes
         if is_kv:
             room.transfer_s = outcome.stats.transfer_s
+            logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
             self.audit.sent(room.source, outcome)
         if room.delivered == 2:
             self.update_status(number, KVPoll.Success)

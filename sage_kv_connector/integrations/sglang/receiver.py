@@ -25,6 +25,7 @@ from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.planner import enabled_backends
 from sage_kv_connector.engine.source import window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.integrations.outcome_text import outcome_text
 from sage_kv_connector.integrations.sglang.bootstrap import FIELD
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
 from sage_kv_connector.integrations.sglang.landing import Landing, ReadPeer, read_peers
@@ -158,11 +159,13 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         if room not in self.kv_mgr.request_status:
             return  # cleared: a failure kept now would be the next request's of this room
         if error:
+            logger.warning("KV of room %d did not arrive: %s", room, error)
             self.kv_mgr.record_failure(room, error)
             self.invalidate_cached_bootstrap_infos()
             self.kv_mgr.update_status(room, KVPoll.Failed)
             return
         for handle, outcome in pages:
+            logger.info("received %s: %s", outcome.transfer_id, outcome_text(outcome))
             self.kv_mgr.audit.received(handle, outcome)
         self.kv_mgr.update_status(room, KVPoll.Success)
 

@@ -34,6 +34,7 @@ from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, 
 from sage_kv_connector.engine.wire_plan import TokenRange
 from sage_kv_connector.integrations.audit import TransferAudit
 from sage_kv_connector.integrations.gathered import GatheredOutcomes
+from sage_kv_connector.integrations.outcome_text import outcome_text
 from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
@@ -306,7 +307,7 @@ class WorkerSide:
             return
         if outcome.stats is not None:
             self._audit.sent(offer.source, outcome)
-            logger.info("sent %s: %s", transfer_id, _summary(outcome))
+            logger.info("sent %s: %s", transfer_id, outcome_text(outcome))
         if offer.finished:
             del self._on_offer[transfer_id]
             self._results.add_sent(offer.request_id)
@@ -415,7 +416,7 @@ class WorkerSide:
 
     def _received(self, load: Load, outcome: Outcome) -> None:
         if outcome.ok:
-            logger.info("received %s: %s", outcome.transfer_id, _summary(outcome))
+            logger.info("received %s: %s", outcome.transfer_id, outcome_text(outcome))
         else:
             logger.warning("KV of %s did not arrive: %s", load.request_id, outcome.error)
         self._results.add_received(load.request_id, outcome.error)
@@ -465,14 +466,3 @@ def _tables(page_ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray[Any, np.dt
 def _advance_all(source: PagedSource, pages: tuple[int, ...]) -> None:
     for group, count in enumerate(pages):
         source.advance(group, slice(None), count)
-
-
-def _summary(outcome: Outcome) -> str:
-    stats = outcome.stats
-    if stats is None:
-        return outcome.error
-    return (
-        f"{stats.nbytes} bytes in {stats.transfer_s * 1e3:.1f} ms ({stats.gbytes_per_s:.2f} GB/s) "
-        f"over {stats.backend} ({stats.mode}{', crc32c' if stats.checksum else ''}"
-        f"{'' if stats.wire_dtype == 'same' else f', {stats.wire_dtype} on the wire'})"
-    )
