@@ -65,6 +65,8 @@ class TransferStats(msgspec.Struct, frozen=True):
 class Outcome(NamedTuple):
     """How a transfer ended: ``stats`` if every byte landed and held, else ``error`` says why not.
 
+    On the producer neither is there when no consumer needed anything of it.
+
     ``reached`` is False if there never was a session with the peer, so it knows nothing of this.
     """
 
@@ -76,6 +78,11 @@ class Outcome(NamedTuple):
     @property
     def ok(self) -> bool:
         return self.stats is not None
+
+    @property
+    def unneeded(self) -> bool:
+        """Nothing moved, and nothing went wrong: nobody needed it."""
+        return self.stats is None and not self.error
 
 
 class TransferReport(msgspec.Struct, frozen=True):

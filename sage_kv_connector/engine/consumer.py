@@ -96,12 +96,12 @@ class Consumer:
         """End it now; its outcome says so. Nothing happens if it had ended."""
         self._fail(subscription, "cancelled")
 
-    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1) -> None:
+    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1, detail: str = "") -> None:
         """Tell the producer that this consumer, one of ``readers``, wants nothing of this transfer."""
 
         def tell(session: Session | None, _: str) -> None:
             if session is not None:
-                session.send(m.Release(transfer_id, readers))
+                session.send(m.Release(transfer_id, readers, detail))
 
         self._sessions.get(peer, tell)
 
@@ -155,8 +155,7 @@ class Consumer:
             return
         wanted = subscription.wanted
         if session.refusal:
-            session.send(m.Release(wanted.transfer_id, wanted.readers))
-            self._fail(subscription, session.refusal)
+            self._refuse(subscription, session, session.refusal)
             return
         assert session.plan is not None
         theirs = session.peer.schema if session.peer else None
@@ -173,8 +172,7 @@ class Consumer:
             self._fetch_parts(subscription, session, wanted.paged, ours, stage)
             return
         if session.must_convert and wanted.selection:
-            session.send(m.Release(wanted.transfer_id, wanted.readers))
-            self._fail(subscription, f"pages can't go as they are: {session.must_convert}")
+            self._refuse(subscription, session, f"pages can't go as they are: {session.must_convert}")
             return
         try:
             window = session.backend.open_window(session.connection, wanted.segments, subscription.generation)
@@ -231,8 +229,7 @@ class Consumer:
                 ended,
             )
         except ValueError as error:
-            session.send(m.Release(wanted.transfer_id, paged.readers))
-            self._fail(subscription, str(error))
+            self._refuse(subscription, session, str(error))
             return
         subscription.session, subscription.parts = session, parts
         subscription.nbytes = parts.nbytes
@@ -254,6 +251,12 @@ class Consumer:
             wire_dtype=subscription.parts.plan.wire_dtype if subscription.parts else "same",
         )
         self._end(subscription, Outcome(subscription.wanted.transfer_id, stats, ""))
+
+    def _refuse(self, subscription: Subscription, session: Session, why: str) -> None:
+        """This transfer can't come from there; nothing was asked for yet."""
+        wanted = subscription.wanted
+        session.send(m.Release(wanted.transfer_id, wanted.readers, why[: m.MAX_DETAIL]))
+        self._fail(subscription, why)
 
     def _fail(
         self, subscription: Subscription, error: str, *, tell: bool = True, reached: bool = True

@@ -212,8 +212,9 @@ class EngineCore:
 
         self._loop.call(run, CALL_TIMEOUT_S)
 
-    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1) -> None:
-        self._loop.submit(lambda: self._consumer.release(peer, transfer_id, readers))
+    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1, detail: str = "") -> None:
+        """See :class:`Consumer`. ``detail``: why what was needed is given up, empty if it never was."""
+        self._loop.submit(lambda: self._consumer.release(peer, transfer_id, readers, detail))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         self._loop.submit(lambda: self._consumer.renew(peer, transfer_ids))

@@ -142,10 +142,14 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
 
 
 class Release(msgspec.Struct, tag="release", array_like=True, frozen=True):
-    """Consumer → producer: this consumer, one of ``readers``, wants nothing of this transfer (any more)."""
+    """Consumer → producer: this consumer, one of ``readers``, wants nothing of this transfer (any more).
+
+    ``detail``: why it gave up what it needed; empty if it never needed it.
+    """
 
     transfer_id: str
     readers: int = 1
+    detail: str = ""
 
 
 class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):

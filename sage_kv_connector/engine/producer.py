@@ -88,6 +88,7 @@ class Offer:
         self.consuming: dict[int, Consuming] = {}
         self.served: set[int] = set()
         self.declined = 0
+        self.trouble = ""  #: why a consumer did not get what it needed
         self.finished = False
         self.lease: Timer | None = None
 
@@ -112,7 +113,7 @@ class Producer:
         self._conversions = conversions
         self._offers: dict[str, Offer] = {}
         self._unmatched: dict[int, Stream] = {}
-        self._unwanted: OrderedDict[str, list[int]] = OrderedDict()  # id → announced readers of each refusal
+        self._unwanted: OrderedDict[str, list[m.Release]] = OrderedDict()  # id → what came before its offer
         self._given_up: OrderedDict[str, str] = OrderedDict()  # id → why it won't be offered
         self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
         self.bytes_sent = 0
@@ -145,8 +146,8 @@ class Producer:
         self._given_up.pop(transfer_id, None)
         declined = self._unwanted.pop(transfer_id, None)
         if declined is not None:
-            offer.declined = len(declined)
-            offer.expected = max(offer.expected, *declined)
+            for release in declined:
+                self._decline(offer, release)
         for stream in [s for s in self._unmatched.values() if s.request.transfer_id == transfer_id]:
             del self._unmatched[stream.request.generation]
             self._attach(offer, stream)
@@ -228,20 +229,19 @@ class Producer:
         for waiting in [s for s in self._unmatched.values() if s.reader_id == message.reader]:
             if waiting.session is session:
                 self._drop_unmatched(waiting, "")
-                self._remember_unwanted(waiting)
+                self._remember_unwanted(waiting, "the consumer cancelled it")
         offer = self._offers.get(message.transfer_id)
         consuming = offer.consuming.get(message.reader) if offer is not None else None
         if offer is not None and consuming is not None and consuming.session is session:
-            self._served(offer, message.reader)
+            self._served(offer, message.reader, "the consumer cancelled it")
 
     def on_release(self, message: m.Release) -> None:
         offer = self._offers.get(message.transfer_id)
         if offer is not None:
-            offer.declined += 1
-            offer.expected = max(offer.expected, message.readers)
+            self._decline(offer, message)
             self._release_if_served(offer)
         else:
-            self._remember(message.transfer_id, message.readers)
+            self._remember(message)
 
     def on_renew(self, message: m.Renew) -> None:
         for transfer_id in message.transfer_ids:
@@ -263,16 +263,15 @@ class Producer:
             if stream.delivered:
                 self._delivered(offer, stream)
         elif stream.request.generation in offer.streams:
-            self._fail(stream, "send_failed", event.detail or Status(event.status).name.lower())
-            self._served(offer, stream.reader_id)
+            self._broken(offer, stream, "send_failed", event.detail or Status(event.status).name.lower())
 
     def on_closed(self, session: Session, why: str) -> None:
         for waiting in [s for s in self._unmatched.values() if s.session is session]:
             self._drop_unmatched(waiting, "")
-            self._remember_unwanted(waiting)
+            self._remember_unwanted(waiting, f"the session was lost: {why}")
         for offer in list(self._offers.values()):
             for reader_id in [r for r, c in offer.consuming.items() if c.session is session]:
-                self._served(offer, reader_id)
+                self._served(offer, reader_id, f"the session was lost: {why}")
 
     # -- inside
 
@@ -298,8 +297,7 @@ class Producer:
             else:
                 stream.reader = offer.source.reader(request.selection, request.nbytes)
         except ValueError as error:
-            self._fail(stream, "bad_selection", str(error))
-            self._served(offer, stream.reader_id)
+            self._broken(offer, stream, "bad_selection", str(error))
             return
         if offer.lease is not None:
             offer.lease.cancel()
@@ -359,7 +357,7 @@ class Producer:
     def _broken(self, offer: Offer, stream: Stream, code: str, why: str) -> None:
         if stream.request.generation in offer.streams:
             self._fail(stream, code, why)
-            self._served(offer, stream.reader_id)
+            self._served(offer, stream.reader_id, why)
 
     def _detach(self, offer: Offer, stream: Stream) -> None:
         """Stop to serve a stream; what it has in flight is revoked."""
@@ -386,8 +384,9 @@ class Producer:
         elif offer.finished and not offer.streams:
             self._start_lease(offer)
 
-    def _served(self, offer: Offer, reader_id: int) -> None:
-        """One consumer has all it wanted, or won't get it: end its streams."""
+    def _served(self, offer: Offer, reader_id: int, trouble: str = "") -> None:
+        """One consumer has all it wanted, or won't get it (``trouble``): end its streams."""
+        offer.trouble = offer.trouble or trouble
         for stream in [s for s in offer.streams.values() if s.reader_id == reader_id]:
             self._detach(offer, stream)
         offer.served.add(reader_id)
@@ -396,7 +395,7 @@ class Producer:
 
     def _release_if_served(self, offer: Offer) -> None:
         if offer.finished and offer.done and not offer.streams:
-            self._release(offer, "")
+            self._release(offer, offer.trouble)
 
     def _release(self, offer: Offer, why: str) -> None:
         report, offer.on_released = offer.on_released, None
@@ -404,8 +403,7 @@ class Producer:
         if offer.lease is not None:
             offer.lease.cancel()
         if report is not None:
-            error = "" if offer.stats else why or "released without a transfer"
-            report(Outcome(offer.transfer_id, offer.stats, error))
+            report(Outcome(offer.transfer_id, offer.stats, "" if offer.stats else why))
 
     def _start_lease(self, offer: Offer) -> None:
         if offer.lease is not None:
@@ -435,13 +433,18 @@ class Producer:
         request = stream.request
         stream.session.send(m.Failed(request.transfer_id, request.generation, code, detail[: m.MAX_DETAIL]))
 
-    def _remember_unwanted(self, stream: Stream) -> None:
-        request = stream.request
-        self._remember(request.transfer_id, request.readers)
+    def _decline(self, offer: Offer, release: m.Release) -> None:
+        offer.declined += 1
+        offer.expected = max(offer.expected, release.readers)
+        offer.trouble = offer.trouble or release.detail
 
-    def _remember(self, transfer_id: str, readers: int) -> None:
+    def _remember_unwanted(self, stream: Stream, why: str) -> None:
+        request = stream.request
+        self._remember(m.Release(request.transfer_id, request.readers, why))
+
+    def _remember(self, release: m.Release) -> None:
         """A consumer gave up what was not offered yet."""
-        self._unwanted.setdefault(transfer_id, []).append(readers)
+        self._unwanted.setdefault(release.transfer_id, []).append(release)
         while len(self._unwanted) > MAX_UNMATCHED:
             self._unwanted.popitem(last=False)
 

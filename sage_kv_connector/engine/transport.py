@@ -174,5 +174,5 @@ def _settle(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Outcome]) -> C
 
 def _unwrap(outcome: Outcome) -> TransferStats:
     if outcome.stats is None:
-        raise TransferError(f"{outcome.transfer_id}: {outcome.error}")
+        raise TransferError(f"{outcome.transfer_id}: {outcome.error or 'nobody needed it'}")
     return outcome.stats

@@ -165,7 +165,7 @@ def test_cancelled_subscription_frees_the_producer(sides: tuple[Side, Side]) -> 
     decode.core.cancel(started[0])
     assert decode.outcomes.get(timeout=5).error == "cancelled"
     prefill.core.finish("t")
-    prefill.released.get(timeout=5)
+    assert "cancelled" in prefill.released.get(timeout=5).error
     assert decode.backend().counters()["windows"] == 0
 
 
@@ -176,7 +176,21 @@ def test_release_before_the_offer_is_remembered(sides: tuple[Side, Side]) -> Non
     time.sleep(0.05)
     prefill.offer("t", [1])
     prefill.core.finish("t")
-    assert not prefill.released.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).unneeded
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_what_decode_gave_up_is_no_success_on_prefill(sides: tuple[Side, Side], offered: bool) -> None:
+    prefill, decode = sides
+    if offered:
+        prefill.offer("t", [1])
+    decode.core.release(prefill.address(), "t", detail="the request was aborted")
+    eventually(lambda: prefill.core.counters()["sessions"] == 1)
+    time.sleep(0.05)
+    if not offered:
+        prefill.offer("t", [1])
+    prefill.core.finish("t")
+    assert prefill.released.get(timeout=5).error == "the request was aborted"
 
 
 def test_lease_runs_out_and_renewal_holds_it(make_core: MakeCore) -> None:
