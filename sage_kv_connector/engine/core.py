@@ -71,10 +71,10 @@ class EngineCore:
         if schema is not None and any(group.canonical for group in schema.groups):
             threads = config.overlap_streams or default_lanes()
             if device is None:
-                self._conversions = CpuConversions(threads, config.staging_bytes, self._register_host)
+                self._conversions = CpuConversions(threads, config.staging_bytes, self.register_host_memory)
             else:
                 self._conversions = DeviceConversions(
-                    device.runtime, device.number, threads, config.staging_bytes, self._register_host
+                    device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory
                 )
         sources: list[EventSource] = [*self.backends.values()]
         if self._conversions is not None:
@@ -112,7 +112,8 @@ class EngineCore:
                 elif isinstance(backend, DeviceBackend):
                     backend.register_device_memory(address, length)
 
-    def _register_host(self, address: int, length: int) -> None:
+    def register_host_memory(self, address: int, length: int) -> None:
+        """The same for host memory that is no part of the KV cache, wherever that lies."""
         for backend in self.backends.values():
             backend.register_memory(address, length)
 

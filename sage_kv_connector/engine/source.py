@@ -129,11 +129,15 @@ class _MemoryReader:
 class PagedSource:
     """The pages of one request, ready up to a page count for each group and layer.
 
-    ``set_pages`` follows the engine's block table, ``advance`` its progress.
+    ``set_pages`` follows the engine's block table, ``advance`` its progress, ``end`` its last page.
+    A consumer with larger pages asks for tokens behind that: they come from ``padding_page``, a page of
+    the engine's that never holds anybody's KV; without one they are refused.
     """
 
-    def __init__(self, view: KVCacheView) -> None:
+    def __init__(self, view: KVCacheView, padding_page: int | None = None) -> None:
         self._view = view
+        self._padding_page = padding_page
+        self._last: tuple[int, ...] | None = None
         self.pages = [np.zeros(0, dtype=np.int64) for _ in view.groups]
         self.ready = [np.zeros(len(group.layers), dtype=np.int64) for group in view.groups]
         self._selection: tuple[PageRuns, ...] = ()
@@ -146,6 +150,35 @@ class PagedSource:
     def advance(self, group: int, layers: slice, pages: int) -> None:
         """The first ``pages`` pages of these layers hold their final bytes. Never goes back."""
         np.maximum(self.ready[group][layers], pages, out=self.ready[group][layers])
+
+    def append(self, group: int, page_ids: npt.NDArray[np.int64]) -> None:
+        """More pages behind the last one, final in all layers."""
+        self.set_pages(group, np.concatenate([self.pages[group], page_ids]))
+        self.advance(group, slice(None), len(self.pages[group]))
+
+    def end(self, pages: tuple[int, ...]) -> None:
+        """The request has so many pages in each group, once they are ready."""
+        self._last = pages
+
+    def part_pages(self, request: SubscribePart) -> list[int] | None:
+        """Page ids of a part's tokens once they are final in all its layers; None until then.
+
+        Raises SelectionError when they turn out to have no memory.
+        """
+        group, table = request.group, self.pages[request.group]
+        size = self._view.groups[group].page_size
+        first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
+        held = end if self._last is None or self._padding_page is None else min(end, self._last[group])
+        layers = slice(request.first_layer, request.first_layer + request.layers)
+        if int(self.ready[group][layers].min()) < held:
+            return None
+        if held > len(table):
+            raise SelectionError(f"page {held - 1} of group {group} is beyond the {len(table)} here")
+        ids = table[first:held]
+        if (ids == NULL_PAGE).any():
+            raise SelectionError(f"a page of group {group} is no longer kept here")
+        assert self._padding_page is not None or held == end
+        return [int(page) for page in ids] + [self._padding_page or 0] * (end - max(first, held))
 
     def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
         if not selection:
@@ -179,23 +212,10 @@ class _PartReader:
     def __init__(self, source: PagedSource, group: GroupView, request: SubscribePart) -> None:
         self.group = group
         self._source = source
-        self._index = request.group
-        self._layers = slice(request.first_layer, request.first_layer + request.layers)
-        self._first = request.first_token // group.page_size
-        self._end = -(-(request.first_token + request.tokens) // group.page_size)
+        self._request = request
 
     def ready_pages(self) -> list[int] | None:
-        if int(self._source.ready[self._index][self._layers].min()) < self._end:
-            return None
-        table = self._source.pages[self._index]
-        if self._end > len(table):
-            raise SelectionError(
-                f"page {self._end - 1} of group {self._index} is beyond the {len(table)} here"
-            )
-        ids = table[self._first : self._end]
-        if (ids == NULL_PAGE).any():
-            raise SelectionError(f"a page of group {self._index} is no longer kept here")
-        return [int(page) for page in ids]
+        return self._source.part_pages(self._request)
 
 
 class _LayerCursor:

@@ -59,9 +59,8 @@ class TransferAudit:
             return
         parts = []
         for request in source.served_parts:
-            size = self._page_size(request.group)
-            first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
-            pages = [int(page) for page in source.pages[request.group][first:end]]
+            pages = source.part_pages(request)
+            assert pages is not None  # it was served
             parts.append(
                 _AuditedPart(
                     request.group,
@@ -102,10 +101,6 @@ class TransferAudit:
 
     def _wanted(self, outcome: Outcome) -> bool:
         return self._path is not None and outcome.stats is not None and self._path.exists()
-
-    def _page_size(self, group: int) -> int:
-        assert self._view is not None
-        return self._view.groups[group].page_size
 
     def _digest_parts(self, parts: Iterable[_AuditedPart]) -> str:
         view, schema = self._view, self._schema

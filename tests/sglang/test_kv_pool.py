@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sage_kv_connector.engine.messages import SubscribePart
 from sage_kv_connector.engine.source import window_segments
-from sage_kv_connector.format.wire_format import WireFormat
+from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
     aux_rows,
@@ -19,8 +20,6 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
-from sage_kv_connector.integrations.sglang.landing import read_peers
-from sage_kv_connector.integrations.sglang.source import GrowingSource
 
 LAYERS, PAGES, PAGE_SIZE, HEADS, DIM = 3, 5, 4, 2, 8
 SHAPE = PoolShape("model", "bf16", LAYERS, 4, HEADS, False, 1, 2, 0, 1)
@@ -109,51 +108,53 @@ def test_metadata_rows_are_found_by_index() -> None:
     assert aux_rows(args, 3) == [(1192, 64), (5024, 8)]
 
 
-def part(tokens: int) -> SubscribePart:
-    return SubscribePart(
-        "t",
-        1,
-        b"",
-        64,
-        0,
-        0,
-        LAYERS,
-        0,
-        HEADS,
-        0,
-        tokens,
-        (WireFormat("bf16"),) * 2,
-        1,
-        1,
-        True,
-        False,
-        False,
-        1,
-    )
+class Metadata:
+    """Metadata buffers of three rows: token ids, cached tokens, a wide one, rooms, checksums."""
+
+    def __init__(self) -> None:
+        self.output_ids = np.full((3, 16), 7, dtype=np.int32)
+        self.cached = np.full((3, 16), 7, dtype=np.int32)
+        self.wide = np.full((3, 40), 7, dtype=np.float32)
+        self.rooms = np.zeros((3, 8), dtype=np.uint64)
+        self.checksums = np.full((3, 8), 7, dtype=np.uint64)
+        buffers: list[np.ndarray[Any, Any]] = [
+            self.output_ids, self.cached, self.wide, self.rooms, self.checksums,
+        ]  # fmt: skip
+        self.args = SimpleNamespace(
+            aux_data_ptrs=[buffer.ctypes.data for buffer in buffers],
+            aux_data_lens=[buffer.nbytes for buffer in buffers],
+            aux_item_lens=[buffer[0].nbytes for buffer in buffers],
+        )
 
 
-def test_pages_asked_for_behind_the_prompts_end_are_padding() -> None:
-    source = GrowingSource(cache_view(Pool().args, SHAPE))
-    early = source.part(part(3 * PAGE_SIZE))
-    source.append(np.array([4]))
-    assert early.ready_pages() is None
-    source.append(np.array([2]))
-    source.complete()
-    assert early.ready_pages() == [4, 2, 0]
-    assert source.part(part(4 * PAGE_SIZE)).ready_pages() == [4, 2, 0, 0]
+def land(slots: FirstTokenSlots, row: int, token: int) -> None:
+    ((address, length),) = slots.segments(row).tolist()
+    assert length == 8
+    ctypes.c_int64.from_address(address).value = token
 
 
-def test_decode_reads_each_head_once_and_tells_the_rank_nobody_reads() -> None:
-    ranks = {
-        rank: {"engine_id": f"e{rank}", "rank": rank, "addresses": ["tcp://127.0.0.1:1"], "node": ""}
-        for rank in range(4)
-    }
-    peers = read_peers(0, 1, ranks, 1, 2, ("tcp",))
-    assert [(read.peer.engine_id, read.readers) for read in peers] == [
-        ("e0", 1),
-        ("e2", 1),
-        ("e1", 0),
-        ("e3", 0),
-    ]
-    with pytest.raises(ValueError, match="3 here"):
-        read_peers(0, 3, ranks, 1, 2, ("tcp",))
+def test_the_first_token_of_another_engine_becomes_a_row_of_metadata() -> None:
+    metadata = Metadata()
+    slots = FirstTokenSlots(metadata.args, -2)
+    land(slots, 1, 4711)
+    slots.commit(1, 99)
+    assert metadata.output_ids[1, 0] == 4711 and metadata.rooms[1, 0] == 99
+    for buffer in (metadata.cached, metadata.wide, metadata.checksums):
+        assert not buffer[1].any() and (buffer[[0, 2]] == 7).all(), "only this row, nothing old in it"
+    assert (metadata.output_ids[[0, 2]] == 7).all() and not metadata.rooms[[0, 2]].any()
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 31])
+def test_what_is_no_token_is_refused(token: int) -> None:
+    metadata = Metadata()
+    slots = FirstTokenSlots(metadata.args, -2)
+    land(slots, 0, token)
+    with pytest.raises(ValueError, match=f"first token is {token}"):
+        slots.commit(0, 99)
+    assert not metadata.rooms.any()
+
+
+def test_buffers_of_another_shape_are_refused() -> None:
+    metadata = Metadata()
+    with pytest.raises(ValueError, match=r"buffer 2 \(bootstrap_room\) has rows of 160 bytes"):
+        FirstTokenSlots(metadata.args, 2)

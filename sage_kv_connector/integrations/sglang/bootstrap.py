@@ -1,45 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's bootstrap server, which also tells where each prefill rank's transport listens.
-
-Page size and cache dtype are left out of its answers: SGLang refuses decode servers that differ in
-them, while here the engine compares both sides' schemas and converts.
-"""
+"""SGLang's bootstrap server, which also answers where each prefill rank's transport listens (``/query``)."""
 
 from __future__ import annotations
 
-import json
+from collections import defaultdict
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from sglang.srt.disaggregation.common.conn import CommonKVBootstrapServer
 
-#: The field of registrations and answers that is ours.
-FIELD = "sage_kvt"
+from sage_kv_connector.integrations.bootstrap_answers import FIELD, query_answer
+from sage_kv_connector.integrations.bootstrap_room import MetadataKind
+from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, PrefillRank
 
 
 class SageKVBootstrapServer(CommonKVBootstrapServer):  # type: ignore[misc]
     """Keeps the ranks' transport addresses beside SGLang's own registrations."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._ranks: dict[tuple[int, int, int], Any] = {}  # (dp, tp, pp) rank → registration
+        self._ranks: dict[int, dict[int, PrefillRank]] = defaultdict(dict)  # by data parallel rank
         super().__init__(host, port)
+
+    def _setup_routes(self) -> None:
+        super()._setup_routes()
+        self.app.router.add_get("/query", self._handle_query)
 
     async def _handle_route_put(self, request: web.Request) -> web.Response:
         response: web.Response = await super()._handle_route_put(request)
         if response.status == 200:
-            data = await request.json()
+            data: dict[str, Any] = await request.json()
             dp_rank = data["attn_dp_rank"] if data["system_dp_size"] == 1 else data["system_dp_rank"]
-            self._ranks[int(dp_rank), int(data["attn_tp_rank"]), int(data["pp_rank"])] = data.get(FIELD)
+            if FIELD in data:
+                rank = msgspec.convert(data[FIELD], PrefillRank)
+                self._ranks[int(dp_rank)][rank.rank] = rank
+            # SGLang refuses decode servers that differ in these; here they are converted.
             self.page_size = self.kv_cache_dtype = None
         return response
 
-    async def _handle_route_get(self, request: web.Request) -> web.Response:
-        response: web.Response = await super()._handle_route_get(request)
-        if response.status != 200:
-            return response
-        names = ("prefill_dp_rank", "target_tp_rank", "target_pp_rank")
-        dp_rank, tp_rank, pp_rank = (int(request.query[name]) for name in names)
-        if (dp_rank, tp_rank, pp_rank) not in self._ranks:  # the question about the whole server
-            return response
-        answer = json.loads(response.text or "{}")
-        return web.json_response(answer | {FIELD: self._ranks[dp_rank, tp_rank, pp_rank]})
+    async def _handle_query(self, _: web.Request) -> web.Response:
+        if not self._is_ready():
+            return web.Response(text="not all prefill ranks have registered yet", status=503)
+        engines = {}
+        for dp_rank, ranks in self._ranks.items():
+            ordered = tuple(ranks[rank] for rank in sorted(ranks))
+            engines[dp_rank] = PrefillEngine(ordered, self.pp_size, MetadataKind.SGLANG_ROW)
+        return web.json_response(query_answer(engines))

@@ -8,44 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.planner import order_addresses
-from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
-from sage_kv_connector.engine.session import PeerAddress
-
-
-class ReadPeer(NamedTuple):
-    """A prefill rank, and how many decode ranks read from it (0: none, it must be told)."""
-
-    peer: PeerAddress
-    readers: int
-
-
-def read_peers(
-    tp_rank: int,
-    tp_size: int,
-    ranks: dict[int, dict[str, Any]],
-    stages: int,
-    total_heads: int,
-    enabled: tuple[str, ...],
-) -> list[ReadPeer]:
-    """Whom this decode rank reads from, or must tell that nobody does; ``ranks`` as they were registered.
-
-    Raises ValueError naming both sizes where heads can't be divided.
-    """
-    reads = map_ranks(tp_rank, tp_size, len(ranks), stages, total_heads)
-    if tp_rank == 0:
-        reads += [ReadFrom(rank, 0) for rank in unread_ranks(tp_size, len(ranks), stages, total_heads)]
-    peers = []
-    for rank, readers in reads:
-        known = ranks[rank]
-        addresses = order_addresses(known["addresses"], known["node"], enabled)
-        peers.append(ReadPeer(PeerAddress(known["engine_id"], known["rank"], addresses), readers))
-    return peers
+from sage_kv_connector.integrations.prefill_ranks import ReadPeer
 
 
 class Landing:

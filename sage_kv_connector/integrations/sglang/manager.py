@@ -2,8 +2,8 @@
 """What each scheduler rank of a prefill or decode server builds once: the engine and its rooms.
 
 SGLang names a request by its bootstrap room. A room has two transfers: its KV pages, and once
-they are complete the row of metadata buffers ("aux") with the first token. SGLang's scheduler
-thread only enqueues; what ended comes on the engine's control thread and becomes a status.
+they are complete the row of metadata buffers with the first token. SGLang's scheduler thread only
+enqueues; what ended comes on the engine's control thread and becomes a status.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ import os
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from sglang.srt.runtime_context import get_device, get_parallel
+from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.planner import node_id
-from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.engine.source import MemorySource, PagedSource
 from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.bootstrap_answers import FIELD
+from sage_kv_connector.integrations.bootstrap_room import metadata_transfer, pages_transfer
 from sage_kv_connector.integrations.outcome_text import outcome_text
-from sage_kv_connector.integrations.sglang.bootstrap import FIELD
+from sage_kv_connector.integrations.prefill_ranks import PrefillRank
+from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
     aux_extents,
@@ -37,12 +40,13 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
-from sage_kv_connector.integrations.sglang.source import GrowingSource
 
 logger = logging.getLogger(__name__)
 
 #: Options of the transport, ``key=value`` separated by commas.
 CONFIG_ENV = "SAGE_KVT_CONFIG"
+#: SGLang keeps page 0 for padding: its memory is there, its content is nobody's.
+PADDING_PAGE = 0
 
 
 def options_from_environment() -> KVTransportConfig:
@@ -51,20 +55,12 @@ def options_from_environment() -> KVTransportConfig:
     return KVTransportConfig.from_words(words)
 
 
-def kv_transfer(room: int) -> str:
-    return f"sglang-{room}"
-
-
-def aux_transfer(room: int) -> str:
-    return f"sglang-{room}-aux"
-
-
 class _Room:
     """A request on prefill."""
 
-    def __init__(self, view: KVCacheView) -> None:
-        self.source = GrowingSource(view)
-        self.delivered = 0  # of its two transfers
+    def __init__(self, source: PagedSource) -> None:
+        self.source = source
+        self.settled = 0  # of its two transfers: delivered, or not needed
         self.nbytes = 0
         self.transfer_s: float | None = None
 
@@ -93,6 +89,10 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core = EngineCore(self.config, rank=rank, schema=schema)
         self.core.register_memory(self.view.extents())
         self.core.register_memory(aux_extents(args))
+        # The rooms' buffer is the last one, or the one before the checksums'.
+        checksums = bool(getattr(get_disagg(), "disaggregation_enable_kv_checksum", False))
+        self.first_tokens = FirstTokenSlots(args, -2 if checksums else -1)
+        self.core.register_memory([self.first_tokens.extent()])
         self.core.start()
         self._rooms: dict[int, _Room] = {}
         logger.info(
@@ -113,21 +113,15 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
 
     def _register_topology_row(self, url: str, payload: dict[str, Any]) -> None:
         """Registration with the bootstrap server carries where this rank's transport listens."""
-        ours = {
-            "engine_id": self.core.engine_id,
-            "rank": self.core.rank,
-            "addresses": list(self.core.addresses),
-            "node": node_id(),
-            "total_heads": self.shape.total_heads,
-        }
-        super()._register_topology_row(url, payload | {FIELD: ours})
+        ours = PrefillRank(self.core.engine_id, self.core.rank, self.core.addresses, node_id())
+        super()._register_topology_row(url, payload | {FIELD: msgspec.to_builtins(ours)})
 
     # -- prefill
 
     def open_room(self, room: int) -> None:
         """Offer a request's pages before there are any: decode may subscribe as early as it likes."""
-        opened = self._rooms[room] = _Room(self.view)
-        self.core.offer(kv_transfer(room), opened.source, partial(self._released, room, opened, True))
+        opened = self._rooms[room] = _Room(PagedSource(self.view, PADDING_PAGE))
+        self.core.offer(pages_transfer(room), opened.source, partial(self._released, room, opened, True))
 
     def add_transfer_request(
         self,
@@ -147,26 +141,27 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
             wait_event.synchronize()
         self.update_status(bootstrap_room, KVPoll.Transferring)
         pages = np.array(kv_indices, dtype=np.int64)
-        transfer = kv_transfer(bootstrap_room)
+        transfer = pages_transfer(bootstrap_room)
         if len(pages):
-            self.core.update(transfer, partial(room.source.append, pages))
+            self.core.update(transfer, partial(room.source.append, 0, pages))
         if not is_last_chunk:
             return
-        self.core.update(transfer, room.source.complete)
+        self.core.update(transfer, lambda: room.source.end((len(room.source.pages[0]),)))
         self.core.finish(transfer)
         assert aux_index is not None
         rows = np.array(aux_rows(self.kv_args, aux_index), dtype=np.uint64)
-        aux = aux_transfer(bootstrap_room)
-        self.core.offer(aux, MemorySource(rows), partial(self._released, bootstrap_room, room, False))
-        self.core.finish(aux)
+        metadata = metadata_transfer(transfer)
+        self.core.offer(metadata, MemorySource(rows), partial(self._released, bootstrap_room, room, False))
+        self.core.finish(metadata)
 
     def close_room(self, room: int, why: str) -> Delivered:
         """Forget a request; returns when nothing of its memory is read any more."""
         known = self._rooms.pop(room, None)
         if known is None:
             return Delivered(0, None)
-        if known.delivered < 2:
-            self.core.give_up((kv_transfer(room), aux_transfer(room)), why)
+        if known.settled < 2:
+            pages = pages_transfer(room)
+            self.core.give_up((pages, metadata_transfer(pages)), why)
         return Delivered(known.nbytes, known.transfer_s)
 
     def delivered(self, room: int) -> Delivered:
@@ -177,17 +172,18 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         """Control thread: one of a room's transfers ended."""
         if self._rooms.get(number) is not room:
             return
-        if outcome.stats is None:
+        if outcome.error:
             self.record_failure(number, f"{outcome.transfer_id}: {outcome.error}")
             self.update_status(number, KVPoll.Failed)
             return
-        room.delivered += 1
-        room.nbytes += outcome.stats.nbytes
-        if is_kv:
-            room.transfer_s = outcome.stats.transfer_s
-            logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
-            self.audit.sent(room.source, outcome)
-        if room.delivered == 2:
+        room.settled += 1
+        if outcome.stats is not None:
+            room.nbytes += outcome.stats.nbytes
+            if is_kv:
+                room.transfer_s = outcome.stats.transfer_s
+                logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
+                self.audit.sent(room.source, outcome)
+        if room.settled == 2:
             self.update_status(number, KVPoll.Success)
 
 

@@ -105,12 +105,11 @@ def _check_interfaces() -> None:
         "CommonKVSender": ("_prepare_send_indices", "pop_decode_prefix_len", "poll", "clear", "abort"),
         "CommonKVReceiver": (
             "_setup_bootstrap_infos",
-            "_get_bootstrap_info_from_server",
             "invalidate_cached_bootstrap_infos",
             "_send_abort_notification",
             "_clear",
         ),
-        "CommonKVBootstrapServer": ("_handle_route_put", "_handle_route_get"),
+        "CommonKVBootstrapServer": ("_setup_routes", "_handle_route_put", "_is_ready"),
     }
     for name, methods in wanted.items():
         found = getattr(conn, name, None)

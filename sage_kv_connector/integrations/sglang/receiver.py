@@ -25,11 +25,12 @@ from sage_kv_connector.engine.part_fetch import PagesWanted
 from sage_kv_connector.engine.planner import enabled_backends
 from sage_kv_connector.engine.source import window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.integrations.bootstrap_answers import FIELD, query_bootstrap
+from sage_kv_connector.integrations.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
 from sage_kv_connector.integrations.outcome_text import outcome_text
-from sage_kv_connector.integrations.sglang.bootstrap import FIELD
+from sage_kv_connector.integrations.prefill_ranks import DecodeRank, PrefillEngine, ReadPeer, read_peers
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
-from sage_kv_connector.integrations.sglang.landing import Landing, ReadPeer, read_peers
-from sage_kv_connector.integrations.sglang.manager import aux_transfer, kv_transfer
+from sage_kv_connector.integrations.sglang.landing import Landing
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     """Methods are called on SGLang's scheduler thread unless they say otherwise."""
 
     def __init__(self, mgr: Any, bootstrap_addr: str, bootstrap_room: int | None = None) -> None:
+        self._prefill: PrefillEngine | None = None
         self._peers: list[ReadPeer] = []
         self._landing: Landing | None = None
         self._renewed_at = time.monotonic()
@@ -48,49 +50,30 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     def _setup_bootstrap_infos(self) -> None:
         """Every rank of the prefill server, asked for once and kept until the server is lost."""
         key = f"{self.bootstrap_addr}_{self.prefill_dp_rank}_{FIELD}"
+        self.bootstrap_infos = None
         with self.kv_mgr.connection_lock:
-            infos = self.kv_mgr.connection_pool.get(key)
-        if infos is None:
-            infos = self._ask_for_ranks()
-            if infos is None:
-                self.bootstrap_infos = None
-                return
-            with self.kv_mgr.connection_lock:
-                infos = self.kv_mgr.connection_pool.setdefault(key, infos)
-        self._connection_pool_entries[key] = infos
-        self.bootstrap_infos = infos
-        shape = self.kv_mgr.shape
+            known = self.kv_mgr.connection_pool.get(key)
         try:
-            self._peers = read_peers(
-                shape.tp_rank,
-                shape.tp_size,
-                {rank: info[FIELD] for rank, info in enumerate(infos)},
-                self.prefill_info.pp_size,
-                shape.total_heads,
-                enabled_backends(self.kv_mgr.config),
+            if known is None:
+                known = [{FIELD: self._ask_for_ranks()}]  # SGLang looks for addresses of its own in it
+                with self.kv_mgr.connection_lock:
+                    known = self.kv_mgr.connection_pool.setdefault(key, known)
+            prefill: PrefillEngine = known[0][FIELD]
+            shape = self.kv_mgr.shape
+            decode = DecodeRank(shape.tp_rank, shape.tp_size, shape.total_heads)
+            self._peers = read_peers(decode, prefill, enabled_backends(self.kv_mgr.config))
+        except (OSError, ValueError) as error:
+            self._refuse(
+                f"prefill at {self.bootstrap_addr}: {error} (sage_kvt must be the transfer backend on both sides)"
             )
-        except ValueError as error:
-            self._refuse(str(error))
+            return
+        self._prefill = prefill
+        self._connection_pool_entries[key] = known
+        self.bootstrap_infos = known
 
-    def _ask_for_ranks(self) -> list[dict[str, Any]] | None:
-        """In order of rank: pipeline stage by stage, in a stage by tensor parallel rank."""
-        infos = []
-        for stage in range(self.prefill_info.pp_size):
-            for tp_rank in range(self.prefill_info.attn_tp_size):
-                info = self._get_bootstrap_info_from_server(self.prefill_dp_rank, 0, tp_rank, stage)
-                if info is None:
-                    self._refuse(
-                        f"bootstrap server {self.bootstrap_addr} does not know prefill rank tp {tp_rank}, pp {stage}"
-                    )
-                    return None
-                if not info.get(FIELD):
-                    self._refuse(
-                        f"prefill at {self.bootstrap_addr} runs another transfer backend: "
-                        "--disaggregation-transfer-backend must be sage_kvt on both sides"
-                    )
-                    return None
-                infos.append(info)
-        return infos
+    def _ask_for_ranks(self) -> PrefillEngine:
+        timeout_s = self.kv_mgr.config.connect_timeout_s
+        return query_bootstrap(f"http://{self.bootstrap_addr}", timeout_s, self.prefill_dp_rank)
 
     # -- the transfer
 
@@ -103,7 +86,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Decode has pages: ask for their content, and for the first token."""
-        if self.bootstrap_infos is None or not self._peers or aux_index is None:
+        if self._prefill is None or not self._peers or aux_index is None:
             self._refuse(f"the ranks of prefill at {self.bootstrap_addr} are not known")
             return
         reading = [read for read in self._peers if read.readers]
@@ -112,13 +95,14 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         if len(pages):
             wanted += [(read, self._pages_wanted(pages, decode_prefix_len or 0, read)) for read in reading]
         # The last pipeline stage samples the first token.
-        wanted.append((reading[-1], self._aux_wanted(aux_index, reading[-1])))
+        wanted.append((reading[-1], self._metadata_wanted(aux_index, reading[-1])))
         for read in self._peers:
             if not read.readers or not len(pages):
-                self._release(read, kv_transfer(self.bootstrap_room))
+                self._release(read, self._pages)
             if read is not reading[-1]:
-                self._release(read, aux_transfer(self.bootstrap_room))
-        self._landing = Landing(self.kv_mgr.core, partial(self._landed, self.bootstrap_room))
+                self._release(read, metadata_transfer(self._pages))
+        row = aux_index if self._prefill.metadata is MetadataKind.FIRST_TOKEN else None
+        self._landing = Landing(self.kv_mgr.core, partial(self._landed, self.bootstrap_room, row))
         self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Transferring)
         self.init_time = time.time()
         self._landing.start(wanted)
@@ -128,7 +112,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         size = view.groups[0].page_size
         tokens = TokenRange(prefix, len(pages) * size)
         return Wanted(
-            transfer_id=kv_transfer(self.bootstrap_room),
+            transfer_id=self._pages,
             selection=(PageRuns(0, ((prefix // size, len(pages)),)),),
             segments=window_segments(view, {0: pages}),
             finished=False,
@@ -137,11 +121,15 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             readers=read.readers,
         )
 
-    def _aux_wanted(self, aux_index: int, read: ReadPeer) -> Wanted:
+    def _metadata_wanted(self, aux_index: int, read: ReadPeer) -> Wanted:
+        if self._prefill is not None and self._prefill.metadata is MetadataKind.FIRST_TOKEN:
+            segments = self.kv_mgr.first_tokens.segments(aux_index)
+        else:
+            segments = np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64)
         return Wanted(
-            transfer_id=aux_transfer(self.bootstrap_room),
+            transfer_id=metadata_transfer(self._pages),
             selection=(),
-            segments=np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64),
+            segments=segments,
             finished=False,
             deadline_s=self._deadline_s(),
             readers=read.readers,
@@ -154,10 +142,20 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout
         )
 
-    def _landed(self, room: int, pages: list[tuple[Subscription, Outcome]], error: str) -> None:
-        """Control thread: nothing writes into the request's memory any more."""
+    def _landed(
+        self, room: int, row: int | None, pages: list[tuple[Subscription, Outcome]], error: str
+    ) -> None:
+        """Control thread: nothing writes into the request's memory any more.
+
+        ``row``: the metadata row to write the first token into, if another engine sent it.
+        """
         if room not in self.kv_mgr.request_status:
             return  # cleared: a failure kept now would be the next request's of this room
+        if row is not None and not error:
+            try:
+                self.kv_mgr.first_tokens.commit(row, room)
+            except ValueError as wrong:
+                error = str(wrong)
         if error:
             logger.warning("KV of room %d did not arrive: %s", room, error)
             self.kv_mgr.record_failure(room, error)
@@ -182,8 +180,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             return
         self._renewed_at = now
         for read in self._peers:
-            room = self.bootstrap_room
-            self.kv_mgr.core.renew(read.peer, (kv_transfer(room), aux_transfer(room)))
+            self.kv_mgr.core.renew(read.peer, (self._pages, metadata_transfer(self._pages)))
 
     # -- the end
 
@@ -193,8 +190,8 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             self._landing.stop()
             return
         for read in self._peers:
-            for transfer in (kv_transfer(self.bootstrap_room), aux_transfer(self.bootstrap_room)):
-                self._release(read, transfer)
+            for transfer in (self._pages, metadata_transfer(self._pages)):
+                self._release(read, transfer, "decode aborted the request")
 
     def _clear(self) -> None:
         """The pages are given to others after this."""
@@ -202,8 +199,12 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             self._landing.stop()
         super()._clear()
 
-    def _release(self, read: ReadPeer, transfer_id: str) -> None:
-        self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.readers))
+    @property
+    def _pages(self) -> str:
+        return pages_transfer(self.bootstrap_room)
+
+    def _release(self, read: ReadPeer, transfer_id: str, detail: str = "") -> None:
+        self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.readers), detail)
 
     def _refuse(self, why: str) -> None:
         self.kv_mgr.record_failure(self.bootstrap_room, why)

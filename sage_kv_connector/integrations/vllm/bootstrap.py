@@ -1,60 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where routers and decode workers learn a prefill engine's addresses: ``GET /query``.
-
-The answer has the form that vLLM's router asks for when it dispatches to both
-servers at once: data parallel rank → engine id and worker addresses by tensor and
-pipeline rank. Our decode side reads ``ranks`` and ``node`` beside them.
-"""
+"""vLLM's bootstrap server: where routers and decode servers of both engines learn a prefill engine's addresses."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import urlsplit
 
-MAX_ANSWER_BYTES = 1 << 20
+from sage_kv_connector.integrations.bootstrap_answers import query_answer, topology_answer
+from sage_kv_connector.integrations.prefill_ranks import PrefillEngine
 
 
 class BootstrapServer:
-    """Serves one fixed answer from a thread that sleeps in accept."""
+    """Serves fixed answers from a thread that sleeps in accept.
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        engine_id: str,
-        ranks: dict[int, tuple[str, ...]],
-        node: str,
-        pp_size: int = 1,
-    ) -> None:
-        answer = {
-            "0": {
-                "engine_id": engine_id,
-                "worker_addr": {
-                    str(rank): {"0": next(a for a in reversed(addresses))}
-                    for rank, addresses in ranks.items()
-                },
-                "ranks": {str(rank): list(addresses) for rank, addresses in ranks.items()},
-                "node": node,
-                "pp_size": pp_size,
-            }
+    SGLang's decode asks ``/route`` about the server and ``/health`` whether it is still there.
+    """
+
+    def __init__(self, host: str, port: int, engine: PrefillEngine) -> None:
+        answers = {
+            "/query": json.dumps(query_answer({0: engine})).encode(),
+            "/route": json.dumps(topology_answer(engine)).encode(),
+            "/health": b'"OK"',
         }
-        body = json.dumps(answer).encode()
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 10
 
             def do_GET(self) -> None:
-                found = self.path.rstrip("/") == "/query"
-                self.send_response(200 if found else 404)
+                body = answers.get(urlsplit(self.path).path.rstrip("/"))
+                self.send_response(404 if body is None else 200)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body) if found else 0))
+                self.send_header("Content-Length", str(len(body or b"")))
                 self.end_headers()
-                if found:
-                    self.wfile.write(body)
+                self.wfile.write(body or b"")
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -82,29 +64,3 @@ class BootstrapServer:
             pass
         stopper.join(timeout=2)
         self._server.server_close()
-
-
-class BootstrapAnswer(NamedTuple):
-    """What a prefill engine says of itself."""
-
-    engine_id: str
-    ranks: dict[int, tuple[str, ...]]
-    node: str
-    pp_size: int = 1
-
-
-def query_bootstrap(url: str, timeout_s: float) -> BootstrapAnswer:
-    """Ask ``url``/query. Raises OSError when nobody answers, ValueError when the answer is not ours."""
-    with urllib.request.urlopen(f"{url}/query", timeout=timeout_s) as response:
-        data = response.read(MAX_ANSWER_BYTES + 1)
-    if len(data) > MAX_ANSWER_BYTES:
-        raise ValueError(f"{url}/query answered more than {MAX_ANSWER_BYTES} bytes")
-    try:
-        entry = json.loads(data)["0"]
-        ranks = {int(rank): tuple(map(str, addresses)) for rank, addresses in entry["ranks"].items()}
-        stages = int(entry.get("pp_size", 1))
-        if stages < 1 or len(ranks) % stages:
-            raise ValueError(f"pp_size is {stages}, must divide the {len(ranks)} ranks")
-        return BootstrapAnswer(str(entry["engine_id"]), ranks, str(entry["node"]), stages)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{url}/query is not answered by a sage_kvt prefill engine: {error!r}") from error

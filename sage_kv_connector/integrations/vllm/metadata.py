@@ -10,23 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 
-
-@dataclass(frozen=True)
-class RemotePrefill:
-    """Where a request's KV comes from, out of its ``kv_transfer_params``.
-
-    ``ranks`` maps a rank (pipeline stage x tensor parallel size + tensor parallel rank) to its
-    addresses; empty when a bootstrap server must be asked. ``pp_size``: pipeline stages.
-    ``finished``: prefill is over, so the transfer must be known there.
-    """
-
-    engine_id: str
-    transfer_id: str
-    ranks: dict[int, tuple[str, ...]]
-    node: str
-    bootstrap: str
-    finished: bool
-    pp_size: int = 1
+from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
 
 @dataclass(frozen=True)
@@ -60,12 +44,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A prefill ended well; its pages are held until they were fetched or the lease is over."""
+    """A prefill ended well; its pages are held until they were fetched or the lease is over.
+
+    ``first_token``: what it generated, for decode in an engine that does not sample it itself.
+    """
 
     request_id: str
     transfer_id: str
     page_ids: tuple[tuple[int, ...], ...]
     tokens: int
+    first_token: int | None = None
 
 
 @dataclass

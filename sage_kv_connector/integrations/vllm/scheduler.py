@@ -17,16 +17,22 @@ from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.engine.messages import MAX_TRANSFER_ID
+from sage_kv_connector.integrations.bootstrap_room import (
+    MetadataKind,
+    pages_transfer,
+    parse_room,
+)
+from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
 from sage_kv_connector.integrations.vllm.kv_caches import sliding_window, transfer_groups
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
     Progress,
-    RemotePrefill,
     SageKVConnectorMetadata,
     SageKVHandshakeMetadata,
 )
+from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +40,12 @@ PageTables = tuple[tuple[int, ...], ...]
 
 
 class _Prefill:
-    """One request on offer."""
+    """One request on offer. ``in_room``: decode may be an engine that needs its first token."""
 
-    def __init__(self, transfer_id: str, request: Any) -> None:
+    def __init__(self, transfer_id: str, request: Any, in_room: bool) -> None:
         self.transfer_id = transfer_id
         self.request = request
+        self.in_room = in_room
         self.tables: list[list[int]] = []
         self.scheduled = False
 
@@ -78,8 +85,12 @@ class SchedulerSide:
             host = "0.0.0.0" if self._config.host == "auto" else self._config.host
             addresses = {rank: meta.addresses for rank, meta in ranks.items()}
             node = next(iter(ranks.values())).node
-            stages = int(self._parallel.pipeline_parallel_size)
-            self._bootstrap = BootstrapServer(host, port, self._engine_id, addresses, node, stages)
+            engine = PrefillEngine(
+                ranks_of(self._engine_id, addresses, node),
+                int(self._parallel.pipeline_parallel_size),
+                MetadataKind.FIRST_TOKEN,
+            )
+            self._bootstrap = BootstrapServer(host, port, engine)
             logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
 
     def shutdown(self) -> None:
@@ -158,8 +169,9 @@ class SchedulerSide:
         self._held[request_id] = prefill.transfer_id
         tables = self._tables(block_ids)
         tokens = len(request.prompt_token_ids or ())
-        self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens))
-        return True, self._params(prefill.transfer_id)
+        first_token = int(request.output_token_ids[0]) if prefill.in_room else None
+        self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens, first_token))
+        return True, self._params(prefill)
 
     def has_pending_push_work(self) -> bool:
         """Orders that no scheduled request carries still have to reach the workers."""
@@ -168,12 +180,13 @@ class SchedulerSide:
 
     # -- inside
 
-    def _params(self, transfer_id: str) -> dict[str, Any]:
+    def _params(self, prefill: _Prefill) -> dict[str, Any]:
         """What the router takes from prefill's answer to decode's request."""
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "transfer_id": transfer_id,
+            "transfer_id": prefill.transfer_id,
+            "in_room": prefill.in_room,
             "remote_engine_id": self._engine_id,
             "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
             "remote_node": next((meta.node for meta in self._ranks.values()), ""),
@@ -196,9 +209,16 @@ class SchedulerSide:
     def _offer(self, request: Any, params: dict[str, Any]) -> None:
         if request.request_id in self._prefills:
             return
+        try:
+            named = parse_room(params, on_decode=False)
+        except ValueError as error:
+            logger.warning("request %s is not handed over: %s", request.request_id, error)
+            return
         given = params.get("transfer_id")
         transfer_id = given if isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID else ""
-        if not transfer_id:
+        if named is not None:
+            transfer_id = pages_transfer(named.room)
+        elif not transfer_id:
             transfer_id = f"{self._engine_id}-{secrets.token_hex(12)}"
         if transfer_id in self._transfer_ids:
             logger.warning(
@@ -206,7 +226,7 @@ class SchedulerSide:
             )
             return
         self._transfer_ids.add(transfer_id)
-        self._prefills[request.request_id] = _Prefill(transfer_id, request)
+        self._prefills[request.request_id] = _Prefill(transfer_id, request, named is not None)
 
     def _no_longer_expected(self, request_id: str) -> None:
         remote = self._expected.pop(request_id, None)
@@ -277,28 +297,3 @@ class SchedulerSide:
         meta.progress.append(
             Progress(request_id, prefill.transfer_id, tables, computed, min(after, prompt), after >= prompt)
         )
-
-
-def parse_remote(params: dict[str, Any]) -> RemotePrefill:
-    """``kv_transfer_params`` of a decode request. Raises ValueError naming the field that can't be used."""
-    engine_id, transfer_id = params.get("remote_engine_id"), params.get("transfer_id")
-    if not isinstance(engine_id, str) or not engine_id:
-        raise ValueError(f"remote_engine_id is {engine_id!r}, must be the prefill engine's id")
-    if not isinstance(transfer_id, str) or not 0 < len(transfer_id) <= MAX_TRANSFER_ID:
-        raise ValueError(f"transfer_id is {transfer_id!r}, must be text of 1 to {MAX_TRANSFER_ID} characters")
-    ranks, bootstrap = params.get("remote_ranks"), params.get("remote_bootstrap_addr")
-    if isinstance(ranks, dict) and ranks:
-        try:
-            by_rank = {int(rank): tuple(str(a) for a in addresses) for rank, addresses in ranks.items()}
-        except (TypeError, ValueError):
-            raise ValueError(f"remote_ranks is {ranks!r}, must map ranks to lists of addresses") from None
-        stages = params.get("pp_size", 1)
-        if not isinstance(stages, int) or stages < 1 or len(by_rank) % stages:
-            raise ValueError(f"pp_size is {stages!r}, must divide the {len(by_rank)} ranks of remote_ranks")
-        node = str(params.get("remote_node", ""))
-        return RemotePrefill(engine_id, transfer_id, by_rank, node, "", True, stages)
-    if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
-        return RemotePrefill(engine_id, transfer_id, {}, "", bootstrap.rstrip("/"), False)
-    raise ValueError(
-        f"remote_ranks is {ranks!r} and remote_bootstrap_addr {bootstrap!r}: one must say where prefill is"
-    )

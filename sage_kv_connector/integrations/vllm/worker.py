@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,51 +25,42 @@ from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.messages import PageRuns
 from sage_kv_connector.engine.part_fetch import PagesWanted
-from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
-from sage_kv_connector.engine.rank_map import ReadFrom, map_ranks, unread_ranks
+from sage_kv_connector.engine.planner import enabled_backends, node_id
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
 from sage_kv_connector.engine.wire_plan import TokenRange
 from sage_kv_connector.integrations.audit import TransferAudit
+from sage_kv_connector.integrations.bootstrap_room import metadata_transfer
 from sage_kv_connector.integrations.gathered import GatheredOutcomes
 from sage_kv_connector.integrations.outcome_text import outcome_text
+from sage_kv_connector.integrations.prefill_ranks import DecodeRank, ReadPeer
 from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
-from sage_kv_connector.integrations.vllm.bootstrap import BootstrapAnswer, query_bootstrap
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
+from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
 from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
     Progress,
-    RemotePrefill,
     SageKVConnectorMetadata,
     SageKVHandshakeMetadata,
 )
+from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
+from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
 logger = logging.getLogger(__name__)
 
 #: A step without a forward pass waits this long for a completion; new requests wait no longer for it.
 #: Shorter waits cost the copy its core: between steps vLLM's worker polls its queue without sleeping.
 IDLE_STEP_WAIT_S = 0.005
-#: vLLM's block 0 stands for "no memory".
+#: vLLM's block 0 stands for "no memory"; there is memory, but never anybody's KV.
 VLLM_NULL_BLOCK = 0
 
 
 def _tensors(cache: Any) -> list[Any]:
     """The tensors of one layer."""
     return list(cache) if isinstance(cache, tuple | list) else [cache]
-
-
-class ReadPeer(NamedTuple):
-    """A prefill rank to read from, and how many decode ranks do."""
-
-    peer: PeerAddress
-    readers: int
-
-
-#: Called with the peers, or none and why.
-UsePeers = Callable[[list[ReadPeer], str], None]
 
 
 class _OnOffer:
@@ -108,7 +97,8 @@ class WorkerSide:
         self._schema_digest = ""
         self._layer_place: dict[str, tuple[int, int]] = {}
         self._results = Completions()
-        self._total_heads = 1
+        self._directory: PrefillDirectory | None = None
+        self._first_tokens: FirstTokenOffers | None = None
         self._audit = TransferAudit(config.audit_file, self._rank)
         self._on_offer: dict[str, _OnOffer] = {}
         self._in_step: list[Progress] = []
@@ -119,8 +109,6 @@ class WorkerSide:
         self._renewed_at = 0.0
         self._failed_loads = 0
         self._last_counters: dict[str, int] = {}
-        self._bootstraps: dict[str, BootstrapAnswer] = {}
-        self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
 
     # -- start and end
 
@@ -130,7 +118,12 @@ class WorkerSide:
         schema = cache_schema(
             self._view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage
         )
-        self._total_heads = schema.total_kv_heads
+        self._directory = PrefillDirectory(
+            DecodeRank(self._tp_rank, self._tp_size, schema.total_kv_heads),
+            int(self._vllm_config.parallel_config.pipeline_parallel_size),
+            enabled_backends(self._config, on_device=self._device is not None),
+            self._config.connect_timeout_s,
+        )
         self._audit.describe(self._view, schema)
         self._schema = schema
         self._schema_digest = schema.digest()
@@ -150,6 +143,7 @@ class WorkerSide:
             self._config, engine_id=self._engine_id, rank=self._rank, schema=schema, device=memory
         )
         self._core.register_memory(self._view.extents())
+        self._first_tokens = FirstTokenOffers(self._core)
         self._core.start()
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
@@ -187,7 +181,8 @@ class WorkerSide:
         return {str(self._rank): counters}
 
     def shutdown(self) -> None:
-        self._resolver.shutdown(wait=False, cancel_futures=True)
+        if self._directory is not None:
+            self._directory.close()
         if self._core is not None:
             self._core.close()
 
@@ -195,8 +190,8 @@ class WorkerSide:
 
     def begin_step(self, meta: SageKVConnectorMetadata) -> None:
         """Before the forward pass, and before pages that were given up are written again."""
-        core = self._core
-        if core is None:
+        core, directory = self._core, self._directory
+        if core is None or directory is None:
             return
         if meta.withdrawn:
             for transfer_id in meta.withdrawn:
@@ -209,12 +204,12 @@ class WorkerSide:
             self._finish(core, finished)
         for load in meta.loads:
             self._loads[load.request_id] = load
-            self._with_peers(load.remote, partial(self._subscribe, load))
+            directory.resolve(load.remote, partial(self._subscribe, load))
         for request_id in meta.cancelled_loads:
             self._cancel(core, request_id)
         for remote in meta.releases:
-            self._with_peers(remote, partial(self._release, remote))
-        self._renew(core, meta)
+            directory.resolve(remote, partial(self._release, remote))
+        self._renew(core, directory, meta)
 
     def layer_saved(self, layer_name: str) -> None:
         """A layer's KV of this step is written: stream it to whoever subscribed already."""
@@ -264,7 +259,7 @@ class WorkerSide:
         assert self._view is not None
         offer = self._on_offer.get(progress.transfer_id)
         if offer is None:
-            offer = _OnOffer(progress.request_id, PagedSource(self._view))
+            offer = _OnOffer(progress.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
             self._on_offer[progress.transfer_id] = offer
             core.offer(progress.transfer_id, offer.source, partial(self._released, progress.transfer_id))
         sizes = [group.page_size for group in self._view.groups]
@@ -278,6 +273,8 @@ class WorkerSide:
         def change(source: PagedSource = offer.source) -> None:
             for group, table in enumerate(tables):
                 source.set_pages(group, table)
+            if progress.complete:
+                source.end(offer.pages_after)
             _advance_all(source, before)
 
         core.update(progress.transfer_id, change)
@@ -295,10 +292,13 @@ class WorkerSide:
         def change(source: PagedSource = offer.source) -> None:
             for group, table in enumerate(tables):
                 source.set_pages(group, table)
+            source.end(pages)
             _advance_all(source, pages)
 
         core.update(finished.transfer_id, change)
         core.finish(finished.transfer_id)
+        if finished.first_token is not None and self._first_tokens is not None:
+            self._first_tokens.offer(finished.transfer_id, finished.first_token)
 
     def _released(self, transfer_id: str, outcome: Outcome) -> None:
         """Control thread: the pages of an offer are free."""
@@ -314,49 +314,6 @@ class WorkerSide:
 
     # -- decode
 
-    def _with_peers(self, remote: RemotePrefill, use: UsePeers) -> None:
-        """Call ``use`` with this rank's peers, on a thread of the pool if they must be asked for."""
-        if remote.ranks:
-            use(*self._peers(remote.engine_id, remote.ranks, remote.node, remote.pp_size))
-            return
-        known = self._bootstraps.get(remote.bootstrap)
-        if known is not None:  # a router may still name the engine that was there before a restart
-            use(*self._peers(known.engine_id, known.ranks, known.node, known.pp_size))
-            return
-
-        def ask() -> None:
-            try:
-                answer = query_bootstrap(remote.bootstrap, self._config.connect_timeout_s)
-            except (OSError, ValueError) as error:
-                use([], f"bootstrap server {remote.bootstrap}: {error}")
-                return
-            self._bootstraps[remote.bootstrap] = answer
-            use(*self._peers(answer.engine_id, answer.ranks, answer.node, answer.pp_size))
-
-        self._resolver.submit(ask)
-
-    def _peers(
-        self, engine_id: str, ranks: dict[int, tuple[str, ...]], node: str, stages: int
-    ) -> tuple[list[ReadPeer], str]:
-        """The ranks to read from; those that nobody reads are rank 0's, with no readers."""
-        if self._vllm_config.parallel_config.pipeline_parallel_size > 1:
-            return [], "pp_size: decode must have 1 pipeline stage, this one has more (incompatible)"
-        try:
-            reads = map_ranks(self._tp_rank, self._tp_size, len(ranks), stages, self._total_heads)
-        except ValueError as error:
-            return [], str(error)
-        if self._tp_rank == 0:
-            unread = unread_ranks(self._tp_size, len(ranks), stages, self._total_heads)
-            reads += [ReadFrom(rank, 0) for rank in unread]
-        missing = [rank for rank, _ in reads if rank not in ranks]
-        if missing:
-            return [], f"remote_ranks names {sorted(ranks)}, rank {missing[0]} is missing"
-        enabled = enabled_backends(self._config, on_device=self._device is not None)
-        return [
-            ReadPeer(PeerAddress(engine_id, rank, order_addresses(ranks[rank], node, enabled)), readers)
-            for rank, readers in reads
-        ], ""
-
     def _subscribe(self, load: Load, peers: list[ReadPeer], why: str, *, again: bool = False) -> None:
         core, view = self._core, self._view
         if not peers or core is None or view is None:
@@ -365,6 +322,8 @@ class WorkerSide:
         for peer, readers in peers:
             if not readers:
                 core.release(peer, load.remote.transfer_id)
+            if load.remote.in_room:
+                core.release(peer, metadata_transfer(load.remote.transfer_id), max(1, readers))
         reading = [read for read in peers if read.readers]
         gathered = GatheredOutcomes(len(reading), partial(self._landed, load, again), core.cancel)
 
@@ -403,11 +362,10 @@ class WorkerSide:
     def _landed(self, load: Load, again: bool, gathered: GatheredOutcomes) -> None:
         """Control thread: every peer's transfer ended."""
         outcome = gathered.outcome()
-        known = None if outcome.reached or again else self._bootstraps.pop(load.remote.bootstrap, None)
-        if known is not None:
-            # Prefill was restarted since it was asked where it is: ask once more.
+        directory = self._directory
+        if directory is not None and not (outcome.reached or again) and directory.forget(load.remote):
             self._handles.pop(load.request_id, None)
-            self._with_peers(load.remote, partial(self._subscribe, load, again=True))
+            directory.resolve(load.remote, partial(self._subscribe, load, again=True))
             return
         if outcome.ok:
             for handle in gathered.handles:
@@ -434,8 +392,10 @@ class WorkerSide:
             return
         for peer, readers in peers:
             self._core.release(peer, remote.transfer_id, max(1, readers))
+            if remote.in_room:
+                self._core.release(peer, metadata_transfer(remote.transfer_id), max(1, readers))
 
-    def _renew(self, core: EngineCore, meta: SageKVConnectorMetadata) -> None:
+    def _renew(self, core: EngineCore, directory: PrefillDirectory, meta: SageKVConnectorMetadata) -> None:
         """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""
         for remote in meta.expected:
             self._expected[remote.transfer_id] = remote
@@ -447,9 +407,13 @@ class WorkerSide:
         self._renewed_at = now
         by_peer: dict[PeerAddress, list[str]] = {}
         for remote in self._expected.values():
-            peers, _ = self._peers(remote.engine_id, remote.ranks, remote.node, remote.pp_size)
-            for peer, _ in peers:
-                by_peer.setdefault(peer, []).append(remote.transfer_id)
+            if remote.prefill is None:
+                continue
+            ids = [remote.transfer_id]
+            if remote.in_room:
+                ids.append(metadata_transfer(remote.transfer_id))
+            for peer, _ in directory.peers(remote.prefill)[0]:
+                by_peer.setdefault(peer, []).extend(ids)
         for peer, transfer_ids in by_peer.items():
             core.renew(peer, tuple(transfer_ids))
 

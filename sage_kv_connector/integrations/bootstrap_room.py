@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How SGLang names a request that goes from prefill to decode: a bootstrap server, and a room there.
+
+vLLM's side takes the same three names in ``kv_transfer_params``, so that a request can begin in one
+engine and go on in the other. A room has two transfers: its KV pages and, beside them, the metadata
+that decode needs to go on (``MetadataKind``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+#: SGLang keeps rooms in 64-bit integers; 0 stands for "nothing written yet" in its metadata.
+MAX_ROOM = (1 << 63) - 1
+
+
+class MetadataKind(StrEnum):
+    """What a prefill engine offers beside the pages of a room."""
+
+    #: SGLang's own row of metadata buffers.
+    SGLANG_ROW = "sglang_row"
+    #: The first generated token as one little-endian int64: all that an engine without SGLang's buffers knows.
+    FIRST_TOKEN = "first_token"
+
+
+class BootstrapRoom(NamedTuple):
+    """One request. ``url`` is that of the bootstrap server, empty where only the room is known."""
+
+    url: str
+    room: int
+
+
+def pages_transfer(room: int) -> str:
+    """The transfer id of a room's pages."""
+    return f"sglang-{room}"
+
+
+def metadata_transfer(pages: str) -> str:
+    """The transfer id of what is offered beside the pages ``pages``."""
+    return f"{pages}-aux"
+
+
+def parse_room(params: Mapping[str, Any], *, on_decode: bool) -> BootstrapRoom | None:
+    """``bootstrap_room`` and, on decode, where its server is; None where no room is named.
+
+    Raises ValueError naming the field that can't be used.
+    """
+    room = params.get("bootstrap_room")
+    if room is None:
+        return None
+    if not isinstance(room, int) or isinstance(room, bool) or not 0 < room <= MAX_ROOM:
+        raise ValueError(f"bootstrap_room is {room!r}, allowed: 1 to {MAX_ROOM}")
+    if not on_decode:
+        return BootstrapRoom("", room)
+    host, port = params.get("bootstrap_host"), params.get("bootstrap_port")
+    if not isinstance(host, str) or not host:
+        raise ValueError(f"bootstrap_host is {host!r}, must be the host of prefill's bootstrap server")
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 1 << 16:
+        raise ValueError(f"bootstrap_port is {port!r}, allowed: 1 to 65535")
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return BootstrapRoom(f"http://{bracketed}:{port}", room)

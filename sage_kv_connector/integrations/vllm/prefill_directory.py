@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prefill ranks a decode rank reads from; bootstrap servers are asked on threads of its own, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from sage_kv_connector.integrations.bootstrap_answers import query_bootstrap
+from sage_kv_connector.integrations.prefill_ranks import DecodeRank, PrefillEngine, ReadPeer, read_peers
+from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+
+#: Called with the peers, or none and why.
+UsePeers = Callable[[list[ReadPeer], str], None]
+
+
+class PrefillDirectory:
+    """``decode`` is who asks, ``enabled`` the backends it has, ``stages`` its pipeline stages."""
+
+    def __init__(
+        self, decode: DecodeRank, stages: int, enabled: tuple[str, ...], connect_timeout_s: float
+    ) -> None:
+        self._decode = decode
+        self._stages = stages
+        self._enabled = enabled
+        self._connect_timeout_s = connect_timeout_s
+        self._known: dict[str, PrefillEngine] = {}
+        self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
+
+    def close(self) -> None:
+        self._resolver.shutdown(wait=False, cancel_futures=True)
+
+    def peers(self, prefill: PrefillEngine) -> tuple[list[ReadPeer], str]:
+        """The ranks to read from; those that nobody reads are rank 0's, with no readers."""
+        if self._stages > 1:
+            return [], "pp_size: decode must have 1 pipeline stage, this one has more (incompatible)"
+        try:
+            return read_peers(self._decode, prefill, self._enabled), ""
+        except ValueError as error:
+            return [], str(error)
+
+    def resolve(self, remote: RemotePrefill, use: UsePeers) -> None:
+        """Call ``use`` now, or on a thread of the pool if a bootstrap server must be asked."""
+        known = remote.prefill or self._known.get(remote.bootstrap)
+        if known is not None:  # a router may still name the engine that was there before a restart
+            use(*self.peers(known))
+            return
+
+        def ask() -> None:
+            try:
+                answer = query_bootstrap(remote.bootstrap, self._connect_timeout_s)
+            except (OSError, ValueError) as error:
+                use([], f"bootstrap server {remote.bootstrap}: {error}")
+                return
+            self._known[remote.bootstrap] = answer
+            use(*self.peers(answer))
+
+        self._resolver.submit(ask)
+
+    def forget(self, remote: RemotePrefill) -> bool:
+        """Prefill may have been restarted since it was asked; whether there was anything to forget."""
+        return self._known.pop(remote.bootstrap, None) is not None

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a decode request's KV comes from: what a client or a router put into its ``kv_transfer_params``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sage_kv_connector.engine.messages import MAX_TRANSFER_ID
+from sage_kv_connector.integrations.bootstrap_room import pages_transfer, parse_room
+from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, ranks_of
+
+
+@dataclass(frozen=True)
+class RemotePrefill:
+    """One transfer. ``prefill``: None when the bootstrap server at ``bootstrap`` must be asked.
+
+    ``finished``: prefill is over, so the transfer must be known there. ``in_room``: a bootstrap room
+    named it, so that metadata is offered beside the pages, which vLLM does not need.
+    """
+
+    transfer_id: str
+    prefill: PrefillEngine | None
+    bootstrap: str
+    finished: bool
+    in_room: bool = False
+
+
+def parse_remote(params: dict[str, Any]) -> RemotePrefill:
+    """Read and bound the parameters. Raises ValueError naming the field that can't be used."""
+    ranks = params.get("remote_ranks")
+    named = None if ranks else parse_room(params, on_decode=True)
+    if named is not None:
+        return RemotePrefill(pages_transfer(named.room), None, named.url, False, True)
+    engine_id, transfer_id = params.get("remote_engine_id"), params.get("transfer_id")
+    if not isinstance(engine_id, str) or not engine_id:
+        raise ValueError(f"remote_engine_id is {engine_id!r}, must be the prefill engine's id")
+    if not isinstance(transfer_id, str) or not 0 < len(transfer_id) <= MAX_TRANSFER_ID:
+        raise ValueError(f"transfer_id is {transfer_id!r}, must be text of 1 to {MAX_TRANSFER_ID} characters")
+    if isinstance(ranks, dict) and ranks:
+        try:
+            by_rank = {int(rank): tuple(str(a) for a in addresses) for rank, addresses in ranks.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"remote_ranks is {ranks!r}, must map ranks to lists of addresses") from None
+        stages = params.get("pp_size", 1)
+        if not isinstance(stages, int):
+            raise ValueError(f"pp_size is {stages!r}, must be a number of pipeline stages")
+        node = str(params.get("remote_node", ""))
+        prefill = PrefillEngine(ranks_of(engine_id, by_rank, node), stages)
+        return RemotePrefill(transfer_id, prefill, "", True, params.get("in_room") is True)
+    bootstrap = params.get("remote_bootstrap_addr")
+    if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
+        return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False)
+    raise ValueError(
+        f"remote_ranks is {ranks!r} and remote_bootstrap_addr {bootstrap!r}: one must say where prefill is"
+    )

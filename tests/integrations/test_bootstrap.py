@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where prefill is: rooms, ranks, and what its bootstrap server answers to either engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_kv_connector.integrations.bootstrap_answers import query_bootstrap
+from sage_kv_connector.integrations.bootstrap_room import MAX_ROOM, MetadataKind, parse_room
+from sage_kv_connector.integrations.prefill_ranks import (
+    DecodeRank,
+    PrefillEngine,
+    PrefillRank,
+    ranks_of,
+    read_peers,
+)
+from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
+from sage_kv_connector.integrations.vllm.remote_prefill import parse_remote
+
+ADDRESSES = {rank: (f"tcp://127.0.0.1:{rank + 1}",) for rank in range(4)}
+ENGINE = PrefillEngine(ranks_of("e", ADDRESSES, "node"), 2, MetadataKind.FIRST_TOKEN)
+ROOM = {"bootstrap_host": "10.0.0.1", "bootstrap_port": 8998, "bootstrap_room": 5}
+
+
+def test_a_room_names_prefill_and_transfer() -> None:
+    assert parse_room(ROOM, on_decode=True) == ("http://10.0.0.1:8998", 5)
+    assert parse_room({"bootstrap_room": 5}, on_decode=False) == ("", 5)
+    assert parse_room({}, on_decode=True) is None
+    ipv6 = parse_room(ROOM | {"bootstrap_host": "::1"}, on_decode=True)
+    assert ipv6 is not None and ipv6.url == "http://[::1]:8998"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bootstrap_room", 0), ("bootstrap_room", MAX_ROOM + 1), ("bootstrap_room", "5"), ("bootstrap_room", True),
+     ("bootstrap_host", ""), ("bootstrap_host", None), ("bootstrap_port", 0), ("bootstrap_port", "8998")],
+)  # fmt: skip
+def test_a_bad_room_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {re.escape(repr(value))}"):
+        parse_room(ROOM | {field: value}, on_decode=True)
+
+
+def test_vllm_takes_a_room_or_what_its_prefill_answered() -> None:
+    in_room = parse_remote({"do_remote_prefill": True, **ROOM})
+    assert in_room.transfer_id == "sglang-5" and in_room.bootstrap == "http://10.0.0.1:8998"
+    assert in_room.in_room and not in_room.finished
+    answered = {
+        "transfer_id": "sglang-5", "remote_engine_id": "e", "remote_ranks": {"0": ["tcp://h:1"], "1": ["tcp://h:2"]},
+        "remote_node": "n", "pp_size": 1, "in_room": True,
+    }  # fmt: skip
+    known = parse_remote(ROOM | answered)
+    assert known.finished and known.in_room and known.prefill is not None
+    assert [rank.addresses for rank in known.prefill.ranks] == [("tcp://h:1",), ("tcp://h:2",)]
+    with pytest.raises(ValueError, match="rank 0 is missing"):
+        parse_remote(answered | {"remote_ranks": {"1": ["tcp://h:1"]}})
+    with pytest.raises(ValueError, match="pp_size is 3, must divide the 2 ranks"):
+        parse_remote(answered | {"pp_size": 3})
+
+
+def test_decode_reads_each_head_once_and_tells_the_rank_nobody_reads() -> None:
+    ranks = tuple(PrefillRank(f"e{rank}", rank, ("tcp://127.0.0.1:1",), "") for rank in range(4))
+    engine = PrefillEngine(ranks)
+    peers = read_peers(DecodeRank(0, 1, 2), engine, ("tcp",))
+    found = [(read.peer.engine_id, read.readers) for read in peers]
+    assert found == [("e0", 1), ("e2", 1), ("e1", 0), ("e3", 0)]
+    with pytest.raises(ValueError, match="3 here"):
+        read_peers(DecodeRank(0, 3, 2), engine, ("tcp",))
+
+
+def test_vllms_server_answers_its_router_sglang_and_both_decodes() -> None:
+    server = BootstrapServer("127.0.0.1", 0, ENGINE)
+    url = f"http://127.0.0.1:{server.port}"
+    try:
+        assert query_bootstrap(url, 5.0) == ENGINE
+        router = get(f"{url}/query")["0"]
+        assert router["engine_id"] == "e" and router["worker_addr"]["3"] == {"0": "tcp://127.0.0.1:4"}
+        topology = get(
+            f"{url}/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1"
+        )
+        assert (topology["attn_tp_size"], topology["pp_size"], topology["dp_size"]) == (2, 2, 1)
+        assert topology["page_size"] is None and topology["kv_cache_dtype"] is None
+        assert get(f"{url}/health") == "OK"
+        with pytest.raises(urllib.request.HTTPError):
+            get(f"{url}/other")
+    finally:
+        server.close()
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return json.loads(response.read())
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """A server that answers everything with ``body``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"<html>", "JSON"),
+        (b"{}", "rank 0 is not among none"),
+        (b'{"0": {"engine_id": "x"}}', "no field 'sage_kvt'"),
+        (b'{"0": {"sage_kvt": {"ranks": []}}}', "must divide the 0 ranks"),
+        (b'{"0": {"sage_kvt": {"ranks": [{"engine_id": 1}]}}}', "engine_id"),
+        (b'{"0": {"sage_kvt": {"ranks": [], "metadata": "poem"}}}', "poem"),
+        (b"[" * (2 << 20), "more than"),
+    ],
+)
+def test_an_answer_that_is_not_ours_is_named(body: bytes, why: str) -> None:
+    with answering(body) as url, pytest.raises(ValueError, match=why):
+        query_bootstrap(url, 5.0)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+)
+FIELDS = ["bootstrap_room", "bootstrap_host", "bootstrap_port", "remote_ranks", "remote_engine_id",
+          "transfer_id", "pp_size", "remote_node", "in_room", "remote_bootstrap_addr"]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values | st.integers(1, 9)))
+def test_no_parameters_of_a_client_break_vllms_scheduler(params: dict[str, Any]) -> None:
+    try:
+        parse_remote(params)
+    except ValueError as error:
+        assert any(field in str(error) for field in FIELDS) or "ranks" in str(error)
