@@ -36,7 +36,7 @@ from sage_kv_connector.cli.vllm_processes import Process, ServerError, free_port
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 
 #: Short, so that what hangs on them is seen.
-TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 6, "unmatched_timeout_s": 8}
+TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 15, "unmatched_timeout_s": 8}
 COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256", "--disable-radix-cache")
 
 

@@ -107,7 +107,8 @@ def prepare_sglang(peers: bool) -> dict[str, str]:
             if not link.is_symlink():
                 link.symlink_to(path)
         adopt(VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "python")
-    return activated(SGLANG_VENV)
+    # For tests of both engines together.
+    return activated(SGLANG_VENV) | {"SAGE_KVT_VLLM_SCRIPTS": str(VENV / "bin")}
 
 
 def activated(venv_folder: Path) -> dict[str, str]:

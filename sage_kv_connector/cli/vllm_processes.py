@@ -144,6 +144,7 @@ class VllmOptions:
     extra: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     served_model_name: str = "model"
+    scripts: Path | None = None  #: where the `vllm` command lies, if in another environment than this one
 
 
 def vllm_server(
@@ -154,8 +155,9 @@ def vllm_server(
 ) -> Process:
     """A `vllm serve`, not yet started. ``kv_transfer_config``: a bare word, an object, or none."""
     port = free_port()
+    vllm = str(options.scripts / "vllm") if options.scripts else _script("vllm")
     command = [
-        _script("vllm"), "serve", str(options.model), "--host", "127.0.0.1", "--port", str(port),
+        vllm, "serve", str(options.model), "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", options.served_model_name, "--enforce-eager",
         *options.extra,
     ]  # fmt: skip

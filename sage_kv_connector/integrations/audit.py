@@ -3,7 +3,8 @@
 
 Where pages went as they are, the digest is that of their bytes. Where they were mapped, it
 is that of their elements in canonical order, part by part, in this side's own dtype: equal on
-both sides if nothing but the layout differs.
+both sides if nothing but the layout differs. ``parts`` names each part with its own digest, so that
+sides of which several ranks share a transfer can be compared, too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TransferAudit:
         if not self._wanted(outcome):
             return
         if not source.served_parts:
-            self._write("producer", outcome, digest_segments(source.served_segments(), hashlib.sha256()))
+            self._write("producer", outcome, digest_segments(source.served_segments(), hashlib.sha256()), [])
             return
         parts = []
         for request in source.served_parts:
@@ -73,7 +74,7 @@ class TransferAudit:
                     pages,
                 )
             )
-        self._write("producer", outcome, self._digest_parts(parts))
+        self._write("producer", outcome, *self._digest_parts(parts))
 
     def received(self, handle: Subscription, outcome: Outcome) -> None:
         if not self._wanted(outcome):
@@ -81,7 +82,7 @@ class TransferAudit:
         wanted = handle.wanted
         fetch, paged = handle.parts, wanted.paged
         if fetch is None or paged is None:
-            self._write("consumer", outcome, digest_segments(wanted.segments, hashlib.sha256()))
+            self._write("consumer", outcome, digest_segments(wanted.segments, hashlib.sha256()), [])
             return
         parts = []
         for part in fetch.parts:
@@ -97,12 +98,12 @@ class TransferAudit:
                     paged.pages_of(part),
                 )
             )
-        self._write("consumer", outcome, self._digest_parts(parts))
+        self._write("consumer", outcome, *self._digest_parts(parts))
 
     def _wanted(self, outcome: Outcome) -> bool:
         return self._path is not None and outcome.stats is not None and self._path.exists()
 
-    def _digest_parts(self, parts: Iterable[_AuditedPart]) -> str:
+    def _digest_parts(self, parts: Iterable[_AuditedPart]) -> tuple[str, list[str]]:
         view, schema = self._view, self._schema
         assert view is not None and schema is not None
         lines = []
@@ -124,9 +125,10 @@ class TransferAudit:
             name = group.layers[part.first_layer].name
             digest = hashlib.sha256(elements.data).hexdigest()
             lines.append(f"{name} {part.layers} {part.first_head} {part.heads} {part.first_token} {digest}")
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+        lines.sort()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest(), lines
 
-    def _write(self, side: str, outcome: Outcome, digest: str) -> None:
+    def _write(self, side: str, outcome: Outcome, digest: str, parts: list[str]) -> None:
         stats = outcome.stats
         assert stats is not None and self._path is not None
         record = {
@@ -140,6 +142,7 @@ class TransferAudit:
             "mode": stats.mode,
             "checksum": stats.checksum,
             "wire_dtype": stats.wire_dtype,
+            "parts": parts,
         }
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")

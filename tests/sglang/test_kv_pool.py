@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sage_kv_connector.contract.cache_view import group_view, strided_planes
+from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.engine.source import window_segments
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
@@ -158,3 +161,27 @@ def test_buffers_of_another_shape_are_refused() -> None:
     metadata = Metadata()
     with pytest.raises(ValueError, match=r"buffer 2 \(bootstrap_room\) has rows of 160 bytes"):
         FirstTokenSlots(metadata.args, 2)
+
+
+def vllm_schema(kind: str = "fullattention", dim: int = DIM, heads: int = HEADS) -> KVCacheSchema:
+    """vLLM's cache of the same model on a GPU: K and V of a layer in one tensor, other pages, one rank."""
+    tensor = np.zeros((2, PAGES, 2 * PAGE_SIZE, 2 * heads, dim), dtype=np.uint16)
+    axes = ("plane", "page", "token", "head", "dim")
+    names = [f"model.layers.{layer}.self_attn.attn" for layer in range(LAYERS)]
+    group = group_view(
+        kind, 2 * PAGE_SIZE, PAGES, [(name, [("kv", tensor, axes)]) for name in names],
+        heads=2 * heads, canonical=strided_planes("kv", tensor, axes),
+    )  # fmt: skip
+    return KVCacheSchema("vllm", "m", "bf16", LAYERS, 2 * heads, 0, 2 * heads, dim, (group.schema(),))
+
+
+def test_vllms_cache_of_the_same_model_is_converted_and_of_another_is_refused_by_name() -> None:
+    ours = cache_schema(cache_view(Pool().args, SHAPE), SHAPE)
+    assert ours.compare(vllm_schema()).verdict is Verdict.CONVERTIBLE
+    for other, field in (
+        (vllm_schema(kind="slidingwindow:128"), r"groups\[0\].kind: fullattention here, slidingwindow:128"),
+        (vllm_schema(dim=2 * DIM), f"head_dim: {DIM} here, {2 * DIM} at the peer"),
+        (vllm_schema(heads=2 * HEADS), f"total_kv_heads: {2 * HEADS} here, {4 * HEADS} at the peer"),
+    ):
+        compared = ours.compare(other)
+        assert compared.verdict is Verdict.INCOMPATIBLE and re.search(field, compared.explain())
