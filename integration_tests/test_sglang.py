@@ -162,7 +162,8 @@ def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Server
         begun = time.monotonic()
         servers.prefill.stop(signal.SIGKILL)
         servers.proxy.cut()
-        with pytest.raises(ServerError, match=r"session|lost|prefill"):
+        # The rank that answers may hear of it from the other one first.
+        with pytest.raises(ServerError, match=r"session was lost|from another rank"):
             asked.result(30)
         assert time.monotonic() - begun < 10
     again = sglang_server(

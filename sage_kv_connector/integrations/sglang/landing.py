@@ -16,7 +16,10 @@ from sage_kv_connector.integrations.prefill_ranks import ReadPeer
 
 
 class Landing:
-    """``on_end(pages, error)`` comes once, on the control thread, with the pages' subscriptions and outcomes."""
+    """``on_end(pages, error)`` comes once, on the control thread, with the pages' subscriptions and outcomes.
+
+    It does not come after ``stop``: whoever stops a landing knows why.
+    """
 
     def __init__(
         self, core: EngineCore, on_end: Callable[[list[tuple[Subscription, Outcome]], str], None]
@@ -27,6 +30,7 @@ class Landing:
         self._left = 0
         self._pages: list[tuple[Subscription, Outcome]] = []
         self._error = ""
+        self._stopped = False
         self.ended = False
 
     def start(self, wanted: list[tuple[ReadPeer, Wanted]]) -> None:
@@ -40,6 +44,7 @@ class Landing:
 
     def stop(self) -> None:
         """End what is under way; returns when nothing writes into its memory any more."""
+        self._stopped = True
         if not self.ended:
             self._core.cancel_all(self._handles)
 
@@ -60,4 +65,5 @@ class Landing:
                 self._core.cancel(handle)
         if self._left == 0:
             self.ended = True
-            self._on_end(self._pages, self._error)
+            if not self._stopped:
+                self._on_end(self._pages, self._error)

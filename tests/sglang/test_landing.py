@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's transfers on decode end together, and say why once."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.messages import PageRuns
+from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.integrations.prefill_ranks import ReadPeer
+from sage_kv_connector.integrations.sglang.landing import Landing
+
+PEER = ReadPeer(PeerAddress("e", 0, ()), 1)
+STATS = TransferStats("t", 8, 0.0, 0.0, "shm", "direct", False)
+
+
+class Core:
+    """Keeps what was asked for; the test ends it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.cancelled: list[str] = []
+
+    def subscribe(self, peer: PeerAddress, wanted: Wanted, on_outcome: Any, on_started: Any) -> None:
+        self.asked.append(on_outcome)
+        on_started(Subscription(wanted, on_outcome))
+
+    def cancel(self, handle: Subscription) -> None:
+        self.cancelled.append(handle.wanted.transfer_id)
+
+    def cancel_all(self, handles: list[Subscription]) -> None:
+        for on_outcome in self.asked:
+            on_outcome(Outcome("t", None, "cancelled"))
+
+
+def landing(core: Core) -> tuple[Landing, list[tuple[int, str]]]:
+    """A landing of pages and metadata; what it said is (number of pages' outcomes, error)."""
+    said: list[tuple[int, str]] = []
+    made = Landing(cast(EngineCore, core), lambda pages, error: said.append((len(pages), error)))
+    nothing = np.zeros((0, 2), dtype=np.uint64)
+    pages = Wanted("pages", (PageRuns(0, ((0, 1),)),), nothing, False, 1.0)
+    made.start([(PEER, pages), (PEER, Wanted("pages-aux", (), nothing, False, 1.0))])
+    return made, said
+
+
+def test_it_lands_when_pages_and_metadata_landed() -> None:
+    core = Core()
+    made, said = landing(core)
+    core.asked[1](Outcome("t", STATS, ""))
+    assert not said and not made.ended
+    core.asked[0](Outcome("t", STATS, ""))
+    assert said == [(1, "")] and made.ended
+
+
+def test_the_first_failure_is_the_reason_and_ends_the_rest() -> None:
+    core = Core()
+    _, said = landing(core)
+    core.asked[0](Outcome("t", None, "the session was lost"))
+    assert "pages-aux" in core.cancelled and not said
+    core.asked[1](Outcome("t", None, "cancelled"))
+    assert said == [(0, "the session was lost")]
+
+
+def test_who_stops_it_knows_why() -> None:
+    core = Core()
+    made, said = landing(core)
+    made.stop()
+    assert made.ended and not said
