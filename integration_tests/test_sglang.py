@@ -37,7 +37,8 @@ pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGL
 
 #: Short, so that what hangs on them is seen.
 TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 15, "unmatched_timeout_s": 8}
-COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256", "--disable-radix-cache")
+COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256")
+NO_PREFIX_CACHE = "--disable-radix-cache"
 
 
 class Servers(NamedTuple):
@@ -61,15 +62,17 @@ def servers(scratch: Path, secret: dict[str, str]) -> Iterator[Servers]:
     first, second = core_halves()
     prefill = sglang_server(
         "sglang-prefill", options, PREFILL, first,
-        transport={**common, "port": port, "advertise_port": proxy.port}, extra=("--page-size", "16"),
+        transport={**common, "port": port, "advertise_port": proxy.port},
+        extra=("--page-size", "16", NO_PREFIX_CACHE),
     )  # fmt: skip
     decode = sglang_server(
-        "sglang-decode", options, DECODE, second, transport=common, extra=("--page-size", "16")
-    )
+        "sglang-decode", options, DECODE, second, transport=common,
+        extra=("--page-size", "16", "--disaggregation-decode-enable-radix-cache"),
+    )  # fmt: skip
     # Another page size and kv heads over two ranks: every page is converted on its way.
     decode_tcp = sglang_server(
         "sglang-decode-tcp-tp2", options, DECODE, second,
-        transport={**common, "backend": "tcp"}, tp_size=2, extra=("--page-size", "32"),
+        transport={**common, "backend": "tcp"}, tp_size=2, extra=("--page-size", "32", NO_PREFIX_CACHE),
     )  # fmt: skip
     router = sglang_router(prefill, decode, scratch)
     with running(prefill, decode, decode_tcp), running(router):
@@ -97,6 +100,17 @@ def test_the_router_hands_over_what_one_server_would_have_said(servers: Servers,
     assert {r["side"] for r in records} == {"producer", "consumer"}
     assert records[0]["sha256"] == records[1]["sha256"]
     assert {r["backend"] for r in records} == {"shm"} and records[0]["nbytes"] > 0
+
+
+def test_decode_asks_only_for_what_its_prefix_cache_lacks(servers: Servers) -> None:
+    prompt, expected = recall_prompt(4, 800)
+    moved = []
+    for _ in range(2):
+        assert generate(servers.router.url, prompt, max_tokens=8).token_ids == expected
+        records = audited(servers, 2)
+        assert records[0]["sha256"] == records[1]["sha256"]
+        moved.append(records[0]["nbytes"])
+    assert moved[1] <= moved[0] / 20
 
 
 @pytest.mark.parametrize("tokens", [90, 331, 1024])
@@ -166,9 +180,11 @@ def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Server
         with pytest.raises(ServerError, match=r"session was lost|from another rank"):
             asked.result(30)
         assert time.monotonic() - begun < 10
+    # With another page size and dtype: every element is converted.
     again = sglang_server(
         "sglang-prefill-again", servers.options, PREFILL, core_halves()[0],
-        transport={"audit_file": servers.audit, **TIMES}, extra=("--page-size", "64"),
+        transport={"audit_file": servers.audit, **TIMES},
+        extra=("--page-size", "64", "--dtype", "float16", NO_PREFIX_CACHE),
     )  # fmt: skip
     with running(again):
         for decode in (servers.decode, servers.decode_tcp):
