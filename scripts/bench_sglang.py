@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time to first token through two SGLang servers, ours and Mooncake's backend (tcp) in one run.
 
-    python3 scripts/environment.py --sglang --peers python -m scripts.bench_sglang [TOKENS ...]
+    python3 scripts/environment.py --sglang --peers python -m scripts.bench_sglang [--page-size 16] [TOKENS ...]
 
 Both pairs stay up and take turns; the one not measured is stopped (SIGSTOP). Prefill attention is
 stubbed on all servers alike (baselines/README.md), so that the hand-over, not the model, is
-what is timed. A server alone shows what prefill itself takes. Prints one JSON object a prompt length:
-median and all seconds of each, ours / Mooncake's, and the same of what each adds to the server alone.
+what is timed. A server alone shows what prefill itself takes: no hand-over can be faster. Prints one
+JSON object a prompt length: median and all seconds of each, ours / Mooncake's as median of the ratios
+within each round, and the seconds that each adds to the server alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import secrets
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -47,7 +48,14 @@ Servers = tuple[SglangProcess, ...]
 
 
 def main() -> None:
-    lengths = [int(word) for word in sys.argv[1:]] or [2048, 8192]
+    options = argparse.ArgumentParser(description="See the module's text.")
+    options.add_argument("tokens", type=int, nargs="*", default=[2048, 8192])
+    options.add_argument("--page-size", type=int, default=64)
+    options.add_argument(
+        "--shape", default="bench", help="of the model: bench (16 KiB of KV a token) or heavy"
+    )
+    given = options.parse_args()
+    lengths = given.tokens
     halves = core_halves()
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name:
         directory = Path(name)
@@ -59,17 +67,23 @@ def main() -> None:
             "PYTHONPATH": os.pathsep.join([str(ON_CPU), str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
         }
         longest = max(lengths) + 64
-        options = SglangOptions(
-            build_model(directory, "bench"), directory, longest, 3 * longest,
-            ("--page-size", "64", "--disable-radix-cache", "--chunked-prefill-size", "2048"), env,
-        )  # fmt: skip
+        common = (
+            "--page-size",
+            str(given.page_size),
+            "--disable-radix-cache",
+            "--chunked-prefill-size",
+            "2048",
+        )
+        servers = SglangOptions(
+            build_model(directory, given.shape), directory, longest, 3 * longest, common, env
+        )
         pairs: dict[str, Servers] = {}
         for label, backend in BACKENDS.items():
             pairs[label] = (
-                sglang_server(f"{label}-prefill", options, PREFILL, halves[0], backend=backend),
-                sglang_server(f"{label}-decode", options, DECODE, halves[1], backend=backend),
+                sglang_server(f"{label}-prefill", servers, PREFILL, halves[0], backend=backend),
+                sglang_server(f"{label}-decode", servers, DECODE, halves[1], backend=backend),
             )
-        pairs["alone"] = (sglang_server("alone", options, None, halves[0]),)
+        pairs["alone"] = (sglang_server("alone", servers, None, halves[0]),)
         with running(*pairs["ours"]), running(*pairs["mooncake"]), running(*pairs["alone"]):
             try:
                 for tokens in lengths:
@@ -97,12 +111,16 @@ def compare(pairs: dict[str, Servers], tokens: int) -> dict[str, object]:
                 answer = generate_on_pair(servers[0], servers[1], prompt, max_tokens=2)
             if turn:
                 seconds[label].append(answer.ttft_s)
-    medians = {label: median(values) for label, values in seconds.items()}
+    rounds = list(zip(seconds["ours"], seconds["mooncake"], seconds["alone"], strict=True))
     return {
         "prompt_tokens": tokens,
-        "ttft_s": medians,
-        "ratio": medians["ours"] / medians["mooncake"],
-        "added_ratio": (medians["ours"] - medians["alone"]) / (medians["mooncake"] - medians["alone"]),
+        "ttft_s": {label: median(values) for label, values in seconds.items()},
+        "ratio": median(ours / theirs for ours, theirs, _ in rounds),
+        "of_alone": median(ours / alone for ours, _, alone in rounds),
+        "added_s": {
+            "ours": median(ours - alone for ours, _, alone in rounds),
+            "mooncake": median(theirs - alone for _, theirs, alone in rounds),
+        },
         "all_s": seconds,
     }
 

@@ -74,6 +74,7 @@ def sglang_server(
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(options.model), "--device", "cpu",
         "--attention-backend", "torch_native", "--disable-overlap-schedule", "--skip-server-warmup",
+        "--sleep-on-idle",  # else a server that does nothing takes a core
         "--host", "127.0.0.1", "--port", str(port), "--context-length", str(options.context_length),
         "--max-total-tokens", str(options.max_total_tokens), "--max-running-requests", "16",
         "--tp-size", str(tp_size), *options.extra, *extra,
