@@ -32,7 +32,7 @@ test-vllm:
 
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:
-	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py integration_tests/test_cross_engine.py $(ARGS)
+	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py integration_tests/test_cross_engine.py integration_tests/test_latent_attention.py $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

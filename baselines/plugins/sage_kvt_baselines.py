@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM and SGLang plugins for comparisons on a CPU; only ever on PYTHONPATH of a benchmark's servers.
+"""vLLM and SGLang plugins for comparisons and tests on a CPU; only ever on PYTHONPATH of their servers.
 
 ``SAGE_KVT_PREFILL_STUB=1``: attention of chunks with more than 256 query tokens
 returns zeros. KV is written as ever, decode attention is real, but answers mean
@@ -8,6 +8,9 @@ nothing: true attention over 32K tokens takes minutes on a CPU.
 ``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
 accelerator, which it asks for its device index; lets SGLang's Mooncake backend send page indices
 without pinned memory and CUDA events.
+
+``SAGE_KVT_ABSORBED_MLA=1``: SGLang prefills latent attention in its absorbed form, the one that its
+``torch_native`` attention can compute. For tests on a CPU.
 """
 
 from __future__ import annotations
@@ -55,6 +58,10 @@ def let_mooncake_start_on_cpu() -> None:
 
 
 def for_sglang() -> None:
+    if os.environ.get("SAGE_KVT_ABSORBED_MLA") == "1":
+        from sglang.srt.models.deepseek_common import attention_backend_handler as handler
+
+        handler.AttentionBackendRegistry.register("torch_native", handler._dispatch_mla_subtype)
     if os.environ.get("SAGE_KVT_MOONCAKE_ON_CPU") == "1":
         from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender
 
