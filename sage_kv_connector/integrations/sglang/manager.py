@@ -37,6 +37,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.registered import write_rank
 from sage_kv_connector.integrations.sglang.source import GrowingSource
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core.register_memory(self.view.extents())
         self.core.register_memory(aux_extents(args))
         self.core.start()
+        write_rank(self.core, schema)
         self._rooms: dict[int, _Room] = {}
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
