@@ -126,11 +126,14 @@ def test_what_is_registered_and_planned(pair: Pair) -> None:
 def test_wrong_calls_are_refused_by_name(pair: Pair) -> None:
     prompt, expected = recall_prompt(9, 200)
     assert "prompt is empty" in pair.prefill.call("prefill", "r", [])["error"]
-    assert "role is 'decode'; allowed for this method: prefill" in pair.decode.call("prefill", "r", [5])["error"]
+    assert (
+        "role is 'decode'; allowed for this method: prefill" in pair.decode.call("prefill", "r", [5])["error"]
+    )
     assert "longer than the model's context length" in pair.prefill.call("prefill", "r", [5] * 3000)["error"]
     prefilled = pair.prefill.call("prefill", "r", prompt)
-    assert "role is 'prefill'; allowed for this method: decode" in (
-        pair.prefill.call("decode", prefilled, 8)["error"]
+    assert (
+        "role is 'prefill'; allowed for this method: decode"
+        in (pair.prefill.call("decode", prefilled, 8)["error"])
     )
     for name, value in (("host", ""), ("port", 70000), ("port", "8998"), ("room", -1), ("room", None)):
         spoilt = [*prefilled[:3], {**prefilled[3], f"bootstrap_{name}": value}]

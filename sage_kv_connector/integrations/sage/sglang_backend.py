@@ -154,9 +154,7 @@ class SglangBackend:
 
         sampling = {"temperature": 0, "max_new_tokens": max_tokens}
         try:
-            answer = await self._engine.async_generate(
-                input_ids=prompt, sampling_params=sampling, **handover
-            )
+            answer = await self._engine.async_generate(input_ids=prompt, sampling_params=sampling, **handover)
         except HTTPException as error:  # SGLang's word for a request that failed under way
             raise HandoverError(str(error.detail)) from error
         reason = answer["meta_info"]["finish_reason"] or {}
@@ -193,9 +191,7 @@ def _engine(model: str, role: str, options: dict[str, Any]) -> Any:
 
     if why := registered():
         raise BackendUnavailable(f"SGLang does not take the transfer backend {NAME}: {why}")
-    return Engine(
-        model_path=model, disaggregation_mode=role, disaggregation_transfer_backend=NAME, **options
-    )
+    return Engine(model_path=model, disaggregation_mode=role, disaggregation_transfer_backend=NAME, **options)
 
 
 @contextlib.contextmanager
