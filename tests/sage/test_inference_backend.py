@@ -51,7 +51,8 @@ def registered(**changed: Any) -> RegisteredKV:
 def test_unknown_engines_and_roles_are_named() -> None:
     with pytest.raises(ValueError, match="'llama' is unknown; allowed: vllm, sglang"):
         create_backend("llama", "m")
-    for role in ({}, {"role": "both"}):
+    wrong: list[dict[str, Any]] = [{}, {"role": "both"}]
+    for role in wrong:
         with pytest.raises(ValueError, match=r"role is '(both)?'; allowed for sglang: prefill, decode"):
             create_backend("sglang", "m", **role)
     with pytest.raises(ValueError, match="disaggregation_mode follows from role"):
