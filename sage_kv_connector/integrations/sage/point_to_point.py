@@ -48,6 +48,9 @@ _GRACE_S = 10.0
 _LINGER_S = 2.0
 
 
+AtEnd = Callable[[Outcome], None]
+
+
 class MessageError(RuntimeError):
     """A message did not arrive, or not as it was sent; the text names ranks, message and reason."""
 
@@ -124,10 +127,13 @@ class PointToPoint:
             memory = to_receive(content)
             if memory.nbytes:
                 until = time.monotonic() + deadline
-                outcome = self._fetch(f"{name}/data", memory, peer, deadline)
-                # Who only came too early or waited too short tries again; the sender goes on waiting.
-                if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
-                    self._tell(turn, name, tag, peer, outcome.error)
+
+                def arrived(outcome: Outcome) -> None:
+                    # Who only came too early or waited too short tries again; the sender goes on waiting.
+                    if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
+                        self._tell(turn, name, tag, peer, outcome.error)
+
+                outcome = self._fetch(f"{name}/data", memory, peer, deadline, arrived)
                 if not outcome.ok:
                     raise MessageError(f"{what}: {outcome.error}")
             else:
@@ -148,10 +154,15 @@ class PointToPoint:
                 done: Future[Outcome] = Future()
                 self._offer(offered, MemorySource(segments), done.set_result, peer)
                 released.append(done)
-            try:
-                outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline)
-            finally:
+
+            def end_offers(_: Outcome | None = None) -> None:
                 self._core.withdraw(names, "aborted", "the sender's call ended")
+
+            try:
+                outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline, end_offers)
+            except BaseException:
+                end_offers()
+                raise
             if not outcome.ok:
                 # What became of the bytes says more than that no verdict came, if it is known.
                 data = released[-1].result() if memory.nbytes and released[-1].done() else None
@@ -179,9 +190,11 @@ class PointToPoint:
         if error:
             raise MessageError(f"{what}: {error}")
 
-    def _fetch(self, name: str, memory: HostMemory, peer: PeerAddress, deadline: float) -> Outcome:
+    def _fetch(
+        self, name: str, memory: HostMemory, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None
+    ) -> Outcome:
         with self._registered(memory.segments):
-            return self._subscribe(name, memory.segments, peer, deadline)
+            return self._subscribe(name, memory.segments, peer, deadline, at_end)
 
     def _tell(self, turn: Turn, name: str, tag: str, peer: PeerAddress, error: str) -> None:
         """Offer the verdict; it stays for a lease, so that a sender that asks again gets it too."""
@@ -215,14 +228,25 @@ class PointToPoint:
         peer: PeerAddress,
         readers: int = _READERS,
     ) -> None:
-        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id)
-        self._core.finish(name)
+        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id, finished=True)
 
-    def _subscribe(self, name: str, segments: Segments, peer: PeerAddress, deadline: float) -> Outcome:
+    def _subscribe(
+        self, name: str, segments: Segments, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None
+    ) -> Outcome:
+        """``at_end`` comes on the control thread: what follows from an outcome need not wait for this thread."""
         done: Future[Outcome] = Future()
         started: list[Subscription] = []
-        wanted = Wanted(name, (), segments, False, deadline)
-        self._core.subscribe(peer, wanted, done.set_result, started.append)
+
+        def ended(outcome: Outcome) -> None:
+            try:
+                if at_end is not None:
+                    at_end(outcome)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(outcome)
+
+        self._core.subscribe(peer, Wanted(name, (), segments, False, deadline), ended, started.append)
         try:
             return done.result(deadline + _GRACE_S)
         except FutureTimeout:
