@@ -31,7 +31,7 @@ test-vllm:
 
 # Not part of `test` yet. SGLang's pins conflict with vLLM's: it has an environment of its own.
 test-sglang:
-	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py $(ARGS)
+	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py integration_tests/test_sage_sglang.py $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

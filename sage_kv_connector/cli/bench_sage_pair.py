@@ -98,7 +98,7 @@ def content(index: int, nbytes: int) -> npt.NDArray[np.uint8]:
 
 
 def outgoing(data: npt.NDArray[np.uint8], way: Way) -> list[bytes | bytearray]:
-    """What the sender hands over. Of all types that both contenders take, the engine passes on only bytes as they are."""
+    """What the sender hands over. Of the types that both contenders take, the engine copies all but bytes."""
     size = len(data) // way.handles
     parts = [data[index * size : (index + 1) * size] for index in range(way.handles)]
     return [bytearray(one) if way.copied else one.tobytes() for one in parts]
