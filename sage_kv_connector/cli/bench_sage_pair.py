@@ -12,31 +12,43 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector import _data_plane
+from sage_kv_connector.integrations.sage.payload import Tagged
 
 SENDER, RECEIVER = 0, 1
 TIMEOUT_S = 60.0
 #: Bytes of one call to send or receive when the loopback's own speed is measured.
 SOCKET_BLOCK = 1 << 20
+WORKERS = 4
 
 
 class Way(NamedTuple):
-    """How everything is moved. ``copied``: the sender holds bytearrays, which KVTransferEngine copies first."""
+    """How everything is moved.
+
+    ``pipelined``: through KVTransferPipeline. ``tagged``: with several workers over our backend, which a
+    tag keeps apart; the other one knows no tags, and has one worker in any case. ``copied``: the sender
+    holds bytearrays, which KVTransferEngine copies first.
+    """
 
     shown: str
     handles: int
     pipelined: bool = False
+    tagged: bool = False
     copied: bool = False
 
 
 WAYS = {
     "engine": Way("KVTransferEngine, bytes", 1),
     "pipeline": Way("KVTransferPipeline, bytes", 64, pipelined=True),
+    "pipeline_tagged": Way(
+        f"KVTransferPipeline, tags and {WORKERS} workers", 64, pipelined=True, tagged=True
+    ),
     "engine_bytearray": Way("KVTransferEngine, bytearray", 1, copied=True),
 }
 
@@ -71,10 +83,15 @@ def close(made: dict[str, Any]) -> None:
 def move(backend: Any, buffers: Sequence[bytes | bytearray], way: Way) -> None:
     """This rank's half: all buffers through ``KVTransferEngine`` or its pipeline.
 
-    One worker: with more, buffers that threads take at once are paired by chance (docs/sage.md).
+    Without tags one worker: with more, buffers that threads take at once are paired by chance (docs/sage.md).
     Raises RuntimeError when one did not arrive.
     """
-    from sagellm_kv_cache.transfer import KVHandle, KVTransferEngine, KVTransferPipeline
+    from sagellm_kv_cache.transfer import (
+        KVHandle,
+        KVTransferEngine,
+        KVTransferPipeline,
+        SocketTransferBackend,
+    )
 
     engine = KVTransferEngine(backend)
     handles = [KVHandle(handle_id=uuid.uuid4(), num_tokens=1) for _ in buffers]
@@ -82,10 +99,14 @@ def move(backend: Any, buffers: Sequence[bytes | bytearray], way: Way) -> None:
         for handle, buffer in zip(handles, buffers, strict=True):
             engine.transfer_kv_handle(handle, SENDER, RECEIVER, buffer)
         return
-    pipeline = KVTransferPipeline(engine, max_workers=1)
+    payloads: list[Any] = list(buffers)
+    tagged = way.tagged and not isinstance(backend, SocketTransferBackend)
+    if tagged:
+        payloads = [Tagged(one, str(index)) for index, one in enumerate(buffers)]
+    pipeline = KVTransferPipeline(engine, max_workers=WORKERS if tagged else 1)
     futures = [
-        pipeline.submit(handle, SENDER, RECEIVER, buffer)
-        for handle, buffer in zip(handles, buffers, strict=True)
+        pipeline.submit(handle, SENDER, RECEIVER, payload)
+        for handle, payload in zip(handles, payloads, strict=True)
     ]
     for future in futures:
         future.result(TIMEOUT_S)
@@ -93,8 +114,14 @@ def move(backend: Any, buffers: Sequence[bytes | bytearray], way: Way) -> None:
 
 
 def content(index: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    """What round ``index`` moves; both ranks can make it."""
-    return np.random.default_rng(index).integers(0, 256, nbytes, dtype=np.uint8)
+    """What round ``index`` moves, other bytes everywhere than its neighbours'; both ranks can make it."""
+    shifted: npt.NDArray[np.uint8] = _random(nbytes) + np.uint8(index % 256)
+    return shifted
+
+
+@cache
+def _random(nbytes: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, nbytes, dtype=np.uint8)
 
 
 def outgoing(data: npt.NDArray[np.uint8], way: Way) -> list[bytes | bytearray]:

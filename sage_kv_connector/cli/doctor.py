@@ -65,7 +65,9 @@ def _data_plane() -> Finding:
 def _backend(name: str) -> Finding:
     """Move a page through the backend inside this process."""
     if backend_class(name).capabilities.device_memory:
-        return Finding(f"backend {name}", "missing", "for a KV cache on a device; `sage-kvt probe` lists devices")
+        return Finding(
+            f"backend {name}", "missing", "for a KV cache on a device; `sage-kvt probe` lists devices"
+        )
     config = KVTransportConfig()
     listener, connector = create_backend(name, config), create_backend(name, config)
     try:
