@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
+SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang
 
 .PHONY: demo test test-unit test-cpp test-engines test-vllm test-sglang test-vendor-headers lint bench shell build wheel clean
 
@@ -32,7 +33,7 @@ test-vllm:
 
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:
-	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py integration_tests/test_cross_engine.py integration_tests/test_latent_attention.py $(ARGS)
+	$(RUN) --sglang python -m pytest -q $(SGLANG_TESTS:%=integration_tests/test_%.py) $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -15,21 +17,20 @@ from sage_kv_connector.integrations.sage.inference_backend import Prefilled, Reg
 
 
 def main() -> None:
-    """Arguments: model, options of the transport as JSON. Results come on the first line that begins with >."""
-    model, options = sys.argv[1], json.loads(sys.argv[2])
-    config = KVTransportConfig.load(options)
-    backend = create_backend(
-        "vllm", model, config, enforce_eager=True, dtype="float32", max_model_len=1024, seed=0
-    )
+    """Arguments: backend's name, model, options of the transport and of the engine as JSON.
+
+    Results come on lines that begin with >.
+    """
+    name, model = sys.argv[1:3]
+    transport, options = map(json.loads, sys.argv[3:])
+    backend = create_backend(name, model, KVTransportConfig.load(transport), **options)
     _say("ready")
     for line in sys.stdin:
         method, arguments = json.loads(line)
         try:
             _say(_call(backend, method, arguments))
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             _say({"error": f"{type(error).__name__}: {error}"})
-        if method == "close":
-            break
 
 
 def _call(backend: Any, method: str, arguments: list[Any]) -> Any:
@@ -47,12 +48,19 @@ def _say(result: Any) -> None:
 class Engine:
     """The other end: starts the program and calls it."""
 
-    def __init__(self, model: Path, options: dict[str, Any], env: dict[str, str]) -> None:
-        import subprocess
-
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        transport: dict[str, Any],
+        options: dict[str, Any],
+        env: dict[str, str],
+        log: IO[str] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "integration_tests.sage_engine", str(model), json.dumps(options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+            [sys.executable, "-m", "integration_tests.sage_engine",
+             name, str(model), json.dumps(transport), json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env,
         )  # fmt: skip
 
     def ready(self) -> None:
@@ -65,9 +73,7 @@ class Engine:
         return self._result()
 
     def stop(self) -> None:
-        import contextlib
-        import subprocess
-
+        """Close the engine and end the process, the hard way if it does not end itself."""
         with contextlib.suppress(subprocess.TimeoutExpired, ValueError, OSError):
             self.process.communicate('["close", []]\n', timeout=20)
         self.process.kill()

@@ -25,7 +25,6 @@ pytest.importorskip("sagellm_kv_cache", reason="the SAGE packages want Python 3.
 
 import torch
 from sagellm_comm import CommBackend, CommOp, get_comm_backend
-from sagellm_core.pd.kv_channel import KVTransferChannel
 from sagellm_kv_cache.errors import KVTransferFailedError
 from sagellm_kv_cache.transfer import (
     CommTransferBackendAdapter,
@@ -34,6 +33,11 @@ from sagellm_kv_cache.transfer import (
     KVTransferPipeline,
 )
 from sagellm_protocol.pd_sep_types import KVTransferRequest, KVTransferState
+
+with pytest.MonkeyPatch.context() as _without:
+    # isagellm-backend loads vLLM's AVX-512 extension, which ends the process on other CPUs.
+    _without.setitem(sys.modules, "vllm", None)
+    from sagellm_core.pd.kv_channel import KVTransferChannel
 
 from integration_tests.recall import words
 from integration_tests.sage_engine import Engine
@@ -336,7 +340,8 @@ def test_vllm_behind_inference_backend(tmp_path: Path) -> None:
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
            "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
     options = {"host": "127.0.0.1", "audit_file": str(audit), "backend": "shm"}
-    prefill, decode = (Engine(RECALL_MODEL, options, env) for _ in range(2))
+    engine = {"enforce_eager": True, "dtype": "float32", "max_model_len": 1024, "seed": 0}
+    prefill, decode = (Engine("vllm", RECALL_MODEL, options, engine, env) for _ in range(2))
     try:
         prefill.ready()
         decode.ready()

@@ -3,12 +3,14 @@
 
 Two processes hold one backend of each contender; rounds go through all of them. A figure is the time
 from "go" to the last byte in the receiver's buffer, as a median over rounds; ratios are medians of
-the ratios within each round. Every byte of every round is compared, outside of the time.
+the ratios within each round. Every byte of every round is compared, outside of the time. What the machine
+itself can do is measured in between: one copy in memory, and one plain TCP connection over loopback.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -18,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from sage_kv_connector import _data_plane
 from sage_kv_connector.cli import bench_sage_pair as pair
 from sage_kv_connector.cli.report import bytes_text, progress
 from sage_kv_connector.cli.vllm_processes import free_port
 
 NAMES = ("socket", "tcp", "shm")
-#: Way → in how many handles it moves everything.
-WAYS = {"engine": 1, "pipeline": 64}
+#: Total bytes must be a multiple of this.
+MOST_HANDLES = max(way.handles for way in pair.WAYS.values())
 
 
 class BenchError(RuntimeError):
@@ -47,7 +50,11 @@ def bench_sage(total_bytes: int, repeats: int) -> dict[str, Any]:
     try:
         made = pair.contenders(pair.RECEIVER, ports, NAMES)
         _expect(sender, "ready")
-        ways = {way: _rounds(sender, made, way, count, total_bytes, repeats) for way, count in WAYS.items()}
+        limits: dict[str, list[float]] = {"memcpy": [], "loopback": []}
+        ways = {}
+        for way in pair.WAYS:
+            ways[way] = _rounds(sender, made, way, total_bytes, repeats)
+            _measure_limits(sender, limits, total_bytes, repeats)
     finally:
         pair.close(made)
         try:
@@ -55,7 +62,13 @@ def bench_sage(total_bytes: int, repeats: int) -> dict[str, Any]:
         except (subprocess.TimeoutExpired, BrokenPipeError, ValueError):
             sender.kill()
             sender.wait()
-    return {"total_bytes": total_bytes, "repeats": repeats, "ways": ways, "verified": True}
+    return {
+        "total_bytes": total_bytes,
+        "repeats": repeats,
+        "ways": ways,
+        "limits": {name: _figures(total_bytes, times) for name, times in limits.items()},
+        "verified": True,
+    }
 
 
 def sage_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -63,33 +76,50 @@ def sage_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for way, found in result["ways"].items():
         size = bytes_text(result["total_bytes"] / found["handles"])
-        rows.append((f"KVTransfer{way.capitalize()}", f"{found['handles']} handle(s) of {size}"))
+        rows.append((pair.WAYS[way].shown, f"{found['handles']} handle(s) of {size}"))
         for name, one in found["results"].items():
             shown = "SocketTransferBackend" if name == "socket" else f"sage_kvt over {name}"
             ratio = "" if name == "socket" else f", {one['times_socket']:.1f} times SocketTransferBackend"
             rows.append((shown, f"{one['gbytes_per_s']:.2f} GB/s, {one['median_s'] * 1e3:.0f} ms{ratio}"))
+    for name, shown in (("memcpy", "limit: one copy in memory"), ("loopback", "limit: one TCP connection")):
+        one = result["limits"][name]
+        rows.append((shown, f"{one['gbytes_per_s']:.2f} GB/s, {one['median_s'] * 1e3:.0f} ms"))
     return rows
 
 
+def _figures(nbytes: int, times: Sequence[float]) -> dict[str, float]:
+    return {"median_s": median(times), "gbytes_per_s": nbytes / median(times) / 1e9}
+
+
+def _measure_limits(
+    sender: subprocess.Popen[str], limits: dict[str, list[float]], total: int, repeats: int
+) -> None:
+    source, target = pair.content(0, total), np.zeros(total, dtype=np.uint8)
+    whole = [np.array([[one.ctypes.data, total]], dtype=np.uint64) for one in (target, source)]
+    for _ in range(repeats):
+        limits["memcpy"].append(_data_plane.measure_memcpy(*whole))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            _tell(sender, f"loopback {listener.getsockname()[1]}")
+            limits["loopback"].append(pair.loopback_receive(listener, target))
+        _expect(sender, "sent")
+
+
 def _rounds(
-    sender: subprocess.Popen[str], made: dict[str, Any], way: str, count: int, total: int, repeats: int
+    sender: subprocess.Popen[str], made: dict[str, Any], way: str, total: int, repeats: int
 ) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in made}
+    count = pair.WAYS[way].handles
     buffers = [bytearray(total // count) for _ in range(count)]
     for index in range(repeats + 1):  # the first warms up
         progress.print(f"{way}: round {index} of {repeats}")
         for name, backend in made.items():
-            took = _once(sender, backend, f"{name} {way} {count} {index}", way, buffers, index)
+            took = _once(sender, backend, f"{name} {way} {index}", pair.WAYS[way], buffers, index)
             if index:
                 times[name].append(took)
     results = {}
     for name, one in times.items():
         ratios = [theirs / ours for theirs, ours in zip(times["socket"], one, strict=True)]
-        results[name] = {
-            "median_s": median(one),
-            "gbytes_per_s": total / median(one) / 1e9,
-            "times_socket": median(ratios),
-        }
+        results[name] = _figures(total, one) | {"times_socket": median(ratios)}
     return {"handles": count, "results": results}
 
 
@@ -97,7 +127,7 @@ def _once(
     sender: subprocess.Popen[str],
     backend: Any,
     order: str,
-    way: str,
+    way: pair.Way,
     buffers: Sequence[bytearray],
     index: int,
 ) -> float:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.backends import BACKENDS, create_backend
+from sage_kv_connector.backends import BACKENDS, backend_class, create_backend
 from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 
@@ -38,6 +38,7 @@ def examine() -> list[Finding]:
         ("vllm plugin", _plugin),
         ("vllm router", _router),
         ("sglang plugin", _sglang_plugin),
+        ("sage", _sage),
         ("secret", _secret),
     ]
     findings = []
@@ -63,6 +64,10 @@ def _data_plane() -> Finding:
 
 def _backend(name: str) -> Finding:
     """Move a page through the backend inside this process."""
+    if backend_class(name).capabilities.device_memory:
+        return Finding(
+            f"backend {name}", "missing", "for a KV cache on a device; `sage-kvt probe` lists devices"
+        )
     config = KVTransportConfig()
     listener, connector = create_backend(name, config), create_backend(name, config)
     try:
@@ -159,6 +164,31 @@ def _sglang_plugin() -> Finding:
     if why:
         return Finding(name, "broken", why)
     return Finding(name, "ok", "registered: `--disaggregation-transfer-backend sage_kvt`")
+
+
+def _sage() -> Finding:
+    """sageLLM's comm backend, and what isage-cli takes of our plugin."""
+    versions = {}
+    for distribution in ("isagellm-comm", "isage-cli"):
+        try:
+            versions[distribution] = version(distribution)
+        except PackageNotFoundError:
+            continue
+    if not versions:
+        return Finding("sage", "missing", "neither isagellm-comm nor isage-cli is here (docs/sage.md)")
+    if "isagellm-comm" in versions:
+        from sage_kv_connector.integrations.sage import comm_backend
+
+        comm_backend.register()
+    if "isage-cli" in versions:
+        from sage.cli.main import app
+
+        from sage_kv_connector.integrations.sage import cli_plugin
+
+        cli_plugin.register(app)
+        if cli_plugin.problems:
+            return Finding("sage", "broken", "isage-cli does not take " + "; ".join(cli_plugin.problems))
+    return Finding("sage", "ok", ", ".join(f"{name} {number}" for name, number in versions.items()))
 
 
 def _secret() -> Finding:

@@ -328,10 +328,10 @@ def bench_sage_command(
     as_json: AsJson = False,
 ) -> None:
     """sageLLM's KVTransferEngine and pipeline over our backend, beside its own SocketTransferBackend."""
-    from sage_kv_connector.cli.bench_sage import WAYS, BenchError, bench_sage, sage_rows
+    from sage_kv_connector.cli.bench_sage import MOST_HANDLES, BenchError, bench_sage, sage_rows
 
-    if any(total_bytes % count for count in WAYS.values()):
-        raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {max(WAYS.values())}")
+    if total_bytes % MOST_HANDLES:
+        raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {MOST_HANDLES}")
     try:
         result = bench_sage(total_bytes, repeats)
     except (BenchError, ImportError, RuntimeError) as error:

@@ -127,14 +127,21 @@ class EngineCore:
         *,
         consumers: int = 1,
         only_for: str = "",
+        finished: bool = False,
     ) -> None:
-        """See :class:`Producer`. An id that is on offer already is released at once, with that reason."""
+        """See :class:`Producer`. An id that is on offer already is released at once, with that reason.
+
+        ``finished``: nothing more will become ready, as ``finish`` says it.
+        """
 
         def run() -> None:
             try:
                 self._producer.offer(transfer_id, source, on_released, consumers=consumers, only_for=only_for)
             except ValueError as error:
                 on_released(Outcome(transfer_id, None, str(error)))
+                return
+            if finished:
+                self._producer.finish(transfer_id)
 
         self._loop.submit(run)
 

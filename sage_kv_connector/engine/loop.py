@@ -74,6 +74,7 @@ class ControlLoop:
         self._commands: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = count()
+        self._woken = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="sage-kvt-control", daemon=True)
 
@@ -83,7 +84,8 @@ class ControlLoop:
     def submit(self, command: Callable[[], None]) -> None:
         """Run ``command`` on the control thread, soon, in order of submission; any thread may call."""
         self._commands.append(command)
-        if not self._stopping:
+        if not self._woken and not self._stopping:
+            self._woken = True
             os.eventfd_write(self._wake, 1)
 
     def call(self, command: Callable[[], object], timeout_s: float) -> None:
@@ -132,6 +134,7 @@ class ControlLoop:
                     os.eventfd_read(self._wake)
                 else:
                     self._drain(self._sources[fd])
+            self._woken = False  # before the commands are looked at, so that none is left lying
             while self._commands:
                 self._guarded(self._commands.popleft())
             self._run_timers()

@@ -135,6 +135,34 @@ def test_a_peer_that_goes_ends_both_calls(backend: str) -> None:
     first.close()
 
 
+@pytest.mark.parametrize("backend", ["shm", "tcp"])
+@pytest.mark.parametrize("tag", ["", "handle"])
+def test_a_receiver_may_go_as_soon_as_it_has_everything(backend: str, tag: str) -> None:
+    """The sender must still learn that its last message arrived."""
+    for _ in range(10):
+        first, second = make_pair(backend=backend, deadline_s=20)
+        for number in range(2):
+            sent = later(first.send, Tagged(b"x" * 100_000, tag), 1)
+            second.recv(Tagged(bytearray(100_000), tag), 0)
+            if number == 0:
+                sent.result(10)
+        second.close()
+        assert sent.result(10) == 100_000
+        first.close()
+
+
+@pytest.mark.parametrize("backend", ["shm", "tcp"])
+def test_a_receiver_does_not_wait_for_a_sender_that_is_gone(backend: str) -> None:
+    first, second = make_pair(backend=backend, deadline_s=20)
+    sent = later(first.send, b"abc", 1)
+    second.recv(bytearray(3), 0)
+    sent.result(10)
+    first.close()
+    begun = time.monotonic()
+    second.close()
+    assert time.monotonic() - begun < 2
+
+
 def test_wrong_calls_are_named(pair: Pair) -> None:
     with pytest.raises(ValueError, match=r"rank 7 is no peer of rank 0; allowed: \[1\]"):
         pair[0].send(b"", 7)

@@ -95,6 +95,15 @@ def test_what_is_refused_is_named_and_nothing_starts(word: str, says: str) -> No
     assert not called and "mine" not in result.output.replace("name", "")
 
 
+def test_an_engine_that_is_not_started_here_is_refused_by_name() -> None:
+    app = sage_like()
+    add_to_serve(app)
+    result = CliRunner().invoke(app, ["llm", "serve", "--kv-engine", "sglang"])
+    shown = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and not called
+    assert "'sglang' is not one of 'none', 'vllm'" in shown, shown
+
+
 @pytest.mark.parametrize(
     ("machine", "backend"), [("wsl2", "tcp"), ("nvidia_pcie", "auto"), ("host_only", "auto")]
 )

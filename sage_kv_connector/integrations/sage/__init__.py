@@ -2,8 +2,8 @@
 """SAGE and sageLLM over the transport engine; docs/sage.md is the user's guide.
 
 ``comm_backend`` is the entry of ``sagellm.comm_backends``: ranks (``rendezvous``), messages between
-two of them (``point_to_point``, ``payload``) and the collectives that the interface asks for.
+two of them (``point_to_point``, ``payload``, ``turns``, ``verdict``) and the collectives that the interface asks for.
 ``mapping`` translates ``sagellm_protocol``'s types. ``inference_backend`` says what an inference
-engine must do for SAGE, ``vllm_backend`` does it with vLLM. ``cli_plugin`` is the entry of
+engine must do for SAGE, ``vllm_backend`` and ``sglang_backend`` do it. ``cli_plugin`` is the entry of
 ``sage.cli.plugins``, ``serve_options`` what it does to ``sage llm serve``.
 """

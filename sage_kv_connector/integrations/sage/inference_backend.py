@@ -3,8 +3,7 @@
 
 A backend is one engine in one process. ``prefill`` and ``decode`` of two backends, anywhere, make one
 answer: what ``prefill`` returns is plain data for the other's ``decode``, and the KV goes from engine
-to engine by the transport, not through the caller. Adapters: ``vllm_backend``; SGLang's takes its
-place beside it and its name in ``ADAPTERS``.
+to engine by the transport, not through the caller. Adapters: ``vllm_backend``, ``sglang_backend``.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from sage_kv_connector.backends import backend_class
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.contract.registered import RegisteredKV
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.engine.planner import default_lanes, enabled_backends, order_addresses
 from sage_kv_connector.engine.wire_plan import needs_conversion, plan_wire
@@ -23,6 +23,7 @@ from sage_kv_connector.engine.wire_plan import needs_conversion, plan_wire
 #: Name → module and class of its adapter.
 ADAPTERS = {
     "vllm": ("sage_kv_connector.integrations.sage.vllm_backend", "VllmBackend"),
+    "sglang": ("sage_kv_connector.integrations.sage.sglang_backend", "SglangBackend"),
 }
 
 
@@ -34,22 +35,20 @@ class IncompatibleCaches(ValueError):
     """Two engines' KV caches can't exchange pages; the text names each field and both values."""
 
 
-class RegisteredKV(NamedTuple):
-    """A rank's KV cache, as it is known to the transport. ``node`` and ``addresses`` as in DeviceSpec."""
-
-    engine_id: str
-    rank: int
-    schema: KVCacheSchema
-    addresses: tuple[str, ...]
-    node: str
+class HandoverError(RuntimeError):
+    """KV that did not come to an engine that can't compute the prompt itself; the text says why."""
 
 
 class Prefilled(NamedTuple):
-    """A prompt whose KV waits at the engine that computed it. ``handover`` is JSON-able and opaque."""
+    """A prompt whose KV waits at the engine that computes it. ``handover`` is JSON-able and opaque.
+
+    ``first_token`` is None where the engine tells it to decode alone (SGLang, which may still be
+    computing the prompt); ``Decoded.token_ids`` begin with it in any case.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
-    first_token: int
+    first_token: int | None
     handover: dict[str, Any]
 
 
@@ -69,11 +68,19 @@ class InferenceBackend(Protocol):
         ...
 
     def prefill(self, request_id: str, prompt: Sequence[int]) -> Prefilled:
-        """Compute the KV of token ids and put it on offer, for a lease. Raises ValueError for an empty prompt."""
+        """Have the KV of token ids computed and put on offer, for a lease.
+
+        May return before it is computed; if it fails later, decode says so. Raises ValueError for an
+        empty prompt, and on an engine that only decodes.
+        """
         ...
 
     def decode(self, prefilled: Prefilled, max_tokens: int) -> Decoded:
-        """Fetch the KV and continue, greedily. If it does not come, the engine computes the prompt itself."""
+        """Fetch the KV and continue, greedily.
+
+        If it does not come, the engine computes the prompt itself, or raises HandoverError if it can't
+        (SGLang). Raises ValueError for a handover of another kind, and on an engine that only prefills.
+        """
         ...
 
     def transport_plan(self, peer: RegisteredKV) -> TransportPlan:
@@ -86,11 +93,10 @@ class InferenceBackend(Protocol):
 
 
 def create_backend(name: str, model: str, config: KVTransportConfig | None = None, **options: Any) -> Any:
-    """An engine by name, started. Raises ValueError for an unknown one, BackendUnavailable for one not installed."""
-    if name == "sglang" and name not in ADAPTERS:
-        raise BackendUnavailable(
-            "sglang has no InferenceBackend in this release; allowed: " + ", ".join(ADAPTERS)
-        )
+    """An engine by name, started; ``options`` are the engine's own, with ``role`` for sglang.
+
+    Raises ValueError for an unknown name, BackendUnavailable for an engine that is not installed.
+    """
     if name not in ADAPTERS:
         raise ValueError(f"inference backend {name!r} is unknown; allowed: {', '.join(ADAPTERS)}")
     module, adapter = ADAPTERS[name]

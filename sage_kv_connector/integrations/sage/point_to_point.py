@@ -14,7 +14,6 @@ Methods may be called from any thread; messages of one pair and tag are paired i
 from __future__ import annotations
 
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -34,19 +33,22 @@ from sage_kv_connector.engine.planner import enabled_backends, node_id, order_ad
 from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.engine.source import MemorySource
 from sage_kv_connector.integrations.sage.payload import HostMemory, Tagged, to_receive, to_send
+from sage_kv_connector.integrations.sage.turns import Turn, Turns
+from sage_kv_connector.integrations.sage.verdict import VERDICT_BYTES, Verdict, refusal_in
 
-MAX_TAG = 128
 #: The size of a message: u64 bytes.
 _SIZE = struct.Struct("<Q")
-#: A verdict: u32 1 if the bytes arrived and held, u32 length of the reason, reason.
-_VERDICT = struct.Struct("<II")
-_VERDICT_BYTES = 256
 #: Offers end when their message ends, not when somebody was served: a receiver may try again.
 _READERS = 1 << 20
 #: What a producer says of a subscription whose offer never came (docs/protocol.md, codes of ``failed``).
 _UNMATCHED = "(unknown_transfer)"
 #: The control thread settles a call a little after its deadline; this is for the case that it does not.
 _GRACE_S = 10.0
+#: A sender waits for its verdict already when it is offered; one that does not fetch it is gone.
+_LINGER_S = 2.0
+
+
+AtEnd = Callable[[Outcome], None]
 
 
 class MessageError(RuntimeError):
@@ -62,8 +64,8 @@ class PointToPoint:
         self._core = EngineCore(config)
         self._core.start()
         self._peers: dict[int, PeerAddress] = {}
-        self._turned = threading.Condition()
-        self._turns: dict[tuple[str, int, str], _Turn] = {}
+        self._turns = Turns()
+        self._verdicts: dict[str, Verdict] = {}  # on offer
         self._closed = False
 
     @property
@@ -87,7 +89,10 @@ class PointToPoint:
         return self._core.counters()
 
     def close(self) -> None:
-        """Calls under way end with an error. Idempotent."""
+        """Calls under way end with an error; who sent what arrived here still learns so. Idempotent."""
+        until = time.monotonic() + (0 if self._closed else _LINGER_S)
+        while self._verdict_unread() and self._core.counters()["sessions"] and time.monotonic() < until:
+            time.sleep(0.001)
         self._closed = True
         self._core.close()
 
@@ -98,7 +103,7 @@ class PointToPoint:
         """
         peer, (content, tag) = self._peer(to), _untagged(payload)
         memory = to_send(content)
-        with self._turn("send", to, tag) as turn:
+        with self._turns.take("send", to, tag) as turn:
             name = self._name(self._core.engine_id, peer.engine_id, tag, turn.number)
             what = f"send of message {turn.number}{_shown(tag)} from rank {self.rank} to rank {to}"
             self._exchange(name, what, memory, peer, deadline_s or self._config.deadline_s)
@@ -113,7 +118,7 @@ class PointToPoint:
         """
         peer, (content, tag) = self._peer(source), _untagged(payload)
         deadline = deadline_s or self._config.deadline_s
-        with self._turn("recv", source, tag) as turn:
+        with self._turns.take("recv", source, tag) as turn:
             name = self._name(peer.engine_id, self._core.engine_id, tag, turn.number)
             what = f"recv of message {turn.number}{_shown(tag)} at rank {self.rank} from rank {source}"
             turn.try_again(self._core, f"{name}/verdict")
@@ -122,10 +127,13 @@ class PointToPoint:
             memory = to_receive(content)
             if memory.nbytes:
                 until = time.monotonic() + deadline
-                outcome = self._fetch(f"{name}/data", memory, peer, deadline)
-                # Who only came too early or waited too short tries again; the sender goes on waiting.
-                if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
-                    self._tell(turn, name, tag, peer, outcome.error)
+
+                def arrived(outcome: Outcome) -> None:
+                    # Who only came too early or waited too short tries again; the sender goes on waiting.
+                    if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
+                        self._tell(turn, name, tag, peer, outcome.error)
+
+                outcome = self._fetch(f"{name}/data", memory, peer, deadline, arrived)
                 if not outcome.ok:
                     raise MessageError(f"{what}: {outcome.error}")
             else:
@@ -138,27 +146,30 @@ class PointToPoint:
 
     def _exchange(self, name: str, what: str, memory: HostMemory, peer: PeerAddress, deadline: float) -> None:
         size = np.frombuffer(_SIZE.pack(memory.nbytes), dtype=np.uint8).copy()
-        verdict = np.zeros(_VERDICT_BYTES, dtype=np.uint8)
+        verdict = np.zeros(VERDICT_BYTES, dtype=np.uint8)
         with self._registered(memory.segments, _array(size), _array(verdict)):
             released: list[Future[Outcome]] = []
             names = [f"{name}/size", *([f"{name}/data"] if memory.nbytes else [])]
             for offered, segments in zip(names, (_array(size), memory.segments), strict=False):
                 done: Future[Outcome] = Future()
-                self._offer(offered, segments, done.set_result, peer)
+                self._offer(offered, MemorySource(segments), done.set_result, peer)
                 released.append(done)
-            try:
-                outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline)
-            finally:
+
+            def end_offers(_: Outcome | None = None) -> None:
                 self._core.withdraw(names, "aborted", "the sender's call ended")
+
+            try:
+                outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline, end_offers)
+            except BaseException:
+                end_offers()
+                raise
             if not outcome.ok:
                 # What became of the bytes says more than that no verdict came, if it is known.
                 data = released[-1].result() if memory.nbytes and released[-1].done() else None
                 more = f" ({data.error})" if data is not None and data.error else ""
                 raise MessageError(f"{what}: no verdict: {outcome.error}{more}")
-        well, length = _VERDICT.unpack_from(verdict.data)
-        if not well:
-            said = bytes(verdict[_VERDICT.size : _VERDICT.size + min(length, _VERDICT_BYTES)])
-            raise MessageError(f"{what}: the receiver failed: {said.decode(errors='replace')}")
+        if refused := refusal_in(verdict):
+            raise MessageError(f"{what}: the receiver failed: {refused}")
 
     # -- the receiver's half
 
@@ -170,7 +181,7 @@ class PointToPoint:
         return int(_SIZE.unpack(size.data)[0])
 
     def _receive_nothing(
-        self, turn: _Turn, name: str, tag: str, what: str, peer: PeerAddress, deadline: float
+        self, turn: Turn, name: str, tag: str, what: str, peer: PeerAddress, deadline: float
     ) -> None:
         """An empty message has no bytes to fetch: only its size says that it is there."""
         size = self._ask_size(name, what, peer, deadline)
@@ -179,47 +190,63 @@ class PointToPoint:
         if error:
             raise MessageError(f"{what}: {error}")
 
-    def _fetch(self, name: str, memory: HostMemory, peer: PeerAddress, deadline: float) -> Outcome:
+    def _fetch(
+        self, name: str, memory: HostMemory, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None
+    ) -> Outcome:
         with self._registered(memory.segments):
-            return self._subscribe(name, memory.segments, peer, deadline)
+            return self._subscribe(name, memory.segments, peer, deadline, at_end)
 
-    def _tell(self, turn: _Turn, name: str, tag: str, peer: PeerAddress, error: str) -> None:
+    def _tell(self, turn: Turn, name: str, tag: str, peer: PeerAddress, error: str) -> None:
         """Offer the verdict; it stays for a lease, so that a sender that asks again gets it too."""
-        reason = error.encode()[: _VERDICT_BYTES - _VERDICT.size]
-        verdict = np.zeros(_VERDICT_BYTES, dtype=np.uint8)
-        _VERDICT.pack_into(verdict.data, 0, int(not error), len(reason))
-        verdict[_VERDICT.size : _VERDICT.size + len(reason)] = np.frombuffer(reason, dtype=np.uint8)
-        regions = self._register(_array(verdict))
         name = f"{name}/verdict"
+        verdict = self._verdicts[name] = Verdict(error)
+        regions = self._register(verdict.segments)
 
         def released(_: Outcome) -> None:
             self._deregister(regions)
-            assert verdict.size  # the offer's memory lives until here
+            if self._verdicts.get(name) is verdict:
+                del self._verdicts[name]
 
         # A good verdict may be asked for again, until a later message shows that it was read; a bad one
         # is about this try alone, and after a tag there may be no later message.
-        self._offer(name, _array(verdict), released, peer, 1 if tag or error else _READERS)
+        self._offer(name, verdict, released, peer, 1 if tag or error else _READERS)
         turn.keep_verdict(self._core, name)
 
     # -- both
 
+    def _verdict_unread(self) -> bool:
+        return any(
+            not verdict.asked_for or self._core.is_streaming(name)
+            for name, verdict in list(self._verdicts.items())
+        )
+
     def _offer(
         self,
         name: str,
-        segments: Segments,
+        source: MemorySource,
         released: Callable[[Outcome], None],
         peer: PeerAddress,
         readers: int = _READERS,
     ) -> None:
-        source = MemorySource(segments)
-        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id)
-        self._core.finish(name)
+        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id, finished=True)
 
-    def _subscribe(self, name: str, segments: Segments, peer: PeerAddress, deadline: float) -> Outcome:
+    def _subscribe(
+        self, name: str, segments: Segments, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None
+    ) -> Outcome:
+        """``at_end`` comes on the control thread: what follows from an outcome need not wait for this thread."""
         done: Future[Outcome] = Future()
         started: list[Subscription] = []
-        wanted = Wanted(name, (), segments, False, deadline)
-        self._core.subscribe(peer, wanted, done.set_result, started.append)
+
+        def ended(outcome: Outcome) -> None:
+            try:
+                if at_end is not None:
+                    at_end(outcome)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(outcome)
+
+        self._core.subscribe(peer, Wanted(name, (), segments, False, deadline), ended, started.append)
         try:
             return done.result(deadline + _GRACE_S)
         except FutureTimeout:
@@ -263,51 +290,9 @@ class PointToPoint:
             raise ValueError(f"rank {rank} is no peer of rank {self.rank}; allowed: {others}")
         return self._peers[rank]
 
-    @contextmanager
-    def _turn(self, verb: str, rank: int, tag: str) -> Iterator[_Turn]:
-        """One message of a pair and tag at a time, in the order of the calls."""
-        if len(tag) > MAX_TAG:
-            raise ValueError(f"tag has {len(tag)} characters; allowed: up to {MAX_TAG}")
-        key = (verb, rank, tag)
-        with self._turned:
-            turn = self._turns.setdefault(key, _Turn())
-            ticket = turn.tickets
-            turn.tickets += 1
-            self._turned.wait_for(lambda: turn.served == ticket)
-        try:
-            yield turn
-        finally:
-            with self._turned:
-                turn.served += 1
-                if tag and turn.number and turn.served == turn.tickets:
-                    self._turns.pop(key, None)  # tags are many, and each is used once or seldom
-                self._turned.notify_all()
-
     @staticmethod
     def _name(source: str, target: str, tag: str, number: int) -> str:
         return f"sage/{source}>{target}/{tag}/{number}"
-
-
-class _Turn:
-    """Messages between two ranks: which one is next, and what the receiver still offers about the last."""
-
-    def __init__(self) -> None:
-        self.tickets = 0  #: calls so far
-        self.served = 0  #: calls that ended
-        self.number = 0  #: of the next message
-        self.verdict = ""
-
-    def keep_verdict(self, core: EngineCore, name: str) -> None:
-        """The sender who offered this message has read the verdict on the one before."""
-        if self.verdict:
-            core.withdraw([self.verdict], "aborted", "a later message arrived", wait=False)
-        self.verdict = name
-
-    def try_again(self, core: EngineCore, name: str) -> None:
-        """The sender must not read the verdict on a try before this one."""
-        if self.verdict == name:
-            core.withdraw([name], "aborted", "the message is tried again")
-            self.verdict = ""
 
 
 def _array(array: np.ndarray[Any, np.dtype[np.uint8]]) -> Segments:

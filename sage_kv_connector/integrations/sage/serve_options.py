@@ -56,7 +56,7 @@ StartedEngine = Annotated[
     typer.Option(
         "--kv-engine",
         help="vllm: start a prefill and a decode `vllm serve` with these options behind the gateway; "
-        "none: engines are started elsewhere",
+        "none: engines are started elsewhere, as SGLang's must be",
     ),
 ]
 

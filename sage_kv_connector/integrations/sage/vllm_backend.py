@@ -15,12 +15,11 @@ import msgspec
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
-from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.contract.registered import RegisteredKV
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,
     Prefilled,
-    RegisteredKV,
     plan_between,
 )
 
@@ -66,10 +65,8 @@ class VllmBackend:
     def register_kv(self) -> list[RegisteredKV]:
         if not self._registered:
             answers = self._engine().collective_rpc("sage_kvt_registered")
-            decode = msgspec.msgpack.Decoder(tuple[str, int, KVCacheSchema, tuple[str, ...], str]).decode
-            self._registered = sorted(
-                (RegisteredKV(*decode(answer)) for answer in answers), key=lambda one: one.rank
-            )
+            decode = msgspec.msgpack.Decoder(RegisteredKV).decode
+            self._registered = sorted(map(decode, answers), key=lambda one: one.rank)
         return list(self._registered)
 
     def prefill(self, request_id: str, prompt: Sequence[int]) -> Prefilled:

@@ -40,6 +40,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.registered import write_rank
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.first_tokens = FirstTokenSlots(args, -2 if checksums else -1)
         self.core.register_memory([self.first_tokens.extent()])
         self.core.start()
+        write_rank(self.core, schema)
         self._rooms: dict[int, _Room] = {}
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",

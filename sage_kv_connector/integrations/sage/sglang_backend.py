@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang behind ``InferenceBackend``: an ``sglang.Engine`` of this process with our transfer backend.
+
+A SGLang engine has one role, so there are two of them, ``role="prefill"`` and ``role="decode"``. SGLang's
+prefill answers when its KV was fetched; ``prefill`` hands the request over and returns. SGLang runs
+requests on an event loop, which has a thread here, so that prompts are computed between calls.
+
+SGLang allows one Engine a process, and ends every child of the process when it is shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sage_kv_connector.cli.vllm_processes import free_port
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.contract.registered import RegisteredKV
+from sage_kv_connector.integrations.sage.inference_backend import (
+    BackendUnavailable,
+    Decoded,
+    HandoverError,
+    Prefilled,
+    plan_between,
+)
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("prefill", "decode")
+#: What the adapter decides itself.
+_OURS = ("disaggregation_mode", "disaggregation_transfer_backend")
+#: SGLang refuses a request within the first steps of its loop, or computes it; then nobody waits.
+_REFUSAL_S = 0.1
+_CLOSE_S = 10.0
+_ROOM_BITS = 62
+
+
+class SglangBackend:
+    """One ``sglang.Engine``. ``options`` go to it: ``device``, ``dtype``, ``page_size``, ``host`` and so on.
+
+    ``host`` (default 127.0.0.1) is where prefill's bootstrap server listens; decode is sent to the
+    transport's ``advertise_host``, else to ``host``. Raises BackendUnavailable without sglang, ValueError
+    for a wrong option.
+    """
+
+    def __init__(self, model: str, config: KVTransportConfig, *, role: str = "", **options: Any) -> None:
+        if role not in ROLES:
+            raise ValueError(f"role is {role!r}; allowed for sglang: {', '.join(ROLES)}")
+        if taken := sorted(set(_OURS) & set(options)):
+            raise ValueError(f"option {taken[0]} follows from role; allowed: role={' or '.join(ROLES)}")
+        if importlib.util.find_spec("sglang") is None:
+            raise BackendUnavailable("sglang is not installed in this environment (pip install sglang)")
+        self._role, self._config = role, config
+        self._registered: list[RegisteredKV] = []
+        self._pending: set[asyncio.Task[Any]] = set()
+        if role == "prefill":
+            options.setdefault("disaggregation_bootstrap_port", free_port())
+            self._bootstrap = {
+                "bootstrap_host": _reachable(options.get("host", "127.0.0.1"), config),
+                "bootstrap_port": int(options["disaggregation_bootstrap_port"]),
+            }
+        self._directory = Path(tempfile.mkdtemp(prefix="sage-kvt-sglang-"))
+        try:
+            with _environment(config, self._directory):
+                self._engine: Any = _engine(model, role, options)
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sage-kvt-sglang", daemon=True)
+        self._thread.start()
+
+    def register_kv(self) -> list[RegisteredKV]:
+        """Of the ranks on this node; SGLang registered them when it started. Raises RuntimeError if one is missing."""
+        from sage_kv_connector.integrations.sglang.registered import read_ranks
+
+        self._open()
+        if not self._registered:
+            found = read_ranks(self._directory)
+            args = self._engine.server_args
+            expected = int(args.tp_size) * int(args.pp_size) // int(args.nnodes)
+            if len(found) != expected:
+                raise RuntimeError(f"{len(found)} of {expected} ranks registered their KV cache")
+            self._registered = found
+        return list(self._registered)
+
+    def prefill(self, request_id: str, prompt: Sequence[int]) -> Prefilled:
+        """As the protocol says; ``first_token`` is None. A failure that shows later is logged, and decode fails."""
+        self._must_be("prefill")
+        if not prompt:
+            raise ValueError("prompt is empty; it must hold at least one token id")
+        room = secrets.randbits(_ROOM_BITS)
+        handover = self._bootstrap | {"bootstrap_room": room}
+        self._run(self._submit(request_id, list(prompt), handover))
+        return Prefilled(request_id, tuple(prompt), None, handover)
+
+    def decode(self, prefilled: Prefilled, max_tokens: int) -> Decoded:
+        """As the protocol says, but SGLang computes no prompt again: what does not come is a HandoverError."""
+        self._must_be("decode")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; allowed: 1 or more")
+        handover = _bootstrap_fields(prefilled.handover)
+        answer = self._run(self._generate(list(prefilled.prompt), max_tokens, handover))
+        return Decoded(prefilled.request_id, tuple(answer["output_ids"]))
+
+    def transport_plan(self, peer: RegisteredKV) -> TransportPlan:
+        self._must_be("decode")
+        return plan_between(self.register_kv()[0].schema, peer, self._config)
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._cancel_pending(), self._loop).result(_CLOSE_S)
+        try:
+            engine.shutdown()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_S)
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    # -- on the loop
+
+    async def _submit(self, request_id: str, prompt: list[int], handover: dict[str, Any]) -> None:
+        """Returns when SGLang took the request. Raises what it says against it."""
+        task = asyncio.create_task(self._generate(prompt, 1, handover))
+        done, _ = await asyncio.wait({task}, timeout=_REFUSAL_S)
+        if done:
+            task.result()
+            return
+        self._pending.add(task)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            self._pending.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("prefill of %s failed, its decode will, too: %s", request_id, error)
+
+        task.add_done_callback(ended)
+
+    async def _generate(self, prompt: list[int], max_tokens: int, handover: dict[str, Any]) -> Any:
+        from fastapi import HTTPException
+
+        sampling = {"temperature": 0, "max_new_tokens": max_tokens}
+        try:
+            answer = await self._engine.async_generate(input_ids=prompt, sampling_params=sampling, **handover)
+        except HTTPException as error:  # SGLang's word for a request that failed under way
+            raise HandoverError(str(error.detail)) from error
+        reason = answer["meta_info"]["finish_reason"] or {}
+        if reason.get("type") == "abort":
+            raise HandoverError(str(reason.get("message") or "SGLang aborted the request"))
+        return answer
+
+    async def _cancel_pending(self) -> None:
+        """SGLang aborts what it computes when its task is cancelled."""
+        pending = list(self._pending)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    # -- inside
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _must_be(self, role: str) -> None:
+        self._open()
+        if self._role != role:
+            raise ValueError(f"role is {self._role!r}; allowed for this method: {role}")
+
+    def _open(self) -> None:
+        if self._engine is None:
+            raise RuntimeError("this backend was closed")
+
+
+def _engine(model: str, role: str, options: dict[str, Any]) -> Any:
+    from sglang import Engine
+
+    from sage_kv_connector.integrations.sglang.plugin import NAME, registered
+
+    if why := registered():
+        raise BackendUnavailable(f"SGLang does not take the transfer backend {NAME}: {why}")
+    return Engine(model_path=model, disaggregation_mode=role, disaggregation_transfer_backend=NAME, **options)
+
+
+@contextlib.contextmanager
+def _environment(config: KVTransportConfig, directory: Path) -> Iterator[None]:
+    """What SGLang's scheduler processes find while they are started: our options, and where to say what they hold."""
+    from sage_kv_connector.integrations.sglang.manager import CONFIG_ENV
+    from sage_kv_connector.integrations.sglang.registered import DIRECTORY_ENV
+
+    given = config.model_dump(exclude_unset=True, exclude={"config_file", "secret"})
+    path = directory / "kv_transport.yaml"
+    KVTransportConfig.load(given).to_file(path)
+    wanted = {CONFIG_ENV: f"config_file={path}", DIRECTORY_ENV: str(directory)}
+    if config.secret is not None:
+        wanted[SECRET_ENV] = config.secret.get_secret_value()
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _bootstrap_fields(handover: dict[str, Any]) -> dict[str, Any]:
+    """The three fields, checked. Raises ValueError naming the one that is wrong."""
+    host, port, room = (handover.get(f"bootstrap_{name}") for name in ("host", "port", "room"))
+    if not isinstance(host, str) or not host:
+        raise ValueError(f"handover.bootstrap_host is {host!r}; it must name a host")
+    if type(port) is not int or not 1 <= port <= 65535:
+        raise ValueError(f"handover.bootstrap_port is {port!r}; allowed: 1 to 65535")
+    if type(room) is not int or not 0 <= room < 1 << 63:
+        raise ValueError(f"handover.bootstrap_room is {room!r}; allowed: 0 to 2^63 - 1")
+    return {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": room}
+
+
+def _reachable(host: str, config: KVTransportConfig) -> str:
+    """Where decode finds the bootstrap server. Raises ValueError if that can't be told from the options."""
+    if config.advertise_host is not None:
+        return config.advertise_host
+    if host in ("0.0.0.0", "::"):
+        raise ValueError(
+            f"host is {host!r}, which nobody can connect to; set advertise_host in the transport's options"
+        )
+    return host

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt doctor`` on a machine that has what the tests need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from sage_kv_connector.cli.doctor import examine
+
+
+def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    found = {one.name: one for one in examine()}
+    assert [one for one in found.values() if one.state == "broken"] == []
+    assert {found[name].state for name in ("python", "data plane", "backend shm", "backend tcp")} == {"ok"}
+    assert found["backend pcie"].state == "missing"
+    expected = "missing" if find_spec("sagellm_comm") is None else "ok"
+    assert found["sage"].state == expected
+
+
+@pytest.mark.skipif(find_spec("sagellm_comm") is None, reason="the SAGE packages want Python 3.11")
+def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sage_kv_connector.integrations.sage import cli_plugin
+
+    def refuse(app: object) -> None:
+        raise LookupError("no group 'llm' with a command 'serve'")
+
+    monkeypatch.setattr(cli_plugin, "_add_option", refuse)
+    (sage,) = [one for one in examine() if one.name == "sage"]
+    assert sage.state == "broken" and "no group 'llm' with a command 'serve'" in sage.detail
