@@ -56,9 +56,10 @@ class Engine:
         options: dict[str, Any],
         env: dict[str, str],
         log: IO[str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "integration_tests.sage_engine",
+            [python, "-m", "integration_tests.sage_engine",
              name, str(model), json.dumps(transport), json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env,
         )  # fmt: skip

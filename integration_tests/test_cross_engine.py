@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from sage_kv_connector.cli.vllm_processes import (
     running,
     vllm_server,
 )
+from sage_kv_connector.integrations.bootstrap_room import new_room
 
 pytestmark = pytest.mark.skipif(
     find_spec("sglang") is None or "SAGE_KVT_VLLM_SCRIPTS" not in os.environ,
@@ -72,7 +72,7 @@ class Engines(NamedTuple):
         return {
             "bootstrap_host": "127.0.0.1",
             "bootstrap_port": port,
-            "bootstrap_room": random.getrandbits(62) | 1,
+            "bootstrap_room": new_room(),
         }
 
 

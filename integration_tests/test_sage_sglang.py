@@ -29,7 +29,7 @@ ENGINE = {
     "dtype": "float32", "context_length": 2048, "max_total_tokens": 16384, "max_running_requests": 8,
     "page_size": 16, "disable_radix_cache": True, "skip_server_warmup": True,
 }  # fmt: skip
-TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 6, "unmatched_timeout_s": 6}
+TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 15, "unmatched_timeout_s": 6}
 
 
 class Pair(NamedTuple):
@@ -106,6 +106,42 @@ def test_prompts_may_wait_and_be_decoded_in_any_order(pair: Pair) -> None:
     for index in (2, 0, 3, 1):
         assert pair.decode.call("decode", waiting[index], 8) == [str(index), prompts[index][1]]
         audited(pair)
+
+
+@pytest.mark.skipif(
+    "SAGE_KVT_VLLM_SCRIPTS" not in os.environ, reason="wants vLLM's environment beside SGLang's"
+)
+def test_a_handover_is_good_for_the_other_engine(pair: Pair, scratch: Path, secret: dict[str, str]) -> None:
+    transport = {"host": "127.0.0.1", "audit_file": str(pair.audit), **TIMES}
+    engine = {
+        "enforce_eager": True,
+        "dtype": "float32",
+        "max_model_len": 2048,
+        "enable_prefix_caching": False,
+    }
+    env = {**os.environ, **secret, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
+           "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
+    python = str(Path(os.environ["SAGE_KVT_VLLM_SCRIPTS"]) / "python")
+    with (scratch / "sage-vllm.log").open("w") as log:
+        vllm = Engine("vllm", MODEL, transport, engine, env, log, python)
+    prompt, expected = recall_prompt(7, 700)
+    try:
+        vllm.ready()
+        prefilled = vllm.call("prefill", "there", prompt)
+        assert prefilled[2] == expected[0]
+        assert pair.decode.call("decode", prefilled, 8) == ["there", expected]
+        sent, received = audited(pair)
+        assert sent["parts"] == received["parts"] and sent["parts"]
+        assert vllm.call("decode", pair.prefill.call("prefill", "back", prompt), 8) == ["back", expected]
+        sent, received = audited(pair)
+        assert sent["parts"] == received["parts"] and sent["parts"]
+        (registered,) = vllm.call("register_kv")
+        assert pair.decode.call("transport_plan", registered)["reason"].startswith("groups[0].page_size")
+        # A vLLM decode needs no first token: what its prefill offered of it is let go.
+        assert vllm.call("decode", vllm.call("prefill", "again", prompt), 8) == ["again", expected]
+        audited(pair)
+    finally:
+        vllm.stop()
 
 
 def test_what_is_registered_and_planned(pair: Pair) -> None:

@@ -97,7 +97,7 @@ class EngineCore:
         port = self.config.port + self.rank if self.config.port else 0
         bound = backend.listen(f"{name}://{_bracket(self._host)}:{port}")
         bound_port = bound.rpartition(":")[2]
-        host = self.config.advertise_host or _reachable_host(self._host)
+        host = advertised_host(self.config)
         advertised = self.config.advertise_port
         if advertised is not None:
             bound_port = str(advertised + self.rank)
@@ -296,6 +296,11 @@ class EngineCore:
     def _on_closed(self, session: Session, why: str) -> None:
         self._producer.on_closed(session, why)
         self._consumer.on_closed(session, why)
+
+
+def advertised_host(config: KVTransportConfig) -> str:
+    """Where peers reach this node. Raises ValueError as ``EngineCore`` for a host that needs a secret."""
+    return config.advertise_host or _reachable_host(_listen_host(config, config.resolved_secret()))
 
 
 def _listen_host(config: KVTransportConfig, secret: bytes) -> str:

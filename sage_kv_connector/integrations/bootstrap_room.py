@@ -8,6 +8,7 @@ that decode needs to go on (``MetadataKind``).
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -30,6 +31,11 @@ class BootstrapRoom(NamedTuple):
 
     url: str
     room: int
+
+
+def new_room() -> int:
+    """A room that no other request has."""
+    return secrets.randbits(62) | 1
 
 
 def pages_transfer(room: int) -> str:

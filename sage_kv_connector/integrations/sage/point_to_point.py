@@ -45,7 +45,7 @@ _UNMATCHED = "(unknown_transfer)"
 #: The control thread settles a call a little after its deadline; this is for the case that it does not.
 _GRACE_S = 10.0
 #: A sender waits for its verdict already when it is offered; one that does not fetch it is gone.
-_LINGER_S = 2.0
+_LINGER_S = 10.0
 
 
 AtEnd = Callable[[Outcome], None]

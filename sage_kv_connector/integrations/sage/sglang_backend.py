@@ -15,7 +15,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from sage_kv_connector.cli.vllm_processes import free_port
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.registered import RegisteredKV
+from sage_kv_connector.integrations.bootstrap_room import new_room, parse_room
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,
@@ -43,7 +43,6 @@ _OURS = ("disaggregation_mode", "disaggregation_transfer_backend")
 #: SGLang refuses a request within the first steps of its loop, or computes it; then nobody waits.
 _REFUSAL_S = 0.1
 _CLOSE_S = 10.0
-_ROOM_BITS = 62
 
 
 class SglangBackend:
@@ -100,7 +99,7 @@ class SglangBackend:
         self._must_be("prefill")
         if not prompt:
             raise ValueError("prompt is empty; it must hold at least one token id")
-        room = secrets.randbits(_ROOM_BITS)
+        room = new_room()
         handover = self._bootstrap | {"bootstrap_room": room}
         self._run(self._submit(request_id, list(prompt), handover))
         return Prefilled(request_id, tuple(prompt), None, handover)
@@ -220,14 +219,13 @@ def _environment(config: KVTransportConfig, directory: Path) -> Iterator[None]:
 
 def _bootstrap_fields(handover: dict[str, Any]) -> dict[str, Any]:
     """The three fields, checked. Raises ValueError naming the one that is wrong."""
-    host, port, room = (handover.get(f"bootstrap_{name}") for name in ("host", "port", "room"))
-    if not isinstance(host, str) or not host:
-        raise ValueError(f"handover.bootstrap_host is {host!r}; it must name a host")
-    if type(port) is not int or not 1 <= port <= 65535:
-        raise ValueError(f"handover.bootstrap_port is {port!r}; allowed: 1 to 65535")
-    if type(room) is not int or not 0 <= room < 1 << 63:
-        raise ValueError(f"handover.bootstrap_room is {room!r}; allowed: 0 to 2^63 - 1")
-    return {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": room}
+    try:
+        named = parse_room(handover, on_decode=True)
+    except ValueError as error:
+        raise ValueError(f"handover.{error}") from error
+    if named is None:
+        raise ValueError("handover.bootstrap_room is None; a prefill's handover names one")
+    return {name: handover[name] for name in ("bootstrap_host", "bootstrap_port", "bootstrap_room")}
 
 
 def _reachable(host: str, config: KVTransportConfig) -> str:

@@ -13,9 +13,12 @@ from typing import Any
 
 import msgspec
 
+from sage_kv_connector.cli.vllm_processes import free_port
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.registered import RegisteredKV
+from sage_kv_connector.engine.core import advertised_host
+from sage_kv_connector.integrations.bootstrap_room import new_room
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,
@@ -47,6 +50,12 @@ class VllmBackend:
 
         self._config = config
         transport = config.model_dump(mode="json", exclude_unset=True, exclude={"config_file"})
+        # Decode in SGLang asks there who we are.
+        transport["bootstrap_port"] = config.bootstrap_port or free_port()
+        self._bootstrap = {
+            "bootstrap_host": advertised_host(config),
+            "bootstrap_port": transport["bootstrap_port"],
+        }
         if config.secret is not None:
             transport["secret"] = config.secret.get_secret_value()
         self._llm: Any = LLM(
@@ -72,13 +81,14 @@ class VllmBackend:
     def prefill(self, request_id: str, prompt: Sequence[int]) -> Prefilled:
         if not prompt:
             raise ValueError("prompt is empty; it must hold at least one token id")
-        answer = self._generate(prompt, 1, dict(PREFILL_PARAMS))
-        return Prefilled(
-            request_id, tuple(prompt), int(answer.outputs[0].token_ids[0]), answer.kv_transfer_params or {}
-        )
+        room = self._bootstrap | {"bootstrap_room": new_room()}
+        answer = self._generate(prompt, 1, PREFILL_PARAMS | room)
+        handover = (answer.kv_transfer_params or {}) | room
+        return Prefilled(request_id, tuple(prompt), int(answer.outputs[0].token_ids[0]), handover)
 
     def decode(self, prefilled: Prefilled, max_tokens: int) -> Decoded:
-        answer = self._generate(prefilled.prompt, max_tokens, dict(prefilled.handover))
+        params = {"do_remote_prefill": True, **prefilled.handover} if prefilled.handover else {}
+        answer = self._generate(prefilled.prompt, max_tokens, params)
         return Decoded(prefilled.request_id, tuple(answer.outputs[0].token_ids))
 
     def transport_plan(self, peer: RegisteredKV) -> TransportPlan:

@@ -152,9 +152,12 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core.finish(transfer)
         assert aux_index is not None
         rows = np.array(aux_rows(self.kv_args, aux_index), dtype=np.uint64)
-        metadata = metadata_transfer(transfer)
-        self.core.offer(metadata, MemorySource(rows), partial(self._released, bootstrap_room, room, False))
-        self.core.finish(metadata)
+        self.core.offer(
+            metadata_transfer(transfer),
+            MemorySource(rows),
+            partial(self._released, bootstrap_room, room, False),
+            finished=True,
+        )
 
     def close_room(self, room: int, why: str) -> Delivered:
         """Forget a request; returns when nothing of its memory is read any more."""

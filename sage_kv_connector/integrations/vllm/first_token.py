@@ -41,5 +41,4 @@ class FirstTokenOffers:
         def ended(_: Outcome) -> None:
             self._free.append(slot)
 
-        self._core.offer(transfer, MemorySource(segment), ended)
-        self._core.finish(transfer)
+        self._core.offer(transfer, MemorySource(segment), ended, finished=True)
