@@ -125,6 +125,10 @@ def decode(payload: bytes, kind: type[Body]) -> Body:
             f"transfer_id has {len(body.transfer_id)} characters (allowed: 1 to {MAX_TRANSFER_ID}), "
             f"timeout_ms is {body.timeout_ms} (must be positive)"
         )
+    if isinstance(body, Offered) and not any(body.flags) <= len(body.transfer_id) <= MAX_TRANSFER_ID:
+        raise BodyError(
+            f"transfer_id has {len(body.transfer_id)} characters, allowed: {int(any(body.flags))} to {MAX_TRANSFER_ID}"
+        )
     if isinstance(body, Clear) and len(body.prefix) > MAX_KEY:
         raise BodyError(f"prefix has {len(body.prefix)} characters, at most {MAX_KEY} are allowed")
     return body

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.integrations.sglang.manager import options_from_environment
+from sage_kv_connector.integrations.sglang.options import options_from_environment
 
 #: SGLang's own keys in the same object.
 _SGLANG = ("backend_name", "module_path", "class_name", "interface_v1", "allocator", "file_storage_path")

@@ -9,7 +9,6 @@ thread only enqueues; what ended comes on the engine's control thread and become
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_parallel
 
-from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
@@ -37,18 +35,10 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.source import GrowingSource
 
 logger = logging.getLogger(__name__)
-
-#: Options of the transport, ``key=value`` separated by commas.
-CONFIG_ENV = "SAGE_KVT_CONFIG"
-
-
-def options_from_environment() -> KVTransportConfig:
-    """Raises ValueError naming the option that is not known or not allowed."""
-    words = [word for word in os.environ.get(CONFIG_ENV, "").split(",") if word]
-    return KVTransportConfig.from_words(words)
 
 
 def kv_transfer(room: int) -> str:
