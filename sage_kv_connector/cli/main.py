@@ -15,6 +15,7 @@ import typer
 from sage_kv_connector import __version__
 from sage_kv_connector.cli.presets import presets
 from sage_kv_connector.cli.report import emit, progress
+from sage_kv_connector.cli.store_commands import bench_store_command, store
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 bench = typer.Typer(
@@ -22,6 +23,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(presets, name="presets")
+app.command("store")(store)
+bench.command("store")(bench_store_command)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
 
@@ -143,32 +146,6 @@ def probe(
         progress.print(f"probe: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     emit(profile.model_dump(mode="json"), as_json=as_json, title="hardware", rows=probe_rows(profile))
-
-
-@app.command()
-def store(
-    capacity: Annotated[str, typer.Option(help="memory for KV, such as 8GiB")],
-    host: Annotated[
-        str, typer.Option(help="address to listen on; others than loopback need a secret")
-    ] = "auto",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="tcp port; 0: any free one")] = 0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="another option of the transport, key=value; may be repeated")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Keep KV of others in this process's memory, until SIGINT or SIGTERM.
-
-    Prints one line with its addresses when it serves, and one with its counters when it ended.
-    """
-    from sage_kv_connector.cli.store import parse_capacity, run_store, say
-
-    try:
-        for line in run_store(parse_capacity(capacity), host, port, option or ()):
-            say(line, as_json=as_json)
-    except (ValueError, OSError) as error:
-        progress.print(f"store: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _contenders(text: str) -> list[str]:

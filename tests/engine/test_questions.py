@@ -13,7 +13,7 @@ from sage_kv_connector.engine import messages as m
 from sage_kv_connector.engine import questions
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.questions import Question, Reply
-from sage_kv_connector.engine.session import PeerAddress
+from sage_kv_connector.engine.session import PeerAddress, Session
 
 MakeCore = Callable[..., EngineCore]
 
@@ -153,5 +153,10 @@ def test_a_number_that_is_open_ends_the_session(cores: tuple[EngineCore, EngineC
     asked.serve("silent", lambda question, body: None)
     replies: queue.Queue[Reply] = queue.Queue()
     asker.ask(address(asked), "silent", b"", replies.put, 30.0)
-    asker.sessions.get(address(asked), lambda session, _: session and session.send(m.Ask(1, "silent", b"")))
+
+    def again(session: Session | None, why: str) -> None:
+        assert session is not None
+        session.send(m.Ask(1, "silent", b""))
+
+    asker.update("", lambda: asker.sessions.get(address(asked), again))
     assert replies.get(timeout=5).code == "lost"

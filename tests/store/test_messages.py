@@ -16,8 +16,8 @@ items = st.dictionaries(texts, st.integers(1, sm.MAX_ITEM_BYTES), min_size=1, ma
 )
 valid = st.one_of(
     st.builds(sm.Where, texts, texts, st.lists(texts).map(tuple)),
-    st.builds(lambda t, i, ms: sm.Put(t, *i, ms), texts, items, st.integers(1, 1 << 40)),
-    items.map(lambda i: sm.Get(*i)),
+    st.builds(lambda t, i, ms: sm.Put(t, i[0], i[1], ms), texts, items, st.integers(1, 1 << 40)),
+    items.map(lambda i: sm.Get(i[0], i[1])),
     st.builds(sm.Offered, texts, flags),
     items.map(lambda i: sm.Held(i[0])),
     st.builds(sm.Flags, flags),

@@ -101,11 +101,12 @@ def test_a_silent_server_is_a_miss_at_the_deadline(liar: EngineCore, in_process_
         liar.serve(verb, lambda question, body: None)
     client = in_process_client(*liar.addresses, deadline_s=0.3)
     pages = Pages(client, 2, 1000)
-    for call in (
+    calls: list[Callable[[], list[bool]]] = [
         lambda: client.put(KEYS, pages.items),
         lambda: client.get(KEYS, pages.items),
         lambda: client.held(KEYS),
-    ):
+    ]
+    for call in calls:
         begun = time.monotonic()
         assert call() == [False, False]
         assert 0.25 < time.monotonic() - begun < 1.5
