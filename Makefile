@@ -27,11 +27,13 @@ test-vendor-headers:
 test-engines: test-vllm
 
 test-vllm:
-	$(RUN) python -m pytest -q integration_tests --ignore integration_tests/test_sglang.py $(ARGS)
+	$(RUN) python -m pytest -q integration_tests --ignore integration_tests/test_sglang.py \
+		--ignore-glob 'integration_tests/test_hicache*.py' $(ARGS)
 
 # Not part of `test` yet. SGLang's pins conflict with vLLM's: it has an environment of its own.
 test-sglang:
-	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py $(ARGS)
+	$(RUN) --sglang python -m pytest -q integration_tests/test_sglang.py \
+		integration_tests/test_hicache_pools.py integration_tests/test_hicache.py $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

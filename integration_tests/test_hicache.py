@@ -179,18 +179,18 @@ def test_a_flipped_byte_is_a_miss_and_the_answer_is_right(servers: Servers) -> N
     assert "checksum" in servers.far.log.read_text()
 
 
-def test_another_layout_does_not_share_and_works_as_well(servers: Servers) -> None:
+def test_another_layout_and_tp_size_do_not_share_and_work_as_well(servers: Servers) -> None:
     prompt, expected = recall_prompt(14, 500)
     before = counters(servers.client).put_entries
     ask(servers.near, prompt)
     put_entries(servers, before + 31)
     layers = sglang_server(
-        "hicache-layers", servers.options, extra=hicache(servers.store.address("tcp"), "layer_first")
-    )
+        "hicache-layers-tp2", servers.options, tp_size=2, extra=hicache(servers.store.address("tcp"), "layer_first")
+    )  # fmt: skip
     with running(layers):
         before = counters(servers.client).put_entries
         assert ask(layers, prompt)[:2] == (expected, 0)
-        put_entries(servers, before + 31)
+        put_entries(servers, before + 2 * 31)  # each rank its own heads
         forget(layers)
         assert ask(layers, prompt)[:2] == (expected, 31 * PAGE)
 
@@ -207,12 +207,12 @@ def test_a_store_that_dies_costs_no_request_and_another_one_serves(servers: Serv
         assert "is left alone for" in server.log.read_text()
     port = int(servers.store.address("tcp").rpartition(":")[2])
     with store_process("256MiB", port=port, env=servers.secret):
+        seeds = iter(range(100, 200))
 
         def kept_again() -> bool:
-            seed = int(time.monotonic() * 1000) % 100_000
-            again, right = recall_prompt(seed, 400)
-            assert ask(servers.near, again).token_ids == right
-            return (servers.client.stats() or before).put_entries >= 24
+            another, right = recall_prompt(next(seeds), 400)
+            assert ask(servers.near, another).token_ids == right
+            stats = servers.client.stats()
+            return stats is not None and stats.put_entries >= 24
 
-        before = Stats(*[0] * 13)
         wait_until(kept_again, 60.0, lambda: f"{servers.client.stats()}")

@@ -76,6 +76,7 @@ class StoreClient:
         self._backoff = backoff or Backoff()
         self._lock = threading.Lock()
         self._peer: PeerAddress | None = None
+        self._closed = False
         self._core = EngineCore(config)
         self._core.start(listen=False)
 
@@ -122,6 +123,8 @@ class StoreClient:
         return self._guarded(lambda: self._ask(sm.STATS, sm.Empty(), sm.Stats, until))
 
     def close(self) -> None:
+        """End what is under way, as misses; so are all calls from now on."""
+        self._closed = True
         self._core.close()
 
     def _in_batches(self, keys: Sequence[str], items: Sequence[Segments], move: _Move) -> list[bool]:
@@ -212,8 +215,8 @@ class StoreClient:
             return self._peer
 
     def _guarded(self, call: Callable[[], _T]) -> _T | None:
-        """None for what did not work; nothing is tried during a pause."""
-        if self._backoff.pausing:
+        """None for what did not work; nothing is tried during a pause, nor after ``close``."""
+        if self._closed or self._backoff.pausing:
             return None
         try:
             result = call()

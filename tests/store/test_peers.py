@@ -244,3 +244,25 @@ def test_a_put_of_what_is_never_offered_keeps_nothing(
     asker.ask(PeerAddress("", 0, store.addresses), sm.PUT, body, replies.put, 5.0)
     assert sm.decode(replies.get(timeout=5).body, sm.Flags).flags == (False,)
     assert store.stats().entries == 0
+
+
+def test_a_store_that_never_started_closes_at_once(memory_backend: None) -> None:
+    store = KVStore(1 << 20)
+    begun = time.monotonic()
+    store.close()
+    assert time.monotonic() - begun < 5
+
+
+def test_closing_a_client_ends_its_calls_as_misses(liar: EngineCore, in_process_client: MakeClient) -> None:
+    asked = threading.Event()
+    liar.serve(sm.GET, lambda question, body: asked.set())
+    client = in_process_client(*liar.addresses, deadline_s=20.0)
+    pages = Pages(client, 2, 1000)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, KEYS, pages.items)
+        assert asked.wait(5)
+        client.close()
+        assert waiting.result(5) == [False, False]
+    assert client.put(KEYS, pages.items) == [False, False] and client.held(KEYS) == [False, False]
+    assert time.monotonic() - begun < 5

@@ -40,13 +40,19 @@ class _Pool:
         self._pool = pool
         self.page_size = int(getattr(pool, "page_size", 1) or 1)
         try:
-            _, sizes = pool.get_page_buffer_meta(torch.arange(self.page_size))
+            pointers, sizes = pool.get_page_buffer_meta(torch.arange(self.page_size))
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ValueError(
                 f"host pool {name} ({type(pool).__name__}, layout {getattr(pool, 'layout', None)!r}) tells no "
                 f"addresses of its pages, which sage_kvt needs: {error}"
             ) from error
         self._pieces = tuple(int(size) for size in sizes)
+        spans = self.extents()
+        if not all(
+            any(start <= at and at + size <= start + length for start, length in spans)
+            for at, size in zip(pointers, sizes, strict=True)
+        ):
+            raise ValueError(f"host pool {name} ({type(pool).__name__}) names pages outside of its buffers")
         digest = page_namespace(storage_config, pool, self._pieces, namespace)
         self.prefix = f"{digest}:{name}:"
         #: Flat copies of pages may be in another order than their pieces.
