@@ -27,6 +27,7 @@ from sage_kv_connector.cli.vllm_processes import free_port, running
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.store.client import StoreClient
 from sage_kv_connector.store.messages import Stats
+from sage_kv_connector.store.server import KVStore
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 
@@ -206,13 +207,26 @@ def test_a_store_that_dies_costs_no_request_and_another_one_serves(servers: Serv
         assert answer.seconds < 20
         assert "is left alone for" in server.log.read_text()
     port = int(servers.store.address("tcp").rpartition(":")[2])
-    with store_process("256MiB", port=port, env=servers.secret):
+    config = KVTransportConfig.load({"host": "127.0.0.1", "port": port, "secret": servers.secret[SECRET_ENV]})
+    another = KVStore(64 << 20, config)
+    another.start()
+    try:
         seeds = iter(range(100, 200))
 
         def kept_again() -> bool:
-            another, right = recall_prompt(next(seeds), 400)
-            assert ask(servers.near, another).token_ids == right
-            stats = servers.client.stats()
-            return stats is not None and stats.put_entries >= 24
+            some, right = recall_prompt(next(seeds), 400)
+            assert ask(servers.near, some).token_ids == right
+            return another.stats().put_entries >= 24
 
-        wait_until(kept_again, 60.0, lambda: f"{servers.client.stats()}")
+        wait_until(kept_again, 60.0, lambda: f"{another.stats()}")
+        # That the answers above came from the store's bytes: with other bytes there they are other answers.
+        prompt, expected = recall_prompt(16, 700)
+        before = another.stats().put_entries
+        assert ask(servers.near, prompt)[:2] == (expected, 0)
+        wait_until(lambda: another.stats().put_entries >= before + 43, 20.0)
+        another._memory[:] = 0
+        forget(servers.near)
+        answer = ask(servers.near, prompt)
+        assert answer.stored == 43 * PAGE and answer.token_ids != expected
+    finally:
+        another.close()

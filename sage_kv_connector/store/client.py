@@ -130,7 +130,7 @@ class StoreClient:
     def _in_batches(self, keys: Sequence[str], items: Sequence[Segments], move: _Move) -> list[bool]:
         if len(keys) != len(items):
             raise ValueError(f"items has {len(items)} entries, keys has {len(keys)}")
-        sizes = [int(segments[:, 1].sum()) for segments in items]
+        sizes = _sizes(items)
         if not all(0 < size <= sm.MAX_ITEM_BYTES for size in sizes):
             raise ValueError(f"an item has no bytes, or more than {sm.MAX_ITEM_BYTES}")
         until = time.monotonic() + self._deadline_s
@@ -230,6 +230,16 @@ class StoreClient:
             return None
         self._backoff.worked()
         return result
+
+
+def _sizes(items: Sequence[Segments]) -> list[int]:
+    """Bytes of each item; 0 for one without segments."""
+    counts = [len(segments) for segments in items]
+    if not all(counts):
+        return [0] * len(items)
+    starts = np.cumsum([0, *counts[:-1]])
+    sizes: list[int] = np.add.reduceat(np.concatenate(items)[:, 1], starts).tolist() if items else []
+    return sizes
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[slice]:

@@ -300,3 +300,6 @@ def test_bad_keys_are_the_callers_error(
             call(keys, pages.items)
     with pytest.raises(ValueError, match="items has 1 entries, keys has 2"):
         client.put(["a", "b"], pages.items)
+    with pytest.raises(ValueError, match="an item has no bytes"):
+        client.put(["a"], [pages.items[0][:0]])
+    assert client.put([], []) == client.get([], []) == client.held([]) == []
