@@ -46,7 +46,11 @@ class StoreFailure(Exception):
 
 
 class StoreClient:
-    """Life: construct (connects at the first call) → … → close (idempotent)."""
+    """Life: construct (connects at the first call) → … → close (idempotent).
+
+    Only where this process's own control thread hangs does a call raise TimeoutError: what it would say
+    about the memory is not known then.
+    """
 
     def __init__(
         self,
