@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What HiCache's host pool needs of CUDA, done by the CPU: nothing to register, and plain copies of pages.
+"""What HiCache's host pool needs of CUDA and of a large machine, done without: nothing to register, plain copies
+of pages, and a smaller reserve of memory.
 
 SGLang's host pool registers its memory with CUDA and moves pages by ``sgl_kernel.kvcacheio``, which a machine
 without CUDA lacks. These do the same between two tensors in host memory. Signatures: SGLang 0.5.23,
@@ -54,7 +55,9 @@ def copy_to_pages(
 
 
 #: Module of SGLang → names in it and what they are replaced by.
-REPLACED: dict[str, dict[str, Callable[..., None]]] = {
+REPLACED: dict[str, dict[str, Callable[..., None] | int]] = {
+    # SGLang leaves 10 GiB of memory to others, more than small machines have beside two servers.
+    "sglang.srt.mem_cache.pool_host.base": {"HICACHE_HOST_MEMORY_RESERVE_BYTES": 1 << 30},
     "sglang.srt.mem_cache.pool_host.common": {
         "_cuda_host_register": register_nothing,
         "_cuda_host_unregister": register_nothing,
