@@ -9,6 +9,7 @@ Interfaces: ``mem_cache/hicache_storage.py`` and ``managers/cache_controller.py`
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -87,6 +88,7 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         self._namespace = options.namespace
         self._client = StoreClient(options.addresses, options.transport, deadline_s=options.deadline_s)
         self._bounce: Bounce | None = None
+        self._bounce_lock = threading.Lock()
         self._pools: dict[str, _Pool] = {}
         self._registered: set[tuple[int, int]] = set()
         if not storage_config.extra_config.get("interface_v1"):
@@ -209,9 +211,10 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         return [prefix + key for key in keys]
 
     def _copies(self) -> Bounce:
-        if self._bounce is None:
-            self._bounce = Bounce(self._client)
-        return self._bounce
+        with self._bounce_lock:
+            if self._bounce is None:
+                self._bounce = Bounce(self._client)
+            return self._bounce
 
     # -- all of it
 
