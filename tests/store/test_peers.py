@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from sage_kv_connector.backends.base import Status
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.questions import Question, Reply
 from sage_kv_connector.engine.session import PeerAddress
@@ -161,6 +162,21 @@ def test_a_put_that_is_under_way_is_not_seen_and_a_second_one_waits_for_it(
     assert back.content(0) == pages.content(0), "kept once: the first one's"
     stats = store.stats()
     assert stats.put_entries == 2 and stats.entries == 2
+
+
+def test_a_put_that_fails_on_its_way_keeps_nothing_and_may_be_tried_again(
+    store: KVStore, in_process_client: MakeClient
+) -> None:
+    client = in_process_client(*store.addresses)
+    pages = Pages(client, 2, 1000, seed=1)
+    backend = client._core.backends["memory"]
+    assert isinstance(backend, MemoryBackend)
+    backend.fail_window = Status.CHECKSUM_MISMATCH
+    assert client.put(KEYS, pages.items) == [False, False]
+    assert client.held(KEYS) == [False, False]
+    assert store.stats().failed_transfers == 1 and store.stats().entries == 0
+    backend.fail_window = None
+    assert client.put(KEYS, pages.items) == [True, True]
 
 
 def test_a_client_that_ends_in_a_put_leaves_nothing(store: KVStore, in_process_client: MakeClient) -> None:
