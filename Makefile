@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
-SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang
+SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
 .PHONY: demo test test-unit test-cpp test-engines test-vllm test-sglang test-vendor-headers lint bench shell build wheel clean
 

@@ -15,6 +15,7 @@ import typer
 from sage_kv_connector import __version__
 from sage_kv_connector.cli.presets import presets
 from sage_kv_connector.cli.report import emit, progress
+from sage_kv_connector.cli.store_commands import bench_store_command, store
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 bench = typer.Typer(
@@ -22,6 +23,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(presets, name="presets")
+app.command("store")(store)
+bench.command("store")(bench_store_command)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
 

@@ -80,8 +80,9 @@ class Consumer:
         return len(self._by_generation)
 
     def subscribe(
-        self, peer: PeerAddress, wanted: Wanted, on_outcome: Callable[[Outcome], None]
+        self, peer: PeerAddress | Session, wanted: Wanted, on_outcome: Callable[[Outcome], None]
     ) -> Subscription:
+        """Begin to fetch, over a session with ``peer`` (dialled if need be) or over this very session."""
         subscription = Subscription(wanted, on_outcome)
         self._by_generation[subscription.generation] = subscription
 
@@ -89,7 +90,12 @@ class Consumer:
             self._fail(subscription, f"the deadline of {wanted.deadline_s:.0f} s passed")
 
         subscription.deadline = self._loop.call_later(wanted.deadline_s, late)
-        self._sessions.get(peer, lambda session, why: self._on_session(subscription, session, why))
+        if isinstance(peer, PeerAddress):
+            self._sessions.get(peer, lambda session, why: self._on_session(subscription, session, why))
+        elif self._sessions.find(peer.backend, peer.connection) is peer:
+            self._on_session(subscription, peer, "")
+        else:
+            self._fail(subscription, "the session was lost before the subscription")
         return subscription
 
     def cancel(self, subscription: Subscription) -> None:

@@ -11,7 +11,6 @@ flight ends with an error, every offer is released).
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
@@ -19,7 +18,7 @@ from typing import cast
 
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
-from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.device_runtime import DeviceMemory
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
@@ -28,9 +27,11 @@ from sage_kv_connector.engine.consumer import Consumer, Subscription, Wanted
 from sage_kv_connector.engine.conversions import Conversions, ConversionSource, CpuConversions
 from sage_kv_connector.engine.device_conversions import DeviceConversions
 from sage_kv_connector.engine.handshake import Identity
+from sage_kv_connector.engine.listen_address import advertised_host, bracket, listen_host
 from sage_kv_connector.engine.loop import ControlLoop, EventSource
 from sage_kv_connector.engine.planner import default_lanes, enabled_backends
 from sage_kv_connector.engine.producer import OnReleased, Producer
+from sage_kv_connector.engine.questions import Handler, OnReply, Questions
 from sage_kv_connector.engine.session import PeerAddress, Session, SessionTable
 from sage_kv_connector.engine.source import Source
 
@@ -59,7 +60,7 @@ class EngineCore:
         self.engine_id = engine_id or secrets.token_hex(8)
         self.rank = rank
         secret = config.resolved_secret()
-        self._host = _listen_host(config, secret)
+        self._host = listen_host(config, secret)
         names = enabled_backends(config, on_device=device is not None)
         self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
         for backend in self.backends.values():
@@ -83,25 +84,30 @@ class EngineCore:
         self.sessions.loop = self._loop
         self._producer = Producer(self._loop, config, schema, self._conversions)
         self._consumer = Consumer(self._loop, self.sessions, schema, self._conversions, config.target_dtype)
+        self._questions = Questions(self._loop, self.sessions)
         self._closed = False
         self.addresses: tuple[str, ...] = ()
 
-    def start(self) -> None:
-        """Listen and run. Raises OSError naming the address that can't be bound."""
-        self.addresses = tuple(self._listen(name, backend) for name, backend in self.backends.items())
+    def start(self, *, listen: bool = True) -> None:
+        """Listen and run; without ``listen`` it only connects.
+
+        Raises OSError naming the address that can't be bound.
+        """
+        if listen:
+            self.addresses = tuple(self._listen(name, backend) for name, backend in self.backends.items())
         self._loop.start()
 
     def _listen(self, name: str, backend: Backend) -> str:
         if backend.capabilities.same_node_only:
             return backend.listen(f"{name}://")
         port = self.config.port + self.rank if self.config.port else 0
-        bound = backend.listen(f"{name}://{_bracket(self._host)}:{port}")
+        bound = backend.listen(f"{name}://{bracket(self._host)}:{port}")
         bound_port = bound.rpartition(":")[2]
         host = advertised_host(self.config)
         advertised = self.config.advertise_port
         if advertised is not None:
             bound_port = str(advertised + self.rank)
-        return f"{name}://{_bracket(host)}:{bound_port}"
+        return f"{name}://{bracket(host)}:{bound_port}"
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
         """Let posts and windows use these (address, length) spans of the KV cache, until ``close``."""
@@ -191,12 +197,15 @@ class EngineCore:
 
     def subscribe(
         self,
-        peer: PeerAddress,
+        peer: PeerAddress | Session,
         wanted: Wanted,
         on_outcome: Callable[[Outcome], None],
         on_started: Callable[[Subscription], None] | None = None,
     ) -> None:
-        """See :class:`Consumer`. ``on_started`` gives the handle for ``cancel``, before any outcome."""
+        """See :class:`Consumer`. A session as ``peer`` is that of a question.
+
+        ``on_started`` gives the handle for ``cancel``, before any outcome.
+        """
 
         def run() -> None:
             subscription = self._consumer.subscribe(peer, wanted, on_outcome)
@@ -227,6 +236,21 @@ class EngineCore:
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         self._loop.submit(lambda: self._consumer.renew(peer, transfer_ids))
 
+    # -- questions
+
+    def ask(self, peer: PeerAddress, verb: str, body: bytes, on_reply: OnReply, timeout_s: float) -> None:
+        """See :class:`Questions`; ``on_reply`` is called once. Raises ValueError for what no message can hold."""
+        if not 0 < len(verb) <= m.MAX_VERB or len(body) > m.MAX_BODY:
+            raise ValueError(
+                f"question {verb[: m.MAX_VERB]!r} with a body of {len(body)} bytes: a verb has 1 to {m.MAX_VERB} "
+                f"characters, a body at most {m.MAX_BODY} bytes"
+            )
+        self._loop.submit(lambda: self._questions.ask(peer, verb, body, on_reply, timeout_s))
+
+    def serve(self, verb: str, handler: Handler) -> None:
+        """Let ``handler`` answer the peers' questions with this verb, on the control thread, now or later."""
+        self._loop.submit(lambda: self._questions.serve(verb, handler))
+
     # -- both
 
     def counters(self) -> dict[str, int]:
@@ -241,6 +265,7 @@ class EngineCore:
             "posting_ns": self._producer.posting_ns,
             "offers": len(self._producer),
             "subscriptions": len(self._consumer),
+            "questions": len(self._questions),
             "sessions": len(self.sessions),
         }
         return totals
@@ -250,6 +275,7 @@ class EngineCore:
             return
         self._closed = True
         try:
+            self._loop.call(self._questions.close, CALL_TIMEOUT_S)
             self._loop.call(self._producer.close, CALL_TIMEOUT_S)
             self._loop.call(self._consumer.close, CALL_TIMEOUT_S)
         finally:
@@ -285,6 +311,10 @@ class EngineCore:
                 self._producer.on_release(message)
             case m.Renew():
                 self._producer.on_renew(message)
+            case m.Ask():
+                self._questions.on_ask(session, message)
+            case m.Answer():
+                self._questions.on_answer(session, message)
             case m.Failed():
                 self._consumer.on_failed(session, message)
             case m.Reject():
@@ -296,45 +326,4 @@ class EngineCore:
     def _on_closed(self, session: Session, why: str) -> None:
         self._producer.on_closed(session, why)
         self._consumer.on_closed(session, why)
-
-
-def advertised_host(config: KVTransportConfig) -> str:
-    """Where peers reach this node. Raises ValueError as ``EngineCore`` for a host that needs a secret."""
-    return config.advertise_host or _reachable_host(_listen_host(config, config.resolved_secret()))
-
-
-def _listen_host(config: KVTransportConfig, secret: bytes) -> str:
-    if config.host == "auto":
-        return "0.0.0.0" if secret else "127.0.0.1"
-    if not secret and not _is_loopback(config.host):
-        raise ValueError(
-            f"host {config.host!r} is reachable from other machines, so a shared secret is needed: "
-            f"set secret, secret_file or ${SECRET_ENV} on every server (or host=127.0.0.1)"
-        )
-    return config.host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _reachable_host(host: str) -> str:
-    """The address to advertise for a wildcard: that of the interface with the default route."""
-    if host not in ("0.0.0.0", "::"):
-        return host
-    import socket
-
-    family, probe = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((probe, 9))  # a datagram socket sends nothing: this only looks up the route
-            return str(sock.getsockname()[0])
-        except OSError:
-            return "127.0.0.1" if family == socket.AF_INET else "::1"
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        self._questions.on_closed(session, why)

@@ -89,8 +89,11 @@ class ControlLoop:
             os.eventfd_write(self._wake, 1)
 
     def call(self, command: Callable[[], object], timeout_s: float) -> None:
-        """Run ``command`` on the control thread and wait for it. Raises what it raised, or TimeoutError."""
-        if threading.current_thread() is self._thread:
+        """Run ``command`` on the control thread and wait for it. Raises what it raised, or TimeoutError.
+
+        Where that thread does not run (yet, or any more), nothing else owns the state: it runs here then.
+        """
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
             command()
             return
         done: Future[None] = Future()

@@ -7,7 +7,7 @@ import msgspec
 
 from sage_kv_connector.format.wire_format import WireFormat
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: Longest texts that are accepted from a peer, in characters and bytes.
 MAX_TRANSFER_ID = 256
@@ -19,6 +19,9 @@ MAX_PAGE_RUNS = 1 << 16
 MAX_PART_BYTES = 16 << 20
 MAX_PART_TOKENS = 1 << 16
 MAX_READERS = 4096
+#: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
+MAX_VERB = 64
+MAX_BODY = (1 << 20) - (32 << 10)
 
 
 class ProtocolError(Exception):
@@ -158,6 +161,23 @@ class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):
     transfer_ids: tuple[str, ...]
 
 
+class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
+    """Either way: a question to whatever serves ``verb`` there. ``number`` is the asker's own."""
+
+    number: int
+    verb: str
+    body: bytes
+
+
+class Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
+    """To the Ask with this number; an empty ``code`` means that ``body`` is the answer."""
+
+    number: int
+    code: str
+    detail: str
+    body: bytes
+
+
 class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
     """Either way, while something is in flight."""
 
@@ -182,6 +202,8 @@ Message = (
     | Cancel
     | Release
     | Renew
+    | Ask
+    | Answer
     | Ping
     | Pong
 )
@@ -219,9 +241,27 @@ def _check(message: Message) -> None:
         case Renew(transfer_ids=ids):
             for tid in ids:
                 _check_transfer_id(tid)
+        case Ask(verb=verb):
+            _check_length("verb", verb, 1, MAX_VERB)
+            _check_question(message)
+        case Answer(code=code):
+            _check_length("code", code, 0, MAX_VERB)
+            _check_question(message)
     detail = getattr(message, "detail", "")
     if len(detail) > MAX_DETAIL:
         raise ProtocolError(f"detail has {len(detail)} characters, at most {MAX_DETAIL} are allowed")
+
+
+def _check_length(name: str, text: str, low: int, high: int) -> None:
+    if not low <= len(text) <= high:
+        raise ProtocolError(f"{name} has {len(text)} characters, allowed: {low} to {high}")
+
+
+def _check_question(message: Ask | Answer) -> None:
+    if not 0 < message.number < 1 << 64:
+        raise ProtocolError(f"number is {message.number}, allowed: 1 to 2**64 - 1")
+    if len(message.body) > MAX_BODY:
+        raise ProtocolError(f"body has {len(message.body)} bytes, at most {MAX_BODY} are allowed")
 
 
 def _check_transfer_id(transfer_id: str) -> None:

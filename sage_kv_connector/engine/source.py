@@ -9,6 +9,7 @@ page its planes; a consumer lays its segments out in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -112,6 +113,36 @@ class MemorySource:
 
     def part(self, request: SubscribePart) -> PartReader:
         raise SelectionError("this transfer is plain memory, it has no tokens to convert")
+
+
+class ItemSource:
+    """Memory in items, ready at once; a subscription selects items as pages of group 0, or takes all.
+
+    ``items``: the segments of each item, shape (n, 2); a window holds the selected ones in ascending order.
+    """
+
+    def __init__(self, items: Sequence[Segments]) -> None:
+        self._items = items
+
+    def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
+        chosen: Iterable[int] = range(len(self._items))
+        if len(selection) > 1 or (selection and selection[0].group != 0):
+            raise SelectionError("these are items: select them as pages of group 0")
+        if selection:
+            first, count = selection[0].runs[-1] if selection[0].runs else (0, 0)
+            if first + count > len(self._items):
+                raise SelectionError(f"items: {len(self._items)} here, up to {first + count} asked for")
+            chosen = page_indices(selection[0].runs)
+        return MemorySource(gathered_segments(self._items, chosen)).reader((), nbytes)
+
+    def part(self, request: SubscribePart) -> PartReader:
+        raise SelectionError("this transfer is items of memory, it has no tokens to convert")
+
+
+def gathered_segments(items: Sequence[Segments], chosen: Iterable[int]) -> Segments:
+    """The segments of the chosen items, one after the other; shape (n, 2)."""
+    parts = [items[int(index)] for index in chosen]
+    return np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.uint64)
 
 
 class _MemoryReader:

@@ -36,6 +36,8 @@ valid = st.one_of(
     st.builds(m.Release, names),
     st.builds(m.Renew, st.lists(names).map(tuple)),
     st.builds(m.Ping, u63),
+    st.builds(m.Ask, u63, names, st.binary(max_size=64)),
+    st.builds(m.Answer, u63, st.text(max_size=64), names, st.binary(max_size=64)),
 )
 
 
@@ -63,6 +65,8 @@ def test_flipped_bytes_never_escape_the_bounds(message: m.Message, data: st.Data
     if isinstance(decoded, m.Subscribe):
         assert decoded.nbytes > 0 and decoded.generation > 0
         assert all(count > 0 for part in decoded.selection for _, count in part.runs)
+    if isinstance(decoded, m.Ask | m.Answer):
+        assert decoded.number > 0 and len(decoded.body) <= m.MAX_BODY
 
 
 def subscribe(**changes: object) -> bytes:
@@ -83,6 +87,13 @@ def subscribe(**changes: object) -> bytes:
         (subscribe(selection=(m.PageRuns(1, ()), m.PageRuns(1, ()))), "group 1 twice"),
         (m.encode(m.Hello((1,), "e", 0, b"short")), "nonce has 5 bytes"),
         (m.encode(m.Failed("t", 1, "c", "x" * 5000)), "detail has 5000 characters"),
+        (m.encode(m.Ask(0, "v", b"")), "number is 0"),
+        (m.encode(m.Ask(1, "", b"")), "verb has 0 characters"),
+        (m.encode(m.Ask(1, "v" * 65, b"")), "verb has 65 characters"),
+        (m.encode(m.Ask(1, "v", b"x" * (m.MAX_BODY + 1))), f"body has {m.MAX_BODY + 1} bytes"),
+        (m.encode(m.Answer(1, "c" * 65, "", b"")), "code has 65 characters"),
+        (m.encode(m.Answer(1, "c", "x" * 5000, b"")), "detail has 5000 characters"),
+        (m.encode(m.Answer(1, "", "", b"x" * (m.MAX_BODY + 1))), f"body has {m.MAX_BODY + 1} bytes"),
         (b"\x93\xa5hello", "not valid"),
     ],
 )

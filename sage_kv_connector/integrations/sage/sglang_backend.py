@@ -196,7 +196,7 @@ def _engine(model: str, role: str, options: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def _environment(config: KVTransportConfig, directory: Path) -> Iterator[None]:
     """What SGLang's scheduler processes find while they are started: our options, and where to say what they hold."""
-    from sage_kv_connector.integrations.sglang.manager import CONFIG_ENV
+    from sage_kv_connector.integrations.sglang.options import CONFIG_ENV
     from sage_kv_connector.integrations.sglang.registered import DIRECTORY_ENV
 
     given = config.model_dump(exclude_unset=True, exclude={"config_file", "secret"})

@@ -17,7 +17,7 @@ from sage_kv_connector.cli.vllm_processes import free_port
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.registered import RegisteredKV
-from sage_kv_connector.engine.core import advertised_host
+from sage_kv_connector.engine.listen_address import advertised_host
 from sage_kv_connector.integrations.bootstrap_room import new_room
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,

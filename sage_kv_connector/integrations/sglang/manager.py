@@ -9,7 +9,6 @@ enqueues; what ended comes on the engine's control thread and becomes a status.
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
-from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.planner import node_id
@@ -40,20 +38,13 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.registered import write_rank
 
 logger = logging.getLogger(__name__)
 
-#: Options of the transport, ``key=value`` separated by commas.
-CONFIG_ENV = "SAGE_KVT_CONFIG"
 #: SGLang keeps page 0 for padding: its memory is there, its content is nobody's.
 PADDING_PAGE = 0
-
-
-def options_from_environment() -> KVTransportConfig:
-    """Raises ValueError naming the option that is not known or not allowed."""
-    words = [word for word in os.environ.get(CONFIG_ENV, "").split(",") if word]
-    return KVTransportConfig.from_words(words)
 
 
 class _Room:

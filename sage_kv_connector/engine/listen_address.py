@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an engine listens, and under which address its peers reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+
+
+def listen_host(config: KVTransportConfig, secret: bytes) -> str:
+    if config.host == "auto":
+        return "0.0.0.0" if secret else "127.0.0.1"
+    if not secret and not _is_loopback(config.host):
+        raise ValueError(
+            f"host {config.host!r} is reachable from other machines, so a shared secret is needed: "
+            f"set secret, secret_file or ${SECRET_ENV} on every server (or host=127.0.0.1)"
+        )
+    return config.host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable_host(host: str) -> str:
+    """The address to advertise for a wildcard: that of the interface with the default route."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    family, probe = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((probe, 9))  # a datagram socket sends nothing: this only looks up the route
+            return str(sock.getsockname()[0])
+        except OSError:
+            return "127.0.0.1" if family == socket.AF_INET else "::1"
+
+
+def advertised_host(config: KVTransportConfig) -> str:
+    """Where peers reach this node. Raises ValueError as ``listen_host``."""
+    return config.advertise_host or _reachable_host(listen_host(config, config.resolved_secret()))
+
+
+def bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
