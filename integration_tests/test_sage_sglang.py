@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -203,5 +204,6 @@ def test_a_closed_engine_says_so_and_its_kv_is_gone(pair: Pair) -> None:
     for method, arguments in (("prefill", ("r", [5])), ("register_kv", ())):
         assert "RuntimeError: this backend was closed" in pair.prefill.call(method, *arguments)["error"]
     error = pair.decode.call("decode", prefilled, 8)["error"]
-    assert error.startswith("HandoverError: ") and "lost" in error, error
+    # Whichever decode notices first: the session's end, a refused connection, or the bootstrap server's.
+    assert re.search(r"HandoverError: .*(lost|no session|refused|[Bb]ootstrap server)", error), error
     assert pair.decode.call("close") is None
