@@ -300,6 +300,7 @@ def test_what_was_given_up_is_refused_at_once_until_it_is_offered_again(sides: t
     source = prefill.offer("room", [4, 5])
     prefill.ready("room", source, slice(None), 2)
     prefill.core.finish("room")
+    eventually(lambda: prefill.core.counters()["offers"] == 1)
     decode.subscribe(prefill, "room", range(2), [0, 1])
     assert decode.outcomes.get(timeout=5).ok and prefill.released.get(timeout=5).ok
 
