@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time to first token through two SGLang servers, ours and Mooncake's backend (tcp) in one run.
+"""Time to first token through two SGLang servers: ours over shm and over tcp, and Mooncake's backend (tcp), in one run.
 
     python3 scripts/environment.py --sglang --peers python -m scripts.bench_sglang [--page-size 16] [TOKENS ...]
 
-Both pairs stay up and take turns; the one not measured is stopped (SIGSTOP). Prefill attention is
-stubbed on all servers alike (baselines/README.md), so that the hand-over, not the model, is
-what is timed. A server alone shows what prefill itself takes: no hand-over can be faster. Prints one
-JSON object a prompt length: median and all seconds of each, ours / Mooncake's as median of the ratios
-within each round, and the seconds that each adds to the server alone.
+All pairs stay up and take turns; those not measured are stopped (SIGSTOP). Each prompt is asked for twice:
+
+* ``fresh``: prefill computes it while its pages stream. Prefill attention is stubbed on all servers alike
+  (baselines/README.md). A server alone shows what prefill itself takes: no hand-over is faster.
+* ``cached``: prefill has it in its prefix cache, decode does not, as in a conversation that goes on. What is
+  left is the hand-over: all pages go, hardly anything is computed.
+
+Prints one JSON object a prompt length: for each kind the median and all seconds of each contender, and for
+ours the medians over the rounds of its ratio to Mooncake's and of what it adds to a server alone.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import secrets
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -41,21 +46,24 @@ from sage_kv_connector.config import SECRET_ENV
 
 REPEATS = 5
 SETTLE_S = 0.5
-BACKENDS = {"ours": "sage_kvt", "mooncake": "mooncake"}
+#: Label → SGLang's backend, and our options.
+CONTENDERS: dict[str, tuple[str, dict[str, object]]] = {
+    "ours_shm": ("sage_kvt", {"backend": "shm"}),
+    "ours_tcp": ("sage_kvt", {"backend": "tcp"}),
+    "mooncake": ("mooncake", {}),
+}
+PEER, ALONE = "mooncake", "alone"
+KINDS = ("fresh", "cached")
 
 #: A prefill and a decode server, or a server alone.
 Servers = tuple[SglangProcess, ...]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description="See the module's text.")
-    options.add_argument("tokens", type=int, nargs="*", default=[2048, 8192])
-    options.add_argument("--page-size", type=int, default=64)
-    options.add_argument(
-        "--shape", default="bench", help="of the model: bench (16 KiB of KV a token) or heavy"
-    )
-    given = options.parse_args()
-    lengths = given.tokens
+    words = argparse.ArgumentParser(description="See the module's text.")
+    words.add_argument("tokens", type=int, nargs="*", default=[2048, 8192])
+    words.add_argument("--page-size", type=int, default=64)
+    given = words.parse_args()
     halves = core_halves()
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name:
         directory = Path(name)
@@ -66,27 +74,23 @@ def main() -> None:
             "MC_FORCE_TCP": "1",
             "PYTHONPATH": os.pathsep.join([str(ON_CPU), str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
         }
-        longest = max(lengths) + 64
-        common = (
-            "--page-size",
-            str(given.page_size),
-            "--disable-radix-cache",
-            "--chunked-prefill-size",
-            "2048",
-        )
-        servers = SglangOptions(
-            build_model(directory, given.shape), directory, longest, 3 * longest, common, env
-        )
+        longest = max(given.tokens) + 64
+        common = ("--page-size", str(given.page_size), "--chunked-prefill-size", "2048")
+        servers = SglangOptions(build_model(directory, "bench"), directory, longest, 3 * longest, common, env)
         pairs: dict[str, Servers] = {}
-        for label, backend in BACKENDS.items():
+        for label, (backend, options) in CONTENDERS.items():
             pairs[label] = (
-                sglang_server(f"{label}-prefill", servers, PREFILL, halves[0], backend=backend),
-                sglang_server(f"{label}-decode", servers, DECODE, halves[1], backend=backend),
+                sglang_server(
+                    f"{label}-prefill", servers, PREFILL, halves[0], backend=backend, transport=options
+                ),
+                sglang_server(
+                    f"{label}-decode", servers, DECODE, halves[1], backend=backend, transport=options
+                ),
             )
-        pairs["alone"] = (sglang_server("alone", servers, None, halves[0]),)
-        with running(*pairs["ours"]), running(*pairs["mooncake"]), running(*pairs["alone"]):
+        pairs[ALONE] = (sglang_server(ALONE, servers, None, halves[0]),)
+        with running(*(server for pair in pairs.values() for server in pair)):
             try:
-                for tokens in lengths:
+                for tokens in given.tokens:
                     print(json.dumps(compare(pairs, tokens)), flush=True)
             finally:
                 for pair in pairs.values():
@@ -94,9 +98,9 @@ def main() -> None:
 
 
 def compare(pairs: dict[str, Servers], tokens: int) -> dict[str, object]:
-    """Fresh prompts in turns, the first of each unmeasured."""
+    """Fresh prompts in turns, each twice; the first turn is not measured."""
     prompts = fresh_prompts(tokens)
-    seconds: dict[str, list[float]] = {label: [] for label in pairs}
+    seconds: dict[str, dict[str, list[float]]] = {kind: {label: [] for label in pairs} for kind in KINDS}
     for turn in range(REPEATS + 1):
         order = list(pairs)
         random.shuffle(order)
@@ -104,23 +108,30 @@ def compare(pairs: dict[str, Servers], tokens: int) -> dict[str, object]:
             for other, pair in pairs.items():
                 signal_pair(pair, signal.SIGCONT if other == label else signal.SIGSTOP)
             time.sleep(SETTLE_S)
-            servers, prompt = pairs[label], next(prompts)
-            if len(servers) == 1:
-                answer = generate(servers[0].url, prompt, max_tokens=2)
-            else:
-                answer = generate_on_pair(servers[0], servers[1], prompt, max_tokens=2)
-            if turn:
-                seconds[label].append(answer.ttft_s)
-    rounds = list(zip(seconds["ours"], seconds["mooncake"], seconds["alone"], strict=True))
+            prompt = next(prompts)
+            for kind in KINDS:
+                took = ask(pairs[label], prompt)
+                if turn:
+                    seconds[kind][label].append(took)
+    return {"prompt_tokens": tokens} | {kind: summary(found) for kind, found in seconds.items()}
+
+
+def ask(servers: Servers, prompt: list[int]) -> float:
+    if len(servers) == 1:
+        return generate(servers[0].url, prompt, max_tokens=2).ttft_s
+    return generate_on_pair(servers[0], servers[1], prompt, max_tokens=2).ttft_s
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, object]:
+    ours = [label for label in seconds if label not in (PEER, ALONE)]
+
+    def over_rounds(label: str, other: str, what: Callable[[float, float], float]) -> float:
+        return median(what(a, b) for a, b in zip(seconds[label], seconds[other], strict=True))
+
     return {
-        "prompt_tokens": tokens,
         "ttft_s": {label: median(values) for label, values in seconds.items()},
-        "ratio": median(ours / theirs for ours, theirs, _ in rounds),
-        "of_alone": median(ours / alone for ours, _, alone in rounds),
-        "added_s": {
-            "ours": median(ours - alone for ours, _, alone in rounds),
-            "mooncake": median(theirs - alone for _, theirs, alone in rounds),
-        },
+        "of_mooncake": {label: over_rounds(label, PEER, lambda a, b: a / b) for label in ours},
+        "added_s": {label: over_rounds(label, ALONE, lambda a, b: a - b) for label in [*ours, PEER]},
         "all_s": seconds,
     }
 

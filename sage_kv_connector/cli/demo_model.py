@@ -27,11 +27,9 @@ class ModelShape(NamedTuple):
 
 
 #: ``small``: quick to serve. ``bench``: 16 KiB of KV a token, the peers' figures were taken with that.
-#: ``heavy``: 128 KiB a token, as Llama-3-8B has in bf16 (32 layers, 8 kv heads of 128 channels).
 SHAPES = {
     "small": ModelShape(layers=4, heads=4, kv_heads=2, head_dim=64, hidden=128),
     "bench": ModelShape(layers=8, heads=8, kv_heads=8, head_dim=64, hidden=128),
-    "heavy": ModelShape(layers=32, heads=8, kv_heads=8, head_dim=128, hidden=32),
 }
 VOCABULARY = 256 + 2
 MAX_POSITIONS = 40960
