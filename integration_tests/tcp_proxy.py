@@ -48,10 +48,10 @@ class TcpProxy:
         self._go.set()
 
     def cut(self) -> None:
-        self.let_go()
         for sock in list(self._open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        self.let_go()  # now: what was held must not pass
 
     def close(self) -> None:
         self._listener.close()
