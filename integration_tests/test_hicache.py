@@ -6,6 +6,7 @@ Runs in SGLang's own environment (``make test-sglang``), with the shims of ``cli
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -125,8 +126,15 @@ def put_entries(servers: Servers, more_than: int) -> None:
 
 
 def forget(server: SglangProcess) -> None:
-    """Empty the server's own caches, on the device and in its host pool."""
-    post(server.url, "/flush_cache")
+    """Empty the server's own caches, on the device and in its host pool; it refuses while it still writes."""
+
+    def emptied() -> bool:
+        with contextlib.suppress(AssertionError):
+            post(server.url, "/flush_cache")
+            return True
+        return False
+
+    wait_until(emptied, 20.0, lambda: "the server did not become idle")
 
 
 @pytest.mark.parametrize("tokens", [331, 700, 1024])
