@@ -31,6 +31,7 @@ from sage_kv_connector.cli.sglang_processes import (
     SglangOptions,
     SglangProcess,
     generate,
+    room_at,
     sglang_server,
 )
 from sage_kv_connector.cli.vllm_processes import (
@@ -42,7 +43,6 @@ from sage_kv_connector.cli.vllm_processes import (
     running,
     vllm_server,
 )
-from sage_kv_connector.integrations.bootstrap_room import new_room
 
 pytestmark = pytest.mark.skipif(
     find_spec("sglang") is None or "SAGE_KVT_VLLM_SCRIPTS" not in os.environ,
@@ -67,13 +67,6 @@ class Engines(NamedTuple):
     def alone(self, prompt: list[int]) -> list[int]:
         """What one server says that computes the whole prompt."""
         return complete(self.vllm.url, prompt, max_tokens=8).token_ids
-
-    def room_of(self, port: int) -> dict[str, Any]:
-        return {
-            "bootstrap_host": "127.0.0.1",
-            "bootstrap_port": port,
-            "bootstrap_room": new_room(),
-        }
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +124,7 @@ def assert_same_elements(engines: Engines, producers: int, consumers: int) -> No
 @pytest.mark.parametrize("tokens", [90, 331, 1024])
 def test_vllm_prefills_and_sglang_decodes(engines: Engines, tokens: int, together: bool) -> None:
     prompt, expected = recall_prompt(tokens, tokens)
-    room = engines.room_of(engines.bootstrap_port)
+    room = room_at(engines.bootstrap_port)
     in_vllm = {**PREFILL_PARAMS, "bootstrap_room": room["bootstrap_room"]}
 
     def prefill() -> list[int]:
@@ -151,7 +144,7 @@ def test_vllm_prefills_and_sglang_decodes(engines: Engines, tokens: int, togethe
 def test_sglang_prefills_and_vllm_decodes(engines: Engines, tokens: int) -> None:
     prompt, _ = recall_prompt(tokens + 1, tokens)
     expected = engines.alone(prompt)
-    room = engines.room_of(engines.prefill.bootstrap_port)
+    room = room_at(engines.prefill.bootstrap_port)
     in_vllm = {"do_remote_prefill": True, "do_remote_decode": False, **room}
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(generate, engines.prefill.url, prompt, max_tokens=1, bootstrap=room)
@@ -166,14 +159,14 @@ def test_many_at_once_both_ways(engines: Engines) -> None:
     expected = [engines.alone(prompt) for prompt in prompts]
 
     def to_sglang(prompt: list[int]) -> list[int]:
-        room = engines.room_of(engines.bootstrap_port)
+        room = room_at(engines.bootstrap_port)
         params = {**PREFILL_PARAMS, "bootstrap_room": room["bootstrap_room"]}
         with ThreadPoolExecutor(1) as pool:
             pool.submit(complete, engines.vllm.url, prompt, max_tokens=1, kv_transfer_params=params)
             return generate(engines.decode.url, prompt, max_tokens=8, bootstrap=room).token_ids
 
     def to_vllm(prompt: list[int]) -> list[int]:
-        room = engines.room_of(engines.prefill.bootstrap_port)
+        room = room_at(engines.prefill.bootstrap_port)
         params = {"do_remote_prefill": True, "do_remote_decode": False, **room}
         with ThreadPoolExecutor(1) as pool:
             pool.submit(generate, engines.prefill.url, prompt, max_tokens=1, bootstrap=room)
@@ -212,7 +205,7 @@ def test_what_vllm_never_prefills_is_a_named_failure_in_sglang(engines: Engines)
     prompt, _ = recall_prompt(7, 300)
     begun = time.monotonic()
     with pytest.raises(ServerError, match="no prefill with this transfer id"):
-        generate(engines.decode.url, prompt, max_tokens=8, bootstrap=engines.room_of(engines.bootstrap_port))
+        generate(engines.decode.url, prompt, max_tokens=8, bootstrap=room_at(engines.bootstrap_port))
     assert time.monotonic() - begun < 15
 
 
@@ -220,7 +213,7 @@ def test_a_room_that_names_nothing_is_computed_by_vllm(engines: Engines) -> None
     prompt, expected = recall_prompt(8, 300)
     params = {
         "do_remote_prefill": True,
-        **engines.room_of(engines.prefill.bootstrap_port),
+        **room_at(engines.prefill.bootstrap_port),
         "bootstrap_room": -1,
     }
     assert complete(engines.vllm.url, prompt, max_tokens=8, kv_transfer_params=params).token_ids == expected
@@ -231,6 +224,6 @@ def test_a_dead_sglang_prefill_costs_vllm_a_recompute(engines: Engines) -> None:
     """The last test: it ends SGLang's prefill server."""
     prompt, expected = recall_prompt(9, 600)
     engines.prefill.stop(signal.SIGKILL)
-    params = {"do_remote_prefill": True, **engines.room_of(engines.prefill.bootstrap_port)}
+    params = {"do_remote_prefill": True, **room_at(engines.prefill.bootstrap_port)}
     assert complete(engines.vllm.url, prompt, max_tokens=8, kv_transfer_params=params).token_ids == expected
     assert "did not arrive" in engines.vllm.log.read_text()

@@ -7,7 +7,6 @@ A third server without roles says what one server alone answers and how long tha
 from __future__ import annotations
 
 import json
-import random
 import secrets
 import tempfile
 import time
@@ -27,6 +26,7 @@ from sage_kv_connector.cli.sglang_processes import (
     SglangProcess,
     build_model,
     generate,
+    room_at,
     sglang_router,
     sglang_server,
 )
@@ -99,11 +99,7 @@ def run_sglang_demo(prompt_tokens: int, backend: str) -> dict[str, Any]:
 
 def _on_pair(prefill: SglangProcess, decode: Process, prompt: list[int]) -> tuple[float, float]:
     """Both asked at once: seconds until prefill answered, and until decode's first token."""
-    bootstrap = {
-        "bootstrap_host": "127.0.0.1",
-        "bootstrap_port": prefill.bootstrap_port,
-        "bootstrap_room": random.getrandbits(62),
-    }
+    bootstrap = room_at(prefill.bootstrap_port)
     with ThreadPoolExecutor(1) as pool:
         beside = pool.submit(generate, prefill.url, prompt, max_tokens=2, bootstrap=bootstrap, stream=False)
         answer = generate(decode.url, prompt, max_tokens=2, bootstrap=bootstrap)

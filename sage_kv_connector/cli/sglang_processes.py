@@ -6,7 +6,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from sage_kv_connector.cli.vllm_processes import Process, ServerError, free_port
+from sage_kv_connector.integrations.bootstrap_room import new_room
 
 #: Put on the path of servers on a machine without CUDA, see the module in it.
 ON_CPU = Path(__file__).parent / "sglang_on_cpu"
@@ -163,6 +163,11 @@ def generate(
         connection.close()
 
 
+def room_at(bootstrap_port: int) -> dict[str, Any]:
+    """The three fields of a new request whose prefill is asked for at this port."""
+    return {"bootstrap_host": "127.0.0.1", "bootstrap_port": bootstrap_port, "bootstrap_room": new_room()}
+
+
 def generate_on_pair(
     prefill: SglangProcess,
     decode: Process,
@@ -172,11 +177,7 @@ def generate_on_pair(
     timeout_s: float = 120.0,
 ) -> Generated:
     """Both requests at once, as a router sends them; decode's answer. Raises what decode's raised."""
-    bootstrap = {
-        "bootstrap_host": "127.0.0.1",
-        "bootstrap_port": prefill.bootstrap_port,
-        "bootstrap_room": random.getrandbits(62),
-    }
+    bootstrap = room_at(prefill.bootstrap_port)
 
     def ask_prefill() -> None:
         try:

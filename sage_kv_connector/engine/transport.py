@@ -88,8 +88,8 @@ class TransportEngine:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Outcome] = loop.create_future()
         key = chunk.key()
-        self._core.offer(key, MemorySource(_segments(chunk)), _settle(loop, done), only_for=dest.engine_id)
-        self._core.finish(key)
+        source = MemorySource(_segments(chunk))
+        self._core.offer(key, source, _settle(loop, done), only_for=dest.engine_id, finished=True)
         try:
             return _unwrap(await done)
         except asyncio.CancelledError:

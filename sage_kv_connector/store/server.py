@@ -163,8 +163,7 @@ class KVStore:
                 for entry in found:
                     self._entries.close(entry)
 
-            self._core.offer(transfer_id, source, released, only_for=peer.engine_id)
-            self._core.finish(transfer_id)
+            self._core.offer(transfer_id, source, released, only_for=peer.engine_id, finished=True)
         question.answer(sm.encode(sm.Offered(transfer_id, tuple(entry is not None for entry in opened))))
 
     def _segments(self, entry: Entry) -> Segments:
