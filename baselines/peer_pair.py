@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the peers' transfer programs share: two processes, shuffled blocks, and the lines that drive them.
 
-The same lines as ``sage_kv_connector.cli.bench_pair`` takes: run, small, verify, quit.
+The same lines as ``sage_kv_connector.bench.pair`` takes: run, small, verify, quit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sage_kv_connector.cli.bench_pair import SEED, SMALL_BYTES, SMALL_OPS, Blocks, say, take_cores
+from sage_kv_connector.bench.pair import SEED, SMALL_BYTES, SMALL_OPS, Blocks, say, take_cores
 
 
 class Reader(Protocol):

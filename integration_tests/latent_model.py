@@ -18,7 +18,7 @@ def build(path: Path) -> None:
     import torch
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
-    from sage_kv_connector.cli.demo_model import VOCABULARY, save_tokenizer
+    from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
 
     torch.manual_seed(0)
     config = DeepseekV2Config(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from sage_kv_connector.cli.vllm_processes import complete
+from sage_kv_connector.launch.vllm import complete
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from integration_tests.cluster import (
     shared_memory_files,
     wait_until,
 )
-from sage_kv_connector.cli.vllm_processes import Answer, Process, complete
+from sage_kv_connector.launch.vllm import Answer, Process, complete
 
 REQUESTS = 64
 

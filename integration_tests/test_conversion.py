@@ -17,8 +17,8 @@ import pytest
 
 from integration_tests.cluster import TIMES
 from integration_tests.recall import MODEL, recall_prompt
-from sage_kv_connector.cli.demo import core_halves
-from sage_kv_connector.cli.vllm_processes import (
+from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.vllm import (
     Process,
     VllmOptions,
     complete,

@@ -24,8 +24,8 @@ import pytest
 
 from integration_tests.cluster import PREFILL_PARAMS, wait_until
 from integration_tests.recall import MODEL, recall_prompt, words
-from sage_kv_connector.cli.demo import core_halves
-from sage_kv_connector.cli.sglang_processes import (
+from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.sglang import (
     DECODE,
     PREFILL,
     SglangOptions,
@@ -34,7 +34,7 @@ from sage_kv_connector.cli.sglang_processes import (
     room_at,
     sglang_server,
 )
-from sage_kv_connector.cli.vllm_processes import (
+from sage_kv_connector.launch.vllm import (
     Process,
     ServerError,
     VllmOptions,

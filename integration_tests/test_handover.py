@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from integration_tests.cluster import Cluster, gauges, new_prompt
-from sage_kv_connector.cli.vllm_processes import complete
+from sage_kv_connector.launch.vllm import complete
 
 LENGTHS = (16, 127, 128, 129, 300, 2000, 6000)
 

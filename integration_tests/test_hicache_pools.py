@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sage_kv_connector.cli.sglang_processes import ON_CPU
-from sage_kv_connector.cli.store_process import StoreProcess, store_process
+from sage_kv_connector.launch.sglang import ON_CPU
+from sage_kv_connector.launch.store import StoreProcess, store_process
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("sglang") is None, reason="runs in SGLang's environment"

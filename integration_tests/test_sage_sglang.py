@@ -20,8 +20,8 @@ import pytest
 from integration_tests.cluster import wait_until
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.sage_engine import Engine
-from sage_kv_connector.cli.demo import core_halves
-from sage_kv_connector.cli.sglang_processes import ON_CPU
+from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.sglang import ON_CPU
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 

@@ -20,8 +20,8 @@ import pytest
 from integration_tests.cluster import wait_until
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.cli.demo import core_halves
-from sage_kv_connector.cli.sglang_processes import (
+from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.sglang import (
     DECODE,
     PREFILL,
     SglangOptions,
@@ -31,7 +31,7 @@ from sage_kv_connector.cli.sglang_processes import (
     sglang_router,
     sglang_server,
 )
-from sage_kv_connector.cli.vllm_processes import Process, ServerError, free_port, running
+from sage_kv_connector.launch.vllm import Process, ServerError, free_port, running
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from integration_tests.cluster import TIMES, Cluster, new_prompt
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.cli.demo import core_halves
-from sage_kv_connector.cli.vllm_processes import (
+from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.vllm import (
     VllmOptions,
     complete,
     free_port,

@@ -27,15 +27,15 @@ import numpy as np
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
 from sage_kv_connector.contract.element_order import packed_cpu_planes
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Wanted
+from sage_kv_connector.engine.conversion.wire_plan import TokenRange
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.part_fetch import PagesWanted
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import PagedSource, window_segments
-from sage_kv_connector.engine.wire_plan import TokenRange
+from sage_kv_connector.engine.pages.source import PagedSource, window_segments
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Wanted
+from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
 
 LAYERS, HEADS, DIM, PAGE = 8, 4, 128, 128
 PREFILL, DECODE = "10.231.77.1", "10.231.77.2"

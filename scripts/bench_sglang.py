@@ -29,8 +29,9 @@ from pathlib import Path
 from statistics import median
 
 from baselines.vllm_peers import PLUGINS
-from sage_kv_connector.cli.demo import core_halves, fresh_prompts
-from sage_kv_connector.cli.sglang_processes import (
+from sage_kv_connector.config import SECRET_ENV
+from sage_kv_connector.demo.vllm import core_halves, fresh_prompts
+from sage_kv_connector.launch.sglang import (
     DECODE,
     ON_CPU,
     PREFILL,
@@ -41,8 +42,7 @@ from sage_kv_connector.cli.sglang_processes import (
     generate_on_pair,
     sglang_server,
 )
-from sage_kv_connector.cli.vllm_processes import running
-from sage_kv_connector.config import SECRET_ENV
+from sage_kv_connector.launch.vllm import running
 
 REPEATS = 5
 SETTLE_S = 0.5

@@ -23,14 +23,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.cli.report import emit, progress
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.console import emit, progress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.hardware.accelerator_descriptor import AcceleratorDescriptor
-from sage_kv_connector.hardware.profile import HardwareProfile, Recommendation
-from sage_kv_connector.hardware.recommend import recommend
-from sage_kv_connector.hardware.recording import RecordedMachine
-from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.hardware.probing.accelerator_descriptor import AcceleratorDescriptor
+from sage_kv_connector.hardware.probing.profile import HardwareProfile, Recommendation
+from sage_kv_connector.hardware.probing.recording import RecordedMachine
+from sage_kv_connector.hardware.report.recommend import recommend
+from sage_kv_connector.hardware.report.topology import probe
 from sage_kv_connector.vendors.emulator.settings import DIRECTIONS
 from scripts.domestic_side import BLOCK, BYTES_PER_TOKEN, SideOptions, serve
 

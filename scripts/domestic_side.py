@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
-from sage_kv_connector.contract.device_runtime import CopyKind, DeviceMemory, DeviceRuntime
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Wanted
+from sage_kv_connector.devices.runtime import CopyKind, DeviceMemory, DeviceRuntime
+from sage_kv_connector.engine.conversion.wire_plan import TokenRange, plan_wire
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.part_fetch import PagesWanted
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import PagedSource, window_segments
-from sage_kv_connector.engine.wire_plan import TokenRange, plan_wire
+from sage_kv_connector.engine.pages.source import PagedSource, window_segments
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Wanted
+from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
 from sage_kv_connector.format.reference import decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.vendors import open_runtime
 from sage_kv_connector.vendors.emulator import EmulatorSettings

@@ -216,7 +216,7 @@ def build_package() -> None:
             "CMakeLists.txt",
             "pyproject.toml",
             "sage_kv_connector/csrc/*",
-            "sage_kv_connector/kernels/cpu/*",
+            "kernels/cpu/*",
         )
         for path in ROOT.glob(pattern)
     )

@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.hardware.accelerator_descriptor import (
+from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     AcceleratorDescriptor,
     Fact,
     LinkFacts,
     VendorDescriptors,
     all_descriptors,
 )
-from sage_kv_connector.hardware.profile import SCHEMA_FILE, schema
+from sage_kv_connector.hardware.probing.profile import SCHEMA_FILE, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "hardware-matrix.md"
-SCHEMA = ROOT / "sage_kv_connector" / "hardware" / SCHEMA_FILE
+SCHEMA = ROOT / "sage_kv_connector" / "hardware" / "probing" / SCHEMA_FILE
 
 
 def gigabytes(fact: Fact[float] | None, what: str) -> str:
@@ -128,7 +128,7 @@ def matrix() -> str:
     lines = [
         "# Hardware matrix",
         "",
-        "Made from `sage_kv_connector/vendors/*/descriptor.yaml` by `python -m scripts.hardware_documents`; don't edit",
+        "Made from `vendors/*/descriptor.yaml` by `python -m scripts.hardware_documents`; don't edit",
         'it here. Each value has its source below its table; – is not known to us. "A secondary source" means that we',
         "found no document of the vendor. `sage-kvt probe --measure` replaces a machine's values by timed ones.",
         "",

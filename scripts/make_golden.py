@@ -25,7 +25,7 @@ from sage_kv_connector.format.wire_format import (
     WireFormat,
 )
 
-OUT = Path(__file__).parent.parent / "sage_kv_connector" / "kernels" / "golden"
+OUT = Path(__file__).parent.parent / "kernels" / "golden"
 SHAPES = ((24, 32), (5, 16))
 TENSOR_SCALE = 0.37
 

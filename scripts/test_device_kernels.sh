@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every CUDA and HIP kernel, all pairs of dtypes, through each compiler that is installed (some minutes).
 set -eu
-cd "$(dirname "$0")/../sage_kv_connector/kernels/cuda"
+cd "$(dirname "$0")/../kernels/cuda"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 for source in fp8_convert.cu int4_pack.cu; do

@@ -22,7 +22,7 @@ def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest
 
 @pytest.mark.skipif(find_spec("sagellm_comm") is None, reason="the SAGE packages want Python 3.11")
 def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sage_kv_connector.integrations.sage import cli_plugin
+    from sage_kv_connector.cli import sage_app as cli_plugin
 
     def refuse(app: object) -> None:
         raise LookupError("no group 'llm' with a command 'serve'")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sage_kv_connector.contract.device_runtime import RuntimeUnavailable
+from sage_kv_connector.devices.runtime import RuntimeUnavailable
 from sage_kv_connector.integrations.vllm import accelerator
 from sage_kv_connector.vendors import open_runtime
 from sage_kv_connector.vendors.emulator import EmulatorSettings

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 #: Name → module and class; ``backend=auto`` prefers them in this order. To add a backend, add a line.
 BACKENDS = {
-    "pcie": ("sage_kv_connector.backends.pcie", "PcieBackend"),
-    "shm": ("sage_kv_connector.backends.shm", "ShmBackend"),
-    "tcp": ("sage_kv_connector.backends.tcp", "TcpBackend"),
+    "pcie": ("sage_kv_connector.backends.pcie.backend", "PcieBackend"),
+    "shm": ("sage_kv_connector.backends.shm.backend", "ShmBackend"),
+    "tcp": ("sage_kv_connector.backends.tcp.backend", "TcpBackend"),
 }
 
 

@@ -66,7 +66,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.device_runtime import DeviceMemory
+from sage_kv_connector.devices.runtime import DeviceMemory
 
 #: uint64 array of shape (n, 2): address, length in bytes.
 Segments = npt.NDArray[np.uint64]

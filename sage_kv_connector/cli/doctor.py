@@ -183,7 +183,7 @@ def _sage() -> Finding:
     if "isage-cli" in versions:
         from sage.cli.main import app
 
-        from sage_kv_connector.integrations.sage import cli_plugin
+        from sage_kv_connector.cli import sage_app as cli_plugin
 
         cli_plugin.register(app)
         if cli_plugin.problems:

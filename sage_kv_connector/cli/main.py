@@ -14,8 +14,8 @@ import typer
 
 from sage_kv_connector import __version__
 from sage_kv_connector.cli.presets import presets
-from sage_kv_connector.cli.report import emit, progress
 from sage_kv_connector.cli.store_commands import bench_store_command, store
+from sage_kv_connector.console import emit, progress
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 bench = typer.Typer(
@@ -86,12 +86,12 @@ def demo(
 
     Exit status 1 if token ids or KV bytes differ.
     """
-    from sage_kv_connector.cli.demo import demo_rows, run_demo
-    from sage_kv_connector.cli.vllm_processes import ServerError
+    from sage_kv_connector.demo.vllm import demo_rows, run_demo
+    from sage_kv_connector.launch.vllm import ServerError
 
     try:
         if engine is Engine.sglang:
-            from sage_kv_connector.cli.demo_sglang import run_sglang_demo
+            from sage_kv_connector.demo.sglang import run_sglang_demo
 
             result = run_sglang_demo(prompt_tokens, backend.value)
         else:
@@ -166,7 +166,7 @@ def bench_transfer_command(
     as_json: AsJson = False,
 ) -> None:
     """Move shuffled blocks between two processes; ours, the limit and the peers in one run."""
-    from sage_kv_connector.cli.bench_transfer import ContenderError, bench_transfer, transfer_rows
+    from sage_kv_connector.bench.transfer import ContenderError, bench_transfer, transfer_rows
 
     if total_bytes % block_bytes:
         raise typer.BadParameter(
@@ -195,9 +195,9 @@ def bench_handover_command(
     as_json: AsJson = False,
 ) -> None:
     """Decode's time to first token after prefill answered, through real vLLM servers; ours and the peers'."""
-    from sage_kv_connector.cli.bench_handover import bench_handover, handover_rows
-    from sage_kv_connector.cli.vllm_processes import ServerError
+    from sage_kv_connector.bench.handover import bench_handover, handover_rows
     from sage_kv_connector.config import KVTransportConfig
+    from sage_kv_connector.launch.vllm import ServerError
 
     try:
         lengths = [int(word) for word in tokens.split(",")]
@@ -253,7 +253,7 @@ def bench_convert_command(
     if device is ConvertDevice.cuda:
         _bench_convert_on_cuda(as_json)
         return
-    from sage_kv_connector.cli.bench_convert import bench_convert, convert_rows
+    from sage_kv_connector.bench.convert import bench_convert, convert_rows
 
     result = bench_convert(total_bytes, layout.value, repeats, with_torch=torch_too)
     emit(result, as_json=as_json, title="convert", rows=convert_rows(result))
@@ -289,8 +289,8 @@ def bench_device_command(
     as_json: AsJson = False,
 ) -> None:
     """Pages between a device and pinned memory by our lanes, against one plain copy by the same runtime."""
-    from sage_kv_connector.cli.bench_device import bench_device, device_rows
-    from sage_kv_connector.contract.device_runtime import DeviceError, RuntimeUnavailable
+    from sage_kv_connector.bench.device import bench_device, device_rows
+    from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
     from sage_kv_connector.vendors import open_runtime
     from sage_kv_connector.vendors.emulator import EmulatorSettings
 
@@ -313,8 +313,8 @@ def bench_idle_command(
     as_json: AsJson = False,
 ) -> None:
     """CPU that idle servers take with our connector, and without one."""
-    from sage_kv_connector.cli.bench_idle import bench_idle, idle_rows
-    from sage_kv_connector.cli.vllm_processes import ServerError
+    from sage_kv_connector.bench.idle import bench_idle, idle_rows
+    from sage_kv_connector.launch.vllm import ServerError
 
     try:
         result = bench_idle(seconds)
@@ -331,7 +331,7 @@ def bench_sage_command(
     as_json: AsJson = False,
 ) -> None:
     """sageLLM's KVTransferEngine and pipeline over our backend, beside its own SocketTransferBackend."""
-    from sage_kv_connector.cli.bench_sage import MOST_HANDLES, BenchError, bench_sage, sage_rows
+    from sage_kv_connector.bench.sage import MOST_HANDLES, BenchError, bench_sage, sage_rows
 
     if total_bytes % MOST_HANDLES:
         raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {MOST_HANDLES}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from sage_kv_connector.cli.report import emit, progress
+from sage_kv_connector.console import emit, progress
 
 presets = typer.Typer(help="Named sets of options, and what they come to.", no_args_is_help=True)
 

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from sage_kv_connector.cli.report import bytes_text
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.hardware.accelerator_descriptor import Fact
-from sage_kv_connector.hardware.machine import TOOL_SECONDS, LiveMachine, Machine, WithoutTools
-from sage_kv_connector.hardware.measure import measure
-from sage_kv_connector.hardware.profile import HardwareProfile, Link, Measurement
-from sage_kv_connector.hardware.recommend import recommend
-from sage_kv_connector.hardware.recording import RecordedMachine, RecordingMachine
-from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.console import bytes_text
+from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact
+from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, LiveMachine, Machine, WithoutTools
+from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link, Measurement
+from sage_kv_connector.hardware.probing.recording import RecordedMachine, RecordingMachine
+from sage_kv_connector.hardware.report.measure import measure
+from sage_kv_connector.hardware.report.recommend import recommend
+from sage_kv_connector.hardware.report.topology import probe
 
 
 def run_probe(

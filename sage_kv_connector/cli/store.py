@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from sage_kv_connector.cli.report import bytes_text
 from sage_kv_connector.config import KVTransportConfig, options_of_words
+from sage_kv_connector.console import bytes_text
 from sage_kv_connector.store.server import KVStore
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sage_kv_connector.cli.report import emit, progress
+from sage_kv_connector.console import emit, progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON objects on stdout, all else on stderr")]
 
@@ -44,7 +44,7 @@ def bench_store_command(
     as_json: AsJson = False,
 ) -> None:
     """A batch of pages into a store in another process and back; shm, tcp and a plain copy in one run."""
-    from sage_kv_connector.cli.bench_store import BenchError, bench_store, store_rows
+    from sage_kv_connector.bench.store import BenchError, bench_store, store_rows
 
     try:
         result = bench_store(page_bytes, pages, repeats)

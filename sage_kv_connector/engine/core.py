@@ -19,21 +19,22 @@ from typing import cast
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.device_runtime import DeviceMemory
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine import messages as m
-from sage_kv_connector.engine.consumer import Consumer, Subscription, Wanted
-from sage_kv_connector.engine.conversions import Conversions, ConversionSource, CpuConversions
-from sage_kv_connector.engine.device_conversions import DeviceConversions
-from sage_kv_connector.engine.handshake import Identity
-from sage_kv_connector.engine.listen_address import advertised_host, bracket, listen_host
-from sage_kv_connector.engine.loop import ControlLoop, EventSource
-from sage_kv_connector.engine.planner import default_lanes, enabled_backends
-from sage_kv_connector.engine.producer import OnReleased, Producer
-from sage_kv_connector.engine.questions import Handler, OnReply, Questions
-from sage_kv_connector.engine.session import PeerAddress, Session, SessionTable
-from sage_kv_connector.engine.source import Source
+from sage_kv_connector.devices.runtime import DeviceMemory
+from sage_kv_connector.engine.control.listen_address import advertised_host, bracket, listen_host
+from sage_kv_connector.engine.control.loop import ControlLoop, EventSource
+from sage_kv_connector.engine.control.reachability import default_lanes, enabled_backends
+from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
+from sage_kv_connector.engine.conversion.jobs import Conversions, ConversionSource, CpuConversions
+from sage_kv_connector.engine.pages.source import Source
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.handshake import Identity
+from sage_kv_connector.engine.session.questions import Handler, OnReply, Questions
+from sage_kv_connector.engine.session.table import Session, SessionTable
+from sage_kv_connector.engine.transfer.consumer import Consumer, Subscription, Wanted
+from sage_kv_connector.engine.transfer.producer import OnReleased, Producer
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,14 @@ import numpy as np
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import DeviceSpec, KVChunk, Segment
+from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferReport, TransferStats
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.engine.pages.source import MemorySource
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
 
 
 class TransferError(Exception):

@@ -22,13 +22,13 @@ import numpy as np
 from sage_kv_connector.backends import backend_class
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
 from sage_kv_connector.engine.core import CALL_TIMEOUT_S, EngineCore
-from sage_kv_connector.engine.planner import enabled_backends, order_addresses
-from sage_kv_connector.engine.questions import Reply
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import ItemSource, gathered_segments
+from sage_kv_connector.engine.pages.source import ItemSource, gathered_segments
+from sage_kv_connector.engine.session.questions import Reply
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.backoff import Backoff
 

@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Wanted
 from sage_kv_connector.engine.core import CALL_TIMEOUT_S, EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.planner import node_id
-from sage_kv_connector.engine.questions import Question
-from sage_kv_connector.engine.source import ItemSource, gathered_segments, index_runs
+from sage_kv_connector.engine.pages.source import ItemSource, gathered_segments, index_runs
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.session.questions import Question
+from sage_kv_connector.engine.transfer.consumer import Wanted
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.arena import Arena
 from sage_kv_connector.store.entries import Entries, Entry

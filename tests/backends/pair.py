@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from sage_kv_connector.backends.base import Event, EventKind, Status
 from sage_kv_connector.backends.native import NativeBackend
-from sage_kv_connector.backends.shm import ShmBackend
-from sage_kv_connector.backends.tcp import TcpBackend
+from sage_kv_connector.backends.shm.backend import ShmBackend
+from sage_kv_connector.backends.tcp.backend import TcpBackend
 
 Bytes = npt.NDArray[np.uint8]
 #: Longer than anything here takes, even on a busy machine; only a hang uses it up.

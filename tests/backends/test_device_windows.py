@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_kv_connector.backends import pcie_messages as pm
-from sage_kv_connector.backends.window_copies import DeviceWindow
+from sage_kv_connector.backends.pcie import messages as pm
+from sage_kv_connector.backends.pcie.window_copies import DeviceWindow
 
 
 def window(*lengths: int) -> DeviceWindow:

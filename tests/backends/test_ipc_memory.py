@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from sage_kv_connector.backends.ipc_memory import IpcMemory
-from sage_kv_connector.contract.device_runtime import DeviceMemory, DeviceRuntime
+from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
+from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime
 
 SIZE = 64 << 10
 LOW, HIGH = 1 << 30, (1 << 30) + SIZE

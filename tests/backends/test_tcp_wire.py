@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sage_kv_connector._data_plane import crc32c
 from sage_kv_connector.backends.base import Event, EventKind, Status
-from sage_kv_connector.backends.tcp import TcpBackend
+from sage_kv_connector.backends.tcp.backend import TcpBackend
 from tests.backends.pair import (
     PATIENCE_S,
     Inbox,

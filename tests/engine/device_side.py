@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.device_runtime import DeviceMemory
+from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine.core import EngineCore
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.vendors.rig import Rig

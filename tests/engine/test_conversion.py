@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sage_kv_connector.engine.conversion.wire_plan import plan_wire
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.wire_plan import plan_wire
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
 from tests.engine.converting_side import DIM, TOTAL_LAYERS, ConvertingSide, Shape

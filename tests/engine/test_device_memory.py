@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sage_kv_connector.contract.device_runtime import DeviceOutOfMemory
 from sage_kv_connector.contract.element_order import packed_cpu_planes, strided
-from sage_kv_connector.engine.page_boxes import box_runs
+from sage_kv_connector.devices.runtime import DeviceOutOfMemory
+from sage_kv_connector.engine.conversion.bounce import box_runs
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.test_conversion import TOKENS, MakeCore, check, pages_for, write_content

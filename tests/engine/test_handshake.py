@@ -5,8 +5,8 @@ import msgspec
 import pytest
 
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine import messages as m
-from sage_kv_connector.engine.handshake import (
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.handshake import (
     AcceptorHandshake,
     ConnectorHandshake,
     HandshakeRefused,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.source import ItemSource, SelectionError, index_runs
+from sage_kv_connector.engine.pages.source import ItemSource, SelectionError, index_runs
+from sage_kv_connector.engine.session.messages import PageRuns
 
 ITEMS = [np.array([[1000 * i + j, i + 1] for j in range(i % 3 + 1)], dtype=np.uint64) for i in range(9)]
 

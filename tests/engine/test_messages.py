@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.engine import messages as m
+from sage_kv_connector.engine.session import messages as m
 
 names = st.text(min_size=1, max_size=40)
 u63 = st.integers(1, 2**63 - 1)

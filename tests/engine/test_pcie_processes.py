@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.session import PeerAddress
 from sage_kv_connector.vendors import VENDORS
 from tests.engine.converting_side import Shape
 from tests.engine.device_side import DeviceSide

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from sage_kv_connector.engine import messages as m
-from sage_kv_connector.engine import questions
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.questions import Question, Reply
-from sage_kv_connector.engine.session import PeerAddress, Session
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session import questions
+from sage_kv_connector.engine.session.questions import Question, Reply
+from sage_kv_connector.engine.session.table import Session
 
 MakeCore = Callable[..., EngineCore]
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from sage_kv_connector.engine.rank_map import ReadFrom, head_range, map_ranks, read_ranks, unread_ranks
+from sage_kv_connector.integrations.common.rank_map import (
+    ReadFrom,
+    head_range,
+    map_ranks,
+    read_ranks,
+    unread_ranks,
+)
 
 
 @pytest.mark.parametrize("total", [1, 2, 4, 8])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
-from sage_kv_connector.engine.messages import SubscribePart
-from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, SelectionError
+from sage_kv_connector.engine.pages.source import NULL_PAGE, PagedSource, SelectionError
+from sage_kv_connector.engine.session.messages import SubscribePart
 from sage_kv_connector.format.wire_format import WireFormat
 
 LAYERS, PAGES, HEADS, PAGE_SIZE, DIM = 2, 32, 1, 4, 8

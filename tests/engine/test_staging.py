@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.engine.staging import ALIGNMENT, Lease, StagingArena
+from sage_kv_connector.engine.conversion.staging import ALIGNMENT, Lease, StagingArena
 
 CAPACITY = 16 * ALIGNMENT
 

@@ -13,13 +13,13 @@ import pytest
 
 from sage_kv_connector.backends.base import Status
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import NULL_PAGE, MemorySource, PagedSource, window_segments
+from sage_kv_connector.engine.pages.source import NULL_PAGE, MemorySource, PagedSource, window_segments
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
 from tests.engine.memory_backend import MemoryBackend
 
 LAYERS, PAGES, HEADS, PAGE_SIZE, DIM = 3, 16, 2, 8, 4

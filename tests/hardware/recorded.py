@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from sage_kv_connector.hardware.profile import HardwareProfile
-from sage_kv_connector.hardware.recording import RecordedMachine
-from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.hardware.probing.profile import HardwareProfile
+from sage_kv_connector.hardware.probing.recording import RecordedMachine
+from sage_kv_connector.hardware.report.topology import probe
 
 RECORDINGS = Path(__file__).parent / "recordings"
 NAMES = sorted(path.parent.name for path in RECORDINGS.glob("*/machine.yaml"))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sage_kv_connector.cli.main import app
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.hardware.profile import published_schema
+from sage_kv_connector.hardware.probing.profile import published_schema
 from tests.hardware.recorded import NAMES, RECORDINGS, copied, file_of_call
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from sage_kv_connector.hardware.accelerator_descriptor import (
+from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     VENDORS,
     Fact,
     LinkKind,
@@ -13,7 +13,7 @@ from sage_kv_connector.hardware.accelerator_descriptor import (
     descriptors,
     find_descriptor,
 )
-from sage_kv_connector.hardware.profile import published_schema, schema
+from sage_kv_connector.hardware.probing.profile import published_schema, schema
 from scripts.hardware_documents import MATRIX, matrix
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sage_kv_connector.hardware.machine import LiveMachine, ToolState
-from sage_kv_connector.hardware.recording import RecordedMachine, RecordingError, RecordingMachine
-from sage_kv_connector.hardware.sysfs import cpu_set, node_of_cpus, pcie_bytes_per_s, platform
-from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.hardware.probing.machine import LiveMachine, ToolState
+from sage_kv_connector.hardware.probing.recording import RecordedMachine, RecordingError, RecordingMachine
+from sage_kv_connector.hardware.probing.sysfs import cpu_set, node_of_cpus, pcie_bytes_per_s, platform
+from sage_kv_connector.hardware.report.topology import probe
 from tests.hardware.recorded import NAMES, RECORDINGS, profile_of
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sage_kv_connector.contract.device_runtime import (
+from sage_kv_connector.devices.runtime import (
     CopyKind,
     DeviceError,
     DeviceLost,
@@ -16,10 +16,10 @@ from sage_kv_connector.contract.device_runtime import (
     RuntimeFeatures,
     RuntimeUnavailable,
 )
-from sage_kv_connector.hardware import measure as measuring
-from sage_kv_connector.hardware.measure import measure, measured_links
-from sage_kv_connector.hardware.profile import HardwareProfile, Measurement
-from sage_kv_connector.hardware.recommend import recommend
+from sage_kv_connector.hardware.probing.profile import HardwareProfile, Measurement
+from sage_kv_connector.hardware.report import measure as measuring
+from sage_kv_connector.hardware.report.measure import measure, measured_links
+from sage_kv_connector.hardware.report.recommend import recommend
 from tests.hardware.recorded import profile_of
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.hardware.measure_rdma import parse_perftest
-from sage_kv_connector.hardware.tool_output import (
+from sage_kv_connector.hardware.probing.tool_output import (
     ToolFormatError,
     parse_json,
     parse_matrix,
     pci_address,
 )
+from sage_kv_connector.hardware.report.measure_rdma import parse_perftest
 from sage_kv_connector.vendors.ascend import probe as ascend
 from sage_kv_connector.vendors.cambricon import probe as cambricon
 from sage_kv_connector.vendors.hygon import probe as hygon

@@ -7,7 +7,7 @@ import pytest
 
 from sage_kv_connector.backends import BACKENDS
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.hardware.recommend import recommend
+from sage_kv_connector.hardware.report.recommend import recommend
 from tests.hardware.recorded import NAMES, profile_of
 
 LATER = ("rdma", "pcie", "shm", "tcp")

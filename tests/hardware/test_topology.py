@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sage_kv_connector.hardware.accelerator_descriptor import LinkKind
-from sage_kv_connector.hardware.profile import HardwareProfile, Link, published_schema
-from sage_kv_connector.hardware.recommend import recommend
-from sage_kv_connector.hardware.recording import RecordedMachine
-from sage_kv_connector.hardware.tool_output import ToolFormatError
-from sage_kv_connector.hardware.topology import probe
+from sage_kv_connector.hardware.probing.accelerator_descriptor import LinkKind
+from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link, published_schema
+from sage_kv_connector.hardware.probing.recording import RecordedMachine
+from sage_kv_connector.hardware.probing.tool_output import ToolFormatError
+from sage_kv_connector.hardware.report.recommend import recommend
+from sage_kv_connector.hardware.report.topology import probe
 from sage_kv_connector.vendors.ascend import probe as ascend
 from sage_kv_connector.vendors.cambricon import probe as cambricon
 from sage_kv_connector.vendors.kunlunxin import probe as kunlunxin
@@ -212,7 +212,7 @@ def test_a_broken_recording_is_named_by_its_line(
 
 
 def test_a_missing_tool_changes_nothing_else() -> None:
-    from sage_kv_connector.hardware.machine import WithoutTools
+    from sage_kv_connector.hardware.probing.machine import WithoutTools
 
     profile = probe(WithoutTools(RecordedMachine(RECORDINGS / "ascend_a2"), ["npu-smi"]))
     assert len(profile.devices) == 8 and "npu-smi: not found here" in notes(profile)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.integrations.bootstrap_answers import query_bootstrap
-from sage_kv_connector.integrations.bootstrap_room import MAX_ROOM, MetadataKind, parse_room
-from sage_kv_connector.integrations.prefill_ranks import (
+from sage_kv_connector.contract.bootstrap_room import MAX_ROOM, MetadataKind, parse_room
+from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap
+from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
     PrefillEngine,
     PrefillRank,

@@ -19,7 +19,7 @@ from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
 from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Range
 from sage_kv_connector.kernels.registry import DeviceKernels
 
-KERNELS = Path(__file__).parents[2] / "sage_kv_connector" / "kernels"
+KERNELS = Path(__file__).parents[2] / "kernels"
 
 
 @cache

@@ -26,8 +26,8 @@ HEAVY = (
     [
         "sage_kv_connector",
         "sage_kv_connector.config, sage_kv_connector.engine.transport, sage_kv_connector.cli.main",
-        "sage_kv_connector.integrations.sage.cli_plugin, sage_kv_connector.integrations.sage.point_to_point",
-        "sage_kv_connector.integrations.sage.inference_backend, sage_kv_connector.integrations.sage.serve_options",
+        "sage_kv_connector.cli.sage_app, sage_kv_connector.integrations.sage.point_to_point",
+        "sage_kv_connector.integrations.sage.inference_backend, sage_kv_connector.cli.sage_serve",
     ],
 )
 def test_imports_load_no_engine(modules: str) -> None:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.registered import RegisteredKV
+from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, KVCacheSchema, PlaneSchema
-from sage_kv_connector.engine.planner import node_id
 from sage_kv_connector.integrations.sage import sglang_backend
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,

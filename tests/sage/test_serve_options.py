@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from sage_kv_connector.cli import sage_app as cli_plugin
+from sage_kv_connector.cli.sage_serve import add_to_serve, configure
 from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, presets
-from sage_kv_connector.integrations.sage import cli_plugin
-from sage_kv_connector.integrations.sage.serve_options import add_to_serve, configure
 from tests.hardware.recorded import RECORDINGS
 
 called: list[dict[str, Any]] = []

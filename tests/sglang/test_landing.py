@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
-from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.integrations.prefill_ranks import ReadPeer
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
 from sage_kv_connector.integrations.sglang.landing import Landing
 
 PEER = ReadPeer(PeerAddress("e", 0, ()), 1)

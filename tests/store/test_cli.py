@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sage_kv_connector.cli.main import app
-from sage_kv_connector.cli.store_process import store_process
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.launch.store import store_process
 from sage_kv_connector.store.client import StoreClient
 from tests.store.pages import Pages
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.backends.base import Status
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.questions import Question, Reply
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.engine.pages.source import MemorySource
+from sage_kv_connector.engine.session.questions import Question, Reply
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.client import StoreClient
 from sage_kv_connector.store.server import KVStore

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.cli.store_process import StoreProcess, store_process
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.launch.store import StoreProcess, store_process
 from sage_kv_connector.store.backoff import Backoff
 from sage_kv_connector.store.client import StoreClient
 from sage_kv_connector.store.messages import MAX_KEYS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.device_runtime import (
+from sage_kv_connector.devices.runtime import (
     CopyKind,
     DeviceError,
     DeviceRuntime,

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from sage_kv_connector.contract.device_runtime import (
+from sage_kv_connector.devices.runtime import (
     DeviceError,
     DeviceLost,
     DmaFailed,

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from sage_kv_connector.contract.device_runtime import (
+from sage_kv_connector.devices.runtime import (
     DeviceError,
     DeviceOutOfMemory,
     UnsupportedByRuntime,

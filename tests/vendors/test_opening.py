@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sage_kv_connector.contract.device_runtime import (
+from sage_kv_connector.devices.runtime import (
     CopyKind,
     DeviceError,
     DeviceRuntime,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sage_kv_connector.contract.device_runtime import DeviceError
+from sage_kv_connector.devices.runtime import DeviceError
 from sage_kv_connector.vendors.c_interface import CInterface
 from sage_kv_connector.vendors.cambricon.abi import CNRT
 from scripts.check_vendor_signatures import Headers, check, header_sets, interface_of

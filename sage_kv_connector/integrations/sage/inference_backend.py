@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sage_kv_connector.backends import backend_class
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
-from sage_kv_connector.contract.registered import RegisteredKV
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
-from sage_kv_connector.engine.planner import default_lanes, enabled_backends, order_addresses
-from sage_kv_connector.engine.wire_plan import needs_conversion, plan_wire
+from sage_kv_connector.engine.control.reachability import default_lanes, enabled_backends, order_addresses
+from sage_kv_connector.engine.conversion.wire_plan import needs_conversion, plan_wire
 
 #: Name → module and class of its adapter.
 ADAPTERS = {

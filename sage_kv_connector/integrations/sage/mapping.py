@@ -25,7 +25,7 @@ from sage_kv_connector.contract.schema import (
     KVCacheSchema,
     PlaneSchema,
 )
-from sage_kv_connector.hardware.profile import Device, HardwareProfile
+from sage_kv_connector.hardware.probing.profile import Device, HardwareProfile
 
 #: SAGE's words for dtypes (torch's names in requests, the protocol's in KVDType and DType) → ours.
 DTYPES = {

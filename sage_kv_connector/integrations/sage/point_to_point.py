@@ -26,12 +26,13 @@ import numpy as np
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.planner import enabled_backends, node_id, order_addresses
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import MemorySource
+from sage_kv_connector.engine.pages.source import MemorySource
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
 from sage_kv_connector.integrations.sage.payload import HostMemory, Tagged, to_receive, to_send
 from sage_kv_connector.integrations.sage.turns import Turn, Turns
 from sage_kv_connector.integrations.sage.verdict import VERDICT_BYTES, Verdict, refusal_in

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sage_kv_connector.backends.base import Segments
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.source import MemorySource, Reader
+from sage_kv_connector.engine.pages.source import MemorySource, Reader
+from sage_kv_connector.engine.session.messages import PageRuns
 
 _HEADER = struct.Struct("<II")
 VERDICT_BYTES = 256

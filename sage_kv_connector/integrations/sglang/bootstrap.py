@@ -10,9 +10,9 @@ import msgspec
 from aiohttp import web
 from sglang.srt.disaggregation.common.conn import CommonKVBootstrapServer
 
-from sage_kv_connector.integrations.bootstrap_answers import FIELD, query_answer
-from sage_kv_connector.integrations.bootstrap_room import MetadataKind
-from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, PrefillRank
+from sage_kv_connector.contract.bootstrap_room import MetadataKind
+from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_answer
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, PrefillRank
 
 
 class SageKVBootstrapServer(CommonKVBootstrapServer):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
 from sage_kv_connector.contract.schema import DTYPE_BITS, KVCacheSchema
-from sage_kv_connector.engine.rank_map import head_range
+from sage_kv_connector.integrations.common.rank_map import head_range
 
 #: SGLang's and torch's names of dtypes, in the schema's terms.
 _DTYPES = {

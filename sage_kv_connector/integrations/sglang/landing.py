@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Subscription, Wanted
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.integrations.prefill_ranks import ReadPeer
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
 
 
 class Landing:

@@ -20,15 +20,15 @@ from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
+from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
+from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.planner import node_id
-from sage_kv_connector.engine.source import MemorySource, PagedSource
-from sage_kv_connector.integrations.audit import TransferAudit
-from sage_kv_connector.integrations.bootstrap_answers import FIELD
-from sage_kv_connector.integrations.bootstrap_room import metadata_transfer, pages_transfer
-from sage_kv_connector.integrations.outcome_text import outcome_text
-from sage_kv_connector.integrations.prefill_ranks import PrefillRank
+from sage_kv_connector.engine.pages.source import MemorySource, PagedSource
+from sage_kv_connector.integrations.common.audit import TransferAudit
+from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,

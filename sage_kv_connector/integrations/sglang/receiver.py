@@ -18,17 +18,22 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 
+from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.consumer import Subscription, Wanted
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.part_fetch import PagesWanted
-from sage_kv_connector.engine.planner import enabled_backends
-from sage_kv_connector.engine.source import window_segments
-from sage_kv_connector.engine.wire_plan import TokenRange
-from sage_kv_connector.integrations.bootstrap_answers import FIELD, query_bootstrap
-from sage_kv_connector.integrations.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
-from sage_kv_connector.integrations.outcome_text import outcome_text
-from sage_kv_connector.integrations.prefill_ranks import DecodeRank, PrefillEngine, ReadPeer, read_peers
+from sage_kv_connector.engine.control.reachability import enabled_backends
+from sage_kv_connector.engine.conversion.wire_plan import TokenRange
+from sage_kv_connector.engine.pages.source import window_segments
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.prefill_ranks import (
+    DecodeRank,
+    PrefillEngine,
+    ReadPeer,
+    read_peers,
+)
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
 from sage_kv_connector.integrations.sglang.landing import Landing
 

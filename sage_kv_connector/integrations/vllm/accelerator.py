@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sage_kv_connector.contract.device_runtime import DeviceMemory, DeviceRuntime, RuntimeUnavailable
+from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime, RuntimeUnavailable
 from sage_kv_connector.vendors import open_runtime
 
 logger = logging.getLogger(__name__)

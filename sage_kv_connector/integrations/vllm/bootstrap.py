@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from sage_kv_connector.integrations.bootstrap_answers import query_answer, topology_answer
-from sage_kv_connector.integrations.prefill_ranks import PrefillEngine
+from sage_kv_connector.integrations.common.bootstrap_answers import query_answer, topology_answer
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 
 
 class BootstrapServer:

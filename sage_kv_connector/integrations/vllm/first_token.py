@@ -7,10 +7,10 @@ import logging
 
 import numpy as np
 
+from sage_kv_connector.contract.bootstrap_room import metadata_transfer
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.source import MemorySource
-from sage_kv_connector.integrations.bootstrap_room import metadata_transfer
+from sage_kv_connector.engine.pages.source import MemorySource
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from sage_kv_connector.integrations.bootstrap_answers import query_bootstrap
-from sage_kv_connector.integrations.prefill_ranks import DecodeRank, PrefillEngine, ReadPeer, read_peers
+from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap
+from sage_kv_connector.integrations.common.prefill_ranks import (
+    DecodeRank,
+    PrefillEngine,
+    ReadPeer,
+    read_peers,
+)
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
 #: Called with the peers, or none and why.

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sage_kv_connector.engine.messages import MAX_TRANSFER_ID
-from sage_kv_connector.integrations.bootstrap_room import pages_transfer, parse_room
-from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, ranks_of
+from sage_kv_connector.contract.bootstrap_room import pages_transfer, parse_room
+from sage_kv_connector.engine.session.messages import MAX_TRANSFER_ID
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 
 
 @dataclass(frozen=True)

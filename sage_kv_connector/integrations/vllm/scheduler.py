@@ -16,13 +16,13 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.engine.messages import MAX_TRANSFER_ID
-from sage_kv_connector.integrations.bootstrap_room import (
+from sage_kv_connector.contract.bootstrap_room import (
     MetadataKind,
     pages_transfer,
     parse_room,
 )
-from sage_kv_connector.integrations.prefill_ranks import PrefillEngine, ranks_of
+from sage_kv_connector.engine.session.messages import MAX_TRANSFER_ID
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
 from sage_kv_connector.integrations.vllm.kv_caches import sliding_window, transfer_groups
 from sage_kv_connector.integrations.vllm.metadata import (

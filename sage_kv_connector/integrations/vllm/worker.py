@@ -18,22 +18,23 @@ import msgspec
 import numpy as np
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.bootstrap_room import metadata_transfer
 from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.consumer import Subscription, Wanted
+from sage_kv_connector.engine.control.reachability import enabled_backends
+from sage_kv_connector.engine.conversion.wire_plan import TokenRange
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.messages import PageRuns
-from sage_kv_connector.engine.part_fetch import PagesWanted
-from sage_kv_connector.engine.planner import enabled_backends, node_id
-from sage_kv_connector.engine.session import PeerAddress
-from sage_kv_connector.engine.source import NULL_PAGE, PagedSource, index_runs, window_segments
-from sage_kv_connector.engine.wire_plan import TokenRange
-from sage_kv_connector.integrations.audit import TransferAudit
-from sage_kv_connector.integrations.bootstrap_room import metadata_transfer
-from sage_kv_connector.integrations.gathered import GatheredOutcomes
-from sage_kv_connector.integrations.outcome_text import outcome_text
-from sage_kv_connector.integrations.prefill_ranks import DecodeRank, ReadPeer
+from sage_kv_connector.engine.pages.source import NULL_PAGE, PagedSource, index_runs, window_segments
+from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.integrations.common.audit import TransferAudit
+from sage_kv_connector.integrations.common.gathered import GatheredOutcomes
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.prefill_ranks import DecodeRank, ReadPeer
 from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Same node, device to device: see ``backend``."""

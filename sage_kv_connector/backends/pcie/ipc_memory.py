@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device's memory as other processes reach it: exported allocations, opened handles of peers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sage_kv_connector.backends.base import Descriptors, Segments
+from sage_kv_connector.backends.pcie.messages import table_of
+from sage_kv_connector.devices.runtime import DeviceMemory
+
+PROBE_BYTES = 4096
+
+
+class IpcMemory:
+    """Registered spans, what they were exported as, and what peers' connections opened here."""
+
+    def __init__(self, device: DeviceMemory) -> None:
+        self._runtime, self._device = device.runtime, device.number
+        self.vendor = device.runtime.vendor
+        self.process = device.runtime.ipc_process_id(device.number)
+        self._spans = np.zeros((0, 4), dtype=np.uint64)  # address, end, base, length of its allocation
+        self._handles: dict[tuple[int, int], bytes] = {}
+        self._opened: dict[int, dict[bytes, int]] = {}
+        self._probe = 0
+
+    def register(self, address: int, length: int) -> None:
+        """The range may span neighbouring allocations: each has a handle of its own.
+
+        Raises DeviceError or ValueError when the runtime does not know the memory.
+        """
+        rows, end = [], address + length
+        while address < end:
+            try:
+                base, size = self._runtime.allocation_of(self._device, address, end - address)
+            except ValueError:
+                base, size = self._runtime.allocation_of(self._device, address, 1)
+            stop = min(end, base + size)
+            rows.append((address, stop, base, size))
+            address = stop
+        spans = np.concatenate([self._spans, np.array(rows, dtype=np.uint64).reshape(-1, 4)])
+        self._spans = spans[np.argsort(spans[:, 0])]
+
+    def covers(self, segments: Segments) -> bool:
+        """Whether all segments lie in registered memory of the device."""
+        return len(segments) > 0 and bool((self._span_of(segments[:, 0], segments[:, 1]) >= 0).all())
+
+    def export(
+        self, descriptors: Descriptors, process: int
+    ) -> tuple[tuple[bytes, ...], tuple[int, ...], bytes]:
+        """Handles and lengths of the allocations that ``descriptors`` lie in, and the table that names them.
+
+        Raises ValueError for memory that is not registered, DeviceError when it can't be exported.
+        """
+        spans = self._span_of(descriptors[:, 0], descriptors[:, 2])
+        if (spans < 0).any():
+            address = int(descriptors[int(np.flatnonzero(spans < 0)[0]), 0])
+            raise ValueError(f"descriptors: device address {address:#x} is not in registered memory")
+        used, index = np.unique(self._spans[spans][:, 2:], axis=0, return_inverse=True)
+        handles = tuple(self._handle(int(base), int(size), process) for base, size in used)
+        table = table_of(used, descriptors, index.reshape(-1).tolist())
+        return handles, tuple(int(size) for size in used[:, 1]), table
+
+    def opened(self, connection: int, handles: tuple[bytes, ...]) -> list[int]:
+        """Bases of a peer's allocations in this process. Raises DeviceError, ValueError for a bad handle."""
+        known = self._opened.setdefault(connection, {})
+        for handle in handles:
+            if handle not in known:
+                known[handle] = self._runtime.ipc_import(self._device, handle)
+        return [known[handle] for handle in handles]
+
+    def forget(self, connection: int) -> None:
+        """Close what a connection opened. No copy from it may be under way."""
+        for base in self._opened.pop(connection, {}).values():
+            self._runtime.ipc_close(self._device, base)
+
+    def probe(self, process: int) -> bytes:
+        """A handle of a small allocation that the other side tries to open. Raises DeviceError."""
+        if not self._probe:
+            self._probe = self._runtime.alloc(self._device, PROBE_BYTES)
+        return self._handle(self._probe, PROBE_BYTES, process)
+
+    def try_probe(self, handle: bytes) -> None:
+        """Raises DeviceError or ValueError when a peer's memory can't be opened here."""
+        self._runtime.ipc_close(self._device, self._runtime.ipc_import(self._device, handle))
+
+    def close(self) -> None:
+        for connection in list(self._opened):
+            self.forget(connection)
+        if self._probe:
+            self._runtime.free(self._device, self._probe)
+            self._probe = 0
+
+    def _handle(self, base: int, size: int, process: int) -> bytes:
+        key = (base, process)
+        if key not in self._handles:
+            self._handles[key] = self._runtime.ipc_export(self._device, base, size, process)
+        return self._handles[key]
+
+    def _span_of(self, address: Segments, length: Segments) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Row of the span that holds each range, -1 where none does."""
+        if not len(self._spans):
+            return np.full(len(address), -1, dtype=np.int64)
+        row = np.searchsorted(self._spans[:, 0], address, side="right").astype(np.int64) - 1
+        held = (row >= 0) & (address + length <= self._spans[row, 1])
+        return np.where(held, row, -1)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any two machines: gather and scatter on sockets, straight from and to pages, CRC32C on every chunk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import Capabilities
+from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend
+
+if TYPE_CHECKING:
+    from sage_kv_connector.config import KVTransportConfig
+
+#: Stays in the L2 cache between its CRC and its send.
+DEFAULT_CHUNK_BYTES = 512 << 10
+
+
+class TcpBackend(NativeBackend):
+    """Addresses are ``tcp://HOST:PORT`` or ``tcp://[V6]:PORT``; port 0 takes any free one."""
+
+    scheme: ClassVar[str] = "tcp"
+    capabilities: ClassVar[Capabilities] = Capabilities("tcp", False, True, False, False, 512, 1 << 20)
+
+    def __init__(
+        self,
+        *,
+        lanes: int = 1,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        spin_us: int = DEFAULT_SPIN_US,
+        socket_buffer: int = 0,
+        local_address: str = "",
+    ) -> None:
+        super().__init__(
+            _data_plane.TcpEndpoint(
+                lanes=lanes,
+                chunk_bytes=chunk_bytes,
+                spin_us=spin_us,
+                socket_buffer=socket_buffer,
+                local_address=local_address,
+            )
+        )
+
+    @classmethod
+    def from_config(cls, config: KVTransportConfig) -> Self:
+        from sage_kv_connector.engine.control.reachability import default_lanes
+
+        return cls(
+            lanes=config.overlap_streams or default_lanes(),
+            chunk_bytes=config.chunk_size or DEFAULT_CHUNK_BYTES,
+            local_address="" if config.host in ("auto", "0.0.0.0", "::") else config.host,
+        )

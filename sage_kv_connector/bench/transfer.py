@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt bench transfer``: ours, the machine's limit and the peers in one run, interleaved.
+
+Each contender is a pair of processes that stays up; rounds go through all of them, so
+that what else the machine does hits them alike. Figures are medians over rounds,
+ratios are medians of the ratios within each round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sage_kv_connector.console import bytes_text, progress
+
+#: Peer → transport of its program for each of our backends; the programs lie beside the package.
+PEERS = {
+    "nixl": {"shm": ("baselines.nixl_transfer", "cma"), "tcp": ("baselines.nixl_transfer", "tcp")},
+    "mooncake": {
+        "shm": ("baselines.mooncake_transfer", "tcp"),
+        "tcp": ("baselines.mooncake_transfer", "tcp"),
+    },
+}
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class ContenderError(RuntimeError):
+    """A program of the benchmark ended; the message holds what it said."""
+
+
+class Contender:
+    """One pair of processes, driven by lines."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._module = module
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+            start_new_session=True,
+        )
+        self.about = json.loads(self._line())
+        if self._line() != "ready":
+            raise ContenderError(f"{module} did not become ready")
+        self._signal(signal.SIGSTOP)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._line())
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def close(self) -> None:
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.communicate("quit\n", timeout=10)
+        except (subprocess.TimeoutExpired, BrokenPipeError, ValueError):
+            self._process.kill()
+            self._process.communicate()
+
+    def _signal(self, number: int) -> None:
+        """A peer's progress threads poll; out of its turn it is stopped, so as not to slow the others."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.stderr.read().strip().splitlines()
+            raise ContenderError(f"{self._module} ended: {said[-1] if said else 'it said nothing'}")
+        return line.strip()
+
+
+def bench_transfer(
+    backend: str, block_bytes: int, total_bytes: int, against: Sequence[str], repeats: int
+) -> dict[str, Any]:
+    """Run it. A peer that can't run is in ``missing`` with the reason. Raises ContenderError if ours fails."""
+    sizes = (str(block_bytes), str(total_bytes))
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        progress.print(
+            f"{backend}: {bytes_text(total_bytes)} in shuffled blocks of {bytes_text(block_bytes)}"
+        )
+        ours = Contender("sage_kv_connector.bench.pair", (backend, *sizes))
+        stack.callback(ours.close)
+        peers: dict[str, Contender] = {}
+        for name in against:
+            if name == "limit":
+                continue
+            module, transport = PEERS[name][backend]
+            try:
+                peers[name] = Contender(module, (transport, *sizes))
+                stack.callback(peers[name].close)
+            except ContenderError as error:
+                missing[name] = str(error)
+                progress.print(f"{name} is left out: {error}")
+        rounds = [
+            _round(ours, peers, "limit" in against, f"round {i} of {repeats}") for i in range(repeats + 1)
+        ][1:]  # the first warms up
+        verified = {name: bool(c.ask("verify")["verified"]) for name, c in {"ours": ours, **peers}.items()}
+        return {
+            "backend": backend,
+            "mode": ours.about["mode"],
+            "block_bytes": block_bytes,
+            "total_bytes": total_bytes,
+            "repeats": repeats,
+            **_medians(rounds, "ours"),
+            "verified": verified["ours"],
+            "limit": _medians(rounds, "limit") | {"name": rounds[0]["limit"]["name"]}
+            if "limit" in against
+            else None,
+            "ratio_to_limit": _ratio(rounds, "limit") if "limit" in against else None,
+            "peers": {
+                name: {
+                    "version": peer.about["version"],
+                    "name": peer.about["name"],
+                    **_medians(rounds, name),
+                    "ours_to_peer": _ratio(rounds, name),
+                    "verified": verified[name],
+                }
+                for name, peer in peers.items()
+            },
+            "missing": missing,
+        }
+
+
+def transfer_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The result as a table for people."""
+
+    def figures(part: dict[str, Any]) -> str:
+        text = f"{part['gbytes_per_s']:.2f} GB/s"
+        if "small_op_us_p50" in part:
+            text += f", 4 KiB: {part['small_op_us_p50']:.1f} µs (p99 {part['small_op_us_p99']:.1f})"
+        if "half_rtt_us_p50" in part:
+            text += f", 4 KiB half round trip: {part['half_rtt_us_p50']:.1f} µs"
+        return text
+
+    yield f"sage_kvt {result['backend']} ({result['mode']})", figures(result)
+    if result["limit"] is not None:
+        yield (
+            f"limit: {result['limit']['name']}",
+            f"{figures(result['limit'])}; ours is {result['ratio_to_limit']:.2f} of it",
+        )
+    for peer in result["peers"].values():
+        yield (
+            f"{peer['name']} {peer['version']}",
+            f"{figures(peer)}; ours is {peer['ours_to_peer']:.1f} × as fast",
+        )
+    for name, why in result["missing"].items():
+        yield name, f"left out: {why}"
+
+
+def _round(ours: Contender, peers: dict[str, Contender], limit: bool, what: str) -> dict[str, dict[str, Any]]:
+    begun = time.monotonic()
+    out = {"ours": ours.ask("run") | ours.ask("small")}
+    if limit:
+        out["limit"] = ours.ask("limit")
+    for name, peer in peers.items():
+        out[name] = peer.ask("run") | peer.ask("small")
+    progress.print(f"  {what}: {time.monotonic() - begun:.1f} s")
+    return out
+
+
+def _medians(rounds: list[dict[str, dict[str, Any]]], who: str) -> dict[str, Any]:
+    figures = [r[who] for r in rounds]
+    return {
+        key: median(f[key] for f in figures) for key, value in figures[0].items() if isinstance(value, float)
+    }
+
+
+def _ratio(rounds: list[dict[str, dict[str, Any]]], who: str) -> float:
+    return float(median(r["ours"]["gbytes_per_s"] / r[who]["gbytes_per_s"] for r in rounds))

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of the transport (``options``), the layers they come from (``layers``), and files (``file``)."""
+
+from sage_kv_connector.config.layers import CONFIG_FILE_ENV as CONFIG_FILE_ENV
+from sage_kv_connector.config.layers import Layers as Layers
+from sage_kv_connector.config.layers import layered as layered
+from sage_kv_connector.config.layers import options_of_words as options_of_words
+from sage_kv_connector.config.layers import presets as presets
+from sage_kv_connector.config.options import SECRET_ENV as SECRET_ENV
+from sage_kv_connector.config.options import SECRET_FILE_ENV as SECRET_FILE_ENV
+from sage_kv_connector.config.options import KVTransportConfig as KVTransportConfig

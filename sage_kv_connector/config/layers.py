@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options put together from layers: a preset, the user's file, what was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sage_kv_connector.config.file import read_options
+
+#: A kv_transport.yaml for every engine that is started with it, unless its options name another.
+CONFIG_FILE_ENV = "SAGE_KVT_CONFIG_FILE"
+
+
+class Layers(NamedTuple):
+    """Options put together, and which layer each comes from."""
+
+    options: dict[str, Any]
+    origins: dict[str, str]
+
+
+def layered(options: Mapping[str, Any]) -> Layers:
+    """Preset, then the user's file, then the options themselves; later ones win.
+
+    The file is the one that ``config_file`` or else ``$SAGE_KVT_CONFIG_FILE`` names. The preset may
+    be named by the file or by the options. Raises ValueError for an unknown preset and for a file
+    that can't be read.
+    """
+    path = options.get("config_file") or os.environ.get(CONFIG_FILE_ENV)
+    from_file = read_options(Path(path)) if path is not None else {}
+    if "config_file" in from_file:
+        raise ValueError(f"config_file {str(path)!r} names another config_file; options name at most one")
+    name = options.get("preset", from_file.get("preset"))
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if name is not None:
+        known = presets()
+        if name not in known:
+            raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
+        layers.append((f"preset {name}", known[name]["settings"]))
+    if path is not None:
+        layers.append((str(path), from_file))
+    layers.append(("given", options))
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        merged.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+    return Layers(merged, origins)
+
+
+def options_of_words(words: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` words as options; values are read as YAML, dashes in keys as underscores.
+
+    Raises ValueError for a word of another form.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise ValueError(f"option {word!r} is not of the form key=value")
+        options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+    return options
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The presets that ship with the package: name → {goal, hardware, why, settings}."""
+    text = (files("sage_kv_connector") / "presets" / "kv_transport_presets.yaml").read_text()
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(text)["presets"]
+    return loaded

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of the transport, in one place: from code, JSON, YAML, or ``key=value`` words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from sage_kv_connector.backends import BACKENDS
+from sage_kv_connector.config.file import read_options, write_options
+from sage_kv_connector.config.layers import layered, options_of_words, presets
+
+SECRET_ENV = "SAGE_KVT_SECRET"
+SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
+
+
+class KVTransportConfig(BaseModel):
+    """Options of one engine's transport. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str | None = Field(None, description="named set of options that the others override")
+    config_file: Path | None = Field(
+        None,
+        description="kv_transport.yaml, or a config.yaml with a section kv_transport; lies between preset and options",
+    )
+    backend: str = Field(
+        "auto", description="auto: shm on the same node, else tcp; for a cache on a device pcie comes first"
+    )
+    target_dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4"] = Field(
+        "auto",
+        description="dtype on the wire, chosen by the side that receives; auto: the cache's own, "
+        "the smaller one where prefill and decode differ",
+    )
+    staging_bytes: int = Field(
+        64 << 20,
+        ge=16 << 20,
+        le=16 << 30,
+        description="memory that converted KV may wait in, each for sending and receiving; used only if needed",
+    )
+    chunk_size: int = Field(
+        0, ge=0, le=64 << 20, description="bytes of one chunk; 0: the backend's measured default"
+    )
+    overlap_streams: int = Field(
+        0, ge=0, le=16, description="lanes (data-plane threads) of a backend; 0: chosen from the cores"
+    )
+    prefetch_depth: int = Field(4, ge=1, le=64, description="chunks in flight in stream_pipeline")
+    zero_copy: bool = Field(
+        True,
+        description="read straight from the peer's pages (shm), from device to device (pcie); false: always staged",
+    )
+    integrity: Literal["auto", "crc", "generation"] = Field(
+        "auto",
+        description="auto: CRC32C where bytes cross a wire or a staging buffer; crc: always; "
+        "generation: never a CRC (a trusted fabric)",
+    )
+    host: str = Field(
+        "auto",
+        description="address to listen on and to advertise; auto: all interfaces when a secret is set, else loopback",
+    )
+    advertise_host: str | None = Field(
+        None, description="address that peers connect to, if not host (NAT, proxies)"
+    )
+    advertise_port: int | None = Field(
+        None, ge=1, le=65535, description="port that peers connect to, if not port"
+    )
+    port: int = Field(
+        0, ge=0, le=65535, description="tcp port of rank 0, rank r takes port + r; 0: any free one"
+    )
+    bootstrap_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="HTTP port that answers GET /query for routers that dispatch at once",
+    )
+    secret: SecretStr | None = Field(None, description=f"shared secret; else ${SECRET_ENV}, else secret_file")
+    secret_file: Path | None = Field(
+        None, description=f"file with the shared secret; else ${SECRET_FILE_ENV}"
+    )
+    deadline_s: float = Field(
+        120.0, gt=0, description="a transfer that takes longer fails, and decode recomputes"
+    )
+    lease_s: float = Field(
+        60.0, gt=0, description="a producer keeps finished pages this long unless decode renews"
+    )
+    connect_timeout_s: float = Field(5.0, gt=0, description="connect and handshake with a peer")
+    peer_timeout_s: float = Field(15.0, gt=0, description="a silent peer is given up after this time")
+    unmatched_timeout_s: float = Field(
+        60.0, gt=0, description="a subscription waits this long for its prefill to arrive"
+    )
+
+    audit_file: Path | None = Field(
+        None,
+        description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
+    )
+
+    @field_validator("backend")
+    @classmethod
+    def _available(cls, value: str) -> str:
+        if value != "auto" and value not in BACKENDS:
+            raise ValueError(
+                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(BACKENDS)}"
+            )
+        return value
+
+    def resolved_secret(self) -> bytes:
+        """The shared secret: config, environment, file; empty if none is set.
+
+        Raises ValueError when a named file can't be read or is empty.
+        """
+        if self.secret is not None:
+            return self.secret.get_secret_value().encode()
+        if word := os.environ.get(SECRET_ENV):
+            return word.encode()
+        path = self.secret_file or (Path(p) if (p := os.environ.get(SECRET_FILE_ENV)) else None)
+        if path is None:
+            return b""
+        try:
+            text = path.read_bytes().strip()
+        except OSError as error:
+            raise ValueError(f"secret_file {str(path)!r} can't be read: {error.strerror}") from error
+        if not text:
+            raise ValueError(f"secret_file {str(path)!r} is empty; it must hold the shared secret")
+        return text
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any] | None = None) -> KVTransportConfig:
+        """From a mapping (``kv_connector_extra_config``, YAML); ``preset`` and ``config_file`` are layers below.
+
+        Raises ValueError (of which pydantic.ValidationError is one) naming field, value and what is allowed.
+        """
+        return cls.model_validate(layered(options or {}).options)
+
+    @classmethod
+    def from_file(cls, path: Path) -> KVTransportConfig:
+        """From ``kv_transport.yaml`` or ``config.yaml``. Raises ValueError naming file, field and value."""
+        return cls.load(read_options(path))
+
+    def to_file(self, path: Path) -> None:
+        """Write the options that were set, for ``from_file``; a ``config.yaml`` keeps its other sections.
+
+        Raises ValueError for a secret, and for a file that can't be written.
+        """
+        # What stands over the preset is written even where it is the default: it overrides the preset.
+        over = presets()[self.preset]["settings"] if self.preset in presets() else {}
+        wanted = (self.model_fields_set | set(over)) - {"config_file"}
+        write_options(path, self.model_dump(include=wanted))
+
+    @classmethod
+    def from_words(cls, words: Iterable[str]) -> KVTransportConfig:
+        """From ``key=value`` words; values are read as YAML, dashes in keys as underscores."""
+        return cls.load(options_of_words(words))

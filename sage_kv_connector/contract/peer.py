@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank of an engine as others get to know it: how it is reached, and what its KV cache is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sage_kv_connector.contract.schema import KVCacheSchema
+
+
+class PeerAddress(NamedTuple):
+    """One rank of a peer engine and the addresses that reach it, the best first."""
+
+    engine_id: str
+    rank: int
+    addresses: tuple[str, ...]
+
+
+class RegisteredKV(NamedTuple):
+    """A rank's KV cache, as it is known to the transport. ``node`` and ``addresses`` as in DeviceSpec."""
+
+    engine_id: str
+    rank: int
+    schema: KVCacheSchema
+    addresses: tuple[str, ...]
+    node: str

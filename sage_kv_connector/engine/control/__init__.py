@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control thread, and where peers can be reached."""

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion of KV that lies on a device: pages → pinned bounce → wire, and back.
+
+The same jobs as ``Conversions``, each in two steps that overlap with those of other jobs:
+encode is a copy from the device (lane), then the CPU kernels (pool); decode is the pool,
+then a copy to the device. A job holds its bounce only between its steps. A job that fails
+says why; nothing of it stays. Control thread only, but for lanes and pool.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.devices.dma_lane import DmaLane
+from sage_kv_connector.devices.runtime import CopyKind, DeviceError, DeviceRuntime
+from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
+from sage_kv_connector.engine.conversion.jobs import CpuConversions, OnConverted
+from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
+from sage_kv_connector.engine.conversion.wire_plan import Formats, converted_planes
+from sage_kv_connector.format.converter import Span
+
+
+class _Job:
+    """One box on its way; exactly one of its steps is under way at a time."""
+
+    __slots__ = (
+        "bounce",
+        "done",
+        "encode",
+        "group",
+        "lease",
+        "length",
+        "on_lane",
+        "pool_job",
+        "span",
+        "wire",
+    )
+
+    def __init__(
+        self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted, *, encode: bool
+    ) -> None:
+        self.group, self.span, self.wire, self.length, self.done = group, span, wire, length, done
+        self.encode = encode
+        self.lease: Lease | None = None
+        self.bounce: Bounce | None = None
+        self.pool_job = 0
+        self.on_lane = False
+
+
+class DeviceConversions:
+    """An event source of the control loop. Construction raises DeviceError.
+
+    ``device``: the runtime's number of the device that the pages lie on.
+    """
+
+    def __init__(
+        self,
+        runtime: DeviceRuntime,
+        device: int,
+        threads: int,
+        staging_bytes: int,
+        register: Callable[[int, int], None],
+    ) -> None:
+        self._runtime, self._device = runtime, device
+        self._cpu = CpuConversions(threads, staging_bytes, register)
+        self.outgoing, self.incoming = self._cpu.outgoing, self._cpu.incoming
+        self._pinned: list[int] = []
+        self._from_device = StagingArena(staging_bytes, _nowhere, self._allocate)
+        self._to_device = StagingArena(staging_bytes, _nowhere, self._allocate)
+        self._jobs: dict[int, _Job] = {}
+        self._ids = count(1)
+        self._copied: deque[tuple[int, str]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._reader = DmaLane(runtime, device, CopyKind.DEVICE_TO_HOST, self._on_lane)
+        self._writer = DmaLane(runtime, device, CopyKind.HOST_TO_DEVICE, self._on_lane)
+
+    @property
+    def sources(self) -> tuple[CpuConversions, DeviceConversions]:
+        return (self._cpu, self)
+
+    def group(
+        self,
+        view: GroupView,
+        index: int,
+        formats: Formats,
+        local: KVCacheSchema,
+        consumer: KVCacheSchema,
+        producer: KVCacheSchema,
+    ) -> DeviceGroup:
+        """What ``encode`` and ``decode`` of this group take. Raises ValueError as ``converted_planes``."""
+        planes = converted_planes(view, index, formats, local, consumer, producer)
+        return DeviceGroup(view, local.dtype, tuple(planes))
+
+    def encode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
+        """Device pages to wire bytes, in the background. Raises ValueError for a box that has no room."""
+        return self._begin(_Job(group, span, wire, length, done, encode=True), self._from_device)
+
+    def decode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
+        """Wire bytes to device pages, in the background. Raises ValueError for a box that has no room."""
+        return self._begin(_Job(group, span, wire, length, done, encode=False), self._to_device)
+
+    def cancel(self, job: int) -> None:
+        """Forget a job: after this returns it touches no memory and ``done`` is not called."""
+        known = self._jobs.pop(job, None)
+        if known is None:
+            return
+        if known.on_lane:
+            (self._reader if known.encode else self._writer).cancel(job)
+        if known.pool_job:
+            self._cpu.cancel(known.pool_job)
+        self._give_back(known)
+
+    def fileno(self) -> int:
+        return self._wake
+
+    def poll(self, max_events: int = 256) -> Sequence[Event]:
+        os.eventfd_read(self._wake)
+        events = []
+        while self._copied:
+            job, error = self._copied.popleft()
+            status = Status.IO_ERROR if error else Status.OK
+            events.append(Event(EventKind.CONVERTED, 0, job, status, 0, 0, 0, b"", error))
+        return events
+
+    def on_converted(self, event: Event) -> None:
+        """The lane's part of a job ended."""
+        job = self._jobs.get(event.id)
+        if job is None:
+            return
+        job.on_lane = False
+        if event.detail or not job.encode:
+            self._end(event.id, event.detail)
+        else:
+            self._on_pool(event.id, job)
+
+    def counters(self) -> dict[str, int]:
+        lanes = {"d2h": self._reader, "h2d": self._writer}
+        staged = self._from_device.in_use + self._to_device.in_use
+        cpu = self._cpu.counters()
+        return cpu | {
+            "staging_bytes": cpu["staging_bytes"] + staged,
+            "conversions": len(self._jobs),
+            **{f"{name}_bytes": lane.bytes_copied for name, lane in lanes.items()},
+            **{f"{name}_ns": lane.busy_ns for name, lane in lanes.items()},
+            **{f"{name}_copies": lane.copies for name, lane in lanes.items()},
+        }
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+        self._cpu.close()
+        for address in self._pinned:
+            self._runtime.host_free(self._device, address)
+        self._pinned.clear()
+        os.close(self._wake)
+
+    # -- inside
+
+    def _allocate(self, nbytes: int) -> int:
+        try:
+            address = self._runtime.host_alloc(self._device, nbytes)
+        except DeviceError as error:
+            raise ValueError(f"no pinned host memory (option staging_bytes): {error}") from error
+        self._pinned.append(address)
+        return address
+
+    def _begin(self, job: _Job, arena: StagingArena) -> int:
+        job_id = next(self._ids)
+        self._jobs[job_id] = job
+
+        def placed(lease: Lease) -> None:
+            if job_id not in self._jobs:
+                return
+            job.lease = lease
+            try:
+                job.bounce = bounce(job.group, job.span, lease.address)
+            except ValueError as error:
+                self._end(job_id, str(error))
+                return
+            if job.encode:
+                self._on_lane_of(self._reader, job_id, job)
+            else:
+                self._on_pool(job_id, job)
+
+        try:
+            job.lease = arena.request(bounce_bytes(job.group, job.span), placed)
+        except ValueError:
+            self._jobs.pop(job_id, None)
+            raise
+        return job_id
+
+    def _on_lane_of(self, lane: DmaLane, job_id: int, job: _Job) -> None:
+        assert job.bounce is not None
+        job.on_lane = True
+        lane.submit(job_id, job.bounce.to_host() if job.encode else job.bounce.to_device())
+
+    def _on_pool(self, job_id: int, job: _Job) -> None:
+        assert job.bounce is not None
+        convert = self._cpu.encode if job.encode else self._cpu.decode
+        try:
+            job.pool_job = convert(
+                job.bounce.converter,
+                job.bounce.span,
+                job.wire,
+                job.length,
+                lambda error: self._off_pool(job_id, error),
+            )
+        except ValueError as error:
+            self._end(job_id, str(error))
+
+    def _off_pool(self, job_id: int, error: str) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        job.pool_job = 0
+        if error or job.encode:
+            self._end(job_id, error)
+        else:
+            self._on_lane_of(self._writer, job_id, job)
+
+    def _end(self, job_id: int, error: str) -> None:
+        job = self._jobs.pop(job_id)
+        self._give_back(job)
+        job.done(error)
+
+    def _give_back(self, job: _Job) -> None:
+        if job.lease is not None:
+            (self._from_device if job.encode else self._to_device).release(job.lease)
+
+    def _on_lane(self, job_id: int, error: str) -> None:
+        self._copied.append((job_id, error))
+        os.eventfd_write(self._wake, 1)
+
+
+def _nowhere(address: int, nbytes: int) -> None:
+    """Bounces are read and written by this process alone: no backend knows them."""

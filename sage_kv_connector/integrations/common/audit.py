@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With ``audit_file``: digests of transferred KV, read back from each side's pool.
+
+Where pages went as they are, the digest is that of their bytes. Where they were mapped, it
+is that of their elements in canonical order, part by part, in this side's own dtype: equal on
+both sides if nothing but the layout differs. ``parts`` names each part with its own digest, so that
+sides of which several ranks share a transfer can be compared, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.conversion.wire_plan import group_converter
+from sage_kv_connector.engine.pages.memory_digest import digest_segments
+from sage_kv_connector.engine.pages.source import PagedSource
+from sage_kv_connector.engine.transfer.consumer import Subscription
+from sage_kv_connector.format.converter import Span
+from sage_kv_connector.format.wire_format import WireFormat
+
+
+class _AuditedPart(NamedTuple):
+    group: int
+    first_layer: int
+    layers: int
+    first_head: int  # of the whole model
+    heads: int
+    first_token: int
+    tokens: int
+    pages: list[int]
+
+
+class TransferAudit:
+    """Appends one JSON line for each transfer that arrived, while the file exists."""
+
+    def __init__(self, path: Path | None, rank: int) -> None:
+        self._path = path
+        self._rank = rank
+        self._view: KVCacheView | None = None
+        self._schema: KVCacheSchema | None = None
+
+    def describe(self, view: KVCacheView, schema: KVCacheSchema) -> None:
+        """What this side's cache looks like."""
+        self._view, self._schema = view, schema
+
+    def sent(self, source: PagedSource, outcome: Outcome) -> None:
+        if not self._wanted(outcome):
+            return
+        if not source.served_parts:
+            self._write("producer", outcome, digest_segments(source.served_segments(), hashlib.sha256()), [])
+            return
+        parts = []
+        for request in source.served_parts:
+            pages = source.part_pages(request)
+            assert pages is not None  # it was served
+            parts.append(
+                _AuditedPart(
+                    request.group,
+                    request.first_layer,
+                    request.layers,
+                    request.first_head,
+                    request.heads,
+                    request.first_token,
+                    request.tokens,
+                    pages,
+                )
+            )
+        self._write("producer", outcome, *self._digest_parts(parts))
+
+    def received(self, handle: Subscription, outcome: Outcome) -> None:
+        if not self._wanted(outcome):
+            return
+        wanted = handle.wanted
+        fetch, paged = handle.parts, wanted.paged
+        if fetch is None or paged is None:
+            self._write("consumer", outcome, digest_segments(wanted.segments, hashlib.sha256()), [])
+            return
+        parts = []
+        for part in fetch.parts:
+            parts.append(
+                _AuditedPart(
+                    part.group,
+                    part.run.local,
+                    part.run.layers,
+                    fetch.plan.first_head,
+                    fetch.plan.heads,
+                    part.first_token,
+                    part.tokens,
+                    paged.pages_of(part),
+                )
+            )
+        self._write("consumer", outcome, *self._digest_parts(parts))
+
+    def _wanted(self, outcome: Outcome) -> bool:
+        return self._path is not None and outcome.stats is not None and self._path.exists()
+
+    def _digest_parts(self, parts: Iterable[_AuditedPart]) -> tuple[str, list[str]]:
+        view, schema = self._view, self._schema
+        assert view is not None and schema is not None
+        lines = []
+        for part in parts:
+            group = view.groups[part.group]
+            formats = tuple(WireFormat(schema.dtype) for _ in group.canonical)
+            converter = group_converter(group, part.group, formats, schema, schema, schema)
+            span = Span(
+                part.first_layer,
+                part.layers,
+                part.first_head - schema.head_start,
+                part.heads,
+                part.first_token,
+                part.tokens,
+                part.pages,
+            )
+            elements = np.zeros(converter.wire_bytes(span), np.uint8)
+            converter.encode(span, elements.ctypes.data, len(elements))
+            name = group.layers[part.first_layer].name
+            digest = hashlib.sha256(elements.data).hexdigest()
+            lines.append(f"{name} {part.layers} {part.first_head} {part.heads} {part.first_token} {digest}")
+        lines.sort()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest(), lines
+
+    def _write(self, side: str, outcome: Outcome, digest: str, parts: list[str]) -> None:
+        stats = outcome.stats
+        assert stats is not None and self._path is not None
+        record = {
+            "side": side,
+            "transfer_id": outcome.transfer_id,
+            "rank": self._rank,
+            "sha256": digest,
+            "nbytes": stats.nbytes,
+            "transfer_s": stats.transfer_s,
+            "backend": stats.backend,
+            "mode": stats.mode,
+            "checksum": stats.checksum,
+            "wire_dtype": stats.wire_dtype,
+            "parts": parts,
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")

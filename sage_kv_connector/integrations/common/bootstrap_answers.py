@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a prefill engine's bootstrap server answers, the same for vLLM and for SGLang.
+
+``GET /query`` has the form that vLLM's router asks for when it dispatches to both servers at once
+(data parallel rank → engine id and worker addresses); decode of either engine reads our field
+in it. ``GET /route`` is what SGLang's decode asks before it makes a receiver.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
+
+#: The field of registrations and answers that is ours.
+FIELD = "sage_kvt"
+MAX_ANSWER_BYTES = 1 << 20
+
+
+def query_answer(engines: Mapping[int, PrefillEngine]) -> dict[str, Any]:
+    """The answer to ``/query``, by data parallel rank."""
+    return {
+        str(dp_rank): {
+            "engine_id": engine.ranks[0].engine_id,
+            "worker_addr": {
+                str(rank.rank): {"0": next(iter(reversed(rank.addresses)), "")} for rank in engine.ranks
+            },
+            FIELD: msgspec.to_builtins(engine),
+        }
+        for dp_rank, engine in engines.items()
+    }
+
+
+def topology_answer(engine: PrefillEngine) -> dict[str, Any]:
+    """The answer to SGLang's question about a whole server.
+
+    Page size and cache dtype are left open: SGLang refuses decode servers that differ in them, while
+    here the engine compares both sides' schemas and converts.
+    """
+    return {
+        "attn_tp_size": engine.tp_size,
+        "attn_cp_size": 1,
+        "dp_size": 1,
+        "pp_size": engine.pp_size,
+        "page_size": None,
+        "kv_cache_dtype": None,
+        "follow_bootstrap_room": True,
+    }
+
+
+def query_bootstrap(url: str, timeout_s: float, dp_rank: int = 0) -> PrefillEngine:
+    """Ask ``url``/query. Raises OSError when nobody answers, ValueError when the answer is not ours."""
+    with urllib.request.urlopen(f"{url}/query", timeout=timeout_s) as response:
+        data = response.read(MAX_ANSWER_BYTES + 1)
+    if len(data) > MAX_ANSWER_BYTES:
+        raise ValueError(f"{url}/query answered more than {MAX_ANSWER_BYTES} bytes")
+    try:
+        answer = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
+        if str(dp_rank) not in answer:
+            raise ValueError(f"data parallel rank {dp_rank} is not among {', '.join(answer) or 'none'}")
+        if FIELD not in answer[str(dp_rank)]:
+            raise ValueError(f"it has no field {FIELD!r}")
+        return msgspec.convert(answer[str(dp_rank)][FIELD], PrefillEngine)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ValueError(f"{url}/query is not answered by a sage_kvt prefill engine: {error}") from error

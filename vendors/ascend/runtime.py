@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``DeviceRuntime`` over ACL.
+
+Written from the ACL headers (see ``abi.py``) and CANN's API reference; never run on a card.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from sage_kv_connector.devices.runtime import (
+    Copies,
+    CopyKind,
+    DeviceInfo,
+    DeviceLost,
+    DeviceOutOfMemory,
+    DeviceRuntime,
+    DmaFailed,
+    MisalignedAddress,
+    RuntimeFeatures,
+    UnsupportedByRuntime,
+)
+from sage_kv_connector.vendors.ascend.abi import ACL, IPC_KEY_BYTES, BatchAttributes
+from sage_kv_connector.vendors.libraries import Library
+from sage_kv_connector.vendors.vendor_runtime import VendorRuntime
+
+INTERFACE = ACL
+CONSTANT = ACL.constants
+KINDS = {
+    CopyKind.HOST_TO_DEVICE: CONSTANT["ACL_MEMCPY_HOST_TO_DEVICE"],
+    CopyKind.DEVICE_TO_HOST: CONSTANT["ACL_MEMCPY_DEVICE_TO_HOST"],
+    CopyKind.DEVICE_TO_DEVICE: CONSTANT["ACL_MEMCPY_DEVICE_TO_DEVICE"],
+}
+ERROR_KINDS = {
+    DeviceOutOfMemory: frozenset(
+        {"ACL_ERROR_BAD_ALLOC", "ACL_ERROR_STORAGE_OVER_LIMIT",
+         "ACL_ERROR_RT_MEMORY_ALLOCATION", "ACL_ERROR_RT_DEVICE_OOM"}
+    ),
+    MisalignedAddress: frozenset({"ACL_ERROR_MEMORY_ADDRESS_UNALIGNED", "ACL_ERROR_RT_ADDR_UNALIGNED"}),
+    DmaFailed: frozenset(
+        {"ACL_ERROR_RT_SYS_DMA", "ACL_ERROR_RT_COPY_DATA", "ACL_ERROR_RT_LINK_ERROR",
+         "ACL_ERROR_RT_SUSPECT_REMOTE_ERROR", "ACL_ERROR_RT_TASK_TIMEOUT", "ACL_ERROR_RT_STREAM_ABORT"}
+    ),
+    DeviceLost: frozenset(
+        {"ACL_ERROR_RT_LOST_HEARTBEAT", "ACL_ERROR_RT_SOCKET_CLOSE", "ACL_ERROR_RT_DEVICE_MEM_ERROR",
+         "ACL_ERROR_RT_HBM_MULTI_BIT_ECC_ERROR", "ACL_ERROR_RT_DEVICE_TASK_ABORT"}
+    ),
+    UnsupportedByRuntime: frozenset(
+        {"ACL_ERROR_API_NOT_SUPPORT", "ACL_ERROR_FEATURE_UNSUPPORTED", "ACL_ERROR_RT_FEATURE_NOT_SUPPORT"}
+    ),
+}  # fmt: skip
+
+
+class AscendRuntime(VendorRuntime):
+    """NPUs through libascendcl.so."""
+
+    interface = ACL
+    kinds = ERROR_KINDS
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(library)
+        self._exported: dict[int, bytes] = {}  # base → key; a second key of one base would leak the first
+        self._imported: dict[int, bytes] = {}
+        status = self._c["aclInit"](None)
+        # torch_npu, or another runtime object, may have been first.
+        if status not in (0, ACL.errors["ACL_ERROR_REPEAT_INITIALIZE"]):
+            raise self._error("aclInit", status)
+
+    @property
+    def features(self) -> RuntimeFeatures:
+        return RuntimeFeatures(
+            host_register=self._has("aclrtHostUnregister")
+            and (self._has("aclrtHostRegisterV2") or self._has("aclrtHostRegister")),
+            batched_copies=self._has("aclrtMemcpyBatchAsync"),
+            peer_copies=True,
+            asynchronous_peer_copies=True,
+            ipc=self._has("aclrtIpcMemGetExportKey", "aclrtIpcMemSetImportPid", "aclrtIpcMemImportByKey"),
+        )
+
+    def _explain(self, status: int) -> str:
+        function = self._c.get("aclGetRecentErrMsg")
+        text = function() if function is not None else None
+        return text.decode(errors="replace").strip() if text else ""
+
+    def _set(self, device: int) -> None:
+        self._call("aclrtSetDevice", device)
+
+    # Devices
+
+    def device_count(self) -> int:
+        count = ctypes.c_uint32()
+        self._call("aclrtGetDeviceCount", ctypes.byref(count))
+        return count.value
+
+    def device_info(self, device: int) -> DeviceInfo:
+        """ACL tells one name for all devices of a node, and no PCI address."""
+        total = self.memory_info(device)[1]
+        name = self._c["aclrtGetSocName"]()
+        return DeviceInfo(device, name.decode(errors="replace") if name else "", "", total)
+
+    def memory_info(self, device: int) -> tuple[int, int]:
+        self._set(device)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        for kind in ("ACL_HBM_MEM", "ACL_DDR_MEM"):  # inference cards such as the 310P have DDR only
+            self._call("aclrtGetMemInfo", CONSTANT[kind], ctypes.byref(free), ctypes.byref(total))
+            if total.value:
+                break
+        return free.value, total.value
+
+    # Memory
+
+    def alloc(self, device: int, nbytes: int) -> int:
+        self._set(device)
+        address = self._pointer("aclrtMalloc", nbytes, CONSTANT["ACL_MEM_MALLOC_HUGE_FIRST"])
+        return self._remember(address, nbytes)
+
+    def free(self, device: int, address: int) -> None:
+        with self._unless_lost():
+            self._set(device)
+            with self._lock:
+                key = self._exported.get(address)
+            if key is not None:
+                self._call("aclrtIpcMemClose", key)
+                with self._lock:
+                    self._exported.pop(address, None)
+            self._call("aclrtFree", address)
+        self._forget(address)
+
+    def host_alloc(self, device: int, nbytes: int) -> int:
+        self._set(device)
+        return self._pointer("aclrtMallocHost", nbytes)
+
+    def host_free(self, device: int, address: int) -> None:
+        with self._unless_lost():
+            self._set(device)
+            self._call("aclrtFreeHost", address)
+
+    def host_register(self, device: int, address: int, nbytes: int) -> None:
+        self._set(device)
+        if self._has("aclrtHostRegisterV2"):
+            self._call("aclrtHostRegisterV2", address, nbytes, CONSTANT["ACL_HOST_REG_PINNED"])
+        else:
+            mapped = ctypes.c_void_p()
+            self._call(
+                "aclrtHostRegister",
+                address,
+                nbytes,
+                CONSTANT["ACL_HOST_REGISTER_MAPPED"],
+                ctypes.byref(mapped),
+            )
+
+    def host_unregister(self, device: int, address: int) -> None:
+        with self._unless_lost():
+            self._set(device)
+            self._call("aclrtHostUnregister", address)
+
+    def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
+        if not self._has("aclrtMemGetAddressRange"):
+            return self._own_allocation(address, nbytes)
+        self._set(device)
+        size = ctypes.c_size_t()
+        base = ctypes.c_void_p()
+        self._call("aclrtMemGetAddressRange", address, ctypes.byref(base), ctypes.byref(size))
+        return self._whole_range(base.value or 0, size.value, address, nbytes)
+
+    # Streams and copies
+
+    def stream_create(self, device: int) -> int:
+        self._set(device)
+        return self._pointer("aclrtCreateStream")
+
+    def stream_destroy(self, device: int, stream: int) -> None:
+        with self._unless_lost():
+            self._set(device)
+            self._call("aclrtDestroyStream", stream)
+
+    def stream_synchronize(self, device: int, stream: int) -> None:
+        self._set(device)
+        self._call("aclrtSynchronizeStream", stream)
+
+    def stream_wait_event(self, device: int, stream: int, event: int) -> None:
+        self._set(device)
+        self._call("aclrtStreamWaitEvent", stream, event)
+
+    def copy_async(
+        self, device: int, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int
+    ) -> None:
+        self._set(device)
+        self._call("aclrtMemcpyAsync", destination, nbytes, source, nbytes, KINDS[kind], stream)
+
+    def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
+        if len(copies) == 0:
+            return
+        if not self._has("aclrtMemcpyBatchAsync"):
+            return self._copy_one_by_one(device, copies, kind, stream)
+        self._set(device)
+        columns = np.ascontiguousarray(copies.T)  # uint64, as void* and size_t are on every 64-bit host
+        pointers = ctypes.POINTER(ctypes.c_void_p)
+        sizes = columns[2].ctypes.data_as(ctypes.POINTER(ctypes.c_size_t))
+        attributes = BatchAttributes()
+        for location, is_host in (
+            (attributes.dstLoc, kind == CopyKind.DEVICE_TO_HOST),
+            (attributes.srcLoc, kind == CopyKind.HOST_TO_DEVICE),
+        ):
+            location.id = 0 if is_host else device
+            location.type = CONSTANT[f"ACL_MEM_LOCATION_TYPE_{'HOST' if is_host else 'DEVICE'}"]
+        first, failed = ctypes.c_size_t(0), ctypes.c_size_t()
+        self._call(
+            "aclrtMemcpyBatchAsync",
+            columns[0].ctypes.data_as(pointers), sizes, columns[1].ctypes.data_as(pointers), sizes, len(copies),
+            ctypes.byref(attributes), ctypes.byref(first), 1, ctypes.byref(failed), stream,
+        )  # fmt: skip
+
+    def copy_peer_async(
+        self,
+        destination: int,
+        destination_device: int,
+        source: int,
+        source_device: int,
+        nbytes: int,
+        stream: int,
+    ) -> None:
+        """One address space for all devices of a process; needs ``enable_peer_access``."""
+        kind = CopyKind.DEVICE_TO_DEVICE
+        self.copy_async(destination_device, destination, source, nbytes, kind, stream)
+
+    def can_access_peer(self, device: int, peer: int) -> bool:
+        answer = ctypes.c_int32()
+        self._call("aclrtDeviceCanAccessPeer", ctypes.byref(answer), device, peer)
+        return bool(answer.value)
+
+    def enable_peer_access(self, device: int, peer: int) -> None:
+        self._set(device)
+        self._call("aclrtDeviceEnablePeerAccess", peer, 0)
+
+    # Events
+
+    def event_create(self, device: int) -> int:
+        self._set(device)
+        if not self._has("aclrtCreateEventExWithFlag"):
+            return self._pointer("aclrtCreateEvent")
+        flags = CONSTANT["ACL_EVENT_SYNC"] | CONSTANT["ACL_EVENT_CAPTURE_STREAM_PROGRESS"]
+        return self._pointer("aclrtCreateEventExWithFlag", flags)
+
+    def event_destroy(self, device: int, event: int) -> None:
+        with self._unless_lost():
+            self._set(device)
+            self._call("aclrtDestroyEvent", event)
+
+    def event_record(self, device: int, event: int, stream: int) -> None:
+        self._set(device)
+        self._call("aclrtRecordEvent", event, stream)
+
+    def event_query(self, device: int, event: int) -> bool:
+        self._set(device)
+        status = ctypes.c_uint()
+        self._call("aclrtQueryEventStatus", event, ctypes.byref(status))
+        return status.value == CONSTANT["ACL_EVENT_RECORDED_STATUS_COMPLETE"]
+
+    def event_synchronize(self, device: int, event: int) -> None:
+        self._set(device)
+        self._call("aclrtSynchronizeEvent", event)
+
+    # Other processes
+
+    def ipc_process_id(self, device: int) -> int:
+        """The id outside of containers, by which the driver knows a process."""
+        if not self._has("aclrtDeviceGetBareTgid"):
+            return super().ipc_process_id(device)
+        self._set(device)
+        pid = ctypes.c_int32()
+        self._call("aclrtDeviceGetBareTgid", ctypes.byref(pid))
+        return pid.value
+
+    def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
+        """What was exported must stay allocated, or be freed through this object, which remembers the key."""
+        self._set(device)
+        with self._lock:
+            key = self._exported.get(base)
+            if key is None:
+                buffer = ctypes.create_string_buffer(IPC_KEY_BYTES)
+                flags = CONSTANT["ACL_RT_IPC_MEM_EXPORT_FLAG_DEFAULT"]  # only named processes
+                self._call("aclrtIpcMemGetExportKey", base, nbytes, buffer, IPC_KEY_BYTES, flags)
+                key = self._exported[base] = buffer.raw
+        self._call("aclrtIpcMemSetImportPid", key, ctypes.byref(ctypes.c_int32(importer_pid)), 1)
+        return key
+
+    def ipc_import(self, device: int, handle: bytes) -> int:
+        key = self._handle_of_length(handle, IPC_KEY_BYTES)
+        self._set(device)
+        flags = CONSTANT["ACL_RT_IPC_MEM_IMPORT_FLAG_ENABLE_PEER_ACCESS"]
+        base = self._pointer("aclrtIpcMemImportByKey", key, flags)
+        with self._lock:
+            self._imported[base] = key
+        return base
+
+    def ipc_close(self, device: int, base: int) -> None:
+        with self._lock:
+            key = self._imported.pop(base, None)
+        if key is None:
+            raise ValueError(f"{base:#x} is not an address that ipc_import returned")
+        with self._unless_lost():
+            self._set(device)
+            self._call("aclrtIpcMemClose", key)
+
+
+def create(library: Library) -> DeviceRuntime:
+    return AscendRuntime(library)
