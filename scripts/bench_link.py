@@ -30,12 +30,10 @@ from sage_kv_connector.contract.element_order import packed_cpu_planes
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.conversion.wire_plan import TokenRange
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import PagedSource, window_segments
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Wanted
-from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.target import PagesTarget, one_run
+from sage_kv_connector.engine.transfer.subscription import Wanted
 
 LAYERS, HEADS, DIM, PAGE = 8, 4, 128, 128
 PREFILL, DECODE = "10.231.77.1", "10.231.77.2"
@@ -116,11 +114,9 @@ def decode(tokens: int, about: dict[str, Any]) -> None:
         ids = np.arange(side.pages)
         wanted = Wanted(
             transfer_id,
-            (PageRuns(0, ((0, side.pages),)),),
-            window_segments(side.view, {0: ids}),
+            PagesTarget(side.view, (one_run(0, 0, ids, range(tokens)),)),
             True,
             300.0,
-            PagesWanted(side.view, {0: TokenRange(0, tokens)}, {0: [int(i) for i in ids]}),
         )
         outcomes: queue.Queue[Outcome] = queue.Queue()
         begun = time.perf_counter()

@@ -22,12 +22,11 @@ from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import CopyKind, DeviceMemory, DeviceRuntime
-from sage_kv_connector.engine.conversion.wire_plan import TokenRange, plan_wire
+from sage_kv_connector.engine.conversion.wire_plan import plan_wire
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import PagedSource, window_segments
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Wanted
-from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.target import PagesTarget, one_run
+from sage_kv_connector.engine.transfer.subscription import Wanted
 from sage_kv_connector.format.reference import decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.vendors import open_runtime
 from sage_kv_connector.vendors.emulator import EmulatorSettings
@@ -130,11 +129,9 @@ class Side:
     def fetch(self, peer: PeerAddress, transfer_id: str) -> Outcome:
         wanted = Wanted(
             transfer_id,
-            (PageRuns(0, ((0, self.pages),)),),
-            window_segments(self.view, {0: self.table}),
+            PagesTarget(self.view, (one_run(0, 0, self.table, range(self.options.tokens)),)),
             True,
             600.0,
-            PagesWanted(self.view, {0: TokenRange(0, self.options.tokens)}, {0: self.table.tolist()}),
         )
         outcomes: queue.Queue[Outcome] = queue.Queue()
         self.core.subscribe(peer, wanted, outcomes.put)

@@ -85,7 +85,6 @@ class EventKind(IntEnum):
     LANDED = 6  #: a chunk landed and held (connection, id = window, offset, length)
     WINDOW_DONE = 7  #: all bytes of a window landed and held (connection, id = window, length)
     WINDOW_FAILED = 8  #: a window can't complete (connection, id = window, status, offset, length, detail)
-    CONVERTED = 9  #: a conversion ended (id = job, status, length = wire bytes); of a pool, not of a backend
 
 
 class Status(IntEnum):

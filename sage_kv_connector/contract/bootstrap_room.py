@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from sage_kv_connector.contract.peer import bracket
+
 #: SGLang keeps rooms in 64-bit integers; 0 stands for "nothing written yet" in its metadata.
 MAX_ROOM = (1 << 63) - 1
 
@@ -65,5 +67,4 @@ def parse_room(params: Mapping[str, Any], *, on_decode: bool) -> BootstrapRoom |
         raise ValueError(f"bootstrap_host is {host!r}, must be the host of prefill's bootstrap server")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 1 << 16:
         raise ValueError(f"bootstrap_port is {port!r}, allowed: 1 to 65535")
-    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return BootstrapRoom(f"http://{bracketed}:{port}", room)
+    return BootstrapRoom(f"http://{bracket(host)}:{port}", room)

@@ -24,3 +24,8 @@ class RegisteredKV(NamedTuple):
     schema: KVCacheSchema
     addresses: tuple[str, ...]
     node: str
+
+
+def bracket(host: str) -> str:
+    """A host as addresses and URLs name it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -14,27 +14,30 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
-from typing import cast
+from typing import Any
 
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.peer import PeerAddress, bracket
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
-from sage_kv_connector.engine.control.listen_address import advertised_host, bracket, listen_host
-from sage_kv_connector.engine.control.loop import ControlLoop, EventSource
+from sage_kv_connector.engine.control.listen_address import advertised_host, listen_host
+from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import default_lanes, enabled_backends
+from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
-from sage_kv_connector.engine.conversion.jobs import Conversions, ConversionSource, CpuConversions
+from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
 from sage_kv_connector.engine.pages.source import Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.handshake import Identity
 from sage_kv_connector.engine.session.questions import Handler, OnReply, Questions
-from sage_kv_connector.engine.session.table import Session, SessionTable
-from sage_kv_connector.engine.transfer.consumer import Consumer, Subscription, Wanted
-from sage_kv_connector.engine.transfer.producer import OnReleased, Producer
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.table import SessionTable
+from sage_kv_connector.engine.transfer.consumer import Consumer
+from sage_kv_connector.engine.transfer.offer import OnReleased
+from sage_kv_connector.engine.transfer.producer import Producer
+from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -64,30 +67,35 @@ class EngineCore:
         self._host = listen_host(config, secret)
         names = enabled_backends(config, on_device=device is not None)
         self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
+        self._loop = ControlLoop()
         for backend in self.backends.values():
             if device is not None and isinstance(backend, DeviceBackend):
                 backend.attach_device(device)
+            self._loop.watch(backend, self._on_event, backend)
         identity = Identity(self.engine_id, rank, secret, schema)
-        self.sessions = SessionTable(identity, config, self.backends, self._on_message, self._on_closed)
+        self.sessions = SessionTable(
+            self._loop, identity, config, self.backends, self._on_message, self._on_closed
+        )
         self._conversions: Conversions | None = None
+        converters: Converters | None = None
         if schema is not None and any(group.canonical for group in schema.groups):
-            threads = config.overlap_streams or default_lanes()
-            if device is None:
-                self._conversions = CpuConversions(threads, config.staging_bytes, self.register_host_memory)
-            else:
-                self._conversions = DeviceConversions(
-                    device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory
-                )
-        sources: list[EventSource] = [*self.backends.values()]
-        if self._conversions is not None:
-            sources += self._conversions.sources
-        self._loop = ControlLoop(sources, self._on_event)
-        self.sessions.loop = self._loop
-        self._producer = Producer(self._loop, config, schema, self._conversions)
-        self._consumer = Consumer(self._loop, self.sessions, schema, self._conversions, config.target_dtype)
+            self._conversions = self._start_conversions()
+            self._conversions.attach(self._loop)
+            converters = Converters(schema, self._conversions)
+        self._producer = Producer(self._loop, config, converters)
+        self._consumer = Consumer(self._loop, self.sessions, config, converters)
         self._questions = Questions(self._loop, self.sessions)
         self._closed = False
         self.addresses: tuple[str, ...] = ()
+
+    def _start_conversions(self) -> Conversions:
+        config, device = self.config, self._device
+        threads = config.overlap_streams or default_lanes()
+        if device is None:
+            return CpuConversions(threads, config.staging_bytes, self.register_host_memory)
+        return DeviceConversions(
+            device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory
+        )
 
     def start(self, *, listen: bool = True) -> None:
         """Listen and run; without ``listen`` it only connects.
@@ -136,63 +144,35 @@ class EngineCore:
         only_for: str = "",
         finished: bool = False,
     ) -> None:
-        """See :class:`Producer`. An id that is on offer already is released at once, with that reason.
+        """See :class:`Producer`."""
+        offered = (transfer_id, source, on_released, consumers, only_for, finished)
+        self._loop.submit(self._producer.offer, *offered)
 
-        ``finished``: nothing more will become ready, as ``finish`` says it.
-        """
-
-        def run() -> None:
-            try:
-                self._producer.offer(transfer_id, source, on_released, consumers=consumers, only_for=only_for)
-            except ValueError as error:
-                on_released(Outcome(transfer_id, None, str(error)))
-                return
-            if finished:
-                self._producer.finish(transfer_id)
-
-        self._loop.submit(run)
-
-    def update(self, transfer_id: str, change: Callable[[], None]) -> None:
-        """Run ``change`` (of the offer's source) on the control thread, then post what became ready."""
-
-        def run() -> None:
-            change()
-            self._producer.pump(transfer_id)
-
-        self._loop.submit(run)
+    def update(self, transfer_id: str, change: Callable[..., object], *arguments: Any) -> None:
+        """Run ``change(*arguments)`` (of the offer's source) on the control thread, then post what became ready."""
+        self._loop.submit(self._producer.update, transfer_id, change, *arguments)
 
     def is_streaming(self, transfer_id: str) -> bool:
         """Whether somebody is being served right now; any thread may ask, the answer may be a step late."""
         return self._producer.is_streaming(transfer_id)
 
     def finish(self, transfer_id: str) -> None:
-        self._loop.submit(lambda: self._producer.finish(transfer_id))
+        self._loop.submit(self._producer.finish, transfer_id)
 
     def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str, *, wait: bool = True) -> None:
         """Returns when no byte of these transfers' memory is read, or trusted at the peer, any more.
 
         Without ``wait`` it returns at once, and ``on_released`` of each offer says the same later.
         """
-        ids = tuple(transfer_ids)
-
-        def run() -> None:
-            for transfer_id in ids:
-                self._producer.withdraw(transfer_id, code, detail)
-
+        withdrawn = (tuple(transfer_ids), code, detail)
         if wait:
-            self._loop.call(run, CALL_TIMEOUT_S)
+            self._loop.call(CALL_TIMEOUT_S, self._producer.withdraw, *withdrawn)
         else:
-            self._loop.submit(run)
+            self._loop.submit(self._producer.withdraw, *withdrawn)
 
     def give_up(self, transfer_ids: Iterable[str], detail: str) -> None:
         """``withdraw``, also what is not on offer (any more): nobody is to wait for it."""
-        ids = tuple(transfer_ids)
-
-        def run() -> None:
-            for transfer_id in ids:
-                self._producer.give_up(transfer_id, "aborted", detail)
-
-        self._loop.call(run, CALL_TIMEOUT_S)
+        self._loop.call(CALL_TIMEOUT_S, self._producer.give_up, tuple(transfer_ids), "aborted", detail)
 
     # -- consumer
 
@@ -200,42 +180,28 @@ class EngineCore:
         self,
         peer: PeerAddress | Session,
         wanted: Wanted,
-        on_outcome: Callable[[Outcome], None],
+        on_outcome: OnOutcome,
         on_started: Callable[[Subscription], None] | None = None,
     ) -> None:
-        """See :class:`Consumer`. A session as ``peer`` is that of a question.
-
-        ``on_started`` gives the handle for ``cancel``, before any outcome.
-        """
-
-        def run() -> None:
-            subscription = self._consumer.subscribe(peer, wanted, on_outcome)
-            if on_started is not None:
-                on_started(subscription)
-
-        self._loop.submit(run)
+        """See :class:`Consumer`. A session as ``peer`` is that of a question."""
+        self._loop.submit(self._consumer.subscribe, peer, wanted, on_outcome, on_started)
 
     def cancel(self, subscription: Subscription) -> None:
-        self._loop.submit(lambda: self._consumer.cancel(subscription))
+        self._loop.submit(self._consumer.cancel, subscription)
 
     def cancel_all(self, subscriptions: Collection[Subscription]) -> None:
         """End those that ``subscriptions`` holds once everything submitted before ran.
 
         Returns when nothing writes into their memory any more.
         """
+        self._loop.call(CALL_TIMEOUT_S, self._consumer.cancel_all, subscriptions)
 
-        def run() -> None:
-            for subscription in list(subscriptions):
-                self._consumer.cancel(subscription)
-
-        self._loop.call(run, CALL_TIMEOUT_S)
-
-    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1, detail: str = "") -> None:
+    def release(self, peer: PeerAddress, transfer_id: str, consumers: int = 1, detail: str = "") -> None:
         """See :class:`Consumer`. ``detail``: why what was needed is given up, empty if it never was."""
-        self._loop.submit(lambda: self._consumer.release(peer, transfer_id, readers, detail))
+        self._loop.submit(self._consumer.release, peer, m.Release(transfer_id, consumers, detail))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
-        self._loop.submit(lambda: self._consumer.renew(peer, transfer_ids))
+        self._loop.submit(self._consumer.renew, peer, transfer_ids)
 
     # -- questions
 
@@ -246,11 +212,11 @@ class EngineCore:
                 f"question {verb[: m.MAX_VERB]!r} with a body of {len(body)} bytes: a verb has 1 to {m.MAX_VERB} "
                 f"characters, a body at most {m.MAX_BODY} bytes"
             )
-        self._loop.submit(lambda: self._questions.ask(peer, verb, body, on_reply, timeout_s))
+        self._loop.submit(self._questions.ask, peer, verb, body, on_reply, timeout_s)
 
     def serve(self, verb: str, handler: Handler) -> None:
         """Let ``handler`` answer the peers' questions with this verb, on the control thread, now or later."""
-        self._loop.submit(lambda: self._questions.serve(verb, handler))
+        self._loop.submit(self._questions.serve, verb, handler)
 
     # -- both
 
@@ -276,9 +242,8 @@ class EngineCore:
             return
         self._closed = True
         try:
-            self._loop.call(self._questions.close, CALL_TIMEOUT_S)
-            self._loop.call(self._producer.close, CALL_TIMEOUT_S)
-            self._loop.call(self._consumer.close, CALL_TIMEOUT_S)
+            for part in (self._questions, self._producer, self._consumer):
+                self._loop.call(CALL_TIMEOUT_S, part.close)
         finally:
             self._loop.stop()
             if self._conversions is not None:
@@ -286,21 +251,17 @@ class EngineCore:
             for backend in self.backends.values():
                 backend.close()
 
-    def _on_event(self, source: EventSource, event: Event) -> None:
-        if event.kind == EventKind.CONVERTED:
-            cast(ConversionSource, source).on_converted(event)
-            return
-        backend = cast(Backend, source)
-        if event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
-            session = self.sessions.find(backend, event.connection)
-            if session is None:
-                return
-            if event.kind == EventKind.SENT:
-                self._producer.on_sent(session, event)
-            else:
-                self._consumer.handle(session, event)
-        else:
+    def _on_event(self, backend: Backend, event: Event) -> None:
+        if event.kind not in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
             self.sessions.handle(backend, event)
+            return
+        session = self.sessions.find(backend, event.connection)
+        if session is None:
+            return
+        if event.kind == EventKind.SENT:
+            self._producer.on_sent(session, event)
+        else:
+            self._consumer.on_window(session, event)
 
     def _on_message(self, session: Session, message: m.Message) -> None:
         match message:
@@ -320,7 +281,7 @@ class EngineCore:
                 self._consumer.on_failed(session, message)
             case m.Reject():
                 logger.warning("%s ended the session (%s): %s", session.label, message.code, message.detail)
-                session.backend.close_connection(session.connection)
+                session.close()
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in an open session")
 

@@ -25,8 +25,9 @@ from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferRepor
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import MemorySource
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine.pages.memory import MemorySource
+from sage_kv_connector.engine.pages.target import MemoryTarget
+from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
 
 
 class TransferError(Exception):
@@ -109,7 +110,8 @@ class TransportEngine:
         started: list[Subscription] = []
         enabled = enabled_backends(self._config)
         peer = PeerAddress(src.engine_id, 0, order_addresses(src.addresses, src.node, enabled))
-        wanted = Wanted(chunk.key(), (), _segments(chunk), False, deadline_s or self._config.deadline_s)
+        target = MemoryTarget(_segments(chunk))
+        wanted = Wanted(chunk.key(), target, False, deadline_s or self._config.deadline_s)
         self._core.subscribe(peer, wanted, _settle(loop, done), started.append)
         try:
             return _unwrap(await done)

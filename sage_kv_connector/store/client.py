@@ -24,11 +24,18 @@ from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
-from sage_kv_connector.engine.core import CALL_TIMEOUT_S, EngineCore
-from sage_kv_connector.engine.pages.source import ItemSource, gathered_segments
-from sage_kv_connector.engine.session.questions import Reply
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine import (
+    CALL_TIMEOUT_S,
+    EngineCore,
+    ItemSource,
+    MemoryTarget,
+    Reply,
+    Subscription,
+    Wanted,
+    enabled_backends,
+    gathered_segments,
+    order_addresses,
+)
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.backoff import Backoff
 
@@ -167,7 +174,8 @@ class StoreClient:
         found = np.flatnonzero(offered.flags)
         if not len(found):
             return [False] * len(keys)
-        wanted = Wanted(offered.transfer_id, (), gathered_segments(items, found), True, _seconds(until))
+        target = MemoryTarget(gathered_segments(items, found))
+        wanted = Wanted(offered.transfer_id, target, True, _seconds(until))
         done: Future[Outcome] = Future()
         started: list[Subscription] = []
         self._core.subscribe(peer, wanted, done.set_result, started.append)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from sage_kv_connector.engine.session.messages import MAX_TRANSFER_ID
+from sage_kv_connector.engine import MAX_TRANSFER_ID
 
 #: A key is any text of at most this many characters; a question names at most this many keys.
 MAX_KEY = 256

@@ -21,11 +21,16 @@ from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.core import CALL_TIMEOUT_S, EngineCore
-from sage_kv_connector.engine.pages.source import ItemSource, gathered_segments, index_runs
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.session.questions import Question
-from sage_kv_connector.engine.transfer.consumer import Wanted
+from sage_kv_connector.engine import (
+    CALL_TIMEOUT_S,
+    EngineCore,
+    ItemSource,
+    MemoryTarget,
+    Question,
+    Wanted,
+    gathered_segments,
+    index_runs,
+)
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.arena import Arena
 from sage_kv_connector.store.entries import Entries, Entry
@@ -123,9 +128,9 @@ class KVStore:
             return
         wanted = Wanted(
             transfer_id=body.transfer_id,
-            selection=(PageRuns(0, index_runs(np.array(sorted(fresh), dtype=np.int64))),),
-            segments=gathered_segments(
-                [self._segments(entry) for entry in fresh.values()], range(len(fresh))
+            target=MemoryTarget(
+                gathered_segments([self._segments(entry) for entry in fresh.values()], range(len(fresh))),
+                index_runs(sorted(fresh)),
             ),
             finished=True,
             deadline_s=min(body.timeout_ms / 1000, self._core.config.deadline_s),

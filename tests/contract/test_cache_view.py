@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, plane_view, strided_planes
-from sage_kv_connector.engine.pages.source import index_runs, page_indices
+from sage_kv_connector.engine.pages.layout import index_runs, page_indices
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
 from sage_kv_connector.format.wire_format import WireFormat
 

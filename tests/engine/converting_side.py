@@ -17,12 +17,11 @@ from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
-from sage_kv_connector.engine.conversion.wire_plan import TokenRange
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import PagedSource, window_segments
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
-from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.target import GroupPages, PagesTarget
+from sage_kv_connector.engine.session.transfer_messages import Runs
+from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
 from sage_kv_connector.format.reference import RAW
 
 DIM = 32
@@ -155,22 +154,22 @@ class ConvertingSide:
         transfer_id: str,
         tokens: range,
         pages: Sequence[int],
-        readers: int = 1,
+        consumers: int = 1,
         **kwargs: Any,
     ) -> list[Subscription]:
         """``pages`` from page 0 of the request on."""
         started: list[Subscription] = []
         first, last = tokens.start // self.shape.page_size, (tokens.stop - 1) // self.shape.page_size
         ids = list(pages)[first : last + 1]
+        runs: Runs = ((first, len(ids)),)
+        if not kwargs.get("by_tokens", True):  # pages with a gap between them: tokens can't say which
+            runs = ((first, len(ids) - 1), (last + 1, 1))
         wanted = Wanted(
             transfer_id,
-            (PageRuns(0, ((first, len(ids)),)),),
-            window_segments(self.view, {0: np.array(ids)}),
+            PagesTarget(self.view, (GroupPages(0, runs, np.array(ids), tokens),)),
             kwargs.get("finished", False),
             kwargs.get("deadline_s", 10.0),
-            PagesWanted(self.view, {0: TokenRange(tokens.start, len(tokens))}, {0: ids}, readers)
-            if kwargs.get("by_tokens", True)
-            else None,
+            consumers,
         )
         address = peer if isinstance(peer, PeerAddress) else peer.address()
         self.core.subscribe(address, wanted, self.outcomes.put, started.append)

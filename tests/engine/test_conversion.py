@@ -12,6 +12,7 @@ import pytest
 
 from sage_kv_connector.engine.conversion.wire_plan import plan_wire
 from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine.session.agreement import SchemaVerdict
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
 from tests.engine.converting_side import DIM, TOTAL_LAYERS, ConvertingSide, Shape
@@ -143,7 +144,7 @@ def test_heads_of_one_prefill_are_split_over_two_decode_ranks(make_core: MakeCor
     ranks = [ConvertingSide(make_core, Shape(heads=half), 24) for half in HALVES]
     offer = prefill.offer("t", there)
     for seed, rank in enumerate(ranks):
-        rank.subscribe(prefill, "t", range(TOKENS), pages_for(rank, seed), readers=2)
+        rank.subscribe(prefill, "t", range(TOKENS), pages_for(rank, seed), consumers=2)
     prefill.ready("t", offer, slice(None), len(there))
     prefill.core.finish("t")
     for seed, rank in enumerate(ranks):
@@ -160,7 +161,7 @@ def test_a_prefill_is_held_until_the_second_decode_rank_came(make_core: MakeCore
     prefill.ready("t", offer, slice(None), len(there))
     prefill.core.finish("t")
     ranks = [ConvertingSide(make_core, Shape(heads=half), 24) for half in HALVES]
-    ranks[0].subscribe(prefill, "t", range(TOKENS), pages_for(ranks[0], 0), readers=2)
+    ranks[0].subscribe(prefill, "t", range(TOKENS), pages_for(ranks[0], 0), consumers=2)
     assert ranks[0].outcomes.get(timeout=10).ok
     with pytest.raises(queue.Empty):
         prefill.released.get(timeout=0.3)
@@ -253,7 +254,7 @@ def test_pages_of_another_order_never_go_as_they_are(make_core: MakeCore) -> Non
         prefill.core.finish(transfer_id)
         if transfer_id == "posted":
             decode.core.sessions.get(
-                prefill.address(), lambda session, _: setattr(session, "must_convert", "")
+                prefill.address(), lambda session, _: setattr(session, "verdict", SchemaVerdict())
             )
         decode.subscribe(prefill, transfer_id, range(TOKENS), here, finished=True, by_tokens=False)
         outcome = decode.outcomes.get(timeout=5)

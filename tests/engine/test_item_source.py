@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.engine.pages.source import ItemSource, SelectionError, index_runs
+from sage_kv_connector.engine.pages.layout import index_runs
+from sage_kv_connector.engine.pages.memory import ItemSource
+from sage_kv_connector.engine.pages.source import SelectionError
 from sage_kv_connector.engine.session.messages import PageRuns
 
 ITEMS = [np.array([[1000 * i + j, i + 1] for j in range(i % 3 + 1)], dtype=np.uint64) for i in range(9)]
 
 
 def taken(selection: tuple[PageRuns, ...], nbytes: int) -> list[list[int]]:
-    reader = ItemSource(ITEMS).reader(selection, nbytes)
-    descriptors = reader.take_ready()
-    assert descriptors is not None and reader.exhausted and reader.take_ready() is None
+    cursor = ItemSource(ITEMS).cursor(selection, nbytes)
+    descriptors = cursor.take_ready()
+    assert descriptors is not None and cursor.exhausted and cursor.take_ready() is None
     rows: list[list[int]] = descriptors.tolist()
     return rows
 
@@ -49,4 +51,4 @@ def test_no_selection_is_all_of_them() -> None:
 )
 def test_what_is_not_there_is_named(selection: tuple[PageRuns, ...], nbytes: int, says: str) -> None:
     with pytest.raises(SelectionError, match=says):
-        ItemSource(ITEMS).reader(selection, nbytes)
+        ItemSource(ITEMS).cursor(selection, nbytes)

@@ -14,7 +14,7 @@ from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session import questions
 from sage_kv_connector.engine.session.questions import Question, Reply
-from sage_kv_connector.engine.session.table import Session
+from sage_kv_connector.engine.session.session import Session
 
 MakeCore = Callable[..., EngineCore]
 
@@ -54,7 +54,7 @@ def test_answers_may_come_later_and_in_another_order(cores: tuple[EngineCore, En
         asker.ask(address(asked), "later", bytes([i]), box.put, 5.0)
     open_ones = [waiting.get(timeout=5) for _ in replies]
     for question, body in reversed(open_ones):
-        asked.update("", lambda question=question, body=body: question.answer(body * 2))  # type: ignore[misc]
+        asked.update("", question.answer, body * 2)
     assert [box.get(timeout=5).body for box in replies.values()] == [bytes([i, i]) for i in range(3)]
 
 

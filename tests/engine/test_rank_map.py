@@ -18,16 +18,16 @@ from sage_kv_connector.integrations.common.rank_map import (
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("peer_size", [1, 2, 4, 8])
 def test_each_head_is_read_once_and_readers_are_counted(total: int, size: int, peer_size: int) -> None:
-    readers: dict[int, int] = {}
+    consumers: dict[int, int] = {}
     for rank in range(size):
         covered: list[int] = []
         needed = head_range(rank, size, total)
         for there, expected in map_ranks(rank, size, peer_size, 1, total):
             covered += [head for head in head_range(there, peer_size, total) if head in needed]
-            readers[there] = readers.get(there, 0) + 1
+            consumers[there] = consumers.get(there, 0) + 1
             assert expected == sum(there in read_ranks(r, size, peer_size, total) for r in range(size))
         assert sorted(covered) == list(needed)
-    assert sorted([*readers, *unread_ranks(size, peer_size, 1, total)]) == list(range(peer_size))
+    assert sorted([*consumers, *unread_ranks(size, peer_size, 1, total)]) == list(range(peer_size))
 
 
 def test_equal_sizes_read_from_their_own_rank() -> None:

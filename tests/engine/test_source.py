@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
-from sage_kv_connector.engine.pages.source import NULL_PAGE, PagedSource, SelectionError
+from sage_kv_connector.engine.pages.layout import NULL_PAGE
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.source import SelectionError
 from sage_kv_connector.engine.session.messages import SubscribePart
 from sage_kv_connector.format.wire_format import WireFormat
 
@@ -57,11 +59,11 @@ def test_without_a_padding_page_the_end_is_the_end() -> None:
     source = PagedSource(VIEW)
     source.append(0, np.array([4]))
     source.end((1,))
-    reader = source.part(part(0, 2 * PAGE_SIZE))
-    assert reader.ready_pages() is None
+    cursor = source.part(part(0, 2 * PAGE_SIZE))
+    assert cursor.ready_pages() is None
     source.advance(0, slice(None), 2)
     with pytest.raises(SelectionError, match="page 1 of group 0 is beyond the 1 here"):
-        reader.ready_pages()
+        cursor.ready_pages()
 
 
 def test_a_page_that_is_no_longer_kept_is_refused() -> None:
@@ -81,11 +83,11 @@ def test_a_part_is_served_once_each_of_its_pages_is_final(
     table: list[int], first_token: int, tokens: int, layers: int
 ) -> None:
     source = PagedSource(VIEW, padding_page=0)
-    reader = source.part(part(first_token, tokens, layers))
+    cursor = source.part(part(first_token, tokens, layers))
     first, end = first_token // PAGE_SIZE, -(-(first_token + tokens) // PAGE_SIZE)
     for count in range(len(table)):
         source.append(0, np.array([table[count]]))
-        assert (reader.ready_pages() is None) == (count + 1 < end)
+        assert (cursor.ready_pages() is None) == (count + 1 < end)
     source.end((len(table),))
     padded = table + [0] * 100
-    assert reader.ready_pages() == padded[first:end]
+    assert cursor.ready_pages() == padded[first:end]

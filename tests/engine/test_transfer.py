@@ -17,9 +17,11 @@ from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import NULL_PAGE, MemorySource, PagedSource, window_segments
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine.pages.layout import NULL_PAGE
+from sage_kv_connector.engine.pages.memory import MemorySource
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.target import MemoryTarget, PagesTarget, one_run
+from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
 from tests.engine.memory_backend import MemoryBackend
 
 LAYERS, PAGES, HEADS, PAGE_SIZE, DIM = 3, 16, 2, 8, 4
@@ -59,10 +61,10 @@ class Side:
         self, peer: Side, transfer_id: str, indices: range, pages: list[int], **kwargs: Any
     ) -> list[Subscription]:
         started: list[Subscription] = []
+        tokens = range(indices.start * PAGE_SIZE, indices.stop * PAGE_SIZE)
         wanted = Wanted(
             transfer_id=transfer_id,
-            selection=(PageRuns(0, ((indices.start, len(indices)),)),),
-            segments=window_segments(self.view, {0: np.array(pages)}),
+            target=PagesTarget(self.view, (one_run(0, indices.start, np.array(pages), tokens),)),
             finished=kwargs.get("finished", False),
             deadline_s=kwargs.get("deadline_s", 10.0),
         )
@@ -305,7 +307,7 @@ def test_what_was_given_up_is_refused_at_once_until_it_is_offered_again(sides: t
     assert decode.outcomes.get(timeout=5).ok and prefill.released.get(timeout=5).ok
 
 
-def test_plain_memory_waits_for_all_its_readers(sides: tuple[Side, Side]) -> None:
+def test_plain_memory_waits_for_all_its_consumers(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     row, read = np.arange(64, dtype=np.uint8), np.zeros((2, 64), dtype=np.uint8)
     prefill.core.register_memory([(row.ctypes.data, 64)])
@@ -315,7 +317,7 @@ def test_plain_memory_waits_for_all_its_readers(sides: tuple[Side, Side]) -> Non
     prefill.core.finish("row")
     for index in range(2):
         segments = np.array([[read.ctypes.data + 64 * index, 64]], dtype=np.uint64)
-        wanted = Wanted("row", (), segments, finished=False, deadline_s=5.0, readers=2)
+        wanted = Wanted("row", MemoryTarget(segments), finished=False, deadline_s=5.0, consumers=2)
         decode.core.subscribe(prefill.address(), wanted, decode.outcomes.put)
         assert decode.outcomes.get(timeout=5).ok
     assert prefill.released.get(timeout=5).ok and (read == row).all()

@@ -54,13 +54,13 @@ def test_a_bad_room_is_named(field: str, value: object) -> None:
 def test_vllm_takes_a_room_or_what_its_prefill_answered() -> None:
     in_room = parse_remote({"do_remote_prefill": True, **ROOM})
     assert in_room.transfer_id == "sglang-5" and in_room.bootstrap == "http://10.0.0.1:8998"
-    assert in_room.in_room and not in_room.finished
+    assert in_room.companions == ("sglang-5-aux",) and not in_room.finished
     answered = {
         "transfer_id": "sglang-5", "remote_engine_id": "e", "remote_ranks": {"0": ["tcp://h:1"], "1": ["tcp://h:2"]},
         "remote_node": "n", "pp_size": 1, "in_room": True,
     }  # fmt: skip
     known = parse_remote(ROOM | answered)
-    assert known.finished and known.in_room and known.prefill is not None
+    assert known.finished and known.companions == ("sglang-5-aux",) and known.prefill is not None
     assert [rank.addresses for rank in known.prefill.ranks] == [("tcp://h:1",), ("tcp://h:2",)]
     with pytest.raises(ValueError, match="rank 0 is missing"):
         parse_remote(answered | {"remote_ranks": {"1": ["tcp://h:1"]}})
@@ -72,7 +72,7 @@ def test_decode_reads_each_head_once_and_tells_the_rank_nobody_reads() -> None:
     ranks = tuple(PrefillRank(f"e{rank}", rank, ("tcp://127.0.0.1:1",), "") for rank in range(4))
     engine = PrefillEngine(ranks)
     peers = read_peers(DecodeRank(0, 1, 2), engine, ("tcp",))
-    found = [(read.peer.engine_id, read.readers) for read in peers]
+    found = [(read.peer.engine_id, read.consumers) for read in peers]
     assert found == [("e0", 1), ("e2", 1), ("e1", 0), ("e3", 0)]
     with pytest.raises(ValueError, match="3 here"):
         read_peers(DecodeRank(0, 3, 2), engine, ("tcp",))

@@ -14,7 +14,7 @@ import pytest
 
 from sage_kv_connector.contract.cache_view import group_view, strided_planes
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
-from sage_kv_connector.engine.pages.source import window_segments
+from sage_kv_connector.engine.pages.target import window_segments
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,

@@ -15,7 +15,7 @@ import pytest
 from sage_kv_connector.backends.base import Status
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import MemorySource
+from sage_kv_connector.engine.pages.memory import MemorySource
 from sage_kv_connector.engine.session.questions import Question, Reply
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.client import StoreClient

@@ -43,7 +43,3 @@ def _reachable_host(host: str) -> str:
 def advertised_host(config: KVTransportConfig) -> str:
     """Where peers reach this node. Raises ValueError as ``listen_host``."""
     return config.advertise_host or _reachable_host(listen_host(config, config.resolved_secret()))
-
-
-def bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

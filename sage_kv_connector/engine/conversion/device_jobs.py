@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from sage_kv_connector.backends.base import Event, EventKind, Status
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.dma_lane import DmaLane
 from sage_kv_connector.devices.runtime import CopyKind, DeviceError, DeviceRuntime
+from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
-from sage_kv_connector.engine.conversion.jobs import CpuConversions, OnConverted
+from sage_kv_connector.engine.conversion.jobs import CpuConversions, JobEnded, OnConverted
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, converted_planes
 from sage_kv_connector.format.converter import Span
@@ -54,7 +54,7 @@ class _Job:
 
 
 class DeviceConversions:
-    """An event source of the control loop. Construction raises DeviceError.
+    """Construction raises DeviceError.
 
     ``device``: the runtime's number of the device that the pages lie on.
     """
@@ -71,18 +71,18 @@ class DeviceConversions:
         self._cpu = CpuConversions(threads, staging_bytes, register)
         self.outgoing, self.incoming = self._cpu.outgoing, self._cpu.incoming
         self._pinned: list[int] = []
-        self._from_device = StagingArena(staging_bytes, _nowhere, self._allocate)
-        self._to_device = StagingArena(staging_bytes, _nowhere, self._allocate)
+        self._from_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
+        self._to_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
         self._jobs: dict[int, _Job] = {}
         self._ids = count(1)
-        self._copied: deque[tuple[int, str]] = deque()
+        self._copied: deque[JobEnded] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._reader = DmaLane(runtime, device, CopyKind.DEVICE_TO_HOST, self._on_lane)
-        self._writer = DmaLane(runtime, device, CopyKind.HOST_TO_DEVICE, self._on_lane)
+        self._from_device = DmaLane(runtime, device, CopyKind.DEVICE_TO_HOST, self._on_lane)
+        self._to_device = DmaLane(runtime, device, CopyKind.HOST_TO_DEVICE, self._on_lane)
 
-    @property
-    def sources(self) -> tuple[CpuConversions, DeviceConversions]:
-        return (self._cpu, self)
+    def attach(self, loop: ControlLoop) -> None:
+        self._cpu.attach(loop)
+        loop.watch(self, self._on_copied)
 
     def group(
         self,
@@ -99,11 +99,11 @@ class DeviceConversions:
 
     def encode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
         """Device pages to wire bytes, in the background. Raises ValueError for a box that has no room."""
-        return self._begin(_Job(group, span, wire, length, done, encode=True), self._from_device)
+        return self._begin(_Job(group, span, wire, length, done, encode=True), self._from_device_bounces)
 
     def decode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
         """Wire bytes to device pages, in the background. Raises ValueError for a box that has no room."""
-        return self._begin(_Job(group, span, wire, length, done, encode=False), self._to_device)
+        return self._begin(_Job(group, span, wire, length, done, encode=False), self._to_device_bounces)
 
     def cancel(self, job: int) -> None:
         """Forget a job: after this returns it touches no memory and ``done`` is not called."""
@@ -111,7 +111,7 @@ class DeviceConversions:
         if known is None:
             return
         if known.on_lane:
-            (self._reader if known.encode else self._writer).cancel(job)
+            (self._from_device if known.encode else self._to_device).cancel(job)
         if known.pool_job:
             self._cpu.cancel(known.pool_job)
         self._give_back(known)
@@ -119,29 +119,13 @@ class DeviceConversions:
     def fileno(self) -> int:
         return self._wake
 
-    def poll(self, max_events: int = 256) -> Sequence[Event]:
+    def poll(self) -> Sequence[JobEnded]:
         os.eventfd_read(self._wake)
-        events = []
-        while self._copied:
-            job, error = self._copied.popleft()
-            status = Status.IO_ERROR if error else Status.OK
-            events.append(Event(EventKind.CONVERTED, 0, job, status, 0, 0, 0, b"", error))
-        return events
-
-    def on_converted(self, event: Event) -> None:
-        """The lane's part of a job ended."""
-        job = self._jobs.get(event.id)
-        if job is None:
-            return
-        job.on_lane = False
-        if event.detail or not job.encode:
-            self._end(event.id, event.detail)
-        else:
-            self._on_pool(event.id, job)
+        return [self._copied.popleft() for _ in range(len(self._copied))]
 
     def counters(self) -> dict[str, int]:
-        lanes = {"d2h": self._reader, "h2d": self._writer}
-        staged = self._from_device.in_use + self._to_device.in_use
+        lanes = {"d2h": self._from_device, "h2d": self._to_device}
+        staged = self._from_device_bounces.in_use + self._to_device_bounces.in_use
         cpu = self._cpu.counters()
         return cpu | {
             "staging_bytes": cpu["staging_bytes"] + staged,
@@ -152,8 +136,8 @@ class DeviceConversions:
         }
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        self._from_device.close()
+        self._to_device.close()
         self._cpu.close()
         for address in self._pinned:
             self._runtime.host_free(self._device, address)
@@ -161,6 +145,17 @@ class DeviceConversions:
         os.close(self._wake)
 
     # -- inside
+
+    def _on_copied(self, ended: JobEnded) -> None:
+        """A lane's step of a job ended."""
+        job = self._jobs.get(ended.job)
+        if job is None:
+            return
+        job.on_lane = False
+        if ended.error or not job.encode:
+            self._end(ended.job, ended.error)
+        else:
+            self._on_pool(ended.job, job)
 
     def _allocate(self, nbytes: int) -> int:
         try:
@@ -184,7 +179,7 @@ class DeviceConversions:
                 self._end(job_id, str(error))
                 return
             if job.encode:
-                self._on_lane_of(self._reader, job_id, job)
+                self._on_lane_of(self._from_device, job_id, job)
             else:
                 self._on_pool(job_id, job)
 
@@ -222,7 +217,7 @@ class DeviceConversions:
         if error or job.encode:
             self._end(job_id, error)
         else:
-            self._on_lane_of(self._writer, job_id, job)
+            self._on_lane_of(self._to_device, job_id, job)
 
     def _end(self, job_id: int, error: str) -> None:
         job = self._jobs.pop(job_id)
@@ -231,10 +226,10 @@ class DeviceConversions:
 
     def _give_back(self, job: _Job) -> None:
         if job.lease is not None:
-            (self._from_device if job.encode else self._to_device).release(job.lease)
+            (self._from_device_bounces if job.encode else self._to_device_bounces).release(job.lease)
 
     def _on_lane(self, job_id: int, error: str) -> None:
-        self._copied.append((job_id, error))
+        self._copied.append(JobEnded(job_id, error))
         os.eventfd_write(self._wake, 1)
 
 

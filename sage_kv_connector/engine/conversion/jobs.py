@@ -8,25 +8,29 @@ block itself. Control thread only, but for the pool's own threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.control.loop import EventSource
+from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.staging import StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, group_converter
 from sage_kv_connector.format.converter import GroupConverter, Span
+
+#: Ends of jobs that are taken from the pool's queue at once.
+POLLED_AT_ONCE = 256
 
 #: Called once when a job ended: why it failed, "" if it did not.
 OnConverted = Callable[[str], None]
 
 
-class ConversionSource(EventSource, Protocol):
-    """Where CONVERTED events come from."""
+class JobEnded(NamedTuple):
+    """Of a pool's or a lane's queue: a job, and why it failed ("" if it did not)."""
 
-    def on_converted(self, event: Event) -> None: ...
+    job: int
+    error: str
 
 
 class Conversions(Protocol):
@@ -40,8 +44,9 @@ class Conversions(Protocol):
     outgoing: StagingArena
     incoming: StagingArena
 
-    @property
-    def sources(self) -> Sequence[ConversionSource]: ...
+    def attach(self, loop: ControlLoop) -> None:
+        """Let ``loop`` watch for ends of jobs; once, before it starts."""
+        ...
 
     def group(
         self,
@@ -65,7 +70,7 @@ class Conversions(Protocol):
 
 
 class CpuConversions:
-    """Pages in host memory: an event source with ``fileno`` and ``poll`` like a backend's."""
+    """Pages in host memory: the kernels run on a pool's threads."""
 
     group = staticmethod(group_converter)
 
@@ -88,9 +93,8 @@ class CpuConversions:
         self._jobs[job] = (converter, done)
         return job
 
-    @property
-    def sources(self) -> tuple[CpuConversions]:
-        return (self,)
+    def attach(self, loop: ControlLoop) -> None:
+        loop.watch(self, self._on_ended)
 
     def cancel(self, job: int) -> None:
         """Forget a job: after this returns it touches no memory and ``done`` is not called."""
@@ -101,13 +105,17 @@ class CpuConversions:
     def fileno(self) -> int:
         return self._pool.fileno()
 
-    def poll(self, max_events: int = 256) -> Sequence[Event]:
-        return [Event._make(event) for event in self._pool.poll(max_events)]
+    def poll(self) -> Sequence[JobEnded]:
+        events = map(Event._make, self._pool.poll(POLLED_AT_ONCE))
+        return [
+            JobEnded(event.id, "" if event.status == Status.OK else "the conversion was cancelled")
+            for event in events
+        ]
 
-    def on_converted(self, event: Event) -> None:
-        known = self._jobs.pop(event.id, None)
+    def _on_ended(self, ended: JobEnded) -> None:
+        known = self._jobs.pop(ended.job, None)
         if known is not None:
-            known[1]("" if event.status == Status.OK else "the conversion was cancelled")
+            known[1](ended.error)
 
     def counters(self) -> dict[str, int]:
         return {

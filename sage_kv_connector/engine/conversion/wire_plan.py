@@ -7,7 +7,7 @@ same result; the consumer's choice of formats travels in its subscriptions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
@@ -17,6 +17,9 @@ from sage_kv_connector.format.defaults import default_format
 from sage_kv_connector.format.wire_format import CAST_DTYPES, WireFormat
 
 Formats = tuple[WireFormat, ...]
+
+#: The wire dtype of pages that go as they are.
+SAME = "same"
 
 
 class LayerRun(NamedTuple):
@@ -64,6 +67,15 @@ def plan_wire(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> W
         first,
         min(local.head_end, peer.head_end) - first,
     )
+
+
+def planned_wire_dtype(
+    local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str, *, device_memory: bool
+) -> str:
+    """What a transfer between the two would have on the wire; ``SAME`` where pages go as they are."""
+    if not needs_conversion(local, peer, target_dtype, device_memory=device_memory):
+        return SAME
+    return plan_wire(local, peer, target_dtype).wire_dtype
 
 
 def _formats(
@@ -162,13 +174,6 @@ class Part(NamedTuple):
     nbytes: int
 
 
-class TokenRange(NamedTuple):
-    """Tokens of a request that a group needs."""
-
-    first: int
-    tokens: int
-
-
 def head_bytes(formats: Formats, dims: Iterable[int], first_token: int, tokens: int) -> int:
     """Wire bytes of one head of one layer, all planes."""
     return sum(fmt.span_bytes(first_token, tokens, dim) for fmt, dim in zip(formats, dims, strict=True))
@@ -179,15 +184,15 @@ PART_TOKENS = 2048
 
 
 def plan_parts(
-    plan: WirePlan, schema: KVCacheSchema, tokens: dict[int, TokenRange], part_bytes: int
+    plan: WirePlan, schema: KVCacheSchema, tokens: Mapping[int, range], part_bytes: int
 ) -> list[Part]:
     """Cut a transfer so that each part has at most ``part_bytes``, or one tile of each head of one layer.
 
     Token ranges come first, layers inside: prefill computes chunk after chunk, layer after layer.
     """
     parts: list[Part] = []
-    end = max((wanted.first + wanted.tokens for wanted in tokens.values()), default=0)
-    start = min((wanted.first for wanted in tokens.values()), default=0)
+    end = max((wanted.stop for wanted in tokens.values()), default=0)
+    start = min((wanted.start for wanted in tokens.values()), default=0)
     dims = [[plane.dim for plane in group.canonical] for group in schema.groups]
 
     def layer_bytes(group: int, first: int, count: int) -> int:
@@ -198,8 +203,8 @@ def plan_parts(
         step //= 2
     for chunk in range(start - start % step, end, step):
         for group, wanted in sorted(tokens.items()):
-            first = max(chunk, wanted.first)
-            count = min(chunk + step, wanted.first + wanted.tokens) - first
+            first = max(chunk, wanted.start)
+            count = min(chunk + step, wanted.stop) - first
             if count <= 0:
                 continue
             each = layer_bytes(group, first, count)

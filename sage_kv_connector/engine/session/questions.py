@@ -14,9 +14,11 @@ from itertools import count
 from typing import NamedTuple
 
 from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.engine.control.loop import ControlLoop, Timer
+from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.table import Session, SessionTable
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.table import SessionTable
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,8 @@ class Questions:
     def ask(self, peer: PeerAddress, verb: str, body: bytes, on_reply: OnReply, timeout_s: float) -> None:
         number = next(self._numbers)
         asking = self._asking[number] = _Asking(on_reply)
-        asking.timer = self._loop.call_later(
-            timeout_s, lambda: self._end(number, Reply("late", f"no answer within {timeout_s:.1f} s"))
-        )
+        late = Reply("late", f"no answer within {timeout_s:.1f} s")
+        asking.timer = self._loop.call_later(timeout_s, self._end, number, late)
 
         def tell(session: Session | None, why: str) -> None:
             if asking.on_reply is None:

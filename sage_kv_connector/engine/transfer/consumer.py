@@ -4,155 +4,113 @@
 Life of a subscription: ``subscribe`` → session → window + Subscribe message →
 WINDOW_DONE | WINDOW_FAILED | Failed message | session lost | deadline | cancel.
 Whatever happens, ``on_outcome`` is called exactly once, and by then the backend
-writes nothing into the segments any more. Control thread only.
+writes nothing into the target any more. Control thread only.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from sage_kv_connector.backends.base import Event, EventKind, Segments, Status
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
-from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.control.loop import ControlLoop, Timer
-from sage_kv_connector.engine.conversion.jobs import Conversions
+from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.wire_plan import needs_conversion
+from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.table import Session, SessionTable
-from sage_kv_connector.engine.transfer.part_fetch import PagesWanted, PartFetch
-
-
-class Wanted(NamedTuple):
-    """What to fetch: ``segments`` is the memory for ``selection``, in the order of the window.
-
-    ``paged``: the same by tokens, for a peer whose pages must be converted. ``readers``: so many
-    consumers read this transfer from the same producer.
-    """
-
-    transfer_id: str
-    selection: tuple[m.PageRuns, ...]
-    segments: Segments
-    finished: bool
-    deadline_s: float
-    paged: PagesWanted | None = None
-    readers: int = 1
-
-
-class Subscription:
-    """One transfer on its way in."""
-
-    def __init__(self, wanted: Wanted, on_outcome: Callable[[Outcome], None]) -> None:
-        self.wanted = wanted
-        self.on_outcome: Callable[[Outcome], None] | None = on_outcome
-        self.nbytes = int(wanted.segments[:, 1].sum())
-        self.generation = secrets.randbits(63) | 1
-        self.session: Session | None = None
-        self.window = 0
-        self.parts: PartFetch | None = None
-        self.deadline: Timer | None = None
-        self.asked_at = time.monotonic()
-        self.subscribed_at = 0.0
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.table import SessionTable
+from sage_kv_connector.engine.transfer.part_fetch import PartFetch
+from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
+from sage_kv_connector.engine.transfer.windows import Windows
 
 
 class Consumer:
-    """All subscriptions of one engine."""
+    """All subscriptions of one engine. ``converters``: None where its cache can't be converted."""
 
     def __init__(
         self,
         loop: ControlLoop,
         sessions: SessionTable,
-        schema: KVCacheSchema | None = None,
-        conversions: Conversions | None = None,
-        target_dtype: str = "auto",
+        config: KVTransportConfig,
+        converters: Converters | None,
     ) -> None:
         self._loop = loop
         self._sessions = sessions
-        self._schema = schema
-        self._conversions = conversions
-        self._target_dtype = target_dtype
-        self._by_window: dict[tuple[int, int], Subscription] = {}
-        self._by_generation: dict[int, Subscription] = {}
+        self._config = config
+        self._converters = converters
+        self._windows = Windows()
+        self._open: dict[Subscription, None] = {}
 
     def __len__(self) -> int:
-        return len(self._by_generation)
+        return len(self._open)
+
+    # -- the engine's side
 
     def subscribe(
-        self, peer: PeerAddress | Session, wanted: Wanted, on_outcome: Callable[[Outcome], None]
-    ) -> Subscription:
-        """Begin to fetch, over a session with ``peer`` (dialled if need be) or over this very session."""
+        self,
+        peer: PeerAddress | Session,
+        wanted: Wanted,
+        on_outcome: OnOutcome,
+        on_started: Callable[[Subscription], None] | None = None,
+    ) -> None:
+        """Begin to fetch, over a session with ``peer`` (dialled if need be) or over this very session.
+
+        ``on_started`` gives the handle for ``cancel``, before any outcome.
+        """
         subscription = Subscription(wanted, on_outcome)
-        self._by_generation[subscription.generation] = subscription
-
-        def late() -> None:
-            self._fail(subscription, f"the deadline of {wanted.deadline_s:.0f} s passed")
-
-        subscription.deadline = self._loop.call_later(wanted.deadline_s, late)
+        self._open[subscription] = None
+        late = f"the deadline of {wanted.deadline_s:.0f} s passed"
+        subscription.deadline = self._loop.call_later(wanted.deadline_s, self._fail, subscription, late)
+        if on_started is not None:
+            on_started(subscription)
         if isinstance(peer, PeerAddress):
-            self._sessions.get(peer, lambda session, why: self._on_session(subscription, session, why))
+            self._sessions.get(peer, partial(self._on_session, subscription))
         elif self._sessions.find(peer.backend, peer.connection) is peer:
             self._on_session(subscription, peer, "")
         else:
             self._fail(subscription, "the session was lost before the subscription")
-        return subscription
 
     def cancel(self, subscription: Subscription) -> None:
         """End it now; its outcome says so. Nothing happens if it had ended."""
         self._fail(subscription, "cancelled")
 
-    def release(self, peer: PeerAddress, transfer_id: str, readers: int = 1, detail: str = "") -> None:
-        """Tell the producer that this consumer, one of ``readers``, wants nothing of this transfer."""
+    def cancel_all(self, subscriptions: Iterable[Subscription]) -> None:
+        for subscription in list(subscriptions):
+            self.cancel(subscription)
 
-        def tell(session: Session | None, _: str) -> None:
-            if session is not None:
-                session.send(m.Release(transfer_id, readers, detail))
-
-        self._sessions.get(peer, tell)
+    def release(self, peer: PeerAddress, release: m.Release) -> None:
+        """Tell the producer that this consumer wants nothing of a transfer."""
+        self._sessions.get(peer, partial(_tell, release))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         """Ask the producer to keep these transfers for another lease."""
+        self._sessions.get(peer, partial(_tell, m.Renew(transfer_ids)))
 
-        def tell(session: Session | None, _: str) -> None:
-            if session is not None:
-                session.send(m.Renew(transfer_ids))
+    def close(self) -> None:
+        for subscription in list(self._open):
+            self._fail(subscription, "the engine shuts down")
 
-        self._sessions.get(peer, tell)
+    # -- the peers' side
 
-    def handle(self, session: Session, event: Event) -> None:
+    def on_window(self, session: Session, event: Event) -> None:
         """WINDOW_DONE and WINDOW_FAILED of open sessions."""
-        subscription = self._by_window.get((id(session.backend), event.id))
-        if subscription is None:
-            for other in [s for s in self._by_generation.values() if s.parts and s.session is session]:
-                if other.parts is not None:
-                    other.parts.on_window(event)
-            return
-        if event.kind == EventKind.WINDOW_DONE:
-            self._done(subscription, session, event.time_ns / 1e9)
-        else:
-            status = Status(event.status).name.lower()
-            self._fail(
-                subscription,
-                f"{status} at bytes {event.offset} to {event.offset + event.length}"
-                + (f": {event.detail}" if event.detail else ""),
-            )
+        self._windows.handle(session, event)
 
     def on_failed(self, session: Session, message: m.Failed) -> None:
-        subscription = self._by_generation.get(message.generation) or next(
-            (s for s in self._by_generation.values() if s.parts and s.parts.owns(message.generation)), None
-        )
+        subscription = self._windows.owner(message.generation)
         if subscription is not None and subscription.session is session:
             self._fail(subscription, f"the producer gave up ({message.code}): {message.detail}", tell=False)
 
     def on_closed(self, session: Session, why: str) -> None:
-        for subscription in [s for s in self._by_generation.values() if s.session is session]:
+        for subscription in [s for s in self._open if s.session is session]:
             self._fail(subscription, f"the session was lost: {why}", tell=False)
 
-    def close(self) -> None:
-        for subscription in list(self._by_generation.values()):
-            self._fail(subscription, "the engine shuts down")
+    # -- inside
 
     def _on_session(self, subscription: Subscription, session: Session | None, why: str) -> None:
         if subscription.on_outcome is None:
@@ -160,89 +118,94 @@ class Consumer:
         if session is None:
             self._fail(subscription, why, reached=False)
             return
-        wanted = subscription.wanted
-        if session.refusal:
-            self._refuse(subscription, session, session.refusal)
-            return
-        assert session.plan is not None
+        target, verdict = subscription.wanted.target, session.verdict
+        if verdict.refusal:
+            self._refuse(subscription, session, verdict.refusal)
+        elif isinstance(target, PagesTarget) and target.has_tokens and self._must_convert(session):
+            self._fetch_parts(subscription, session, target)
+        elif verdict.must_convert and target.selection:
+            self._refuse(subscription, session, f"pages can't go as they are: {verdict.must_convert}")
+        else:
+            self._fetch(subscription, session)
+
+    def _must_convert(self, session: Session) -> bool:
         theirs = session.peer.schema if session.peer else None
-        ours, stage = self._schema, self._conversions
+        if self._converters is None or theirs is None:
+            return False
         # A CRC needs bytes that a CPU can read: they are staged then.
-        on_device = session.backend.capabilities.device_memory and self._sessions.config.integrity != "crc"
-        if (
-            wanted.paged
-            and ours
-            and theirs
-            and stage
-            and needs_conversion(ours, theirs, self._target_dtype, device_memory=on_device)
-        ):
-            self._fetch_parts(subscription, session, wanted.paged, ours, stage)
-            return
-        if session.must_convert and wanted.selection:
-            self._refuse(subscription, session, f"pages can't go as they are: {session.must_convert}")
-            return
+        on_device = session.backend.capabilities.device_memory and self._config.integrity != "crc"
+        ours, target_dtype = self._converters.schema, self._config.target_dtype
+        return needs_conversion(ours, theirs, target_dtype, device_memory=on_device)
+
+    def _fetch(self, subscription: Subscription, session: Session) -> None:
+        """Pages or memory as they are: one window over the target."""
+        wanted, generation, plan = subscription.wanted, subscription.consumer, session.plan
+        assert plan is not None
+        segments = wanted.target.segments()
+        subscription.nbytes = int(segments[:, 1].sum())
+        receiver = partial(self._on_event, subscription, session)
         try:
-            window = session.backend.open_window(session.connection, wanted.segments, subscription.generation)
+            window = self._windows.open(session, segments, generation, subscription, receiver)
         except (OSError, ValueError) as error:
             self._fail(subscription, str(error))
             return
-        subscription.session, subscription.window = session, window
-        subscription.subscribed_at = time.monotonic()
-        self._by_window[(id(session.backend), window)] = subscription
-        session.hold()
+        subscription.window = window
+        self._subscribed(subscription, session)
         session.send(
             m.Subscribe(
                 transfer_id=wanted.transfer_id,
-                generation=subscription.generation,
+                generation=generation,
                 window=session.backend.window_descriptor(window),
                 nbytes=subscription.nbytes,
-                selection=wanted.selection,
-                checksum=session.plan.checksum,
+                selection=wanted.target.selection,
+                checksum=plan.checksum,
                 finished=wanted.finished,
                 timeout_ms=max(1, int(wanted.deadline_s * 1000)),
-                readers=wanted.readers,
+                consumers=wanted.consumers,
             )
         )
 
-    def _fetch_parts(
-        self,
-        subscription: Subscription,
-        session: Session,
-        paged: PagesWanted,
-        schema: KVCacheSchema,
-        conversions: Conversions,
-    ) -> None:
-        wanted, plan = subscription.wanted, session.plan
-        assert plan is not None
-
-        def ended(error: str) -> None:
-            if error:
-                self._fail(subscription, error)
-            else:
-                self._done(subscription, session, time.monotonic())
-
+    def _fetch_parts(self, subscription: Subscription, session: Session, target: PagesTarget) -> None:
+        plan = session.plan
+        assert plan is not None and self._converters is not None
         try:
             parts = PartFetch(
+                subscription,
                 session,
-                schema,
-                wanted.transfer_id,
-                paged,
-                self._target_dtype,
-                conversions,
-                subscription.asked_at + wanted.deadline_s,
-                wanted.finished,
+                target,
+                self._config.target_dtype,
+                self._converters,
+                self._windows,
                 # Bytes wait in staging memory on both sides: integrity=auto checks them on every backend.
-                plan.checksum or self._sessions.config.integrity == "auto",
-                ended,
+                plan.checksum or self._config.integrity == "auto",
+                partial(self._parts_ended, subscription, session),
             )
         except ValueError as error:
             self._refuse(subscription, session, str(error))
             return
-        subscription.session, subscription.parts = session, parts
+        subscription.parts = parts
         subscription.nbytes = parts.nbytes
+        self._subscribed(subscription, session)
+        parts.start()
+
+    def _subscribed(self, subscription: Subscription, session: Session) -> None:
+        subscription.session = session
         subscription.subscribed_at = time.monotonic()
         session.hold()
-        parts.start()
+
+    def _parts_ended(self, subscription: Subscription, session: Session, error: str) -> None:
+        if error:
+            self._fail(subscription, error)
+        else:
+            self._done(subscription, session, time.monotonic())
+
+    def _on_event(self, subscription: Subscription, session: Session, event: Event) -> None:
+        if event.kind == EventKind.WINDOW_DONE:
+            self._done(subscription, session, event.time_ns / 1e9)
+            return
+        status = Status(event.status).name.lower()
+        where = f"{status} at bytes {event.offset} to {event.offset + event.length}"
+        self._fail(subscription, where + (f": {event.detail}" if event.detail else ""))
 
     def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
         plan = session.plan
@@ -262,7 +225,7 @@ class Consumer:
     def _refuse(self, subscription: Subscription, session: Session, why: str) -> None:
         """This transfer can't come from there; nothing was asked for yet."""
         wanted = subscription.wanted
-        session.send(m.Release(wanted.transfer_id, wanted.readers, why[: m.MAX_DETAIL]))
+        session.send(m.Release(wanted.transfer_id, wanted.consumers, why[: m.MAX_DETAIL]))
         self._fail(subscription, why)
 
     def _fail(
@@ -270,22 +233,27 @@ class Consumer:
     ) -> None:
         if subscription.on_outcome is None:
             return
-        session = subscription.session
+        transfer_id, session = subscription.wanted.transfer_id, subscription.session
         if tell and session is not None:
-            reader = subscription.parts.reader if subscription.parts else subscription.generation
-            session.send(m.Cancel(subscription.wanted.transfer_id, reader))
-        self._end(subscription, Outcome(subscription.wanted.transfer_id, None, error, reached))
+            session.send(m.Cancel(transfer_id, subscription.consumer))
+        self._end(subscription, Outcome(transfer_id, None, error, reached))
 
     def _end(self, subscription: Subscription, outcome: Outcome) -> None:
         report, subscription.on_outcome = subscription.on_outcome, None
         if subscription.deadline is not None:
             subscription.deadline.cancel()
-        self._by_generation.pop(subscription.generation, None)
+        self._open.pop(subscription, None)
         if subscription.parts is not None:
             subscription.parts.close()
         if subscription.session is not None:
-            subscription.session.backend.close_window(subscription.window)
-            self._by_window.pop((id(subscription.session.backend), subscription.window), None)
+            if subscription.parts is None:
+                self._windows.close(subscription.session, subscription.window)
+                self._windows.forget(subscription.consumer)
             subscription.session.drop()
         if report is not None:
             report(outcome)
+
+
+def _tell(message: m.Message, session: Session | None, _: str) -> None:
+    if session is not None:
+        session.send(message)

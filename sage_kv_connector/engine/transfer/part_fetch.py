@@ -10,27 +10,21 @@ more. Control thread only.
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from sage_kv_connector.backends.base import Event, EventKind, Status
-from sage_kv_connector.contract.cache_view import KVCacheView
-from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.conversion.jobs import Conversions
+from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.staging import Lease
-from sage_kv_connector.engine.conversion.wire_plan import (
-    Part,
-    TokenRange,
-    WirePlan,
-    plan_parts,
-    plan_wire,
-)
-from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.table import Session
+from sage_kv_connector.engine.conversion.wire_plan import Part, WirePlan, plan_parts, plan_wire
+from sage_kv_connector.engine.pages.target import PagesTarget
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.transfer_messages import SubscribePart
+from sage_kv_connector.engine.transfer.subscription import Subscription
+from sage_kv_connector.engine.transfer.windows import Windows, new_number
 from sage_kv_connector.format.converter import Span
 
 #: Part of the staging memory that one part may take, so that several are under way.
@@ -39,32 +33,12 @@ SMALLEST_PART_BYTES = 256 << 10
 LARGEST_PART_BYTES = 4 << 20
 
 
-class PagesWanted(NamedTuple):
-    """What a converting transfer fills: tokens by group, and the pages that hold them.
-
-    ``pages[group]`` are page ids from that of the first token on. ``readers``: consumers that
-    read this transfer from the same producer.
-    """
-
-    view: KVCacheView
-    tokens: dict[int, TokenRange]
-    pages: dict[int, Sequence[int]]
-    readers: int = 1
-
-    def pages_of(self, part: Part) -> list[int]:
-        """Page ids that hold the part's tokens."""
-        size = self.view.groups[part.group].page_size
-        origin = self.tokens[part.group].first // size
-        first, end = part.first_token // size, -(-(part.first_token + part.tokens) // size)
-        return [int(page) for page in self.pages[part.group][first - origin : end - origin]]
-
-
 class _PartUnderWay:
     __slots__ = ("generation", "job", "lease", "part", "window")
 
     def __init__(self, part: Part, lease: Lease) -> None:
         self.part, self.lease = part, lease
-        self.generation = secrets.randbits(63) | 1
+        self.generation = new_number()
         self.window = 0
         self.job = 0
 
@@ -77,32 +51,28 @@ class PartFetch:
 
     def __init__(
         self,
+        subscription: Subscription,
         session: Session,
-        ours: KVCacheSchema,
-        transfer_id: str,
-        wanted: PagesWanted,
+        target: PagesTarget,
         target_dtype: str,
-        conversions: Conversions,
-        deadline: float,
-        finished: bool,
+        converters: Converters,
+        windows: Windows,
         checksum: bool,
         on_done: Callable[[str], None],
     ) -> None:
-        assert session.peer is not None and session.peer.schema is not None and session.plan is not None
+        assert session.peer is not None and session.peer.schema is not None
+        self._subscription = subscription
         self._session = session
-        self._ours, self._theirs = ours, session.peer.schema
-        self._transfer_id = transfer_id
-        self._wanted = wanted
-        self._conversions = conversions
-        self._deadline = deadline
-        self._finished = finished
+        self._target = target
+        self._converters = converters
+        self._conversions = converters.conversions
+        self._windows = windows
         self._checksum = checksum
         self._on_done: Callable[[str], None] | None = on_done
-        self.reader = secrets.randbits(63) | 1
-        self.plan: WirePlan = plan_wire(ours, self._theirs, target_dtype)
-        part_bytes = conversions.incoming.capacity // PARTS_IN_STAGING
+        self.plan: WirePlan = plan_wire(converters.schema, session.peer.schema, target_dtype)
+        part_bytes = self._conversions.incoming.capacity // PARTS_IN_STAGING
         part_bytes = min(max(part_bytes, SMALLEST_PART_BYTES), LARGEST_PART_BYTES)
-        self._waiting = plan_parts(self.plan, ours, wanted.tokens, part_bytes)
+        self._waiting = plan_parts(self.plan, converters.schema, target.tokens, part_bytes)
         if not self._waiting:
             raise ValueError("the peer holds none of the layers and heads that are wanted")
         self.parts = tuple(self._waiting)
@@ -110,33 +80,11 @@ class PartFetch:
         self._waiting.reverse()
         self._left = len(self._waiting)
         self._lease: Lease | None = None
-        self._under_way: dict[int, _PartUnderWay] = {}  # by window
-        self._by_generation: dict[int, _PartUnderWay] = {}
-        self.landed_at = 0.0
+        self._under_way: set[_PartUnderWay] = set()
         self._filling = False
 
     def start(self) -> None:
         self._fill()
-
-    def owns(self, generation: int) -> bool:
-        return generation in self._by_generation
-
-    def on_window(self, event: Event) -> None:
-        """WINDOW_DONE and WINDOW_FAILED of this session."""
-        under_way = self._under_way.get(event.id)
-        if under_way is None or self._on_done is None:
-            return
-        if event.kind == EventKind.WINDOW_FAILED:
-            status = Status(event.status).name.lower()
-            detail = f": {event.detail}" if event.detail else ""
-            self._end(f"{status} in a part of group {under_way.part.group}{detail}")
-            return
-        self.landed_at = max(self.landed_at, event.time_ns / 1e9)
-        self._close_window(under_way)
-        try:
-            self._decode(under_way)
-        except ValueError as error:
-            self._end(str(error))
 
     def close(self) -> None:
         """Stop: windows closed, jobs ended, memory given back. Idempotent."""
@@ -144,13 +92,12 @@ class PartFetch:
         self._waiting.clear()
         if self._lease is not None:
             self._conversions.incoming.release(self._lease)
-        for under_way in list(self._by_generation.values()):
+        for under_way in list(self._under_way):
             if under_way.window:
                 self._close_window(under_way)
             if under_way.job:
                 self._conversions.cancel(under_way.job)
-            self._conversions.incoming.release(under_way.lease)
-        self._by_generation.clear()
+            self._forget(under_way)
 
     # -- inside
 
@@ -174,21 +121,23 @@ class PartFetch:
             return
         part = self._waiting.pop()
         under_way = _PartUnderWay(part, lease)
-        self._by_generation[under_way.generation] = under_way
-        session = self._session
+        self._under_way.add(under_way)
+        session, wanted = self._session, self._subscription.wanted
         segments = np.array([[lease.address, part.nbytes]], dtype=np.uint64)
+        receiver = partial(self._on_event, under_way)
         try:
-            window = session.backend.open_window(session.connection, segments, under_way.generation)
+            under_way.window = self._windows.open(
+                session, segments, under_way.generation, self._subscription, receiver
+            )
         except (OSError, ValueError) as error:
             self._end(str(error))
             return
-        under_way.window = window
-        self._under_way[window] = under_way
+        left_s = self._subscription.asked_at + wanted.deadline_s - time.monotonic()
         session.send(
-            m.SubscribePart(
-                transfer_id=self._transfer_id,
+            SubscribePart(
+                transfer_id=wanted.transfer_id,
                 generation=under_way.generation,
-                window=session.backend.window_descriptor(window),
+                window=session.backend.window_descriptor(under_way.window),
                 nbytes=part.nbytes,
                 group=part.group,
                 first_layer=part.run.peer,
@@ -198,46 +147,57 @@ class PartFetch:
                 first_token=part.first_token,
                 tokens=part.tokens,
                 formats=self.plan.formats[part.group],
-                reader=self.reader,
-                readers=self._wanted.readers,
+                consumer=self._subscription.consumer,
+                consumers=wanted.consumers,
                 last=not self._waiting,
                 checksum=self._checksum,
-                finished=self._finished,
-                timeout_ms=max(1, int((self._deadline - time.monotonic()) * 1000)),
+                finished=wanted.finished,
+                timeout_ms=max(1, int(left_s * 1000)),
             )
         )
         self._fill()
 
+    def _on_event(self, under_way: _PartUnderWay, event: Event) -> None:
+        """WINDOW_DONE and WINDOW_FAILED of a part's window."""
+        if self._on_done is None:
+            return
+        if event.kind == EventKind.WINDOW_FAILED:
+            status = Status(event.status).name.lower()
+            detail = f": {event.detail}" if event.detail else ""
+            self._end(f"{status} in a part of group {under_way.part.group}{detail}")
+            return
+        self._close_window(under_way)
+        try:
+            self._decode(under_way)
+        except ValueError as error:
+            self._end(str(error))
+
     def _decode(self, under_way: _PartUnderWay) -> None:
-        part = under_way.part
-        view, formats = self._wanted.view.groups[part.group], self.plan.formats[part.group]
-        converter = self._session.converter(
-            (id(view), part.group, formats, "read"),
-            lambda: self._conversions.group(view, part.group, formats, self._ours, self._ours, self._theirs),
-        )
+        part, plan = under_way.part, self.plan
+        view = self._target.view.groups[part.group]
+        converter = self._converters.from_wire(self._session, view, part.group, plan.formats[part.group])
         span = Span(
             part.run.local,
             part.run.layers,
-            self.plan.first_head - self._ours.head_start,
-            self.plan.heads,
+            plan.first_head - self._converters.schema.head_start,
+            plan.heads,
             part.first_token,
             part.tokens,
-            self._wanted.pages_of(part),
+            self._target.pages_of(part.group, part.first_token, part.tokens),
         )
         under_way.job = self._conversions.decode(
             converter,
             span,
             under_way.lease.address,
             part.nbytes,
-            lambda error: self._decoded(under_way, error),
+            partial(self._decoded, under_way),
         )
 
     def _decoded(self, under_way: _PartUnderWay, error: str) -> None:
         if self._on_done is None:
             return
         under_way.job = 0
-        self._by_generation.pop(under_way.generation, None)
-        self._conversions.incoming.release(under_way.lease)
+        self._forget(under_way)
         self._left -= 1
         if error:
             self._end(error)
@@ -247,9 +207,13 @@ class PartFetch:
             self._fill()
 
     def _close_window(self, under_way: _PartUnderWay) -> None:
-        self._under_way.pop(under_way.window, None)
-        self._session.backend.close_window(under_way.window)
+        self._windows.close(self._session, under_way.window)
         under_way.window = 0
+
+    def _forget(self, under_way: _PartUnderWay) -> None:
+        self._under_way.discard(under_way)
+        self._windows.forget(under_way.generation)
+        self._conversions.incoming.release(under_way.lease)
 
     def _end(self, error: str) -> None:
         done = self._on_done

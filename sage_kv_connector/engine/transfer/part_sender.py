@@ -9,17 +9,17 @@ page is read and no callback comes. Control thread only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from sage_kv_connector.backends.base import Descriptors
-from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.conversion.jobs import Conversions
+from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.staging import Lease
 from sage_kv_connector.engine.conversion.wire_plan import head_bytes
-from sage_kv_connector.engine.pages.source import PartReader, SelectionError
-from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.table import Session
+from sage_kv_connector.engine.pages.source import PartCursor, SelectionError
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.transfer_messages import SubscribePart
 from sage_kv_connector.format.converter import Span
 
 
@@ -28,31 +28,26 @@ class PartSender:
 
     def __init__(
         self,
-        request: m.SubscribePart,
-        pages: PartReader,
-        ours: KVCacheSchema,
-        theirs: KVCacheSchema,
+        request: SubscribePart,
+        pages: PartCursor,
         session: Session,
-        conversions: Conversions,
+        converters: Converters,
         on_encoded: Callable[[Descriptors], None],
         on_failed: Callable[[str], None],
     ) -> None:
         self.posted = False
         self._request = request
         self._pages = pages
-        self._conversions = conversions
+        self._conversions = converters.conversions
         self._on_encoded, self._on_failed = on_encoded, on_failed
+        ours = converters.schema
         first = request.first_head - ours.head_start
         if first < 0 or first + request.heads > ours.head_count:
             raise SelectionError(
                 f"heads: {ours.head_start} to {ours.head_end - 1} here, {request.first_head} to "
                 f"{request.first_head + request.heads - 1} asked for"
             )
-        key = (id(pages.group), request.group, request.formats)
-        self._converter = session.converter(
-            key,
-            lambda: conversions.group(pages.group, request.group, request.formats, ours, theirs, ours),
-        )
+        self._converter = converters.to_wire(session, pages.group, request.group, request.formats)
         dims = [plane.dim for plane in pages.group.canonical]
         expected = head_bytes(request.formats, dims, request.first_token, request.tokens)
         expected *= request.layers * request.heads
@@ -82,17 +77,8 @@ class PartSender:
             pages,
         )
 
-        def encode(lease: Lease) -> None:
-            self._lease = lease
-            try:
-                self._job = self._conversions.encode(
-                    self._converter, span, lease.address, request.nbytes, self._encoded
-                )
-            except ValueError as error:
-                self._on_failed(str(error))
-
         self._begun = True
-        self._lease = self._conversions.outgoing.request(request.nbytes, encode)
+        self._lease = self._conversions.outgoing.request(request.nbytes, partial(self._encode, span))
 
     def close(self) -> None:
         self._closed = True
@@ -100,6 +86,15 @@ class PartSender:
             self._conversions.cancel(self._job)
         if self._lease is not None:
             self._conversions.outgoing.release(self._lease)
+
+    def _encode(self, span: Span, lease: Lease) -> None:
+        self._lease = lease
+        try:
+            self._job = self._conversions.encode(
+                self._converter, span, lease.address, self._request.nbytes, self._encoded
+            )
+        except ValueError as error:
+            self._on_failed(str(error))
 
     def _encoded(self, error: str) -> None:
         if self._closed or self._lease is None:

@@ -10,7 +10,7 @@ import msgspec
 
 from sage_kv_connector.contract.bootstrap_room import MetadataKind
 from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.engine.control.reachability import order_addresses
+from sage_kv_connector.engine import order_addresses
 from sage_kv_connector.integrations.common.rank_map import ReadFrom, map_ranks, unread_ranks
 
 
@@ -54,7 +54,7 @@ class ReadPeer(NamedTuple):
     """A prefill rank, and how many decode ranks read from it (0: none, it must be told)."""
 
     peer: PeerAddress
-    readers: int
+    consumers: int
 
 
 def read_peers(decode: DecodeRank, prefill: PrefillEngine, enabled: tuple[str, ...]) -> list[ReadPeer]:
@@ -67,7 +67,7 @@ def read_peers(decode: DecodeRank, prefill: PrefillEngine, enabled: tuple[str, .
     reads = map_ranks(tp_rank, tp_size, count, prefill.pp_size, heads)
     if tp_rank == 0:
         reads += [ReadFrom(rank, 0) for rank in unread_ranks(tp_size, count, prefill.pp_size, heads)]
-    return [ReadPeer(_address(prefill.ranks[rank], enabled), readers) for rank, readers in reads]
+    return [ReadPeer(_address(prefill.ranks[rank], enabled), consumers) for rank, consumers in reads]
 
 
 def _address(rank: PrefillRank, enabled: tuple[str, ...]) -> PeerAddress:

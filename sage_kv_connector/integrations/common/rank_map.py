@@ -4,7 +4,7 @@
 Rank r of ``size`` tensor parallel ranks holds kv heads ``[r * total // size, …)``; with more
 ranks than heads, neighbours hold the same head (a replicated latent is the case of one
 head). Pipeline stage s holds some layers; its ranks are ``s * size + r``. Each head is read
-once, and replicas share the readers.
+once, and replicas share the consumers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class ReadFrom(NamedTuple):
     """A prefill rank, and how many decode ranks read from it."""
 
     rank: int
-    readers: int
+    consumers: int
 
 
 def head_range(rank: int, size: int, total: int) -> range:

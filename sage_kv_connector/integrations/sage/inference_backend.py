@@ -17,8 +17,13 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
-from sage_kv_connector.engine.control.reachability import default_lanes, enabled_backends, order_addresses
-from sage_kv_connector.engine.conversion.wire_plan import needs_conversion, plan_wire
+from sage_kv_connector.engine import (
+    SAME,
+    default_lanes,
+    enabled_backends,
+    order_addresses,
+    planned_wire_dtype,
+)
 
 #: Name → module and class of its adapter.
 ADAPTERS = {
@@ -120,8 +125,8 @@ def plan_between(here: KVCacheSchema, peer: RegisteredKV, config: KVTransportCon
         )
     backend = usable[0].partition("://")[0]
     on_device = backend_class(backend).capabilities.device_memory
-    converts = needs_conversion(here, peer.schema, config.target_dtype, device_memory=on_device)
-    wire = plan_wire(here, peer.schema, config.target_dtype).wire_dtype if converts else "same"
+    wire = planned_wire_dtype(here, peer.schema, config.target_dtype, device_memory=on_device)
+    converts = wire != SAME
     staged = converts or backend != "shm" or not config.zero_copy
     return TransportPlan(
         backend=backend,

@@ -29,10 +29,15 @@ from sage_kv_connector.contract.chunk import DeviceSpec
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
-from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import MemorySource
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
+from sage_kv_connector.engine import (
+    EngineCore,
+    MemorySource,
+    MemoryTarget,
+    Subscription,
+    Wanted,
+    enabled_backends,
+    order_addresses,
+)
 from sage_kv_connector.integrations.sage.payload import HostMemory, Tagged, to_receive, to_send
 from sage_kv_connector.integrations.sage.turns import Turn, Turns
 from sage_kv_connector.integrations.sage.verdict import VERDICT_BYTES, Verdict, refusal_in
@@ -40,7 +45,7 @@ from sage_kv_connector.integrations.sage.verdict import VERDICT_BYTES, Verdict, 
 #: The size of a message: u64 bytes.
 _SIZE = struct.Struct("<Q")
 #: Offers end when their message ends, not when somebody was served: a receiver may try again.
-_READERS = 1 << 20
+_CONSUMERS = 1 << 20
 #: What a producer says of a subscription whose offer never came (docs/protocol.md, codes of ``failed``).
 _UNMATCHED = "(unknown_transfer)"
 #: The control thread settles a call a little after its deadline; this is for the case that it does not.
@@ -210,7 +215,7 @@ class PointToPoint:
 
         # A good verdict may be asked for again, until a later message shows that it was read; a bad one
         # is about this try alone, and after a tag there may be no later message.
-        self._offer(name, verdict, released, peer, 1 if tag or error else _READERS)
+        self._offer(name, verdict, released, peer, 1 if tag or error else _CONSUMERS)
         turn.keep_verdict(self._core, name)
 
     # -- both
@@ -227,9 +232,9 @@ class PointToPoint:
         source: MemorySource,
         released: Callable[[Outcome], None],
         peer: PeerAddress,
-        readers: int = _READERS,
+        consumers: int = _CONSUMERS,
     ) -> None:
-        self._core.offer(name, source, released, consumers=readers, only_for=peer.engine_id, finished=True)
+        self._core.offer(name, source, released, consumers=consumers, only_for=peer.engine_id, finished=True)
 
     def _subscribe(
         self, name: str, segments: Segments, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None
@@ -247,7 +252,9 @@ class PointToPoint:
             else:
                 done.set_result(outcome)
 
-        self._core.subscribe(peer, Wanted(name, (), segments, False, deadline), ended, started.append)
+        self._core.subscribe(
+            peer, Wanted(name, MemoryTarget(segments), False, deadline), ended, started.append
+        )
         try:
             return done.result(deadline + _GRACE_S)
         except FutureTimeout:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine import EngineCore
 
 MAX_TAG = 128
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from sage_kv_connector.backends.base import Segments
-from sage_kv_connector.engine.pages.source import MemorySource, Reader
-from sage_kv_connector.engine.session.messages import PageRuns
+from sage_kv_connector.engine import Cursor, MemorySource, PageRuns
 
 _HEADER = struct.Struct("<II")
 VERDICT_BYTES = 256
@@ -27,10 +26,10 @@ class Verdict(MemorySource):
         self.asked_for = False  #: the sender came for it
         super().__init__(self.segments)
 
-    def reader(self, selection: tuple[PageRuns, ...], nbytes: int) -> Reader:
-        reader = super().reader(selection, nbytes)
+    def cursor(self, selection: tuple[PageRuns, ...], nbytes: int) -> Cursor:
+        cursor = super().cursor(selection, nbytes)
         self.asked_for = True
-        return reader
+        return cursor
 
 
 def refusal_in(verdict: np.ndarray[Any, np.dtype[np.uint8]]) -> str:

@@ -17,7 +17,7 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import new_room
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
-from sage_kv_connector.engine.control.listen_address import advertised_host
+from sage_kv_connector.engine import advertised_host
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,

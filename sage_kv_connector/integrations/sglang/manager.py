@@ -9,59 +9,32 @@ enqueues; what ended comes on the engine's control thread and becomes a status.
 from __future__ import annotations
 
 import logging
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
-from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
 from sage_kv_connector.contract.node import node_id
-from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import MemorySource, PagedSource
-from sage_kv_connector.integrations.common.audit import TransferAudit
+from sage_kv_connector.engine import EngineCore, TransferAudit
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
-from sage_kv_connector.integrations.common.outcome_text import outcome_text
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
     aux_extents,
-    aux_rows,
     cache_dtype,
     cache_schema,
     cache_view,
 )
 from sage_kv_connector.integrations.sglang.options import options_from_environment
+from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.registered import write_rank
 
 logger = logging.getLogger(__name__)
-
-#: SGLang keeps page 0 for padding: its memory is there, its content is nobody's.
-PADDING_PAGE = 0
-
-
-class _Room:
-    """A request on prefill."""
-
-    def __init__(self, source: PagedSource) -> None:
-        self.source = source
-        self.settled = 0  # of its two transfers: delivered, or not needed
-        self.nbytes = 0
-        self.transfer_s: float | None = None
-
-
-class Delivered(NamedTuple):
-    """What a room's transfers moved so far; ``transfer_s`` once the KV is delivered."""
-
-    nbytes: int
-    transfer_s: float | None
 
 
 class SageKVManager(CommonKVManager):  # type: ignore[misc]
@@ -87,7 +60,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core.register_memory([self.first_tokens.extent()])
         self.core.start()
         write_rank(self.core, schema)
-        self._rooms: dict[int, _Room] = {}
+        self.rooms = PrefillRooms(self)
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
             rank,
@@ -109,12 +82,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         ours = PrefillRank(self.core.engine_id, self.core.rank, self.core.addresses, node_id())
         super()._register_topology_row(url, payload | {FIELD: msgspec.to_builtins(ours)})
 
-    # -- prefill
-
-    def open_room(self, room: int) -> None:
-        """Offer a request's pages before there are any: decode may subscribe as early as it likes."""
-        opened = self._rooms[room] = _Room(PagedSource(self.view, PADDING_PAGE))
-        self.core.offer(pages_transfer(room), opened.source, partial(self._released, room, opened, True))
+    # -- SGLang's senders
 
     def add_transfer_request(
         self,
@@ -127,60 +95,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """A chunk's pages are final; with the last one the metadata row is too."""
-        room = self._rooms.get(bootstrap_room)
-        if room is None:
-            return
-        if wait_event is not None:
-            wait_event.synchronize()
-        self.update_status(bootstrap_room, KVPoll.Transferring)
-        pages = np.array(kv_indices, dtype=np.int64)
-        transfer = pages_transfer(bootstrap_room)
-        if len(pages):
-            self.core.update(transfer, partial(room.source.append, 0, pages))
-        if not is_last_chunk:
-            return
-        self.core.update(transfer, lambda: room.source.end((len(room.source.pages[0]),)))
-        self.core.finish(transfer)
-        assert aux_index is not None
-        rows = np.array(aux_rows(self.kv_args, aux_index), dtype=np.uint64)
-        self.core.offer(
-            metadata_transfer(transfer),
-            MemorySource(rows),
-            partial(self._released, bootstrap_room, room, False),
-            finished=True,
-        )
-
-    def close_room(self, room: int, why: str) -> Delivered:
-        """Forget a request; returns when nothing of its memory is read any more."""
-        known = self._rooms.pop(room, None)
-        if known is None:
-            return Delivered(0, None)
-        if known.settled < 2:
-            pages = pages_transfer(room)
-            self.core.give_up((pages, metadata_transfer(pages)), why)
-        return Delivered(known.nbytes, known.transfer_s)
-
-    def delivered(self, room: int) -> Delivered:
-        known = self._rooms.get(room)
-        return Delivered(0, None) if known is None else Delivered(known.nbytes, known.transfer_s)
-
-    def _released(self, number: int, room: _Room, is_kv: bool, outcome: Outcome) -> None:
-        """Control thread: one of a room's transfers ended."""
-        if self._rooms.get(number) is not room:
-            return
-        if outcome.error:
-            self.record_failure(number, f"{outcome.transfer_id}: {outcome.error}")
-            self.update_status(number, KVPoll.Failed)
-            return
-        room.settled += 1
-        if outcome.stats is not None:
-            room.nbytes += outcome.stats.nbytes
-            if is_kv:
-                room.transfer_s = outcome.stats.transfer_s
-                logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
-                self.audit.sent(room.source, outcome)
-        if room.settled == 2:
-            self.update_status(number, KVPoll.Success)
+        self.rooms.add_chunk(bootstrap_room, kv_indices, is_last_chunk, aux_index, wait_event)
 
 
 def _refuse_topology() -> None:

@@ -83,9 +83,9 @@ def _get_kv_class(original: Callable[[Any, Any], Any], transfer_backend: Any, cl
     if getattr(transfer_backend, "value", None) != NAME or class_type.value == "kvargs":
         return original(transfer_backend, class_type)
     from sage_kv_connector.integrations.sglang.bootstrap import SageKVBootstrapServer
+    from sage_kv_connector.integrations.sglang.decode import SageKVReceiver
     from sage_kv_connector.integrations.sglang.manager import SageKVManager
-    from sage_kv_connector.integrations.sglang.receiver import SageKVReceiver
-    from sage_kv_connector.integrations.sglang.sender import SageKVSender
+    from sage_kv_connector.integrations.sglang.prefill import SageKVSender
 
     ours = {
         "manager": SageKVManager,

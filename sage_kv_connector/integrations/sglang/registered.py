@@ -17,7 +17,7 @@ import msgspec
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.engine import EngineCore
 
 #: Directory that ranks write to; unset: nobody asked.
 DIRECTORY_ENV = "SAGE_KVT_REGISTERED_DIR"

@@ -9,8 +9,7 @@ import numpy as np
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.pages.source import MemorySource
+from sage_kv_connector.engine import EngineCore, MemorySource
 
 logger = logging.getLogger(__name__)
 

@@ -10,21 +10,20 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 
+from sage_kv_connector.engine import GroupPages
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+
+#: Page ids of the kv groups that take part in transfers.
+PageTables = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Fetch pages. For each kv group: (place in the request, page id) of each page to fill.
-
-    ``tokens``: those of the prompt; what lies behind them in the last page is nobody's.
-    """
+    """Fetch pages: those of each kv group that has some to fill, as the transport takes them."""
 
     request_id: str
     remote: RemotePrefill
-    page_indices: tuple[tuple[int, ...], ...]
-    page_ids: tuple[tuple[int, ...], ...]
-    tokens: int
+    pages: tuple[GroupPages, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Progress:
 
     request_id: str
     transfer_id: str
-    page_ids: tuple[tuple[int, ...], ...]
+    page_ids: PageTables
     tokens_before: int
     tokens_after: int
     complete: bool
@@ -51,7 +50,7 @@ class Finished:
 
     request_id: str
     transfer_id: str
-    page_ids: tuple[tuple[int, ...], ...]
+    page_ids: PageTables
     tokens: int
     first_token: int | None = None
 

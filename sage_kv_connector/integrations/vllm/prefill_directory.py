@@ -36,7 +36,7 @@ class PrefillDirectory:
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
     def peers(self, prefill: PrefillEngine) -> tuple[list[ReadPeer], str]:
-        """The ranks to read from; those that nobody reads are rank 0's, with no readers."""
+        """The ranks to read from; those that nobody reads are rank 0's, with no consumers."""
         if self._stages > 1:
             return [], "pp_size: decode must have 1 pipeline stage, this one has more (incompatible)"
         try:

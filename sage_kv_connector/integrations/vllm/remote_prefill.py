@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sage_kv_connector.contract.bootstrap_room import pages_transfer, parse_room
-from sage_kv_connector.engine.session.messages import MAX_TRANSFER_ID
+from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer, parse_room
+from sage_kv_connector.engine import MAX_TRANSFER_ID
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 
 
@@ -15,15 +15,25 @@ from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, r
 class RemotePrefill:
     """One transfer. ``prefill``: None when the bootstrap server at ``bootstrap`` must be asked.
 
-    ``finished``: prefill is over, so the transfer must be known there. ``in_room``: a bootstrap room
-    named it, so that metadata is offered beside the pages, which vLLM does not need.
+    ``finished``: prefill is over, so the transfer must be known there. ``companions``: transfer ids of what
+    is offered beside the pages and vLLM does not need (the metadata of a bootstrap room).
     """
 
     transfer_id: str
     prefill: PrefillEngine | None
     bootstrap: str
     finished: bool
-    in_room: bool = False
+    companions: tuple[str, ...] = ()
+
+    @property
+    def transfers(self) -> tuple[str, ...]:
+        """All that is offered of it."""
+        return (self.transfer_id, *self.companions)
+
+
+def _in_room(pages: str) -> tuple[str, ...]:
+    """The companions of a room's pages."""
+    return (metadata_transfer(pages),)
 
 
 def parse_remote(params: dict[str, Any]) -> RemotePrefill:
@@ -31,7 +41,8 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
     ranks = params.get("remote_ranks")
     named = None if ranks else parse_room(params, on_decode=True)
     if named is not None:
-        return RemotePrefill(pages_transfer(named.room), None, named.url, False, True)
+        pages = pages_transfer(named.room)
+        return RemotePrefill(pages, None, named.url, False, _in_room(pages))
     engine_id, transfer_id = params.get("remote_engine_id"), params.get("transfer_id")
     if not isinstance(engine_id, str) or not engine_id:
         raise ValueError(f"remote_engine_id is {engine_id!r}, must be the prefill engine's id")
@@ -47,7 +58,8 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
             raise ValueError(f"pp_size is {stages!r}, must be a number of pipeline stages")
         node = str(params.get("remote_node", ""))
         prefill = PrefillEngine(ranks_of(engine_id, by_rank, node), stages)
-        return RemotePrefill(transfer_id, prefill, "", True, params.get("in_room") is True)
+        companions = _in_room(transfer_id) if params.get("in_room") is True else ()
+        return RemotePrefill(transfer_id, prefill, "", True, companions)
     bootstrap = params.get("remote_bootstrap_addr")
     if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
         return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False)

@@ -13,6 +13,7 @@ import logging
 import secrets
 from typing import Any
 
+import numpy as np
 from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
@@ -21,13 +22,14 @@ from sage_kv_connector.contract.bootstrap_room import (
     pages_transfer,
     parse_room,
 )
-from sage_kv_connector.engine.session.messages import MAX_TRANSFER_ID
+from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
 from sage_kv_connector.integrations.vllm.kv_caches import sliding_window, transfer_groups
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
+    PageTables,
     Progress,
     SageKVConnectorMetadata,
     SageKVHandshakeMetadata,
@@ -35,8 +37,6 @@ from sage_kv_connector.integrations.vllm.metadata import (
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 
 logger = logging.getLogger(__name__)
-
-PageTables = tuple[tuple[int, ...], ...]
 
 
 class _Prefill:
@@ -127,8 +127,8 @@ class SchedulerSide:
             self._next.releases.append(remote)
             return
         prompt = len(request.prompt_token_ids or ())
-        indices, ids = self._wanted_pages(blocks, prompt - external, prompt)
-        self._next.loads.append(Load(request.request_id, remote, indices, ids, prompt))
+        pages = self._wanted_pages(blocks, prompt - external, prompt)
+        self._next.loads.append(Load(request.request_id, remote, pages))
         self._loading[request.request_id] = remote
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
@@ -233,11 +233,11 @@ class SchedulerSide:
         if remote is not None:
             self._next.no_longer_expected.append(remote.transfer_id)
 
-    def _wanted_pages(self, blocks: Any, first_token: int, prompt: int) -> tuple[PageTables, PageTables]:
-        """By transferable group: the pages that must come from the peer, null blocks left out."""
-        indices, ids = [], []
-        for group_id, group in self._groups:
-            spec = group.kv_cache_spec
+    def _wanted_pages(self, blocks: Any, first_token: int, prompt: int) -> tuple[GroupPages, ...]:
+        """The pages that must come from the peer, null blocks left out; groups without any too."""
+        wanted = []
+        for group, (group_id, kv_group) in enumerate(self._groups):
+            spec = kv_group.kv_cache_spec
             size = int(spec.block_size)
             window = sliding_window(spec)
             first = max(first_token, prompt - window) // size if window else first_token // size
@@ -247,9 +247,11 @@ class SchedulerSide:
                 for i, block in enumerate(table[: -(-prompt // size)])
                 if i >= first and not getattr(block, "is_null", False)
             ]
-            indices.append(tuple(i for i, _ in chosen))
-            ids.append(tuple(block_id for _, block_id in chosen))
-        return tuple(indices), tuple(ids)
+            if chosen:
+                runs = index_runs([i for i, _ in chosen])
+                ids = np.array([block_id for _, block_id in chosen], dtype=np.int64)
+                wanted.append(GroupPages(group, runs, ids, range(runs[0][0] * size, prompt)))
+        return tuple(wanted)
 
     def _tables(self, block_ids: tuple[list[int], ...]) -> PageTables:
         return tuple(tuple(block_ids[group_id]) for group_id, _ in self._groups)

@@ -7,15 +7,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
-from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
-from sage_kv_connector.integrations.sglang.landing import Landing
+from sage_kv_connector.engine.pages.target import MemoryTarget, PagesTarget
+from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
+from sage_kv_connector.integrations.common.landing import Landing
 
-PEER = ReadPeer(PeerAddress("e", 0, ()), 1)
+PEER = PeerAddress("e", 0, ())
 STATS = TransferStats("t", 8, 0.0, 0.0, "shm", "direct", False)
 
 
@@ -41,10 +41,14 @@ class Core:
 def landing(core: Core) -> tuple[Landing, list[tuple[int, str]]]:
     """A landing of pages and metadata; what it said is (number of pages' outcomes, error)."""
     said: list[tuple[int, str]] = []
-    made = Landing(cast(EngineCore, core), lambda pages, error: said.append((len(pages), error)))
-    nothing = np.zeros((0, 2), dtype=np.uint64)
-    pages = Wanted("pages", (PageRuns(0, ((0, 1),)),), nothing, False, 1.0)
-    made.start([(PEER, pages), (PEER, Wanted("pages-aux", (), nothing, False, 1.0))])
+
+    def ended(landing: Landing) -> None:
+        said.append((sum(one.has_pages for one in landing.landed), landing.outcome().error))
+
+    made = Landing(cast(EngineCore, core), ended)
+    pages = Wanted("pages", PagesTarget(KVCacheView(()), ()), False, 1.0)
+    row = MemoryTarget(np.zeros((0, 2), dtype=np.uint64))
+    made.start([(PEER, pages), (PEER, Wanted("pages-aux", row, False, 1.0))])
     return made, said
 
 

@@ -18,15 +18,12 @@ import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 
+from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
-from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine.control.reachability import enabled_backends
-from sage_kv_connector.engine.conversion.wire_plan import TokenRange
-from sage_kv_connector.engine.pages.source import window_segments
-from sage_kv_connector.engine.session.messages import PageRuns
-from sage_kv_connector.engine.transfer.consumer import Subscription, Wanted
-from sage_kv_connector.engine.transfer.part_fetch import PagesWanted
+from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted, enabled_backends
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
+from sage_kv_connector.integrations.common.landing import Landing
 from sage_kv_connector.integrations.common.outcome_text import outcome_text
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
@@ -35,7 +32,6 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
     read_peers,
 )
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
-from sage_kv_connector.integrations.sglang.landing import Landing
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +90,19 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         if self._prefill is None or not self._peers or aux_index is None:
             self._refuse(f"the ranks of prefill at {self.bootstrap_addr} are not known")
             return
-        reading = [read for read in self._peers if read.readers]
+        reading = [read for read in self._peers if read.consumers]
         pages = np.array(kv_indices, dtype=np.int64)
-        wanted: list[tuple[ReadPeer, Wanted]] = []
+        wanted: list[tuple[PeerAddress, Wanted]] = []
         if len(pages):
-            wanted += [(read, self._pages_wanted(pages, decode_prefix_len or 0, read)) for read in reading]
+            target = self._pages_target(pages, decode_prefix_len or 0)
+            wanted += [(read.peer, self._wanted(self._pages, target, read)) for read in reading]
         # The last pipeline stage samples the first token.
-        wanted.append((reading[-1], self._metadata_wanted(aux_index, reading[-1])))
+        first_token = MemoryTarget(self._metadata_segments(aux_index))
+        wanted.append(
+            (reading[-1].peer, self._wanted(metadata_transfer(self._pages), first_token, reading[-1]))
+        )
         for read in self._peers:
-            if not read.readers or not len(pages):
+            if not read.consumers or not len(pages):
                 self._release(read, self._pages)
             if read is not reading[-1]:
                 self._release(read, metadata_transfer(self._pages))
@@ -112,33 +112,20 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self.init_time = time.time()
         self._landing.start(wanted)
 
-    def _pages_wanted(self, pages: npt.NDArray[np.int64], prefix: int, read: ReadPeer) -> Wanted:
-        view = self.kv_mgr.view
-        size = view.groups[0].page_size
-        tokens = TokenRange(prefix, len(pages) * size)
-        return Wanted(
-            transfer_id=self._pages,
-            selection=(PageRuns(0, ((prefix // size, len(pages)),)),),
-            segments=window_segments(view, {0: pages}),
-            finished=False,
-            deadline_s=self._deadline_s(),
-            paged=PagesWanted(view, {0: tokens}, {0: pages.tolist()}, read.readers),
-            readers=read.readers,
-        )
+    def _wanted(self, transfer_id: str, target: Target, read: ReadPeer) -> Wanted:
+        return Wanted(transfer_id, target, False, self._deadline_s(), read.consumers)
 
-    def _metadata_wanted(self, aux_index: int, read: ReadPeer) -> Wanted:
+    def _pages_target(self, pages: npt.NDArray[np.int64], prefix: int) -> PagesTarget:
+        size = self.kv_mgr.view.groups[0].page_size
+        runs = ((prefix // size, len(pages)),)
+        tokens = range(prefix, prefix + len(pages) * size)
+        return PagesTarget(self.kv_mgr.view, (GroupPages(0, runs, pages, tokens),))
+
+    def _metadata_segments(self, aux_index: int) -> Segments:
         if self._prefill is not None and self._prefill.metadata is MetadataKind.FIRST_TOKEN:
-            segments = self.kv_mgr.first_tokens.segments(aux_index)
-        else:
-            segments = np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64)
-        return Wanted(
-            transfer_id=metadata_transfer(self._pages),
-            selection=(),
-            segments=segments,
-            finished=False,
-            deadline_s=self._deadline_s(),
-            readers=read.readers,
-        )
+            slot: Segments = self.kv_mgr.first_tokens.segments(aux_index)
+            return slot
+        return np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64)
 
     def _deadline_s(self) -> float:
         """SGLang's own limit, which covers prefill's queue, unless one was chosen."""
@@ -147,15 +134,14 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout
         )
 
-    def _landed(
-        self, room: int, row: int | None, pages: list[tuple[Subscription, Outcome]], error: str
-    ) -> None:
+    def _landed(self, room: int, row: int | None, landing: Landing) -> None:
         """Control thread: nothing writes into the request's memory any more.
 
         ``row``: the metadata row to write the first token into, if another engine sent it.
         """
         if room not in self.kv_mgr.request_status:
             return  # cleared: a failure kept now would be the next request's of this room
+        error = landing.outcome().error
         if row is not None and not error:
             try:
                 self.kv_mgr.first_tokens.commit(row, room)
@@ -167,9 +153,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             self.invalidate_cached_bootstrap_infos()
             self.kv_mgr.update_status(room, KVPoll.Failed)
             return
-        for handle, outcome in pages:
-            logger.info("received %s: %s", outcome.transfer_id, outcome_text(outcome))
-            self.kv_mgr.audit.received(handle, outcome)
+        for one in landing.landed:
+            if one.has_pages:
+                logger.info("received %s: %s", one.outcome.transfer_id, outcome_text(one.outcome))
+                self.kv_mgr.audit.received(one.subscription, one.outcome)
         self.kv_mgr.update_status(room, KVPoll.Success)
 
     def poll(self) -> Any:
@@ -209,7 +196,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         return pages_transfer(self.bootstrap_room)
 
     def _release(self, read: ReadPeer, transfer_id: str, detail: str = "") -> None:
-        self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.readers), detail)
+        self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.consumers), detail)
 
     def _refuse(self, why: str) -> None:
         self.kv_mgr.record_failure(self.bootstrap_room, why)

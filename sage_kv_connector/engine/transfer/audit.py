@@ -22,8 +22,9 @@ from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversion.wire_plan import group_converter
 from sage_kv_connector.engine.pages.memory_digest import digest_segments
-from sage_kv_connector.engine.pages.source import PagedSource
-from sage_kv_connector.engine.transfer.consumer import Subscription
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.target import PagesTarget
+from sage_kv_connector.engine.transfer.subscription import Subscription
 from sage_kv_connector.format.converter import Span
 from sage_kv_connector.format.wire_format import WireFormat
 
@@ -79,10 +80,9 @@ class TransferAudit:
     def received(self, handle: Subscription, outcome: Outcome) -> None:
         if not self._wanted(outcome):
             return
-        wanted = handle.wanted
-        fetch, paged = handle.parts, wanted.paged
-        if fetch is None or paged is None:
-            self._write("consumer", outcome, digest_segments(wanted.segments, hashlib.sha256()), [])
+        fetch, target = handle.parts, handle.wanted.target
+        if fetch is None or not isinstance(target, PagesTarget):
+            self._write("consumer", outcome, digest_segments(target.segments(), hashlib.sha256()), [])
             return
         parts = []
         for part in fetch.parts:
@@ -95,7 +95,7 @@ class TransferAudit:
                     fetch.plan.heads,
                     part.first_token,
                     part.tokens,
-                    paged.pages_of(part),
+                    target.pages_of(part.group, part.first_token, part.tokens),
                 )
             )
         self._write("consumer", outcome, *self._digest_parts(parts))

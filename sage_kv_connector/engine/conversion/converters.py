@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What converts a group between this side's pages and a session's wire formats, made once."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.conversion.jobs import Conversions
+from sage_kv_connector.engine.conversion.wire_plan import Formats
+from sage_kv_connector.engine.session.session import Session
+
+
+class Converters:
+    """Of one engine whose cache can be converted: ``schema`` describes it, ``conversions`` does the work.
+
+    What was made for a session goes with it.
+    """
+
+    def __init__(self, schema: KVCacheSchema, conversions: Conversions) -> None:
+        self.schema = schema
+        self.conversions = conversions
+        # The view is kept beside its converter, so that its id stays its own.
+        self._made: WeakKeyDictionary[Session, dict[tuple[object, ...], tuple[GroupView, Any]]] = (
+            WeakKeyDictionary()
+        )
+
+    def to_wire(self, session: Session, view: GroupView, group: int, formats: Formats) -> Any:
+        """For ``conversions.encode``, towards a consumer. Raises ValueError as ``Conversions.group``."""
+        return self._get(session, view, group, formats, encode=True)
+
+    def from_wire(self, session: Session, view: GroupView, group: int, formats: Formats) -> Any:
+        """For ``conversions.decode``, from a producer. Raises ValueError as ``Conversions.group``."""
+        return self._get(session, view, group, formats, encode=False)
+
+    def _get(self, session: Session, view: GroupView, group: int, formats: Formats, *, encode: bool) -> Any:
+        made = self._made.setdefault(session, {})
+        key = (id(view), group, formats, encode)
+        if key not in made:
+            assert session.peer is not None and session.peer.schema is not None
+            ours, theirs = self.schema, session.peer.schema
+            consumer, producer = (theirs, ours) if encode else (ours, theirs)
+            made[key] = view, self.conversions.group(view, group, formats, ours, consumer, producer)
+        return made[key][1]

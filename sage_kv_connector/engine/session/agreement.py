@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two sides of a session come to: how bytes travel, and whether KV may."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sage_kv_connector.backends.base import Capabilities, ConnectionInfo
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
+
+
+class SchemaVerdict(NamedTuple):
+    """``refusal``: why no KV may move; ``must_convert``: why pages can't go as they are. Empty if nothing is said."""
+
+    refusal: str = ""
+    must_convert: str = ""
+
+
+def schema_verdict(
+    ours: KVCacheSchema | None, theirs: KVCacheSchema | None, capabilities: Capabilities
+) -> SchemaVerdict:
+    """Whether KV may move between two caches over this backend, and how."""
+    if ours is None or theirs is None:
+        return SchemaVerdict()
+    comparison = ours.compare(theirs)
+    if comparison.verdict is Verdict.INCOMPATIBLE:
+        return SchemaVerdict(refusal=comparison.explain())
+    if comparison.verdict is Verdict.CONVERTIBLE:
+        return SchemaVerdict(must_convert=comparison.explain())
+    if ours.memory == "host" or capabilities.device_memory:
+        return SchemaVerdict()
+    staged = f"memory: {ours.memory} on both sides, {capabilities.name} takes host"
+    if all(group.canonical for group in ours.groups):
+        return SchemaVerdict(must_convert=staged)
+    return SchemaVerdict(f"{staged}; pages of unknown order can't be staged", staged)
+
+
+def plan_session(backend: str, info: ConnectionInfo, config: KVTransportConfig) -> TransportPlan:
+    """What applies to every transfer of one session."""
+    checksum = {"crc": True, "generation": False, "auto": info.crosses_wire}[config.integrity]
+    return TransportPlan(
+        backend=backend, mode=info.mode, reason=info.reason, lanes=info.lanes, checksum=checksum
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to a peer: messages out, who holds it, and whether the peer still lives.
+
+Life: CONNECTING → (handshake) → OPEN → CLOSED. Only an OPEN one carries anything but the
+handshake. While something is in flight on it it is pinged, so that a peer that went
+silent is given up after ``peer_timeout_s``. Control thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sage_kv_connector.backends.base import Backend
+from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.control.timers import Timer
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.agreement import SchemaVerdict
+from sage_kv_connector.engine.session.dial import Dial
+from sage_kv_connector.engine.session.handshake import AcceptorHandshake, ConnectorHandshake, Peer
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """Owners of transfers ``hold`` it, so that it is watched while they wait."""
+
+    def __init__(
+        self,
+        loop: ControlLoop,
+        peer_timeout_s: float,
+        backend: Backend,
+        connection: int,
+        handshake: ConnectorHandshake | AcceptorHandshake,
+        dial: Dial | None = None,
+        address: str = "",
+    ) -> None:
+        self._loop = loop
+        self._peer_timeout_s = peer_timeout_s
+        self.backend = backend
+        self.connection = connection
+        self.handshake = handshake
+        self.dial = dial  #: what asked for it; None when the peer connected to us
+        self.address = address
+        self.peer: Peer | None = None
+        self.plan: TransportPlan | None = None
+        self.verdict = SchemaVerdict()
+        self.deadline: Timer | None = None  #: of the handshake
+        self._holders = 0
+        self._last_heard = 0
+        self._last_pinged = 0
+        self._pinger: Timer | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.peer is not None
+
+    @property
+    def label(self) -> str:
+        return f"{self.peer.engine_id}[{self.peer.rank}]" if self.peer else f"connection {self.connection}"
+
+    def send(self, message: m.Message) -> None:
+        """Queue a message; a full queue (the peer reads nothing) ends the session."""
+        try:
+            self.backend.send(self.connection, m.encode(message))
+        except (BlockingIOError, ValueError) as error:
+            logger.warning("session with %s: %s can't be sent: %s", self.label, type(message).__name__, error)
+            self.close()
+
+    def close(self) -> None:
+        """End the connection; the table hears of it and tells whoever holds it."""
+        self.backend.close_connection(self.connection)
+
+    def hold(self) -> None:
+        self._holders += 1
+        if self._pinger is None:
+            self._last_heard = self._last_pinged
+            self._schedule_ping()
+
+    def drop(self) -> None:
+        self._holders -= 1
+
+    def heard(self, message: m.Ping | m.Pong) -> None:
+        if isinstance(message, m.Ping):
+            self.send(m.Pong(message.sequence))
+        else:
+            self._last_heard = max(self._last_heard, min(message.sequence, self._last_pinged))
+
+    def close_timers(self) -> None:
+        for timer in (self.deadline, self._pinger):
+            if timer is not None:
+                timer.cancel()
+
+    def _schedule_ping(self) -> None:
+        self._pinger = self._loop.call_later(self._peer_timeout_s / 3, self._ping)
+
+    def _ping(self) -> None:
+        self._pinger = None
+        if not self.open or not self._holders:
+            return
+        if self._last_pinged - self._last_heard >= 3:
+            logger.warning("%s is silent for %.0f s", self.label, self._peer_timeout_s)
+            self.close()
+            return
+        self._last_pinged += 1
+        self.send(m.Ping(self._last_pinged))
+        self._schedule_ping()

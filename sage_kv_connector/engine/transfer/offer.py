@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transfer on offer: its memory, who consumes it, and when everybody is served.
+
+An offer has *consumers*; each is served by one stream, or by one for each part of a converting
+transfer. What a consumer did not get and why is kept as the offer's trouble. State only: the
+producer acts on it. Control thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.engine.control.timers import Timer
+from sage_kv_connector.engine.pages.source import Cursor, Source
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.transfer.part_sender import PartSender
+
+#: Called once when an offer's memory is free again; the outcome says whether it was delivered.
+OnReleased = Callable[[Outcome], None]
+
+
+class Stream:
+    """One subscription, or one part of a converting one, being served."""
+
+    def __init__(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
+        self.session = session
+        self.request = request
+        self.cursor: Cursor | None = None
+        self.part: PartSender | None = None
+        self.posts: set[int] = set()
+        self.timer: Timer | None = None
+
+    @property
+    def transfer_id(self) -> str:
+        return self.request.transfer_id
+
+    @property
+    def generation(self) -> int:
+        return self.request.generation
+
+    @property
+    def consumer(self) -> int:
+        """What all streams of one consumer have in common."""
+        return self.request.consumer
+
+    @property
+    def delivered(self) -> bool:
+        if self.posts:
+            return False
+        if self.part is not None:
+            return self.part.posted
+        return self.cursor is not None and self.cursor.exhausted
+
+    def fail(self, code: str, detail: str) -> None:
+        """Tell the consumer that it won't complete."""
+        failed = m.Failed(self.transfer_id, self.generation, code, detail[: m.MAX_DETAIL])
+        self.session.send(failed)
+
+    def stop(self) -> None:
+        """Revoke what is in flight, give back what it holds."""
+        for post in self.posts:
+            self.session.backend.cancel(post)
+        if self.part is not None:
+            self.part.close()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.session.drop()
+
+
+class Consuming:
+    """One consumer of an offer: what it got so far, and whether its last part was asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.begun_at = time.monotonic()
+        self.nbytes = 0
+        self.wire_dtype = "same"
+        self.last_asked = False
+
+
+class Offer:
+    """One transfer id and its memory."""
+
+    def __init__(
+        self, transfer_id: str, source: Source, on_released: OnReleased, consumers: int, only_for: str
+    ) -> None:
+        self.transfer_id = transfer_id
+        self.source = source
+        self.on_released: OnReleased | None = on_released
+        self.expected = consumers
+        self.only_for = only_for
+        self.offered_at = time.monotonic()
+        self.stats: TransferStats | None = None
+        self.streams: dict[int, Stream] = {}
+        self.consuming: dict[int, Consuming] = {}
+        self.served: set[int] = set()
+        self.declined = 0
+        self.trouble = ""  #: why a consumer did not get what it needed
+        self.finished = False
+        self.lease: Timer | None = None
+
+    @property
+    def done(self) -> bool:
+        """Nothing is to come, and everybody who was expected was served or declined."""
+        everybody = len(self.served) + self.declined >= self.expected
+        return self.finished and everybody and not self.streams
+
+    def streams_of(self, consumer: int) -> list[Stream]:
+        return [stream for stream in self.streams.values() if stream.consumer == consumer]
+
+    def is_serving(self, stream: Stream) -> bool:
+        return stream.generation in self.streams
+
+    def decline(self, release: m.Release) -> None:
+        """One of its consumers wants nothing (any more)."""
+        self.declined += 1
+        self.expected = max(self.expected, release.consumers)
+        self.trouble = self.trouble or release.detail
+
+    def expects_more_of(self, stream: Stream) -> bool:
+        """Whether the consumer of a delivered stream still has parts to come."""
+        if not isinstance(stream.request, m.SubscribePart):
+            return False
+        return not self.consuming[stream.consumer].last_asked or bool(self.streams_of(stream.consumer))
+
+    def deliver(self, stream: Stream) -> None:
+        self.consuming[stream.consumer].nbytes += stream.request.nbytes
+
+    def keep_stats(self, consumer: int) -> None:
+        """A consumer has all that it wanted."""
+        consuming = self.consuming[consumer]
+        plan = consuming.session.plan
+        assert plan is not None
+        self.stats = TransferStats(
+            transfer_id=self.transfer_id,
+            nbytes=consuming.nbytes,
+            wait_s=max(0.0, consuming.begun_at - self.offered_at),
+            transfer_s=time.monotonic() - consuming.begun_at,
+            backend=plan.backend,
+            mode=plan.mode,
+            checksum=plan.checksum,
+            wire_dtype=consuming.wire_dtype,
+        )
+
+    def outcome(self, why: str) -> Outcome:
+        return Outcome(self.transfer_id, self.stats, "" if self.stats else why)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open windows of all transfers on their way in: who gets a window's events, whose a generation is."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sage_kv_connector.backends.base import Event, Segments
+from sage_kv_connector.engine.session.session import Session
+
+if TYPE_CHECKING:
+    from sage_kv_connector.engine.transfer.subscription import Subscription
+
+#: Called with WINDOW_DONE and WINDOW_FAILED of one window.
+Receiver = Callable[[Event], None]
+
+
+def new_number() -> int:
+    """A generation, or the number of a consumer, that no other has; never 0."""
+    return secrets.randbits(63) | 1
+
+
+class Windows:
+    """Of one engine. Control thread only."""
+
+    def __init__(self) -> None:
+        self._receivers: dict[tuple[int, int], Receiver] = {}
+        self._owners: dict[int, Subscription] = {}
+
+    def open(
+        self,
+        session: Session,
+        segments: Segments,
+        generation: int,
+        owner: Subscription,
+        receiver: Receiver,
+    ) -> int:
+        """Let the peer fill ``segments``; returns the window. Raises OSError or ValueError as the backend does."""
+        window = session.backend.open_window(session.connection, segments, generation)
+        self._receivers[(id(session.backend), window)] = receiver
+        self._owners[generation] = owner
+        return window
+
+    def close(self, session: Session, window: int) -> None:
+        """After this nothing writes into the window's memory, and its events go nowhere."""
+        session.backend.close_window(window)
+        self._receivers.pop((id(session.backend), window), None)
+
+    def forget(self, generation: int) -> None:
+        """Nothing that the producer says of it matters any more."""
+        self._owners.pop(generation, None)
+
+    def handle(self, session: Session, event: Event) -> None:
+        receiver = self._receivers.get((id(session.backend), event.id))
+        if receiver is not None:
+            receiver(event)
+
+    def owner(self, generation: int) -> Subscription | None:
+        return self._owners.get(generation)

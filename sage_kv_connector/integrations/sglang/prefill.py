@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests on prefill: rooms with their two transfers, and SGLang's sender of each.
+
+A room has two transfers: its KV pages, and once they are complete the row of metadata buffers with the
+first token.
+
+``KVPoll`` of a sender: Bootstrapping → WaitingForInput at once, since pages are offered and prefill need not
+wait for decode → Transferring from the first chunk → Success when pages and metadata were fetched,
+or Failed: aborted, given up by decode, or not fetched within the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sglang.srt.disaggregation.base.conn import KVPoll
+from sglang.srt.disaggregation.common.conn import CommonKVSender
+
+from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine import MemorySource, PagedSource
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
+
+logger = logging.getLogger(__name__)
+
+#: SGLang keeps page 0 for padding: its memory is there, its content is nobody's.
+PADDING_PAGE = 0
+
+
+class _Room:
+    """A request on prefill."""
+
+    def __init__(self, source: PagedSource) -> None:
+        self.source = source
+        self.settled = 0  # of its two transfers: delivered, or not needed
+        self.nbytes = 0
+        self.transfer_s: float | None = None
+
+
+class Delivered(NamedTuple):
+    """What a room's transfers moved so far; ``transfer_s`` once the KV is delivered."""
+
+    nbytes: int
+    transfer_s: float | None
+
+
+class PrefillRooms:
+    """All requests of a prefill rank; ``manager`` has the engine and takes the statuses.
+
+    Methods are called on SGLang's scheduler thread unless they say otherwise.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._core = manager.core
+        self._rooms: dict[int, _Room] = {}
+
+    def open(self, room: int) -> None:
+        """Offer a request's pages before there are any: decode may subscribe as early as it likes."""
+        opened = self._rooms[room] = _Room(PagedSource(self._manager.view, PADDING_PAGE))
+        self._core.offer(pages_transfer(room), opened.source, partial(self._released, room, opened, True))
+
+    def add_chunk(
+        self,
+        number: int,
+        kv_indices: npt.NDArray[np.int32],
+        is_last: bool,
+        aux_index: int | None,
+        computed: Any,
+    ) -> None:
+        """A chunk's pages are final once ``computed`` is; with the last one the metadata row is too."""
+        room = self._rooms.get(number)
+        if room is None:
+            return
+        if computed is not None:
+            computed.synchronize()
+        self._manager.update_status(number, KVPoll.Transferring)
+        pages = np.array(kv_indices, dtype=np.int64)
+        transfer = pages_transfer(number)
+        if len(pages):
+            self._core.update(transfer, room.source.append, 0, pages)
+        if not is_last:
+            return
+        self._core.update(transfer, _end, room.source)
+        self._core.finish(transfer)
+        assert aux_index is not None
+        rows = np.array(aux_rows(self._manager.kv_args, aux_index), dtype=np.uint64)
+        self._core.offer(
+            metadata_transfer(transfer),
+            MemorySource(rows),
+            partial(self._released, number, room, False),
+            finished=True,
+        )
+
+    def close(self, room: int, why: str) -> Delivered:
+        """Forget a request; returns when nothing of its memory is read any more."""
+        known = self._rooms.pop(room, None)
+        if known is None:
+            return Delivered(0, None)
+        if known.settled < 2:
+            pages = pages_transfer(room)
+            self._core.give_up((pages, metadata_transfer(pages)), why)
+        return Delivered(known.nbytes, known.transfer_s)
+
+    def delivered(self, room: int) -> Delivered:
+        known = self._rooms.get(room)
+        return Delivered(0, None) if known is None else Delivered(known.nbytes, known.transfer_s)
+
+    def _released(self, number: int, room: _Room, is_kv: bool, outcome: Outcome) -> None:
+        """Control thread: one of a room's transfers ended."""
+        if self._rooms.get(number) is not room:
+            return
+        if outcome.error:
+            self._manager.record_failure(number, f"{outcome.transfer_id}: {outcome.error}")
+            self._manager.update_status(number, KVPoll.Failed)
+            return
+        room.settled += 1
+        if outcome.stats is not None:
+            room.nbytes += outcome.stats.nbytes
+            if is_kv:
+                room.transfer_s = outcome.stats.transfer_s
+                logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
+                self._manager.audit.sent(room.source, outcome)
+        if room.settled == 2:
+            self._manager.update_status(number, KVPoll.Success)
+
+
+def _end(source: PagedSource) -> None:
+    """Control thread: no more pages follow."""
+    source.end((len(source.pages[0]),))
+
+
+class SageKVSender(CommonKVSender):  # type: ignore[misc]
+    """Methods are called on SGLang's scheduler thread."""
+
+    #: Pages come as arrays, without CUDA events.
+    supports_host_tensor_indices = False
+
+    def __init__(
+        self,
+        mgr: Any,
+        bootstrap_addr: str,
+        bootstrap_room: int,
+        req_has_disagg_prefill_dp_rank: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(mgr, bootstrap_addr, bootstrap_room, req_has_disagg_prefill_dp_rank, **more)
+        if mgr.request_status.get(bootstrap_room) == KVPoll.Bootstrapping:
+            mgr.rooms.open(bootstrap_room)
+            mgr.update_status(bootstrap_room, KVPoll.WaitingForInput)
+
+    def pop_decode_prefix_len(self) -> int:
+        """Everything is offered; decode asks only for what its own cache lacks."""
+        return 0
+
+    def get_max_transfer_tokens(self) -> int | None:
+        return None
+
+    def get_transfer_metric(self) -> Any:
+        moved = self.kv_mgr.rooms.delivered(self.bootstrap_room)
+        self._transfer_metric.transfer_total_bytes = moved.nbytes
+        self._transfer_metric.transfer_latency_s = moved.transfer_s
+        return self._transfer_metric
+
+    def abort(self) -> None:
+        super().abort()
+        self.kv_mgr.rooms.close(self.bootstrap_room, "prefill was aborted")
+
+    def clear(self) -> None:
+        self.kv_mgr.rooms.close(self.bootstrap_room, "prefill gave the request up")
+        super().clear()

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode half of a worker: loads are fetched from prefill's ranks, and prefill hears what is not needed.
+
+Methods are called on vLLM's thread unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
+from sage_kv_connector.integrations.common.landing import Landing
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
+from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
+from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata
+from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
+from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+
+logger = logging.getLogger(__name__)
+
+
+class _Loading:
+    """A load under way. ``again``: prefill's ranks were looked up anew after they were not reached."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.landing: Landing | None = None
+        self.again = False
+        self.cancelled = False
+
+
+class DecodeHalf:
+    """Requests that wait for their KV, and those that queue for it."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        view: KVCacheView,
+        config: KVTransportConfig,
+        directory: PrefillDirectory,
+        results: Completions,
+        audit: TransferAudit,
+    ) -> None:
+        self._core = core
+        self._view = view
+        self._config = config
+        self._directory = directory
+        self._results = results
+        self._audit = audit
+        self._loads: dict[str, _Loading] = {}
+        self._expected: dict[str, RemotePrefill] = {}
+        self._renewed_at = 0.0
+        self.failed_loads = 0
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def close(self) -> None:
+        self._directory.close()
+
+    def begin_step(self, meta: SageKVConnectorMetadata) -> None:
+        for load in meta.loads:
+            loading = self._loads[load.request_id] = _Loading(load)
+            self._directory.resolve(load.remote, partial(self._subscribe, loading))
+        for request_id in meta.cancelled_loads:
+            self._cancel(request_id)
+        for remote in meta.releases:
+            self._directory.resolve(remote, partial(self._release, remote))
+        self._renew(meta)
+
+    def take(self, sent: set[str], received: dict[str, str]) -> StepResults:
+        """What ended since the last step, and of the loads that failed the pages that hold nothing."""
+        failed: set[str] = set()
+        invalid: set[int] = set()
+        for request_id, error in received.items():
+            loading = self._loads.pop(request_id, None)
+            if error and loading is not None:
+                self.failed_loads += 1
+                failed.add(request_id)
+                for pages in loading.load.pages:
+                    invalid.update(pages.ids.tolist())
+        return StepResults(sent, set(received), failed, invalid)
+
+    def _subscribe(self, loading: _Loading, peers: Sequence[ReadPeer], why: str) -> None:
+        """Any thread: prefill's ranks are known, or why they are not."""
+        load = loading.load
+        remote = load.remote
+        if not peers:
+            self._received(load, Outcome(remote.transfer_id, None, why))
+            return
+        for read in peers:
+            unread = () if read.consumers else (remote.transfer_id,)
+            self._let_go(read, (*unread, *remote.companions))
+        landing = loading.landing = Landing(self._core, partial(self._landed, loading))
+        if loading.cancelled:
+            landing.cancel()
+        target = PagesTarget(self._view, load.pages)
+        deadline_s = self._config.deadline_s
+        landing.start(
+            [
+                (peer, Wanted(remote.transfer_id, target, remote.finished, deadline_s, consumers))
+                for peer, consumers in peers
+                if consumers
+            ]
+        )
+
+    def _landed(self, loading: _Loading, landing: Landing) -> None:
+        """Control thread: every peer's transfer ended."""
+        outcome, load = landing.outcome(), loading.load
+        if not (outcome.reached or loading.again) and self._directory.forget(load.remote):
+            loading.again = True
+            self._directory.resolve(load.remote, partial(self._subscribe, loading))
+            return
+        if outcome.ok:
+            for one in landing.landed:
+                self._audit.received(one.subscription, outcome)
+        self._received(load, outcome)
+
+    def _received(self, load: Load, outcome: Outcome) -> None:
+        if outcome.ok:
+            logger.info("received %s: %s", outcome.transfer_id, outcome_text(outcome))
+        else:
+            logger.warning("KV of %s did not arrive: %s", load.request_id, outcome.error)
+        self._results.add_received(load.request_id, outcome.error)
+
+    def _cancel(self, request_id: str) -> None:
+        loading = self._loads.get(request_id)
+        if loading is not None:
+            loading.cancelled = True
+            if loading.landing is not None:
+                loading.landing.cancel()
+
+    def _release(self, remote: RemotePrefill, peers: Sequence[ReadPeer], why: str) -> None:
+        """Any thread: nothing of this prefill is needed."""
+        if not peers:
+            logger.warning("transfer %s can't be released: %s", remote.transfer_id, why)
+        for read in peers:
+            self._let_go(read, remote.transfers)
+
+    def _let_go(self, read: ReadPeer, transfer_ids: Sequence[str]) -> None:
+        for transfer_id in transfer_ids:
+            self._core.release(read.peer, transfer_id, max(1, read.consumers))
+
+    def _renew(self, meta: SageKVConnectorMetadata) -> None:
+        """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""
+        for remote in meta.expected:
+            self._expected[remote.transfer_id] = remote
+        for transfer_id in meta.no_longer_expected:
+            self._expected.pop(transfer_id, None)
+        now = time.monotonic()
+        if not self._expected or now - self._renewed_at < self._config.lease_s / 3:
+            return
+        self._renewed_at = now
+        by_peer: dict[PeerAddress, list[str]] = {}
+        for remote in self._expected.values():
+            if remote.prefill is not None:
+                for peer, _ in self._directory.peers(remote.prefill)[0]:
+                    by_peer.setdefault(peer, []).extend(remote.transfers)
+        for peer, transfer_ids in by_peer.items():
+            self._core.renew(peer, tuple(transfer_ids))

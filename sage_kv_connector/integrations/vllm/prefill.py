@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prefill half of a worker: prefills on offer follow the scheduler's progress, and are freed when fetched.
+
+Methods are called on vLLM's thread unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.engine import NULL_PAGE, EngineCore, PagedSource, TransferAudit
+from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.vllm.completions import Completions
+from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
+from sage_kv_connector.integrations.vllm.metadata import Finished, PageTables, Progress
+
+logger = logging.getLogger(__name__)
+
+#: vLLM's block 0 stands for "no memory"; there is memory, but never anybody's KV.
+VLLM_NULL_BLOCK = 0
+
+
+class _OnOffer:
+    """A prefill of this worker. ``pages_after``: by group, final at the end of the step."""
+
+    def __init__(self, request_id: str, source: PagedSource) -> None:
+        self.request_id = request_id
+        self.source = source
+        self.finished = False
+        self.pages_after: tuple[int, ...] = ()
+
+
+class PrefillHalf:
+    """``layered``: whether KV is final when vLLM says that a layer is saved (on a device it is only launched)."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        view: KVCacheView,
+        results: Completions,
+        audit: TransferAudit,
+        *,
+        layered: bool,
+    ) -> None:
+        self._core = core
+        self._view = view
+        self._results = results
+        self._audit = audit
+        self._layered = layered
+        self._first_tokens = FirstTokenOffers(core)
+        self._layer_place = {
+            layer.name: (group, index)
+            for group, layers in enumerate(view.groups)
+            for index, layer in enumerate(layers.layers)
+        }
+        self._on_offer: dict[str, _OnOffer] = {}
+        self._in_step: Sequence[Progress] = ()
+
+    def __len__(self) -> int:
+        return len(self._on_offer)
+
+    @property
+    def waits_for_decode(self) -> bool:
+        """Whether a finished prefill is still to be fetched."""
+        return any(offer.finished for offer in self._on_offer.values())
+
+    @property
+    def in_step(self) -> bool:
+        """Whether this step computes a prefill that is on offer."""
+        return bool(self._in_step)
+
+    def withdraw(self, transfer_ids: Sequence[str]) -> None:
+        """Returns when nothing reads their pages any more."""
+        for transfer_id in transfer_ids:
+            self._on_offer.pop(transfer_id, None)
+        self._core.withdraw(transfer_ids, "aborted", "prefill was aborted or preempted")
+
+    def begin_step(self, steps: Sequence[Progress]) -> None:
+        """Before the forward pass: the block tables of this step, and what earlier steps completed."""
+        self._in_step = steps
+        for progress in steps:
+            offer = self._on_offer.get(progress.transfer_id) or self._offer(progress)
+            sizes = [group.page_size for group in self._view.groups]
+            before = tuple(progress.tokens_before // size for size in sizes)
+            offer.pages_after = tuple(
+                -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
+                for size in sizes
+            )
+            end = offer.pages_after if progress.complete else None
+            self._core.update(progress.transfer_id, _follow, offer.source, progress.page_ids, before, end)
+
+    def layer_saved(self, layer_name: str) -> None:
+        """A layer's KV of this step is written: stream it to whoever subscribed already."""
+        place = self._layer_place.get(layer_name)
+        if place is None or not self._layered:
+            return
+        group, layer = place
+        for progress in self._in_step:
+            if not self._core.is_streaming(progress.transfer_id):
+                continue
+            offer = self._on_offer.get(progress.transfer_id)
+            if offer is not None:
+                ready = (group, slice(layer, layer + 1), offer.pages_after[group])
+                self._core.update(progress.transfer_id, offer.source.advance, *ready)
+
+    def end_forward(self) -> None:
+        """After the forward pass every layer of the step is written."""
+        for progress in self._in_step:
+            offer = self._on_offer.get(progress.transfer_id)
+            if offer is not None:
+                self._core.update(progress.transfer_id, offer.source.advance_all, offer.pages_after)
+        self._in_step = ()
+
+    def finish(self, finished: Finished) -> None:
+        """A prefill ended well: its pages are held until they were fetched or the lease is over."""
+        offer = self._on_offer.get(finished.transfer_id)
+        if offer is None:  # released or withdrawn before: nothing holds the pages
+            self._results.add_sent(finished.request_id)
+            return
+        offer.finished = True
+        pages = tuple(-(-finished.tokens // group.page_size) for group in self._view.groups)
+        self._core.update(finished.transfer_id, _follow, offer.source, finished.page_ids, pages, pages)
+        self._core.finish(finished.transfer_id)
+        if finished.first_token is not None:
+            self._first_tokens.offer(finished.transfer_id, finished.first_token)
+
+    def _offer(self, progress: Progress) -> _OnOffer:
+        offer = _OnOffer(progress.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
+        self._on_offer[progress.transfer_id] = offer
+        released = partial(self._released, progress.transfer_id)
+        self._core.offer(progress.transfer_id, offer.source, released)
+        return offer
+
+    def _released(self, transfer_id: str, outcome: Outcome) -> None:
+        """Control thread: the pages of an offer are free."""
+        offer = self._on_offer.get(transfer_id)
+        if offer is None:
+            return
+        if outcome.stats is not None:
+            self._audit.sent(offer.source, outcome)
+            logger.info("sent %s: %s", transfer_id, outcome_text(outcome))
+        if offer.finished:
+            del self._on_offer[transfer_id]
+            self._results.add_sent(offer.request_id)
+
+
+def _follow(
+    source: PagedSource, page_ids: PageTables, ready: tuple[int, ...], end: tuple[int, ...] | None
+) -> None:
+    """Control thread: vLLM's block tables, the pages that are final by group, and the last one if it is known."""
+    for group, ids in enumerate(page_ids):
+        table = np.asarray(ids, dtype=np.int64)
+        source.set_pages(group, np.where(table == VLLM_NULL_BLOCK, NULL_PAGE, table))
+    if end is not None:
+        source.end(end)
+    source.advance_all(ready)
