@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.launch.vllm import Answer, Process, complete
+from sage_kv_connector.launch.process import Process
+from sage_kv_connector.launch.vllm import Answer, complete
 
 PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 #: Leases and deadlines of the test servers: short, so that what hangs on them is seen.

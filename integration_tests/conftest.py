@@ -13,9 +13,10 @@ import yaml
 from integration_tests.cluster import TIMES, Cluster
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import VllmOptions, free_port, router, running, vllm_server
+from sage_kv_connector.launch.vllm import VllmOptions, router, vllm_server
 
 MAX_MODEL_LEN = 8192 + 512
 #: fp32, so that neither chunking nor batching changes a greedy token.

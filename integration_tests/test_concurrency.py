@@ -19,7 +19,8 @@ from integration_tests.cluster import (
     shared_memory_files,
     wait_until,
 )
-from sage_kv_connector.launch.vllm import Answer, Process, complete
+from sage_kv_connector.launch.process import Process
+from sage_kv_connector.launch.vllm import Answer, complete
 
 REQUESTS = 64
 

@@ -17,16 +17,9 @@ import pytest
 
 from integration_tests.cluster import TIMES
 from integration_tests.recall import MODEL, recall_prompt
-from sage_kv_connector.demo.vllm import core_halves
-from sage_kv_connector.launch.vllm import (
-    Process,
-    VllmOptions,
-    complete,
-    free_port,
-    router,
-    running,
-    vllm_server,
-)
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, core_halves, running
+from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 LENGTHS = (331, 700, 1024)
 #: vLLM 0.32 refuses an fp8 cache on a CPU with neither.

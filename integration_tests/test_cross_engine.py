@@ -24,7 +24,8 @@ import pytest
 
 from integration_tests.cluster import PREFILL_PARAMS, wait_until
 from integration_tests.recall import MODEL, recall_prompt, words
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
     PREFILL,
@@ -34,15 +35,7 @@ from sage_kv_connector.launch.sglang import (
     room_at,
     sglang_server,
 )
-from sage_kv_connector.launch.vllm import (
-    Process,
-    ServerError,
-    VllmOptions,
-    complete,
-    free_port,
-    running,
-    vllm_server,
-)
+from sage_kv_connector.launch.vllm import VllmOptions, complete, vllm_server
 
 pytestmark = pytest.mark.skipif(
     find_spec("sglang") is None or "SAGE_KVT_VLLM_SCRIPTS" not in os.environ,

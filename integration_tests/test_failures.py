@@ -8,7 +8,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from integration_tests.cluster import TIMES, Cluster, gauges, new_prompt, settled_gauges, wait_until
-from sage_kv_connector.launch.vllm import Answer, Process, complete
+from sage_kv_connector.launch.process import Process
+from sage_kv_connector.launch.vllm import Answer, complete
 
 #: Transfer deadline plus the time to compute the prompt here.
 IN_TIME_S = TIMES["deadline_s"] + 15

@@ -22,10 +22,10 @@ from integration_tests.cluster import wait_until
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import SglangOptions, SglangProcess, sglang_server
 from sage_kv_connector.launch.store import StoreProcess, store_process
-from sage_kv_connector.launch.vllm import free_port, running
 from sage_kv_connector.store.client import StoreClient
 from sage_kv_connector.store.messages import Stats
 from sage_kv_connector.store.server import KVStore

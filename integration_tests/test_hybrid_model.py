@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from integration_tests.cluster import PREFILL_PARAMS, TIMES, new_prompt
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
-from sage_kv_connector.launch.vllm import VllmOptions, complete, router, running, vllm_server
+from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 WINDOW = 256
 

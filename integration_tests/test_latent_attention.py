@@ -17,7 +17,7 @@ import pytest
 from baselines.vllm_peers import PLUGINS
 from integration_tests.cluster import new_prompt, wait_until
 from integration_tests.latent_model import LATENT, LAYERS, ROPE
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
     ON_CPU,
@@ -28,7 +28,6 @@ from sage_kv_connector.launch.sglang import (
     generate_on_pair,
     sglang_server,
 )
-from sage_kv_connector.launch.vllm import running
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 

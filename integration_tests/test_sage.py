@@ -45,9 +45,9 @@ from integration_tests.sage_rank import NBYTES, pattern
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.integrations.sage.comm_backend import SageKvtCommBackend, register
 from sage_kv_connector.integrations.sage.payload import Tagged
-from sage_kv_connector.launch.vllm import free_port
 
 RECALL_MODEL = Path(__file__).parent / "recall_model"
 Backends = list[SageKvtCommBackend]

@@ -20,7 +20,7 @@ import pytest
 from integration_tests.cluster import wait_until
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.sage_engine import Engine
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.launch.process import core_halves
 from sage_kv_connector.launch.sglang import ON_CPU
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")

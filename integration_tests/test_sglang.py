@@ -20,7 +20,8 @@ import pytest
 from integration_tests.cluster import wait_until
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.demo.vllm import core_halves
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
     PREFILL,
@@ -31,7 +32,6 @@ from sage_kv_connector.launch.sglang import (
     sglang_router,
     sglang_server,
 )
-from sage_kv_connector.launch.vllm import Process, ServerError, free_port, running
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 

@@ -7,15 +7,9 @@ from pathlib import Path
 
 from integration_tests.cluster import TIMES, Cluster, new_prompt
 from integration_tests.tcp_proxy import TcpProxy
-from sage_kv_connector.demo.vllm import core_halves
-from sage_kv_connector.launch.vllm import (
-    VllmOptions,
-    complete,
-    free_port,
-    router,
-    running,
-    vllm_server,
-)
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import core_halves, running
+from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 
 def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, str]) -> None:

@@ -30,7 +30,8 @@ from statistics import median
 
 from baselines.vllm_peers import PLUGINS
 from sage_kv_connector.config import SECRET_ENV
-from sage_kv_connector.demo.vllm import core_halves, fresh_prompts
+from sage_kv_connector.demo.vllm import fresh_prompts
+from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
     ON_CPU,
@@ -42,7 +43,6 @@ from sage_kv_connector.launch.sglang import (
     generate_on_pair,
     sglang_server,
 )
-from sage_kv_connector.launch.vllm import running
 
 REPEATS = 5
 SETTLE_S = 0.5

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from sage_kv_connector.cli.doctor import examine
+from sage_kv_connector.doctor import examine
 
 
 def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,11 +22,11 @@ def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest
 
 @pytest.mark.skipif(find_spec("sagellm_comm") is None, reason="the SAGE packages want Python 3.11")
 def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sage_kv_connector.cli import sage_app as cli_plugin
+    from sage_kv_connector.cli import sage_app
 
     def refuse(app: object) -> None:
         raise LookupError("no group 'llm' with a command 'serve'")
 
-    monkeypatch.setattr(cli_plugin, "_add_option", refuse)
+    monkeypatch.setattr(sage_app, "_add_option", refuse)
     (sage,) = [one for one in examine() if one.name == "sage"]
     assert sage.state == "broken" and "no group 'llm' with a command 'serve'" in sage.detail

@@ -25,18 +25,10 @@ from typing import Any
 from sage_kv_connector.bench.transfer import CHECKOUT
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
-from sage_kv_connector.demo.vllm import PREFILL_PARAMS, core_halves
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.tiny_model import SHAPES, build
-from sage_kv_connector.launch.vllm import (
-    Process,
-    ServerError,
-    VllmOptions,
-    complete,
-    free_port,
-    gauge,
-    running,
-    vllm_server,
-)
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, gauge, vllm_server
 
 #: Seconds that servers get to settle after they were stopped.
 SETTLE_S = 0.3

@@ -13,9 +13,9 @@ from typing import Any
 
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
-from sage_kv_connector.demo.vllm import PREFILL_PARAMS, core_halves
+from sage_kv_connector.launch.process import Process, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import Process, VllmOptions, complete, running, vllm_server
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, vllm_server
 
 #: vLLM's own processes poll for a while after their last request.
 SETTLE_S = 15.0

@@ -23,7 +23,7 @@ import numpy as np
 from sage_kv_connector import _data_plane
 from sage_kv_connector.bench import sage_pair as pair
 from sage_kv_connector.console import bytes_text, progress
-from sage_kv_connector.launch.vllm import free_port
+from sage_kv_connector.integrations.common.free_port import free_port
 
 NAMES = ("socket", "tcp", "shm")
 #: Total bytes must be a multiple of this.

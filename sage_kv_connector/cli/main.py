@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of ``sage-kvt``; each module beside this one does the work of one."""
+"""The commands of ``sage-kvt``: each group has a module beside this one, which parses and prints."""
 
 from __future__ import annotations
 
 import platform
 import signal
 import sys
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from sage_kv_connector import __version__
+from sage_kv_connector.cli.bench import bench
+from sage_kv_connector.cli.demo import demo
+from sage_kv_connector.cli.doctor import doctor
+from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.cli.presets import presets
-from sage_kv_connector.cli.store_commands import bench_store_command, store
-from sage_kv_connector.console import emit, progress
+from sage_kv_connector.cli.probe import probe
+from sage_kv_connector.cli.store import store
+from sage_kv_connector.console import emit
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
-bench = typer.Typer(
-    help="Measure our transport beside its peers and the physical limit.", no_args_is_help=True
-)
 app.add_typer(bench, name="bench")
 app.add_typer(presets, name="presets")
-app.command("store")(store)
-bench.command("store")(bench_store_command)
-
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
+for command in (doctor, demo, probe, store):
+    app.command()(command)
 
 
 @app.callback()
@@ -36,308 +33,8 @@ def end_well() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-class BackendChoice(StrEnum):
-    shm = "shm"
-    tcp = "tcp"
-
-
 @app.command()
 def version(as_json: AsJson = False) -> None:
     """Versions of the package and of Python."""
     result = {"sage_kv_connector": __version__, "python": platform.python_version()}
     emit(result, as_json=as_json, title="versions", rows=result.items())
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """What works on this machine, and why something does not. Exit status 1 if something is broken."""
-    from sage_kv_connector.cli.doctor import examine
-
-    findings = examine()
-    result = {"findings": [finding._asdict() for finding in findings]}
-    rows = [(f"{f.name}: {f.state}", f.detail) for f in findings]
-    emit(result, as_json=as_json, title="doctor", rows=rows)
-    raise typer.Exit(int(any(f.state == "broken" for f in findings)))
-
-
-class Dispatch(StrEnum):
-    sequential = "sequential"
-    concurrent = "concurrent"
-
-
-class Engine(StrEnum):
-    vllm = "vllm"
-    sglang = "sglang"
-
-
-@app.command()
-def demo(
-    prompt_tokens: Annotated[int, typer.Option(min=16, max=32768, help="length of each prompt")] = 2048,
-    dispatch: Annotated[
-        Dispatch, typer.Option(help="sequential: prefill, then decode; concurrent: both at once")
-    ] = Dispatch.sequential,
-    backend: Annotated[BackendChoice, typer.Option(help="how KV travels")] = BackendChoice.shm,
-    engine: Annotated[
-        Engine, typer.Option(help="whose servers and router; sglang's always dispatches at once")
-    ] = Engine.vllm,
-    as_json: AsJson = False,
-) -> None:
-    """Hand KV over between two real servers behind their router; prints what moved and how fast.
-
-    Exit status 1 if token ids or KV bytes differ.
-    """
-    from sage_kv_connector.demo.vllm import demo_rows, run_demo
-    from sage_kv_connector.launch.vllm import ServerError
-
-    try:
-        if engine is Engine.sglang:
-            from sage_kv_connector.demo.sglang import run_sglang_demo
-
-            result = run_sglang_demo(prompt_tokens, backend.value)
-        else:
-            result = run_demo(prompt_tokens, dispatch.value, backend.value)
-    except (ServerError, ImportError) as error:
-        progress.print(f"demo: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="hand-over", rows=demo_rows(result))
-    raise typer.Exit(int(not (result["token_ids_equal"] and result["kv_bytes_equal"])))
-
-
-@app.command()
-def probe(
-    measured: Annotated[
-        bool, typer.Option("--measure", help="time memory, loopback, devices and RDMA ports; some seconds")
-    ] = False,
-    from_recording: Annotated[
-        Path | None, typer.Option(help="a directory that --record made, instead of this machine")
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="write all that was read here to this directory, to send it in")
-    ] = None,
-    about: Annotated[str, typer.Option(help="a line about this machine for --record")] = "",
-    without: Annotated[
-        list[str] | None, typer.Option(help="treat a tool as missing, such as npu-smi; may be repeated")
-    ] = None,
-    tool_seconds: Annotated[float, typer.Option(min=0.1, help="time limit of one call of a tool")] = 10.0,
-    write: Annotated[
-        Path | None, typer.Option(help="write the recommended options: kv_transport.yaml or a config.yaml")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Devices, links and networks of this machine, and the options they call for.
-
-    Exit status 1 if a tool's output or a recording can't be read.
-    """
-    from sage_kv_connector.cli.probe import probe_rows, run_probe, write_config
-
-    try:
-        profile = run_probe(
-            from_recording=from_recording,
-            record=record,
-            about=about,
-            measured=measured,
-            without=without or (),
-            tool_seconds=tool_seconds,
-        )
-        if write is not None:
-            write_config(profile, write)
-    except ValueError as error:
-        # Tools print what they like; their words are no markup.
-        progress.print(f"probe: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    emit(profile.model_dump(mode="json"), as_json=as_json, title="hardware", rows=probe_rows(profile))
-
-
-def _contenders(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    unknown = sorted(set(names) - {"nixl", "mooncake", "limit"})
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: allowed are nixl, mooncake, limit")
-    return names
-
-
-@bench.command("transfer")
-def bench_transfer_command(
-    backend: Annotated[BackendChoice, typer.Option(help="what moves the bytes")] = BackendChoice.shm,
-    block_bytes: Annotated[int, typer.Option(min=64, help="size of a shuffled block")] = 65536,
-    total_bytes: Annotated[int, typer.Option(min=4096, help="bytes of one run")] = 256 << 20,
-    against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit")] = "limit",
-    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
-    as_json: AsJson = False,
-) -> None:
-    """Move shuffled blocks between two processes; ours, the limit and the peers in one run."""
-    from sage_kv_connector.bench.transfer import ContenderError, bench_transfer, transfer_rows
-
-    if total_bytes % block_bytes:
-        raise typer.BadParameter(
-            f"--total-bytes {total_bytes} must be a multiple of --block-bytes {block_bytes}"
-        )
-    try:
-        result = bench_transfer(backend.value, block_bytes, total_bytes, _contenders(against), repeats)
-    except ContenderError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
-    raise typer.Exit(int(not result["verified"]))
-
-
-@bench.command("handover")
-def bench_handover_command(
-    against: Annotated[str, typer.Option(help="any of nixl,mooncake")] = "",
-    tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
-    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of each length")] = 5,
-    backend: Annotated[BackendChoice, typer.Option(help="how our KV travels")] = BackendChoice.shm,
-    target_dtype: Annotated[str, typer.Option(help="our dtype on the wire, as in the options")] = "auto",
-    real_attention: Annotated[
-        bool,
-        typer.Option("--real-attention", help="do not stub prefill's attention: minutes at 32768 tokens"),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Decode's time to first token after prefill answered, through real vLLM servers; ours and the peers'."""
-    from sage_kv_connector.bench.handover import bench_handover, handover_rows
-    from sage_kv_connector.config import KVTransportConfig
-    from sage_kv_connector.launch.vllm import ServerError
-
-    try:
-        lengths = [int(word) for word in tokens.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--tokens {tokens!r} must be numbers separated by commas") from None
-    try:
-        KVTransportConfig.load({"target_dtype": target_dtype})
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    try:
-        result = bench_handover(
-            _contenders(against),
-            lengths,
-            repeats,
-            backend.value,
-            target_dtype=target_dtype,
-            real_attention=real_attention,
-        )
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
-
-
-class Layout(StrEnum):
-    """Orders of elements in a page that ``bench convert`` knows."""
-
-    rows = "rows"
-    cpu_vec = "cpu-vec"
-    cpu_amx = "cpu-amx"
-
-
-class ConvertDevice(StrEnum):
-    """Where ``bench convert`` runs."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-@bench.command("convert")
-def bench_convert_command(
-    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bf16 source; more than the cache")] = 256
-    << 20,
-    layout: Annotated[Layout, typer.Option(help="order of elements in a page")] = Layout.rows,
-    device: Annotated[
-        ConvertDevice, typer.Option(help="cuda: the device's kernels against a copy inside it")
-    ] = ConvertDevice.cpu,
-    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 5,
-    torch_too: Annotated[bool, typer.Option("--torch/--no-torch", help="compare with torch")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """Convert paged KV on one thread; ours, a copy of the pages and torch in one run."""
-    if device is ConvertDevice.cuda:
-        _bench_convert_on_cuda(as_json)
-        return
-    from sage_kv_connector.bench.convert import bench_convert, convert_rows
-
-    result = bench_convert(total_bytes, layout.value, repeats, with_torch=torch_too)
-    emit(result, as_json=as_json, title="convert", rows=convert_rows(result))
-    raise typer.Exit(int(not all(one["bit_identical"] for one in result["results"].values())))
-
-
-def _bench_convert_on_cuda(as_json: bool) -> None:
-    from sage_kv_connector.kernels.cuda.bench import measure_convert
-    from sage_kv_connector.kernels.registry import KernelsUnavailable
-
-    try:
-        rows = measure_convert()
-    except (KernelsUnavailable, ImportError, RuntimeError, AssertionError) as error:
-        progress.print(f"bench: no kernels run on a CUDA device here: {error}")
-        raise typer.Exit(1) from error
-    shown = [
-        (f"{row['verb']} {row['format']}", f"{row['gb_per_s']:.0f} GB/s, {row['of_copy']:.2f} of copy")
-        for row in rows
-    ]
-    emit({"results": rows}, as_json=as_json, title="convert on cuda", rows=shown)
-
-
-@bench.command("device")
-def bench_device_command(
-    vendor: Annotated[str, typer.Option(help="ascend, cambricon, hygon, kunlunxin or nvidia")] = "nvidia",
-    device: Annotated[int, typer.Option(min=0, help="the runtime's number")] = 0,
-    page_bytes: Annotated[int, typer.Option(min=256, help="bytes of a page of one layer's K or V")] = 65536,
-    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bytes of one run")] = 512 << 20,
-    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
-    emulated: Annotated[
-        bool, typer.Option("--emulated", help="on an emulator of the vendor's library")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Pages between a device and pinned memory by our lanes, against one plain copy by the same runtime."""
-    from sage_kv_connector.bench.device import bench_device, device_rows
-    from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
-    from sage_kv_connector.vendors import open_runtime
-    from sage_kv_connector.vendors.emulator import EmulatorSettings
-
-    try:
-        settings = EmulatorSettings(memory_bytes=total_bytes + (1 << 20)) if emulated else None
-        runtime = open_runtime(vendor, settings)
-        if device >= runtime.device_count():
-            raise ValueError(f"--device is {device}, {runtime.api} has {runtime.device_count()}")
-        result = bench_device(runtime, device, page_bytes, total_bytes, repeats)
-    except (DeviceError, RuntimeUnavailable, ValueError) as error:
-        progress.print(f"bench: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="device", rows=device_rows(result))
-    raise typer.Exit(int(not result["verified"]))
-
-
-@bench.command("idle")
-def bench_idle_command(
-    seconds: Annotated[float, typer.Option(min=1.0, help="how long to watch")] = 60.0,
-    as_json: AsJson = False,
-) -> None:
-    """CPU that idle servers take with our connector, and without one."""
-    from sage_kv_connector.bench.idle import bench_idle, idle_rows
-    from sage_kv_connector.launch.vllm import ServerError
-
-    try:
-        result = bench_idle(seconds)
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="idle", rows=idle_rows(result))
-
-
-@bench.command("sage")
-def bench_sage_command(
-    total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bytes of one run")] = 256 << 20,
-    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
-    as_json: AsJson = False,
-) -> None:
-    """sageLLM's KVTransferEngine and pipeline over our backend, beside its own SocketTransferBackend."""
-    from sage_kv_connector.bench.sage import MOST_HANDLES, BenchError, bench_sage, sage_rows
-
-    if total_bytes % MOST_HANDLES:
-        raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {MOST_HANDLES}")
-    try:
-        result = bench_sage(total_bytes, repeats)
-    except (BenchError, ImportError, RuntimeError) as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="sageLLM transfers", rows=sage_rows(result))

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.console import emit, progress
 
 presets = typer.Typer(help="Named sets of options, and what they come to.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
 Name = Annotated[str, typer.Argument(help="a preset's name")]
 
 

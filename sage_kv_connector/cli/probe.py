@@ -1,62 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sage-kvt probe``: find out, measure, recommend, record, and show it to people."""
+"""``sage-kvt probe``: devices, links and networks of this machine, shown to people."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.console import bytes_text
+import typer
+
+from sage_kv_connector.cli.options import AsJson
+from sage_kv_connector.console import bytes_text, emit, progress
 from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact
-from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, LiveMachine, Machine, WithoutTools
 from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link, Measurement
-from sage_kv_connector.hardware.probing.recording import RecordedMachine, RecordingMachine
-from sage_kv_connector.hardware.report.measure import measure
-from sage_kv_connector.hardware.report.recommend import recommend
-from sage_kv_connector.hardware.report.topology import probe
 
 
-def run_probe(
-    *,
-    from_recording: Path | None = None,
-    record: Path | None = None,
-    about: str = "",
-    measured: bool = False,
-    without: Iterable[str] = (),
-    tool_seconds: float = TOOL_SECONDS,
-) -> HardwareProfile:
-    """The profile of this machine or of a recording, with the recommendation.
+def probe(
+    measured: Annotated[
+        bool, typer.Option("--measure", help="time memory, loopback, devices and RDMA ports; some seconds")
+    ] = False,
+    from_recording: Annotated[
+        Path | None, typer.Option(help="a directory that --record made, instead of this machine")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="write all that was read here to this directory, to send it in")
+    ] = None,
+    about: Annotated[str, typer.Option(help="a line about this machine for --record")] = "",
+    without: Annotated[
+        list[str] | None, typer.Option(help="treat a tool as missing, such as npu-smi; may be repeated")
+    ] = None,
+    tool_seconds: Annotated[float, typer.Option(min=0.1, help="time limit of one call of a tool")] = 10.0,
+    write: Annotated[
+        Path | None, typer.Option(help="write the recommended options: kv_transport.yaml or a config.yaml")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Devices, links and networks of this machine, and the options they call for.
 
-    Raises ToolFormatError for a tool's output that can't be read, RecordingError for a bad recording,
-    and ValueError for options that exclude each other.
+    Exit status 1 if a tool's output or a recording can't be read.
     """
-    if from_recording is not None and (measured or record is not None):
-        raise ValueError(
-            "--from-recording can be neither measured nor recorded: both need the machine itself"
-        )
-    machine: Machine = RecordedMachine(from_recording) if from_recording else LiveMachine(tool_seconds)
-    recorder = RecordingMachine(machine) if record is not None else None
+    from sage_kv_connector.config import KVTransportConfig
+    from sage_kv_connector.hardware.report.run import run_probe
+
     try:
-        profile = probe(WithoutTools(recorder or machine, list(without)))
-    finally:
-        # An output that can't be read is just what we want to be sent.
-        if recorder is not None and record is not None:
-            recorder.save(record, about)
-    if measured:
-        measure(profile)
-    profile.recommendation = recommend(profile)
-    return profile
+        profile = run_probe(
+            from_recording=from_recording,
+            record=record,
+            about=about,
+            measured=measured,
+            without=without or (),
+            tool_seconds=tool_seconds,
+        )
+        if write is not None:
+            assert profile.recommendation is not None
+            KVTransportConfig.load(profile.recommendation.config).to_file(write)
+    except ValueError as error:
+        # Tools print what they like; their words are no markup.
+        progress.print(f"probe: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    emit(profile.model_dump(mode="json"), as_json=as_json, title="hardware", rows=_rows(profile))
 
 
-def write_config(profile: HardwareProfile, path: Path) -> None:
-    """The recommended options as ``kv_transport.yaml``, or into a ``config.yaml``. Raises ValueError."""
-    assert profile.recommendation is not None
-    KVTransportConfig.load(profile.recommendation.config).to_file(path)
-
-
-def probe_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
+def _rows(profile: HardwareProfile) -> list[tuple[str, str]]:
     """The profile for people."""
     host = profile.platform
     nodes = f"{len(host.numa_nodes)} NUMA node{'s' if len(host.numa_nodes) != 1 else ''}"

@@ -36,8 +36,11 @@ def register(app: Any) -> None:
 
 
 def _add_commands(app: Any) -> None:
-    from sage_kv_connector.cli.main import bench, doctor, end_well, probe
+    from sage_kv_connector.cli.bench import bench
+    from sage_kv_connector.cli.doctor import doctor
+    from sage_kv_connector.cli.main import end_well
     from sage_kv_connector.cli.presets import presets
+    from sage_kv_connector.cli.probe import probe
 
     transport = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
     transport.callback()(end_well)

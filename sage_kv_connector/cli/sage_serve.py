@@ -127,7 +127,7 @@ def configure(words: Sequence[str], path: Path) -> KVTransportConfig:
     ``pcie``, or ``tcp`` where this release has no ``pcie``, on WSL2 and on machines with PCIe alone.
     Raises ValueError naming field, value and what is allowed.
     """
-    from sage_kv_connector.cli.probe import run_probe
+    from sage_kv_connector.hardware.report.run import run_probe
 
     options = options_of_words(words)
     # What an earlier `serve` wrote must not come back as a layer under what is asked for now.
@@ -179,8 +179,8 @@ def _vllm_behind_gateway(model: str | None, path: Path) -> Iterator[None]:
     """A prefill and a decode server and their router, which the gateway is told of by its own variables."""
     import tempfile
 
-    from sage_kv_connector.demo.vllm import core_halves
-    from sage_kv_connector.launch.vllm import ServerError, VllmOptions, router, running, vllm_server
+    from sage_kv_connector.launch.process import ServerError, core_halves, running
+    from sage_kv_connector.launch.vllm import VllmOptions, router, vllm_server
 
     if model is None:
         progress.print("--kv-engine vllm needs --model, a name or a path that vLLM can load")

@@ -1,57 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sage-kvt store``: a process that keeps KV for others until it is told to end."""
+"""``sage-kvt store``: keep KV of others in this process's memory."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import msgspec
-from pydantic import ByteSize, TypeAdapter, ValidationError
+import typer
 
-from sage_kv_connector.config import KVTransportConfig, options_of_words
-from sage_kv_connector.console import bytes_text
-from sage_kv_connector.store.server import KVStore
+from sage_kv_connector.cli.options import AsJson
+from sage_kv_connector.console import bytes_text, progress
 
 
-def parse_capacity(text: str) -> int:
-    """'8GiB', '512MB' or a number of bytes. Raises ValueError, also for more than this machine has."""
+def store(
+    capacity: Annotated[str, typer.Option(help="memory for KV, such as 8GiB")],
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than loopback need a secret")
+    ] = "auto",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="tcp port; 0: any free one")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="another option of the transport, key=value; may be repeated")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep KV of others in this process's memory, until SIGINT or SIGTERM.
+
+    Prints one line with its addresses when it serves, and one with its counters when it ended.
+    """
+    from sage_kv_connector.store.serving import parse_capacity, run_store
+
     try:
-        capacity = int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError as error:
-        raise ValueError(
-            f"capacity is {text!r}, must be a number of bytes such as 8GiB or 8589934592"
-        ) from error
-    available = _available_bytes()
-    if available is not None and capacity > available:
-        raise ValueError(
-            f"capacity is {text!r}, this machine has {bytes_text(available)} of memory available now"
-        )
-    return capacity
+        for line in run_store(parse_capacity(capacity), host, port, option or ()):
+            _say(line, as_json=as_json)
+    except (ValueError, OSError) as error:
+        progress.print(f"store: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
-def run_store(capacity: int, host: str, port: int, options: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields what to print: once when it serves, once when it ended. Raises ValueError and OSError."""
-    config = KVTransportConfig.load({**options_of_words(options), "host": host, "port": port})
-    store = KVStore(capacity, config)
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    try:
-        store.start()
-        yield {"address": list(store.addresses), "capacity": capacity}
-        ended.wait()
-        yield {"address": list(store.addresses), "stats": msgspec.to_builtins(store.stats())}
-    finally:
-        store.close()
-
-
-def say(result: dict[str, Any], *, as_json: bool) -> None:
+def _say(result: dict[str, Any], *, as_json: bool) -> None:
     """One line, as a person or a program reads it."""
     if as_json:
         text = json.dumps(result)
@@ -61,13 +48,3 @@ def say(result: dict[str, Any], *, as_json: bool) -> None:
         text = f"keeps up to {bytes_text(result['capacity'])} of KV at " + " and ".join(result["address"])
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _available_bytes() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None

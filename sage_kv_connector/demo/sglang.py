@@ -19,7 +19,8 @@ from typing import Any
 
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
-from sage_kv_connector.demo.vllm import ANSWER_TOKENS, REPEATS, core_halves, fresh_prompts
+from sage_kv_connector.demo.vllm import ANSWER_TOKENS, REPEATS, fresh_prompts
+from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
     PREFILL,
@@ -31,7 +32,6 @@ from sage_kv_connector.launch.sglang import (
     sglang_router,
     sglang_server,
 )
-from sage_kv_connector.launch.vllm import Process, ServerError, running
 
 PAGE_SIZE = 16
 

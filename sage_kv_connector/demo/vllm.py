@@ -9,7 +9,6 @@ token ids from the router are compared with those of one server alone.
 from __future__ import annotations
 
 import json
-import os
 import random
 import secrets
 import tempfile
@@ -21,20 +20,13 @@ from typing import Any, NamedTuple
 
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import bytes_text, progress
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import (
-    Process,
-    VllmOptions,
-    complete,
-    free_port,
-    router,
-    running,
-    vllm_server,
-)
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, router, vllm_server
 
 REPEATS = 3
 ANSWER_TOKENS = 16
-PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
 class Pair(NamedTuple):
@@ -129,15 +121,6 @@ def _hand_over(pair: Pair, prompt: list[int]) -> tuple[float, float]:
     first = complete(pair.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False)
     answer = complete(pair.decode.url, prompt, max_tokens=2, kv_transfer_params=first.kv_transfer_params)
     return first.total_s, answer.ttft_s
-
-
-def core_halves() -> tuple[str | None, str | None]:
-    """One half of the cores for each server, so that they don't slow each other; none on a single core."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        return None, None
-    middle = len(cores) // 2
-    return ",".join(map(str, cores[:middle])), ",".join(map(str, cores[middle:]))
 
 
 def fresh_prompts(tokens: int) -> Iterator[list[int]]:

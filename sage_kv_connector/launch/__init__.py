@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server processes as a library, for the roof (``bench``, ``demo``, ``cli``, SAGE's engines) and for tests."""
+"""Server processes as a library, for the roof (``bench``, ``demo``, ``cli``) and for tests."""

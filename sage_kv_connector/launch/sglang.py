@@ -16,7 +16,8 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.bootstrap_room import new_room
-from sage_kv_connector.launch.vllm import Process, ServerError, free_port
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, ServerError
 
 #: Put on the path of servers on a machine without CUDA, see the module in it.
 ON_CPU = Path(__file__).parent / "sglang_on_cpu"

@@ -1,135 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real `vllm serve` and `vllm-router` processes: start, wait, ask, stop; nothing is left behind."""
+"""Real `vllm serve` and `vllm-router` processes, and how they are asked."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
-import random
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sage_kv_connector.console import progress
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, ServerError, console_script
 
-START_TIMEOUT_S = 300.0
-LOG_TAIL_LINES = 30
-
-
-class ServerError(RuntimeError):
-    """A process did not start or ended; the message holds the tail of its log."""
-
-
-_issued: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that nobody listens on, outside the range from which outgoing connections take theirs."""
-    while True:
-        port = random.randint(20000, 32000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("0.0.0.0", port))
-            if port not in _issued:
-                _issued.add(port)
-                return port
-
-
-@dataclass
-class Process:
-    """A child in a process group of its own, its log in a file."""
-
-    name: str
-    command: Sequence[str]
-    port: int
-    log: Path
-    env: dict[str, str] = field(default_factory=dict)
-    cores: str | None = None
-    popen: subprocess.Popen[bytes] | None = None
-    health: str = "/health"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = list(self.command)
-        if self.cores is not None and shutil.which("taskset"):
-            command = ["taskset", "-c", self.cores, *command]
-        with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.env},
-                start_new_session=True,
-            )
-
-    def wait_until_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Raises ServerError when it ends, or is not healthy in time."""
-        until = time.monotonic() + timeout_s
-        while True:
-            if self.popen is None or self.popen.poll() is not None:
-                raise ServerError(f"{self.name} ended while it started; its log ends with\n{self.log_tail()}")
-            if _answers(self.port, self.health):
-                return
-            if time.monotonic() > until:
-                raise ServerError(f"{self.name} was not healthy after {timeout_s:.0f} s:\n{self.log_tail()}")
-            time.sleep(0.25)
-
-    def stop(self, how: int = signal.SIGTERM, timeout_s: float = 20.0) -> None:
-        """End the whole group; SIGKILL what is left after ``timeout_s``."""
-        if self.popen is None:
-            return
-        _signal_group(self.popen.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(timeout_s)
-        _signal_group(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
-        self.popen = None
-
-    def log_tail(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
-
-    def pids(self) -> list[int]:
-        """Every process of the group."""
-        if self.popen is None:
-            return []
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError, ValueError):
-                    stat = (entry / "stat").read_text()
-                    if int(stat.rpartition(")")[2].split()[2]) == self.popen.pid:
-                        found.append(int(entry.name))
-        return found
-
-
-def _signal_group(pid: int, how: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, how)
-
-
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+#: What a router asks a prefill server for, by ``kv_transfer_params``.
+PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
 @dataclass(frozen=True)
@@ -155,7 +42,7 @@ def vllm_server(
 ) -> Process:
     """A `vllm serve`, not yet started. ``kv_transfer_config``: a bare word, an object, or none."""
     port = free_port()
-    vllm = str(options.scripts / "vllm") if options.scripts else _script("vllm")
+    vllm = str(options.scripts / "vllm") if options.scripts else console_script("vllm")
     command = [
         vllm, "serve", str(options.model), "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", options.served_model_name, "--enforce-eager",
@@ -192,27 +79,12 @@ def router(
     port = free_port()
     bootstrap = [] if bootstrap_port is None else [str(bootstrap_port)]
     command = [
-        _script("vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", mode,
+        console_script("vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", mode,
         "--prefill", prefill.url, *bootstrap, "--decode", decode.url,
         "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
         "--prometheus-port", str(free_port()), "--disable-retries",
     ]  # fmt: skip
     return Process(f"router-{mode}", command, port, directory / f"router-{mode}.log")
-
-
-@contextlib.contextmanager
-def running(*processes: Process) -> Iterator[None]:
-    """Start all, wait for all, and stop all whatever happens."""
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.wait_until_healthy()
-            progress.print(f"{process.name} is up on port {process.port}")
-        yield
-    finally:
-        for process in processes:
-            process.stop()
 
 
 class Answer(NamedTuple):
@@ -288,12 +160,3 @@ def gauge(server: Process, name: str) -> float:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:sage_kvt_{name}{{"))
-
-
-def _script(name: str) -> str:
-    """A console script of this environment."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise ServerError(f"{name} is not installed in this environment (see `sage-kvt doctor`)")
-    return found

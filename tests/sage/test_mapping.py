@@ -16,10 +16,10 @@ from sagellm_protocol.backend_types import DType
 from sagellm_protocol.kv_hooks import KVDType, KVQoSPolicy
 from sagellm_protocol.pd_sep_types import KVTransferRequest, KVTransferResult, KVTransferState
 
-from sage_kv_connector.cli.probe import run_probe
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import Segment
 from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.hardware.report.run import run_probe
 from sage_kv_connector.integrations.sage import mapping
 from tests.hardware.recorded import RECORDINGS
 

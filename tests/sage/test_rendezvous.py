@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.integrations.sage.rendezvous import RendezvousError, meet
-from sage_kv_connector.launch.vllm import free_port
 
 Table = dict[int, DeviceSpec]
 

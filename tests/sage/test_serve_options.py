@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sage_kv_connector.cli import sage_app as cli_plugin
+from sage_kv_connector.cli import sage_app
 from sage_kv_connector.cli.sage_serve import add_to_serve, configure
 from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, presets
 from tests.hardware.recorded import RECORDINGS
@@ -54,9 +54,9 @@ def sage_like() -> typer.Typer:
 
 def test_options_reach_the_file_the_environment_and_nothing_else(tmp_path: Path) -> None:
     app = sage_like()
-    cli_plugin.register(app)
-    cli_plugin.register(app)  # twice does no harm
-    assert cli_plugin.problems == []
+    sage_app.register(app)
+    sage_app.register(app)  # twice does no harm
+    assert sage_app.problems == []
     words = ["--kv-transport", "preset=high-bw", "--kv-transport", "backend=tcp", "--kv-transport"]
     for way in (["llm"], ["advanced", "llm"]):
         result = CliRunner().invoke(app, [*way, "serve", "-m", "x", *words, "target-dtype=fp8_e4m3"])
@@ -111,10 +111,10 @@ def test_the_hardware_chooses_a_backend_where_none_is_named(
     machine: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sage_kv_connector.backends import BACKENDS
-    from sage_kv_connector.cli import probe
+    from sage_kv_connector.hardware.report import run
 
-    real = probe.run_probe
-    monkeypatch.setattr(probe, "run_probe", lambda: real(from_recording=RECORDINGS / machine))
+    real = run.run_probe
+    monkeypatch.setattr(run, "run_probe", lambda: real(from_recording=RECORDINGS / machine))
     config = configure(["lease-s=9"], tmp_path / "kv_transport.yaml")
     assert config.backend == ("pcie" if "pcie" in BACKENDS and machine != "host_only" else backend)
     assert configure(["preset=low-cost", "backend=shm"], tmp_path / "kv_transport.yaml").backend == "shm"
@@ -123,8 +123,8 @@ def test_the_hardware_chooses_a_backend_where_none_is_named(
 def test_an_app_of_another_shape_is_told_loudly(capsys: pytest.CaptureFixture[str]) -> None:
     app = typer.Typer()
     app.add_typer(typer.Typer(), name="models")
-    cli_plugin.register(app)
-    assert "no group 'llm' with a command 'serve' among models" in cli_plugin.problems[0]
+    sage_app.register(app)
+    assert "no group 'llm' with a command 'serve' among models" in sage_app.problems[0]
     assert "WARNING: this isage-cli does not take --kv-transport" in capsys.readouterr().err
 
 

@@ -26,6 +26,7 @@ from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import new_room, parse_room
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,
@@ -33,7 +34,6 @@ from sage_kv_connector.integrations.sage.inference_backend import (
     Prefilled,
     plan_between,
 )
-from sage_kv_connector.launch.vllm import free_port
 
 logger = logging.getLogger(__name__)
 

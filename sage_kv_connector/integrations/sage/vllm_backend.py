@@ -18,13 +18,13 @@ from sage_kv_connector.contract.bootstrap_room import new_room
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.engine import advertised_host
+from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.integrations.sage.inference_backend import (
     BackendUnavailable,
     Decoded,
     Prefilled,
     plan_between,
 )
-from sage_kv_connector.launch.vllm import free_port
 
 PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 
