@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.backends import BACKENDS, backend_class, create_backend
+from sage_kv_connector.backends import backend_class, backend_names, create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 
@@ -33,7 +33,7 @@ def examine() -> list[Finding]:
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("python", _python),
         ("data plane", _data_plane),
-        *((f"backend {name}", lambda name=name: _backend(name)) for name in BACKENDS),
+        *((f"backend {name}", lambda name=name: _backend(name)) for name in backend_names()),
         ("vllm", _vllm),
         ("vllm plugin", _plugin),
         ("vllm router", _router),
@@ -68,11 +68,9 @@ def _backend(name: str) -> Finding:
         return Finding(
             f"backend {name}", "missing", "for a KV cache on a device; `sage-kvt probe` lists devices"
         )
-    config = KVTransportConfig()
-    listener, connector = create_backend(name, config), create_backend(name, config)
+    listener, connector = create_backend(name), create_backend(name)
     try:
-        on_node = listener.capabilities.same_node_only
-        address = listener.listen(f"{name}://" if on_node else f"{name}://127.0.0.1:0")
+        address = listener.listen(loopback_address(name))
         connection = connector.connect(address, 5.0)
         accepted = _await(listener, EventKind.ACCEPTED)
         _await(connector, EventKind.CONNECTED)

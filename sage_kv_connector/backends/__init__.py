@@ -1,41 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports behind one protocol (``base``). ``BACKENDS`` is the one place that knows them all."""
+"""Transports behind one protocol (``base``). ``BACKENDS`` is the one place that knows ours.
+
+Others ship theirs by an entry point of the group ``sage_kv_connector.backends``: its name is the
+backend's, its value ``module:Class``. Ours win over one of the same name.
+"""
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from importlib.metadata import entry_points
+from typing import Protocol
 
-from sage_kv_connector.backends.base import Backend, Capabilities
+from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
 
-if TYPE_CHECKING:
-    from sage_kv_connector.config import KVTransportConfig
+logger = logging.getLogger(__name__)
 
-#: Name → module and class; ``backend=auto`` prefers them in this order. To add a backend, add a line.
+#: Name → module and class. To add a backend, add its folder and a line.
 BACKENDS = {
-    "pcie": ("sage_kv_connector.backends.pcie.backend", "PcieBackend"),
-    "shm": ("sage_kv_connector.backends.shm.backend", "ShmBackend"),
-    "tcp": ("sage_kv_connector.backends.tcp.backend", "TcpBackend"),
+    "pcie": "sage_kv_connector.backends.pcie.backend:PcieBackend",
+    "shm": "sage_kv_connector.backends.shm.backend:ShmBackend",
+    "tcp": "sage_kv_connector.backends.tcp.backend:TcpBackend",
 }
+#: Entry points of third parties' backends.
+ENTRY_POINTS = "sage_kv_connector.backends"
 
 
 class BackendClass(Protocol):
-    """What ``BACKENDS`` names: a class that makes backends from the options."""
+    """What a row of ``BACKENDS`` names: a class that makes backends from the options."""
 
     capabilities: Capabilities
 
-    def from_config(self, config: KVTransportConfig) -> Backend: ...
+    def from_options(self, options: BackendOptions) -> Backend: ...
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """Name → module and class, ours first."""
+    shipped = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    return BACKENDS | {name: home for name, home in shipped.items() if name not in BACKENDS}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every backend that may be asked for; imports none."""
+    return tuple(_homes())
 
 
 def backend_class(name: str) -> BackendClass:
-    """Import a backend's module. Raises ValueError for a name that is not in ``BACKENDS``."""
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is not part of this release; allowed: {', '.join(BACKENDS)}")
-    module, class_name = BACKENDS[name]
-    found: BackendClass = getattr(import_module(module), class_name)
+    """Import a backend's module.
+
+    Raises ValueError for a name that nobody ships, and for a third party's that can't be loaded.
+    """
+    home = _homes().get(name)
+    if home is None:
+        raise ValueError(
+            f"backend {name!r} is not part of this release; allowed: {', '.join(backend_names())}"
+        )
+    module, _, class_name = home.partition(":")
+    try:
+        found: BackendClass = getattr(import_module(module), class_name)
+        named = found.capabilities.name
+    except (ImportError, AttributeError, ValueError) as error:
+        if name in BACKENDS:
+            raise
+        raise ValueError(
+            f"backend {name!r}: the entry point {home!r} of {ENTRY_POINTS} can't be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if named != name:
+        raise ValueError(f"backend {name!r}: {home!r} says that its name is {named!r}")
     return found
 
 
-def create_backend(name: str, config: KVTransportConfig) -> Backend:
-    """Start a backend with the options of ``config``; its module is imported only now."""
-    return backend_class(name).from_config(config)
+def ranked_backends() -> tuple[str, ...]:
+    """Those that can be loaded, in the order in which ``backend=auto`` prefers them."""
+    found: dict[str, int] = {}
+    for name in backend_names():
+        try:
+            found[name] = backend_class(name).capabilities.rank
+        except ValueError as error:
+            logger.warning("%s; it is left out", error)
+    return tuple(sorted(found, key=lambda name: found[name]))
+
+
+def host_backends() -> tuple[str, ...]:
+    """Those that move host memory for its own sake, the preferred first."""
+    return tuple(n for n in ranked_backends() if not backend_class(n).capabilities.device_memory)
+
+
+def loopback_address(name: str) -> str:
+    """What to ``listen`` on for peers on this machine."""
+    return f"{name}://127.0.0.1:0" if backend_class(name).capabilities.crosses_nodes else f"{name}://"
+
+
+def create_backend(name: str, options: BackendOptions | None = None) -> Backend:
+    """Start a backend; its module is imported only now."""
+    return backend_class(name).from_options(options or BackendOptions())

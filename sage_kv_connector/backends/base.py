@@ -117,15 +117,30 @@ class Event(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What the layer above may rely on; it composes backends by these alone."""
+    """What the layer above may rely on; it composes backends by these alone.
+
+    ``rank``: ``backend=auto`` prefers the lowest. ``crosses_nodes``: peers on other machines can be
+    reached, at ``NAME://HOST:PORT``; else it listens on ``NAME://``. ``device_memory``: windows and posts may
+    lie on a device (``DeviceBackend``), and only then is it of use.
+    """
 
     name: str
-    same_node_only: bool
-    direct_placement: bool  #: bytes can go from page to page without a staging buffer
-    needs_staging: bool  #: posts must come from memory that the backend allocated
-    device_memory: bool  #: addresses of accelerator memory are accepted
-    max_descriptors: int  #: a post may hold more; it is cut into chunks of at most this many
-    max_message_bytes: int  #: longest control message of an authorized connection
+    rank: int
+    crosses_nodes: bool
+    device_memory: bool = False
+
+
+class BackendOptions(NamedTuple):
+    """What a user may choose of any backend; 0 and "" stand for the backend's own measured default.
+
+    ``lanes``: data-plane threads; ``chunk_bytes``: bytes of one chunk; ``direct``: copy straight from and to
+    the peer's pages where that is possible; ``local_address``: the interface that connections leave by.
+    """
+
+    lanes: int = 0
+    chunk_bytes: int = 0
+    direct: bool = True
+    local_address: str = ""
 
 
 class ConnectionInfo(NamedTuple):

@@ -7,6 +7,7 @@ checks of shapes and types, and the shape of what comes back.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -22,6 +23,11 @@ from sage_kv_connector.backends.base import (
 
 #: Spin of lanes and waiters after activity, in microseconds: longer than a wake-up, far shorter than a step.
 DEFAULT_SPIN_US = 50
+
+
+def default_lanes() -> int:
+    """Data-plane threads of a backend: one, and a second where the engine leaves cores over."""
+    return 2 if len(os.sched_getaffinity(0)) > 2 else 1
 
 
 class NativeBackend:

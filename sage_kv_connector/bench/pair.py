@@ -25,9 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector import _data_plane
-from sage_kv_connector.backends import create_backend
+from sage_kv_connector.backends import create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Segments
-from sage_kv_connector.config import KVTransportConfig
 
 SMALL_BYTES = 4096
 SMALL_OPS = 300
@@ -103,10 +102,9 @@ class Receiver:
 
     def __init__(self, pipe: Connection, backend_name: str, block: int, total: int) -> None:
         self._pipe = pipe
-        self._kind = backend_name
         self._total = total
         self._blocks = Blocks(total, block, SEED + 1, filled=False)
-        self._backend = create_backend(backend_name, KVTransportConfig())
+        self._backend = create_backend(backend_name)
         self._backend.register_memory(self._blocks.address, total)
         self._sender_pid, self._sender_address, address = pipe.recv()
         self._connection = self._backend.connect(address, TIMEOUT_S)
@@ -149,7 +147,8 @@ class Receiver:
         }
 
     def limit(self) -> dict[str, Any]:
-        return self._limit_readv() if self._kind == "shm" else self._limit_socket()
+        crosses_nodes = self._backend.capabilities.crosses_nodes
+        return self._limit_socket() if crosses_nodes else self._limit_readv()
 
     def close(self) -> None:
         self._pipe.send(("quit",))
@@ -213,9 +212,9 @@ def serve_sender(pipe: Connection, backend_name: str, block: int, total: int) ->
     """The other process: posts what windows ask for."""
     take_cores(1)
     blocks = Blocks(total, block, SEED, filled=True)
-    backend = create_backend(backend_name, KVTransportConfig())
+    backend = create_backend(backend_name)
     backend.register_memory(blocks.address, total)
-    address = backend.listen("tcp://127.0.0.1:0" if backend_name == "tcp" else f"{backend_name}://")
+    address = backend.listen(loopback_address(backend_name))
     pipe.send((os.getpid(), blocks.address, address))
     everything = np.empty((len(blocks.order), 3), dtype=np.uint64)
     everything[:, 0] = blocks.segments()[:, 0]

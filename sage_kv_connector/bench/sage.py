@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from sage_kv_connector import _data_plane
+from sage_kv_connector.backends import host_backends
 from sage_kv_connector.bench import sage_pair as pair
 from sage_kv_connector.console import bytes_text, progress
 from sage_kv_connector.integrations.common.free_port import free_port
 
-NAMES = ("socket", "tcp", "shm")
 #: Total bytes must be a multiple of this.
 MOST_HANDLES = max(way.handles for way in pair.WAYS.values())
 
@@ -38,17 +38,18 @@ def bench_sage(total_bytes: int, repeats: int) -> dict[str, Any]:
     """Run it. Raises BenchError, and ImportError without isagellm-kv-cache."""
     import sagellm_kv_cache.transfer  # noqa: F401  — say at once that it is missing
 
-    ports = {name: [free_port(), free_port()] for name in NAMES}
+    names = ("socket", *host_backends())
+    ports = {name: [free_port(), free_port()] for name in names}
     sender = subprocess.Popen(
         [
             sys.executable, "-m", pair.__name__,
-            json.dumps(ports), json.dumps(NAMES), str(total_bytes),
+            json.dumps(ports), json.dumps(names), str(total_bytes),
         ],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     made: dict[str, Any] = {}
     try:
-        made = pair.contenders(pair.RECEIVER, ports, NAMES)
+        made = pair.contenders(pair.RECEIVER, ports, names)
         _expect(sender, "ready")
         limits: dict[str, list[float]] = {"memcpy": [], "loopback": []}
         ways = {}

@@ -54,7 +54,7 @@ WAYS = {
 
 
 def contenders(rank: int, ports: Mapping[str, Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
-    """One backend of each name: "socket" (theirs), "shm" and "tcp" (ours). Both ranks call it at once."""
+    """One backend of each name: "socket" (theirs), the others ours. Both ranks call it at once."""
     from sagellm_kv_cache.transfer import SocketTransferBackend
 
     from sage_kv_connector.config import KVTransportConfig

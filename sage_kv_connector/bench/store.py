@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from sage_kv_connector.backends import host_backends
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.console import bytes_text, progress
 from sage_kv_connector.launch.store import store_process
 from sage_kv_connector.store.arena import Arena
 from sage_kv_connector.store.client import StoreClient
-
-BACKENDS = ("shm", "tcp")
 
 
 class BenchError(RuntimeError):
@@ -63,7 +62,7 @@ def bench_store(page_bytes: int, pages: int, repeats: int) -> dict[str, Any]:
     with ExitStack() as stack:
         store = stack.enter_context(store_process(str(2 * pages * Arena.rounded(page_bytes))))
         clients: dict[str, StoreClient] = {}
-        for backend in BACKENDS:
+        for backend in host_backends():
             config = KVTransportConfig.load({"backend": backend, "host": "127.0.0.1"})
             client = clients[backend] = StoreClient([store.address(backend)], config, deadline_s=60.0)
             stack.callback(client.close)
@@ -97,7 +96,7 @@ def bench_store(page_bytes: int, pages: int, repeats: int) -> dict[str, Any]:
                     ("to_memcpy", median(r[f"{backend}_{verb}"] / r["memcpy"] for r in rounds)),
                 )
             }
-            for backend in BACKENDS
+            for backend in host_backends()
         },
     }
 
@@ -106,7 +105,7 @@ def store_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The result as a table for people."""
     yield "batch", f"{result['pages']} pages of {bytes_text(result['page_bytes'])}"
     yield "memcpy, one thread", f"{result['memcpy_gbytes_per_s']:.2f} GB/s"
-    for backend in BACKENDS:
+    for backend in host_backends():
         one = result[backend]
         yield (
             backend,

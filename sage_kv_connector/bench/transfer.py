@@ -18,17 +18,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+from sage_kv_connector.backends import backend_class
 from sage_kv_connector.console import bytes_text, progress
 
-#: Peer → transport of its program for each of our backends; the programs lie beside the package.
+
+class Peer(NamedTuple):
+    """Its program, and the transport that it has on one node and across nodes."""
+
+    program: str
+    on_node: str
+    across: str
+
+
+#: The programs lie beside the package.
 PEERS = {
-    "nixl": {"shm": ("baselines.nixl_transfer", "cma"), "tcp": ("baselines.nixl_transfer", "tcp")},
-    "mooncake": {
-        "shm": ("baselines.mooncake_transfer", "tcp"),
-        "tcp": ("baselines.mooncake_transfer", "tcp"),
-    },
+    "nixl": Peer("baselines.nixl_transfer", "cma", "tcp"),
+    "mooncake": Peer("baselines.mooncake_transfer", "tcp", "tcp"),
 }
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +100,7 @@ def bench_transfer(
     """Run it. A peer that can't run is in ``missing`` with the reason. Raises ContenderError if ours fails."""
     sizes = (str(block_bytes), str(total_bytes))
     missing: dict[str, str] = {}
+    crosses_nodes = backend_class(backend).capabilities.crosses_nodes
     with ExitStack() as stack:
         progress.print(
             f"{backend}: {bytes_text(total_bytes)} in shuffled blocks of {bytes_text(block_bytes)}"
@@ -103,7 +111,8 @@ def bench_transfer(
         for name in against:
             if name == "limit":
                 continue
-            module, transport = PEERS[name][backend]
+            peer = PEERS[name]
+            module, transport = peer.program, peer.across if crosses_nodes else peer.on_node
             try:
                 peers[name] = Contender(module, (transport, *sizes))
                 stack.callback(peers[name].close)

@@ -26,7 +26,7 @@ def _contenders(text: str) -> list[str]:
 
 @bench.command("transfer")
 def bench_transfer_command(
-    backend: Annotated[BackendChoice, typer.Option(help="what moves the bytes")] = BackendChoice.shm,
+    backend: BackendChoice = "shm",
     block_bytes: Annotated[int, typer.Option(min=64, help="size of a shuffled block")] = 65536,
     total_bytes: Annotated[int, typer.Option(min=4096, help="bytes of one run")] = 256 << 20,
     against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit")] = "limit",
@@ -41,7 +41,7 @@ def bench_transfer_command(
             f"--total-bytes {total_bytes} must be a multiple of --block-bytes {block_bytes}"
         )
     try:
-        result = bench_transfer(backend.value, block_bytes, total_bytes, _contenders(against), repeats)
+        result = bench_transfer(backend, block_bytes, total_bytes, _contenders(against), repeats)
     except ContenderError as error:
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error
@@ -54,7 +54,7 @@ def bench_handover_command(
     against: Annotated[str, typer.Option(help="any of nixl,mooncake")] = "",
     tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of each length")] = 5,
-    backend: Annotated[BackendChoice, typer.Option(help="how our KV travels")] = BackendChoice.shm,
+    backend: BackendChoice = "shm",
     target_dtype: Annotated[str, typer.Option(help="our dtype on the wire, as in the options")] = "auto",
     real_attention: Annotated[
         bool,
@@ -80,7 +80,7 @@ def bench_handover_command(
             _contenders(against),
             lengths,
             repeats,
-            backend.value,
+            backend,
             target_dtype=target_dtype,
             real_attention=real_attention,
         )

@@ -27,7 +27,7 @@ def demo(
     dispatch: Annotated[
         Dispatch, typer.Option(help="sequential: prefill, then decode; concurrent: both at once")
     ] = Dispatch.sequential,
-    backend: Annotated[BackendChoice, typer.Option(help="how KV travels")] = BackendChoice.shm,
+    backend: BackendChoice = "shm",
     engine: Annotated[
         Engine, typer.Option(help="whose servers and router; sglang's always dispatches at once")
     ] = Engine.vllm,
@@ -44,9 +44,9 @@ def demo(
         if engine is Engine.sglang:
             from sage_kv_connector.demo.sglang import run_sglang_demo
 
-            result = run_sglang_demo(prompt_tokens, backend.value)
+            result = run_sglang_demo(prompt_tokens, backend)
         else:
-            result = run_demo(prompt_tokens, dispatch.value, backend.value)
+            result = run_demo(prompt_tokens, dispatch.value, backend)
     except (ServerError, ImportError) as error:
         progress.print(f"demo: {error}")
         raise typer.Exit(1) from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from sage_kv_connector.backends import BACKENDS
+from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
 from sage_kv_connector.config.layers import layered, options_of_words, presets
 
@@ -101,9 +101,9 @@ class KVTransportConfig(BaseModel):
     @field_validator("backend")
     @classmethod
     def _available(cls, value: str) -> str:
-        if value != "auto" and value not in BACKENDS:
+        if value != "auto" and value not in backend_names():
             raise ValueError(
-                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(BACKENDS)}"
+                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(backend_names())}"
             )
         return value
 

@@ -18,13 +18,14 @@ from typing import Any
 
 from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
+from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress, bracket
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine.control.listen_address import advertised_host, listen_host
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.control.reachability import default_lanes, enabled_backends
+from sage_kv_connector.engine.control.reachability import backend_options, enabled_backends
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
 from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
@@ -66,7 +67,9 @@ class EngineCore:
         secret = config.resolved_secret()
         self._host = listen_host(config, secret)
         names = enabled_backends(config, on_device=device is not None)
-        self.backends: dict[str, Backend] = {name: create_backend(name, config) for name in names}
+        self.backends: dict[str, Backend] = {
+            name: create_backend(name, backend_options(config)) for name in names
+        }
         self._loop = ControlLoop()
         for backend in self.backends.values():
             if device is not None and isinstance(backend, DeviceBackend):
@@ -107,7 +110,7 @@ class EngineCore:
         self._loop.start()
 
     def _listen(self, name: str, backend: Backend) -> str:
-        if backend.capabilities.same_node_only:
+        if not backend.capabilities.crosses_nodes:
             return backend.listen(f"{name}://")
         port = self.config.port + self.rank if self.config.port else 0
         bound = backend.listen(f"{name}://{bracket(self._host)}:{port}")

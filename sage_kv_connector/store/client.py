@@ -19,7 +19,6 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from sage_kv_connector.backends import backend_class
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
@@ -32,6 +31,7 @@ from sage_kv_connector.engine import (
     Reply,
     Subscription,
     Wanted,
+    capabilities_of,
     enabled_backends,
     gathered_segments,
     order_addresses,
@@ -219,7 +219,11 @@ class StoreClient:
             if self._peer is None:
                 where = self._ask_peer(self._given, sm.WHERE, sm.Empty(), sm.Where, until)
                 usable = order_addresses(where.addresses, where.node, self._enabled)
-                near = tuple(a for a in usable if _same_node_only(a) and a not in self._given.addresses)
+                near = tuple(
+                    a
+                    for a in usable
+                    if not capabilities_of(a).crosses_nodes and a not in self._given.addresses
+                )
                 # Where nothing is nearer, the session that answered serves for all.
                 self._peer = (
                     PeerAddress(where.engine_id, 0, near + self._given.addresses) if near else self._given
@@ -264,10 +268,6 @@ def _batches(sizes: Sequence[int]) -> Iterator[slice]:
         total += size
     if first < len(sizes):
         yield slice(first, len(sizes))
-
-
-def _same_node_only(address: str) -> bool:
-    return backend_class(address.partition("://")[0]).capabilities.same_node_only
 
 
 def _seconds(until: float) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.backends.pair import KINDS, Kind, Pair
+from tests.backends.kinds import KINDS, Kind
+from tests.backends.pair import Pair
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)

@@ -5,49 +5,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.backends.base import Event, EventKind, Status
-from sage_kv_connector.backends.native import NativeBackend
-from sage_kv_connector.backends.shm.backend import ShmBackend
-from sage_kv_connector.backends.tcp.backend import TcpBackend
+from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
+from tests.backends.kinds import Kind
 
 Bytes = npt.NDArray[np.uint8]
 #: Longer than anything here takes, even on a busy machine; only a hang uses it up.
 PATIENCE_S = 10.0
 
 
-class Kind(NamedTuple):
-    """One way to carry bytes; ``make`` takes the backend's own keywords on top."""
-
-    name: str
-    make: Callable[..., NativeBackend]
-    listen_on: str
-    mode: str
-    lanes: int
-
-
-def _shm_arena(**options: Any) -> NativeBackend:
-    return ShmBackend(allow_direct=False, **{"arena_bytes": 4 << 20, **options})
-
-
-def _tcp_two_lanes(**options: Any) -> NativeBackend:
-    return TcpBackend(lanes=2, **options)
-
-
-KINDS = (
-    Kind("shm-direct", ShmBackend, "shm://", "direct", 1),
-    Kind("shm-arena", _shm_arena, "shm://", "arena", 1),
-    Kind("tcp-1-lane", TcpBackend, "tcp://127.0.0.1:0", "stream", 1),
-    Kind("tcp-2-lanes", _tcp_two_lanes, "tcp://127.0.0.1:0", "stream", 2),
-)
-
-
 def until(
-    backend: NativeBackend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S
+    backend: Backend, done: Callable[[list[Event]], bool], timeout_s: float = PATIENCE_S
 ) -> list[Event]:
     """Events of ``backend`` until ``done`` holds for all that came; AssertionError when the time is over."""
     events: list[Event] = []
@@ -65,14 +37,14 @@ def of_kind(events: Sequence[Event], kind: EventKind, id: int | None = None) -> 
     return [e for e in events if e.kind == kind and (id is None or e.id == id)]
 
 
-def until_event(backend: NativeBackend, kind: EventKind, id: int | None = None) -> Event:
+def until_event(backend: Backend, kind: EventKind, id: int | None = None) -> Event:
     return of_kind(until(backend, lambda events: bool(of_kind(events, kind, id))), kind, id)[0]
 
 
 class Inbox:
     """Events of one backend, kept until they are asked for."""
 
-    def __init__(self, backend: NativeBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._waiting: list[Event] = []
 
@@ -87,7 +59,7 @@ class Inbox:
         return found[0]
 
 
-def settle(backend: NativeBackend, quiet_s: float = 0.2) -> list[Event]:
+def settle(backend: Backend, quiet_s: float = 0.2) -> list[Event]:
     """Events until none came for ``quiet_s``."""
     events: list[Event] = []
     while backend.wait(quiet_s):

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from sage_kv_connector.backends.base import Event, EventKind
-from tests.backends.pair import KINDS, Kind, address_of, of_kind, table, until, until_event
+from tests.backends.kinds import KINDS, Kind
+from tests.backends.pair import address_of, of_kind, table, until, until_event
 
 GENERATION = 1
 

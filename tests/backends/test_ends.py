@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
-from tests.backends.pair import (
-    Kind,
-    Pair,
-    address_of,
-    of_kind,
-    random_bytes,
-    settle,
-    table,
-    until,
-    until_event,
-)
+from tests.backends.kinds import Kind
+from tests.backends.pair import Pair, address_of, of_kind, random_bytes, settle, table, until, until_event
 
 BIG = 48 << 20
 

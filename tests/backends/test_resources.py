@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from sage_kv_connector.backends.base import EventKind
-from tests.backends.pair import Kind, Pair, of_kind, random_bytes, settle, until, until_event
-from tests.backends.tcp_wire import parse_address
+from tests.backends.kinds import Kind
+from tests.backends.pair import Pair, of_kind, random_bytes, settle, until, until_event
 
 IDLE_S = 2.0
 #: Two idle backends together; a spinning lane would use all of IDLE_S.
@@ -96,11 +97,9 @@ def test_an_inbox_nobody_empties_uses_no_cpu(pair: Pair) -> None:
 def test_a_full_descriptor_table_does_not_make_the_listener_spin(kind: Kind) -> None:
     backend = kind.make()
     address = backend.listen(kind.listen_on)
-    if kind.name.startswith("tcp"):
-        family, target = socket.AF_INET, parse_address(address)
-    else:
-        family, target = socket.AF_UNIX, "\0" + address.removeprefix("shm://")  # type: ignore[assignment]
-    sort = socket.SOCK_STREAM if kind.name.startswith("tcp") else socket.SOCK_SEQPACKET
+    if kind.stranger is None:
+        pytest.skip(f"how a stranger reaches {kind.name} is not known here")
+    family, sort, target = kind.stranger(address)
     strangers = [socket.socket(family, sort) for _ in range(3)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))

@@ -49,7 +49,7 @@ class _Window:
 
 
 class MemoryBackend:
-    capabilities = Capabilities("memory", True, True, False, False, 1 << 20, 1 << 24)
+    capabilities = Capabilities("memory", rank=0, crosses_nodes=False)
 
     def __init__(self) -> None:
         self.hold_posts = False

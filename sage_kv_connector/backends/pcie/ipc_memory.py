@@ -16,7 +16,7 @@ class IpcMemory:
     """Registered spans, what they were exported as, and what peers' connections opened here."""
 
     def __init__(self, device: DeviceMemory) -> None:
-        self._runtime, self._device = device.runtime, device.number
+        self.runtime, self.device = device.runtime, device.number
         self.vendor = device.runtime.vendor
         self.process = device.runtime.ipc_process_id(device.number)
         self._spans = np.zeros((0, 4), dtype=np.uint64)  # address, end, base, length of its allocation
@@ -32,9 +32,9 @@ class IpcMemory:
         rows, end = [], address + length
         while address < end:
             try:
-                base, size = self._runtime.allocation_of(self._device, address, end - address)
+                base, size = self.runtime.allocation_of(self.device, address, end - address)
             except ValueError:
-                base, size = self._runtime.allocation_of(self._device, address, 1)
+                base, size = self.runtime.allocation_of(self.device, address, 1)
             stop = min(end, base + size)
             rows.append((address, stop, base, size))
             address = stop
@@ -66,35 +66,35 @@ class IpcMemory:
         known = self._opened.setdefault(connection, {})
         for handle in handles:
             if handle not in known:
-                known[handle] = self._runtime.ipc_import(self._device, handle)
+                known[handle] = self.runtime.ipc_import(self.device, handle)
         return [known[handle] for handle in handles]
 
     def forget(self, connection: int) -> None:
         """Close what a connection opened. No copy from it may be under way."""
         for base in self._opened.pop(connection, {}).values():
-            self._runtime.ipc_close(self._device, base)
+            self.runtime.ipc_close(self.device, base)
 
     def probe(self, process: int) -> bytes:
         """A handle of a small allocation that the other side tries to open. Raises DeviceError."""
         if not self._probe:
-            self._probe = self._runtime.alloc(self._device, PROBE_BYTES)
+            self._probe = self.runtime.alloc(self.device, PROBE_BYTES)
         return self._handle(self._probe, PROBE_BYTES, process)
 
     def try_probe(self, handle: bytes) -> None:
         """Raises DeviceError or ValueError when a peer's memory can't be opened here."""
-        self._runtime.ipc_close(self._device, self._runtime.ipc_import(self._device, handle))
+        self.runtime.ipc_close(self.device, self.runtime.ipc_import(self.device, handle))
 
     def close(self) -> None:
         for connection in list(self._opened):
             self.forget(connection)
         if self._probe:
-            self._runtime.free(self._device, self._probe)
+            self.runtime.free(self.device, self._probe)
             self._probe = 0
 
     def _handle(self, base: int, size: int, process: int) -> bytes:
         key = (base, process)
         if key not in self._handles:
-            self._handles[key] = self._runtime.ipc_export(self._device, base, size, process)
+            self._handles[key] = self.runtime.ipc_export(self.device, base, size, process)
         return self._handles[key]
 
     def _span_of(self, address: Segments, length: Segments) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

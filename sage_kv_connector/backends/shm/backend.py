@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from sage_kv_connector import _data_plane
-from sage_kv_connector.backends.base import Capabilities
+from sage_kv_connector.backends.base import BackendOptions, Capabilities
 from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend
-
-if TYPE_CHECKING:
-    from sage_kv_connector.config import KVTransportConfig
 
 #: 512 pages of 4 KiB, as many as one copy call takes; larger chunks gain nothing measurable.
 DEFAULT_CHUNK_BYTES = 2 << 20
@@ -21,7 +18,7 @@ class ShmBackend(NativeBackend):
     """Addresses are ``shm://NAME``; ``listen("shm://")`` chooses an unguessable name."""
 
     scheme: ClassVar[str] = "shm"
-    capabilities: ClassVar[Capabilities] = Capabilities("shm", True, True, False, False, 512, 1 << 20)
+    capabilities: ClassVar[Capabilities] = Capabilities("shm", rank=20, crosses_nodes=False)
 
     def __init__(
         self,
@@ -43,9 +40,9 @@ class ShmBackend(NativeBackend):
         )
 
     @classmethod
-    def from_config(cls, config: KVTransportConfig) -> Self:
+    def from_options(cls, options: BackendOptions) -> Self:
         return cls(
-            lanes=config.overlap_streams or 1,
-            chunk_bytes=config.chunk_size or DEFAULT_CHUNK_BYTES,
-            allow_direct=config.zero_copy,
+            lanes=options.lanes or 1,
+            chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
+            allow_direct=options.direct,
         )

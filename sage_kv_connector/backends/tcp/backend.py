@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from sage_kv_connector import _data_plane
-from sage_kv_connector.backends.base import Capabilities
-from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend
-
-if TYPE_CHECKING:
-    from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.backends.base import BackendOptions, Capabilities
+from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend, default_lanes
 
 #: Stays in the L2 cache between its CRC and its send.
 DEFAULT_CHUNK_BYTES = 512 << 10
@@ -20,7 +17,7 @@ class TcpBackend(NativeBackend):
     """Addresses are ``tcp://HOST:PORT`` or ``tcp://[V6]:PORT``; port 0 takes any free one."""
 
     scheme: ClassVar[str] = "tcp"
-    capabilities: ClassVar[Capabilities] = Capabilities("tcp", False, True, False, False, 512, 1 << 20)
+    capabilities: ClassVar[Capabilities] = Capabilities("tcp", rank=30, crosses_nodes=True)
 
     def __init__(
         self,
@@ -42,11 +39,9 @@ class TcpBackend(NativeBackend):
         )
 
     @classmethod
-    def from_config(cls, config: KVTransportConfig) -> Self:
-        from sage_kv_connector.engine.control.reachability import default_lanes
-
+    def from_options(cls, options: BackendOptions) -> Self:
         return cls(
-            lanes=config.overlap_streams or default_lanes(),
-            chunk_bytes=config.chunk_size or DEFAULT_CHUNK_BYTES,
-            local_address="" if config.host in ("auto", "0.0.0.0", "::") else config.host,
+            lanes=options.lanes or default_lanes(),
+            chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
+            local_address=options.local_address,
         )

@@ -1,43 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends to enable, and which address of a peer to try first."""
+"""Which backends to enable with which options, and which address of a peer to try first."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
-from sage_kv_connector.backends import BACKENDS, backend_class
+from sage_kv_connector.backends import backend_class, ranked_backends
+from sage_kv_connector.backends.base import BackendOptions, Capabilities
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.node import node_id
 
-#: Backends that move device memory itself; a host cache has no use for them.
-DEVICE_BACKENDS = ("pcie",)
+
+def backend_options(config: KVTransportConfig) -> BackendOptions:
+    """What the user's options say to a backend."""
+    anywhere = config.host in ("auto", "0.0.0.0", "::")
+    return BackendOptions(
+        lanes=config.overlap_streams,
+        chunk_bytes=config.chunk_size,
+        direct=config.zero_copy,
+        local_address="" if anywhere else config.host,
+    )
 
 
 def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> tuple[str, ...]:
     """Names of the backends to start, the preferred first.
 
-    ``pcie`` brings shm and tcp along: pages for a peer that it can't reach directly are staged in
-    host memory. Raises ValueError for ``pcie`` with a cache in host memory.
+    One that moves device memory brings the others along: pages for a peer that it can't reach directly are
+    staged in host memory. Raises ValueError for such a one with a cache in host memory.
     """
+    chosen = config.backend
+    moves_devices = chosen != "auto" and backend_class(chosen).capabilities.device_memory
+    if moves_devices and not on_device:
+        raise ValueError(
+            f"backend is {chosen!r}, which needs a KV cache on a device; this one is in host memory"
+        )
+    if chosen != "auto" and not moves_devices:
+        return (chosen,)
     direct = on_device and config.zero_copy
-    if config.backend == "pcie" and not on_device:
-        raise ValueError("backend is 'pcie', which needs a KV cache on a device; this one is in host memory")
-    if config.backend in ("auto", "pcie"):
-        return tuple(name for name in BACKENDS if direct or name not in DEVICE_BACKENDS)
-    return (config.backend,)
+    return tuple(
+        name for name in ranked_backends() if direct or not backend_class(name).capabilities.device_memory
+    )
 
 
 def order_addresses(addresses: Iterable[str], peer_node: str, enabled: tuple[str, ...]) -> tuple[str, ...]:
     """A peer's addresses that can work from here, the best first; some only within one node."""
     same_node = peer_node != "" and peer_node == node_id()
-    usable = [a for a in addresses if a.partition("://")[0] in enabled]
-    usable = [
-        a for a in usable if same_node or not backend_class(a.partition("://")[0]).capabilities.same_node_only
-    ]
-    return tuple(sorted(usable, key=lambda address: enabled.index(address.partition("://")[0])))
+    usable = [a for a in addresses if scheme_of(a) in enabled]
+    usable = [a for a in usable if same_node or capabilities_of(a).crosses_nodes]
+    return tuple(sorted(usable, key=lambda address: enabled.index(scheme_of(address))))
 
 
-def default_lanes() -> int:
-    """Data-plane threads of a backend: one, and a second where the engine leaves cores over."""
-    return 2 if len(os.sched_getaffinity(0)) > 2 else 1
+def scheme_of(address: str) -> str:
+    """The backend that an address belongs to."""
+    return address.partition("://")[0]
+
+
+def capabilities_of(address: str) -> Capabilities:
+    """Of the backend that an address belongs to. Raises ValueError as ``backend_class``."""
+    return backend_class(scheme_of(address)).capabilities

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sage_kv_connector.backends import BACKENDS
+from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config import KVTransportConfig, presets
 from sage_kv_connector.hardware.probing.accelerator_descriptor import PRIVATE_LINKS, LinkKind
 from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link, Recommendation
@@ -17,12 +17,13 @@ FAST_NETWORK = 25e9 / 8
 SLOW_NETWORK = 10e9 / 8
 
 
-def recommend(profile: HardwareProfile, available: Collection[str] = tuple(BACKENDS)) -> Recommendation:
-    """Options that this release accepts. ``available`` are the backends it has.
+def recommend(profile: HardwareProfile, available: Collection[str] | None = None) -> Recommendation:
+    """Options that this release accepts. ``available`` are the backends it has, all that are here if None.
 
     What the hardware would be best used with, but this release has not, is said in the reasons.
     """
     reasons: list[str] = []
+    available = backend_names() if available is None else available
     wanted = _backends(profile, reasons)
     backend = next(name for name in wanted if name == "auto" or name in available)
     for missing in wanted[: wanted.index(backend)]:
@@ -34,7 +35,7 @@ def recommend(profile: HardwareProfile, available: Collection[str] = tuple(BACKE
         config["overlap_streams"] = 1
         reasons.append(f"{profile.platform.cpus} cores: one lane, so that the engine keeps the others")
     reasons.append(f"{preset}: {presets()[preset]['goal']}")
-    KVTransportConfig.load({**config, "backend": "auto"} if backend not in BACKENDS else config)
+    KVTransportConfig.load({**config, "backend": "auto"} if backend not in backend_names() else config)
     return Recommendation(
         preset=preset, backend=backend, would_choose=wanted[0], config=config, reasons=reasons
     )

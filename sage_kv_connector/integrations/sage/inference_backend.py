@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from sage_kv_connector.backends import backend_class
+from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.engine import (
     SAME,
-    default_lanes,
+    capabilities_of,
     enabled_backends,
     order_addresses,
     planned_wire_dtype,
@@ -123,13 +123,12 @@ def plan_between(here: KVCacheSchema, peer: RegisteredKV, config: KVTransportCon
             f"peer {peer.engine_id} listens on {', '.join(peer.addresses) or 'nothing'}; none of it can "
             f"be reached with backend {', '.join(enabled)} from here"
         )
-    backend = usable[0].partition("://")[0]
-    on_device = backend_class(backend).capabilities.device_memory
-    wire = planned_wire_dtype(here, peer.schema, config.target_dtype, device_memory=on_device)
+    best = capabilities_of(usable[0])
+    wire = planned_wire_dtype(here, peer.schema, config.target_dtype, device_memory=best.device_memory)
     converts = wire != SAME
-    staged = converts or backend != "shm" or not config.zero_copy
+    staged = converts or best.crosses_nodes or not config.zero_copy
     return TransportPlan(
-        backend=backend,
+        backend=best.name,
         mode="",
         reason=compared.explain() if converts else "",
         lanes=config.overlap_streams or default_lanes(),

@@ -27,7 +27,7 @@ from tests.backends.pair import (
     until,
     until_event,
 )
-from tests.backends.tcp_wire import (
+from tests.backends.tcp.wire import (
     DATA,
     HEADER_BYTES,
     JOIN,

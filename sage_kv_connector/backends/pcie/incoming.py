@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receiver's half: windows over device memory, and the copies that a lane makes into them.
+
+A peer offers ranges of its allocations for a window; the device copies them (one job an offer), and the
+peer is told how that ended. Called with the backend's events; state is changed by ``poll``'s thread, but
+for windows, which any thread opens and closes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sage_kv_connector.backends.base import EventKind, Segments, Status
+from sage_kv_connector.backends.pcie import messages as pm
+from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
+from sage_kv_connector.backends.pcie.window_copies import DeviceWindow
+from sage_kv_connector.devices.dma_lane import DmaLane
+from sage_kv_connector.devices.runtime import CopyKind, DeviceError
+
+#: ``emit(kind, connection, id, status, length, detail)`` makes an event of the backend.
+Emit = Callable[[EventKind, int, int, Status, int, str], None]
+#: ``tell(connection, message)`` sends, if the connection still stands.
+Tell = Callable[[int, pm.Message], None]
+
+
+class _Copy:
+    """One offer that the lane works on."""
+
+    __slots__ = ("connection", "nbytes", "part", "post", "revoked", "window")
+
+    def __init__(self, connection: int, offer: pm.Offered, nbytes: int) -> None:
+        self.connection, self.window = connection, offer.window
+        self.post, self.part, self.nbytes = offer.post, offer.part, nbytes
+        self.revoked = False
+
+
+class Incoming:
+    """``wake`` is called from the lane's thread: ``take_copied`` has something to do."""
+
+    def __init__(
+        self, memory: IpcMemory, ids: Iterator[int], emit: Emit, tell: Tell, wake: Callable[[], None]
+    ) -> None:
+        self._memory = memory
+        self._ids = ids
+        self._emit, self._tell, self._wake = emit, tell, wake
+        self._windows: dict[int, DeviceWindow] = {}
+        self._copies: dict[int, _Copy] = {}
+        self._copied: deque[tuple[int, str]] = deque()
+        self.lane = DmaLane(memory.runtime, memory.device, CopyKind.DEVICE_TO_DEVICE, self._on_lane)
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def open_window(self, connection: int, segments: Segments, generation: int) -> int:
+        window = next(self._ids)
+        self._windows[window] = DeviceWindow(connection, segments, generation)
+        return window
+
+    def close_window(self, window: int) -> int:
+        """Returns how many bytes had landed; nothing writes into the window any more."""
+        known = self._windows.pop(window, None)
+        if known is None:
+            return 0
+        for job in list(known.jobs):
+            self._cancel(job, Status.CANCELLED, "the window was closed")
+        return known.landed
+
+    def on_offered(self, connection: int, offer: pm.Offered) -> None:
+        window = self._windows.get(offer.window)
+        if window is None or window.connection != connection or window.ended:
+            self._take_back(connection, offer, Status.CANCELLED, "the window is closed")
+            return
+        if window.generation != offer.generation:
+            self._take_back(connection, offer, Status.STALE_GENERATION, "")
+            return
+        rows = pm.rows_of(offer)
+        try:
+            bases = self._memory.opened(connection, offer.handles)
+            incoming = np.empty((len(rows), 3), dtype=np.uint64)
+            incoming[:, 0] = np.asarray(bases, dtype=np.uint64)[rows[:, 0].astype(np.int64)] + rows[:, 1]
+            incoming[:, 1:] = rows[:, 2:]
+            copies = window.copies(incoming)
+        except (DeviceError, ValueError) as error:
+            status = Status.IO_ERROR if isinstance(error, DeviceError) else Status.OUT_OF_BOUNDS
+            self._window_failed(offer.window, status, str(error))
+            self._take_back(connection, offer, status, str(error))
+            return
+        job = next(self._ids)
+        self._copies[job] = _Copy(connection, offer, int(rows[:, 3].sum()))
+        window.jobs.add(job)
+        self.lane.submit(job, copies)
+
+    def on_revoked(self, connection: int, post: int) -> None:
+        """The sender took a post back: what still lands of it does not count."""
+        for copy in self._copies.values():
+            if copy.post == post and copy.connection == connection:
+                copy.revoked = True
+
+    def on_lost(self, connection: int, detail: str) -> None:
+        """After this no copy of the connection is under way."""
+        for job in [job for job, copy in self._copies.items() if copy.connection == connection]:
+            self._cancel(job, Status.CONNECTION_LOST, "")
+        for window, known in self._windows.items():
+            if known.connection == connection:
+                self._window_failed(window, Status.CONNECTION_LOST, detail)
+
+    def take_copied(self) -> None:
+        """What the lane finished since the last call."""
+        while self._copied:
+            job, error = self._copied.popleft()
+            copy = self._copies.pop(job, None)
+            if copy is not None:
+                self._landed(job, copy, error)
+
+    def close(self) -> None:
+        self.lane.close()
+
+    def _landed(self, job: int, copy: _Copy, error: str) -> None:
+        window = self._windows.get(copy.window)
+        if window is not None:
+            window.jobs.discard(job)
+        if error:
+            self._window_failed(copy.window, Status.IO_ERROR, error)
+        elif window is not None and not window.ended and not copy.revoked:
+            window.landed += copy.nbytes
+            if window.landed == window.size:
+                window.ended = True
+                self._emit(EventKind.WINDOW_DONE, copy.connection, copy.window, Status.OK, window.size, "")
+        status = Status.IO_ERROR if error else Status.CANCELLED if copy.revoked else Status.OK
+        self._tell(copy.connection, pm.Taken(copy.post, copy.part, status, error[: pm.MAX_DETAIL]))
+
+    def _cancel(self, job: int, status: Status, detail: str) -> None:
+        """Wait for it or take it off the lane; the sender is told."""
+        copy = self._copies.pop(job, None)
+        if copy is None:
+            return
+        self.lane.cancel(job)
+        if status != Status.CONNECTION_LOST:
+            self._tell(copy.connection, pm.Taken(copy.post, copy.part, status, detail))
+
+    def _take_back(self, connection: int, offer: pm.Offered, status: Status, detail: str) -> None:
+        self._tell(connection, pm.Taken(offer.post, offer.part, status, detail[: pm.MAX_DETAIL]))
+
+    def _window_failed(self, window: int, status: Status, detail: str) -> None:
+        known = self._windows.get(window)
+        if known is not None and not known.ended:
+            known.ended = True
+            self._emit(EventKind.WINDOW_FAILED, known.connection, window, status, 0, detail)
+
+    def _on_lane(self, job: int, error: str) -> None:
+        self._copied.append((job, error))
+        self._wake()

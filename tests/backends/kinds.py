@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way to carry bytes that the tests of the contract run over: it comes from ``BACKENDS``.
+
+A backend's own folder beside this module may have a ``kinds.py`` with ``KINDS``: ways to set it up, and what
+its peers and its bounds look like. A backend without one is made with its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sage_kv_connector.backends import BACKENDS, create_backend, loopback_address
+from sage_kv_connector.backends.base import Backend, BackendOptions
+
+
+class Stranger(NamedTuple):
+    """How a program that is no peer reaches a listener: arguments of ``socket.socket``, and of ``connect``."""
+
+    family: int
+    sort: int
+    target: Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to carry bytes; ``make`` takes the backend's own keywords on top.
+
+    ``bounds``: options with a value each that is out of range. ``stranger`` makes one of a listener's address;
+    without it tests of strangers are left out. ``kernel_answers``: a connection to a stopped process is made all the
+    same. ``envelope``: bytes that a control message of that length gets around it. ``forge`` changes fields
+    (window, size) of a window's descriptor, as a lying peer would.
+    """
+
+    name: str
+    make: Callable[..., Backend]
+    listen_on: str
+    mode: str = ""
+    lanes: int = 1
+    crosses_wire: bool = False
+    bounds: tuple[tuple[str, int], ...] = ()
+    stranger: Callable[[str], Stranger] | None = None
+    kernel_answers: bool = False
+    envelope: Callable[[int], int] = lambda length: 0
+    forge: Callable[..., bytes] | None = None
+
+
+def forge_native(descriptor: bytes, **changes: int) -> bytes:
+    """Of the backends that stand on the C++ endpoint."""
+    window, generation, size = np.frombuffer(descriptor, np.uint64).tolist()
+    fields = {"window": window, "generation": generation, "size": size, **changes}
+    return np.array(list(fields.values()), np.uint64).tobytes()
+
+
+def _with_defaults(name: str, **options: Any) -> Backend:
+    return create_backend(name, BackendOptions(chunk_bytes=options.get("chunk_bytes", 0)))
+
+
+def kinds_of(name: str) -> tuple[Kind, ...]:
+    """The kinds of one backend."""
+    module = f"tests.backends.{name}.kinds"
+    if find_spec(f"tests.backends.{name}") is not None and find_spec(module) is not None:
+        kinds: tuple[Kind, ...] = import_module(module).KINDS
+        return kinds
+    return (Kind(name, partial(_with_defaults, name), loopback_address(name)),)
+
+
+KINDS = tuple(kind for name in BACKENDS for kind in kinds_of(name))
