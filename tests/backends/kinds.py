@@ -50,6 +50,10 @@ class Kind:
     envelope: Callable[[int], int] = lambda length: 0
     forge: Callable[..., bytes] | None = None
 
+    def longest_message(self, limit: int) -> int:
+        """Bytes of the longest message that the layer above may send where ``limit`` go through below."""
+        return max(n for n in range(limit - 64, limit + 1) if n + self.envelope(n) <= limit)
+
 
 def forge_native(descriptor: bytes, **changes: int) -> bytes:
     """Of the backends that stand on the C++ endpoint."""

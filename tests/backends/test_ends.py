@@ -119,6 +119,7 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
         pair.post(pair.receiver.window_descriptor(w), source[i * BIG // 2 : (i + 1) * BIG // 2])
         for i, w in enumerate(windows)
     ]
+    descriptor = pair.receiver.window_descriptor(windows[0])
     time.sleep(0.001)
     if side == "sender":
         pair.sender.close_connection(pair.to_receiver)
@@ -147,7 +148,7 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
     if after is not None:
         assert np.array_equal(after, target)
     with pytest.raises(ValueError, match="closed"):
-        pair.sender.post(pair.to_receiver, b"\1" + bytes(23), table([(address_of(source), 0, 1)]), 1)
+        pair.sender.post(pair.to_receiver, descriptor, table([(address_of(source), 0, 1)]), 1)
 
 
 @pytest.mark.parametrize("side", ["sender", "receiver"])

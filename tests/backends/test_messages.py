@@ -15,6 +15,7 @@ UNAUTHORIZED, AUTHORIZED = 64 << 10, 1 << 20
 
 
 def test_messages_of_all_sizes_arrive_whole_and_in_order(pair: Pair) -> None:
+    longest = pair.kind.longest_message(AUTHORIZED)
     sizes = [
         0,
         1,
@@ -28,8 +29,8 @@ def test_messages_of_all_sizes_arrive_whole_and_in_order(pair: Pair) -> None:
         4096,
         UNAUTHORIZED,
         UNAUTHORIZED + 1,
-        AUTHORIZED - 1,
-        AUTHORIZED,
+        longest - 1,
+        longest,
     ]
     messages = [random_bytes(size, i).tobytes() for i, size in enumerate(sizes * 3)]
     got: list[bytes] = []
@@ -46,22 +47,23 @@ def test_messages_of_all_sizes_arrive_whole_and_in_order(pair: Pair) -> None:
 
 def test_bounds_before_and_after_authorize(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(authorize=False)
-    pair.sender.send(pair.to_receiver, bytes(UNAUTHORIZED))
-    pair.receiver.send(pair.to_sender, bytes(UNAUTHORIZED))
+    short, long = map(pair.kind.longest_message, (UNAUTHORIZED, AUTHORIZED))
+    pair.sender.send(pair.to_receiver, bytes(short))
+    pair.receiver.send(pair.to_sender, bytes(short))
     for backend, connection in ((pair.sender, pair.to_receiver), (pair.receiver, pair.to_sender)):
         with pytest.raises(ValueError, match=f"message has {UNAUTHORIZED + 1} bytes, at most {UNAUTHORIZED}"):
-            backend.send(connection, bytes(UNAUTHORIZED + 1))
+            backend.send(connection, bytes(short + 1))
         until(backend, lambda all: bool(of_kind(all, EventKind.MESSAGE)))
     pair.authorize()
     for backend, connection in ((pair.sender, pair.to_receiver), (pair.receiver, pair.to_sender)):
-        backend.send(connection, bytes(AUTHORIZED))
+        backend.send(connection, bytes(long))
         with pytest.raises(ValueError, match=f"message has {AUTHORIZED + 1} bytes, at most {AUTHORIZED}"):
-            backend.send(connection, bytes(AUTHORIZED + 1))
+            backend.send(connection, bytes(long + 1))
     for backend in (pair.sender, pair.receiver):
         message = of_kind(
             until(backend, lambda all: bool(of_kind(all, EventKind.MESSAGE))), EventKind.MESSAGE
         )[0]
-        assert len(message.payload) == AUTHORIZED
+        assert len(message.payload) == long
 
 
 def test_a_long_message_of_a_peer_without_authorization_ends_the_connection(
@@ -101,7 +103,7 @@ def test_posts_wait_for_authorize(make_pair: Callable[..., Pair]) -> None:
 
 def test_a_peer_that_takes_nothing_fills_a_bounded_queue_and_loses_nothing(pair: Pair) -> None:
     """Neither side keeps more than it may; all that was accepted arrives once it is taken."""
-    message, accepted = 1 << 20, 0
+    message, accepted = pair.kind.longest_message(AUTHORIZED), 0
     for _ in range(3):  # the kernel's buffers may take more after a while
         with pytest.raises(BlockingIOError):
             while accepted < 400:

@@ -50,8 +50,11 @@ def test_a_closed_connection_gives_everything_back(kind: Kind) -> None:
     backend, other = kind.make(), kind.make()
     address = backend.listen(kind.listen_on)
     settle(backend, 0.05)
-    before = _held()
-    for _ in range(10):
+    before = (0, 0, 0)
+    for number in range(11):
+        if number == 1:  # what a backend sets up once, at its first connection, it may keep
+            settle(other, 0.1)
+            before = _held()
         connection = other.connect(address, 5.0)
         until_event(other, EventKind.CONNECTED)
         until_event(backend, EventKind.ACCEPTED)
@@ -79,7 +82,7 @@ def test_idle_backends_use_no_cpu(make_pair: Callable[..., Pair]) -> None:
 def test_an_inbox_nobody_empties_uses_no_cpu(pair: Pair) -> None:
     for _ in range(24):
         try:
-            pair.sender.send(pair.to_receiver, bytes(1 << 20))
+            pair.sender.send(pair.to_receiver, bytes(pair.kind.longest_message(1 << 20)))
         except BlockingIOError:
             settle(pair.sender, 0.1)
     settle(pair.sender, 0.2)

@@ -43,6 +43,8 @@ from sage_kv_connector.backends.shm.backend import ShmBackend
 from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory
 
 HOST, DEVICE = b"H", b"D"
+#: More than the inner backend can have left when it was closed.
+CLOSING_EVENTS = 1 << 20
 #: Ids of device windows and posts are above any that shm gives.
 FIRST_ID = 1 << 48
 
@@ -167,7 +169,7 @@ class PcieBackend:
             )
         if kind != DEVICE or len(where) != 8:
             raise ValueError(
-                f"window_descriptor of {len(window_descriptor)} bytes is none of the pcie backend"
+                f"window_descriptor has {len(window_descriptor)} bytes and is none of the pcie backend"
             )
         descriptors = checked_table(descriptors, "descriptors", 3)
         greeting = self._greeted.get(connection)
@@ -206,10 +208,14 @@ class PcieBackend:
         with self._lock:
             if self._events:
                 return True
-        return bool(self._epoll.poll(timeout_s, 1))
+            if self._closed:
+                return False
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            return bool(self._epoll.poll(timeout_s, 1)) and not self._closed
+        return False
 
     def fileno(self) -> int:
-        return self._epoll.fileno()
+        return -1 if self._closed else self._epoll.fileno()
 
     def counters(self) -> dict[str, int]:
         found = self._inner.counters()
@@ -224,10 +230,19 @@ class PcieBackend:
         if self._closed:
             return
         self._closed = True
+        self._wake_up()  # whoever waits
+        self._inner.close()
+        for event in self._inner.poll(CLOSING_EVENTS):
+            if event.kind in (
+                EventKind.CLOSED,
+                EventKind.SENT,
+                EventKind.WINDOW_DONE,
+                EventKind.WINDOW_FAILED,
+            ):
+                self._from_inner(event)
         if self._attached is not None:
             self._attached.incoming.close()
             self._attached.memory.close()
-        self._inner.close()
         self._epoll.close()
         os.close(self._wake)
 
