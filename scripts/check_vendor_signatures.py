@@ -27,8 +27,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sage_kv_connector.vendors import VENDORS
-from sage_kv_connector.vendors.c_interface import CInterface, CType
+from sage_kv_connector.vendors import VENDORS, vendor_module
+from sage_kv_connector.vendors.common.c_interface import CInterface, CType
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
@@ -69,8 +69,10 @@ def header_sets(vendor: str) -> list[Headers]:
             for name, folder in places
             if folder and (folder / "cuda.h").exists()
         ]
-    own = {"cambricon": "cnrt_declarations.h", "kunlunxin": "xpu_declarations.h"}
-    return [Headers(vendor, f"our declarations in {own[vendor]}", (OWN,), (own[vendor],), vendors_own=False)]
+    own = f"{vendor}.h"
+    if not (OWN / own).exists():
+        return []
+    return [Headers(vendor, f"our declarations in {own}", (OWN,), (own,), vendors_own=False)]
 
 
 def triton_folder(backend: str) -> Path | None:
@@ -163,7 +165,7 @@ def assertions(name: str, ctype: CType) -> list[str]:
 
 
 def interface_of(vendor: str) -> CInterface:
-    found: CInterface = importlib.import_module(f"sage_kv_connector.vendors.{vendor}.runtime").INTERFACE
+    found: CInterface = vendor_module(vendor, "runtime").INTERFACE
     return found
 
 
@@ -171,8 +173,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--require", default="", help="vendors whose headers must be here")
-    required = [name for name in parser.parse_args().require.split(",") if name]
+    parser.add_argument("--require", default="", help="vendors whose headers must be here, or: all")
+    words = parser.parse_args().require
+    required = VENDORS if words == "all" else words.split(",")
     wrong = 0
     for vendor in VENDORS:
         sets = header_sets(vendor)

@@ -215,10 +215,11 @@ def build_package() -> None:
         for pattern in (
             "CMakeLists.txt",
             "pyproject.toml",
-            "sage_kv_connector/csrc/*",
+            "sage_kv_connector/csrc/**/*",
             "kernels/cpu/*",
         )
         for path in ROOT.glob(pattern)
+        if path.is_file()
     )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     stamp = VENV / "built"

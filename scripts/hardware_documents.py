@@ -16,9 +16,9 @@ from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     Fact,
     LinkFacts,
     VendorDescriptors,
-    all_descriptors,
 )
 from sage_kv_connector.hardware.probing.profile import SCHEMA_FILE, schema
+from sage_kv_connector.hardware.report.descriptors import all_descriptors
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "hardware-matrix.md"

@@ -32,7 +32,7 @@ def test_host_tensors_need_no_device() -> None:
     [
         ([tensor("cuda", 0), tensor("cuda", 1)], "cuda:0, cuda:1: must be one device"),
         ([tensor("cuda", 0), tensor("cpu")], "must be one device"),
-        ([tensor("tpu", 0)], "tpu:0; allowed: cpu, cuda, npu, mlu, xpu"),
+        ([tensor("tpu", 0)], "tpu:0; allowed: cpu, cuda, mlu, npu, xpu"),
     ],
 )
 def test_what_is_refused(tensors: list[Any], said: str) -> None:
@@ -53,7 +53,7 @@ def test_the_vendor_whose_library_works_is_taken(
         return open_runtime(name, EmulatorSettings(devices=2))
 
     monkeypatch.setattr(accelerator, "open_runtime", opened)
-    monkeypatch.setattr(accelerator, "_is_hip", lambda: False)
+    monkeypatch.setattr(accelerator, "_torch_build", lambda: None)
     device = accelerator.device_of([tensor(kind, 1)])
     memory = accelerator.open_device(device)
     assert (memory.runtime.vendor, memory.number) == (vendor, 1)

@@ -146,7 +146,7 @@ def _bench_convert_on_cuda(as_json: bool) -> None:
 
 @bench.command("device")
 def bench_device_command(
-    vendor: Annotated[str, typer.Option(help="ascend, cambricon, hygon, kunlunxin or nvidia")] = "nvidia",
+    vendor: Annotated[str, typer.Option(help="as `sage-kvt doctor` lists them")] = "nvidia",
     device: Annotated[int, typer.Option(min=0, help="the runtime's number")] = 0,
     page_bytes: Annotated[int, typer.Option(min=256, help="bytes of a page of one layer's K or V")] = 65536,
     total_bytes: Annotated[int, typer.Option(min=1 << 20, help="bytes of one run")] = 512 << 20,

@@ -11,8 +11,8 @@
 
 #include "crc32c.h"
 #include "machine_limits.h"
-#include "shm_channel.h"
-#include "tcp_channel.h"
+#include "shm/channel.h"
+#include "tcp/tcp_endpoint.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

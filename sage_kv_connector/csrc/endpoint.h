@@ -20,6 +20,11 @@
 
 namespace sage_kvt {
 
+// What an event costs besides its payload, in a connection's inbox.
+constexpr size_t kEventBytes = sizeof(Event);
+// Longer times are refused where a user gives them, and are for ever where a thread waits.
+constexpr double kMaxTimeoutS = 86400;
+
 struct EndpointOptions {
   int lanes = 1;
   uint64_t chunk_bytes = 1 << 20;

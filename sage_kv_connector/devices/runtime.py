@@ -87,6 +87,11 @@ class RuntimeFeatures(NamedTuple):
     peer_copies: bool  #: device to device of one node without the host
     asynchronous_peer_copies: bool  #: else ``copy_peer_async`` returns when stream and copy are over
     ipc: bool  #: device memory can be opened in another process
+    memory_info: bool = True  #: it tells sizes of memory
+    asks_peers: bool = True  #: ``can_access_peer`` knows; else only a copy says it
+    stages_peer_copies: bool = (
+        False  #: peers that don't reach each other are copied through the host, by itself
+    )
 
 
 class DeviceInfo(NamedTuple):

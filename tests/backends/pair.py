@@ -87,8 +87,8 @@ class Pair:
         self._kept: list[Bytes] = []  # lanes read and write it until the pair is closed
         self.receiver = kind.make(**options)
         self.sender = kind.make(**options)
-        address = self.receiver.listen(kind.listen_on)
-        self.to_receiver = self.sender.connect(address, 5.0)
+        self.address = self.receiver.listen(kind.listen_on)
+        self.to_receiver = self.sender.connect(self.address, 5.0)
         until_event(self.sender, EventKind.CONNECTED)
         self.to_sender = until_event(self.receiver, EventKind.ACCEPTED).connection
         if authorize:

@@ -5,7 +5,7 @@
 #include <random>
 
 #include "check.h"
-#include "conversion_pool.h"
+#include "conversion/pool.h"
 
 using namespace sage_kvt;
 

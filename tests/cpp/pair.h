@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "check.h"
-#include "shm_channel.h"
-#include "tcp_channel.h"
+#include "shm/channel.h"
+#include "tcp/tcp_endpoint.h"
 
 namespace sage_kvt {
 

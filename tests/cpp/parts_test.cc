@@ -9,8 +9,8 @@
 #include "check.h"
 #include "crc32c.h"
 #include "pair.h"
-#include "shm_arena.h"
-#include "shm_ring.h"
+#include "shm/arena.h"
+#include "shm/ring.h"
 
 using namespace sage_kvt;
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from sage_kv_connector.hardware.probing.accelerator_descriptor import (
-    VENDORS,
-    Fact,
-    LinkKind,
-    all_descriptors,
-    descriptors,
-    find_descriptor,
-)
+from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact, LinkKind
 from sage_kv_connector.hardware.probing.profile import published_schema, schema
+from sage_kv_connector.hardware.report.descriptors import all_descriptors, descriptors, find_descriptor
+from sage_kv_connector.vendors import VENDORS
 from scripts.hardware_documents import MATRIX, matrix
 
 

@@ -20,8 +20,6 @@ from sage_kv_connector.vendors.emulator import EmulatorSettings
 from sage_kv_connector.vendors.emulator.control import EmulatorControl, control_of
 
 Bytes = npt.NDArray[np.uint8]
-#: Vendors whose runtime has a code of its own for this; the others' raise a plain DeviceError.
-TELLS_MISALIGNED = {"ascend", "nvidia"}
 H2D, D2H, D2D = CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST, CopyKind.DEVICE_TO_DEVICE
 
 
@@ -29,7 +27,9 @@ class Rig:
     def __init__(self, vendor: str, **settings: Any) -> None:
         self.runtime: DeviceRuntime = open_runtime(vendor, EmulatorSettings(**settings))
         self.control: EmulatorControl = control_of(self.runtime)
-        self.misaligned: type[DeviceError] = MisalignedAddress if vendor in TELLS_MISALIGNED else DeviceError
+        # Some libraries have a code of their own for this; the others' failure is a plain DeviceError.
+        tells = getattr(self.runtime, "kinds", {}).get(MisalignedAddress)
+        self.misaligned: type[DeviceError] = MisalignedAddress if tells else DeviceError
 
     def pinned(self, nbytes: int, device: int = 0) -> Bytes:
         """Zeroed pinned memory; lives as long as the process."""

@@ -56,7 +56,7 @@ def test_memory_is_counted_and_comes_back(rig: Rig) -> None:
         assert rig.runtime.memory_info(0) == (1 << 20, 1 << 20)
         assert rig.runtime.device_info(0).memory_bytes == 1 << 20
     except UnsupportedByRuntime:
-        assert rig.runtime.vendor == "kunlunxin"
+        assert not rig.runtime.features.memory_info
 
 
 def test_out_of_memory_can_be_asked_for(vendor: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sage_kv_connector.devices.runtime import DeviceError
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors import vendor_module
 from sage_kv_connector.vendors.cambricon.abi import CNRT
+from sage_kv_connector.vendors.common.c_interface import CInterface
 from scripts.check_vendor_signatures import Headers, check, header_sets, interface_of
 
 
@@ -59,11 +60,8 @@ def test_the_check_finds_a_moved_member(tmp_path: Path) -> None:
 
 
 def test_kinds_of_errors_name_codes_of_the_table(vendor: str) -> None:
-    import importlib
 
-    kinds: Mapping[type[DeviceError], frozenset[str]] = importlib.import_module(
-        f"sage_kv_connector.vendors.{vendor}.runtime"
-    ).ERROR_KINDS
+    kinds: Mapping[type[DeviceError], frozenset[str]] = vendor_module(vendor, "runtime").ERROR_KINDS
     named = [name for names in kinds.values() for name in names]
     assert set(named) <= set(interface_of(vendor).errors)
     assert len(named) == len(set(named))

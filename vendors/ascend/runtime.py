@@ -23,8 +23,8 @@ from sage_kv_connector.devices.runtime import (
     UnsupportedByRuntime,
 )
 from sage_kv_connector.vendors.ascend.abi import ACL, IPC_KEY_BYTES, BatchAttributes
-from sage_kv_connector.vendors.libraries import Library
-from sage_kv_connector.vendors.vendor_runtime import VendorRuntime
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.libraries import Library
 
 INTERFACE = ACL
 CONSTANT = ACL.constants
@@ -53,11 +53,36 @@ ERROR_KINDS = {
 }  # fmt: skip
 
 
-class AscendRuntime(VendorRuntime):
+CALLS = Calls(
+    set_device="aclrtSetDevice",
+    device_count="aclrtGetDeviceCount",
+    alloc=Call("aclrtMalloc", (CONSTANT["ACL_MEM_MALLOC_HUGE_FIRST"],)),
+    free="aclrtFree",
+    host_alloc=Call("aclrtMallocHost"),
+    host_free="aclrtFreeHost",
+    host_unregister="aclrtHostUnregister",
+    address_range="aclrtMemGetAddressRange",
+    stream_create=Call("aclrtCreateStream"),
+    stream_destroy="aclrtDestroyStream",
+    stream_synchronize="aclrtSynchronizeStream",
+    stream_wait_event=Call("aclrtStreamWaitEvent"),
+    can_access_peer="aclrtDeviceCanAccessPeer",
+    enable_peer_access="aclrtDeviceEnablePeerAccess",
+    event_create=Call("aclrtCreateEvent"),
+    event_destroy="aclrtDestroyEvent",
+    event_record="aclrtRecordEvent",
+    event_synchronize="aclrtSynchronizeEvent",
+)
+
+
+class AscendRuntime(CudaLikeRuntime):
     """NPUs through libascendcl.so."""
 
     interface = ACL
     kinds = ERROR_KINDS
+    calls = CALLS
+    count = ctypes.c_uint32
+    answer = ctypes.c_int32
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)
@@ -84,16 +109,6 @@ class AscendRuntime(VendorRuntime):
         text = function() if function is not None else None
         return text.decode(errors="replace").strip() if text else ""
 
-    def _set(self, device: int) -> None:
-        self._call("aclrtSetDevice", device)
-
-    # Devices
-
-    def device_count(self) -> int:
-        count = ctypes.c_uint32()
-        self._call("aclrtGetDeviceCount", ctypes.byref(count))
-        return count.value
-
     def device_info(self, device: int) -> DeviceInfo:
         """ACL tells one name for all devices of a node, and no PCI address."""
         total = self.memory_info(device)[1]
@@ -101,24 +116,18 @@ class AscendRuntime(VendorRuntime):
         return DeviceInfo(device, name.decode(errors="replace") if name else "", "", total)
 
     def memory_info(self, device: int) -> tuple[int, int]:
-        self._set(device)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        for kind in ("ACL_HBM_MEM", "ACL_DDR_MEM"):  # inference cards such as the 310P have DDR only
-            self._call("aclrtGetMemInfo", CONSTANT[kind], ctypes.byref(free), ctypes.byref(total))
-            if total.value:
-                break
+        with self._on(device):
+            for kind in ("ACL_HBM_MEM", "ACL_DDR_MEM"):  # inference cards such as the 310P have DDR only
+                self._call("aclrtGetMemInfo", CONSTANT[kind], ctypes.byref(free), ctypes.byref(total))
+                if total.value:
+                    break
         return free.value, total.value
 
     # Memory
 
-    def alloc(self, device: int, nbytes: int) -> int:
-        self._set(device)
-        address = self._pointer("aclrtMalloc", nbytes, CONSTANT["ACL_MEM_MALLOC_HUGE_FIRST"])
-        return self._remember(address, nbytes)
-
     def free(self, device: int, address: int) -> None:
-        with self._unless_lost():
-            self._set(device)
+        with self._unless_lost(), self._on(device):
             with self._lock:
                 key = self._exported.get(address)
             if key is not None:
@@ -128,74 +137,33 @@ class AscendRuntime(VendorRuntime):
             self._call("aclrtFree", address)
         self._forget(address)
 
-    def host_alloc(self, device: int, nbytes: int) -> int:
-        self._set(device)
-        return self._pointer("aclrtMallocHost", nbytes)
-
-    def host_free(self, device: int, address: int) -> None:
-        with self._unless_lost():
-            self._set(device)
-            self._call("aclrtFreeHost", address)
-
     def host_register(self, device: int, address: int, nbytes: int) -> None:
-        self._set(device)
-        if self._has("aclrtHostRegisterV2"):
-            self._call("aclrtHostRegisterV2", address, nbytes, CONSTANT["ACL_HOST_REG_PINNED"])
-        else:
-            mapped = ctypes.c_void_p()
-            self._call(
-                "aclrtHostRegister",
-                address,
-                nbytes,
-                CONSTANT["ACL_HOST_REGISTER_MAPPED"],
-                ctypes.byref(mapped),
-            )
-
-    def host_unregister(self, device: int, address: int) -> None:
-        with self._unless_lost():
-            self._set(device)
-            self._call("aclrtHostUnregister", address)
+        with self._on(device):
+            if self._has("aclrtHostRegisterV2"):
+                self._call("aclrtHostRegisterV2", address, nbytes, CONSTANT["ACL_HOST_REG_PINNED"])
+                return
+            kind, mapped = CONSTANT["ACL_HOST_REGISTER_MAPPED"], ctypes.c_void_p()
+            self._call("aclrtHostRegister", address, nbytes, kind, ctypes.byref(mapped))
 
     def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
-        if not self._has("aclrtMemGetAddressRange"):
+        """ACL takes the address first."""
+        if not self._tells_ranges:
             return self._own_allocation(address, nbytes)
-        self._set(device)
-        size = ctypes.c_size_t()
-        base = ctypes.c_void_p()
-        self._call("aclrtMemGetAddressRange", address, ctypes.byref(base), ctypes.byref(size))
+        size, base = ctypes.c_size_t(), ctypes.c_void_p()
+        with self._on(device):
+            self._call("aclrtMemGetAddressRange", address, ctypes.byref(base), ctypes.byref(size))
         return self._whole_range(base.value or 0, size.value, address, nbytes)
 
     # Streams and copies
 
-    def stream_create(self, device: int) -> int:
-        self._set(device)
-        return self._pointer("aclrtCreateStream")
-
-    def stream_destroy(self, device: int, stream: int) -> None:
-        with self._unless_lost():
-            self._set(device)
-            self._call("aclrtDestroyStream", stream)
-
-    def stream_synchronize(self, device: int, stream: int) -> None:
-        self._set(device)
-        self._call("aclrtSynchronizeStream", stream)
-
-    def stream_wait_event(self, device: int, stream: int, event: int) -> None:
-        self._set(device)
-        self._call("aclrtStreamWaitEvent", stream, event)
-
-    def copy_async(
-        self, device: int, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int
-    ) -> None:
-        self._set(device)
+    def _enqueue(self, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
         self._call("aclrtMemcpyAsync", destination, nbytes, source, nbytes, KINDS[kind], stream)
 
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         if len(copies) == 0:
             return
         if not self._has("aclrtMemcpyBatchAsync"):
-            return self._copy_one_by_one(device, copies, kind, stream)
-        self._set(device)
+            return super().copy_batch_async(device, copies, kind, stream)
         columns = np.ascontiguousarray(copies.T)  # uint64, as void* and size_t are on every 64-bit host
         pointers = ctypes.POINTER(ctypes.c_void_p)
         sizes = columns[2].ctypes.data_as(ctypes.POINTER(ctypes.c_size_t))
@@ -207,7 +175,8 @@ class AscendRuntime(VendorRuntime):
             location.id = 0 if is_host else device
             location.type = CONSTANT[f"ACL_MEM_LOCATION_TYPE_{'HOST' if is_host else 'DEVICE'}"]
         first, failed = ctypes.c_size_t(0), ctypes.c_size_t()
-        self._call(
+        with self._on(device):
+            self._call(
             "aclrtMemcpyBatchAsync",
             columns[0].ctypes.data_as(pointers), sizes, columns[1].ctypes.data_as(pointers), sizes, len(copies),
             ctypes.byref(attributes), ctypes.byref(first), 1, ctypes.byref(failed), stream,
@@ -226,42 +195,19 @@ class AscendRuntime(VendorRuntime):
         kind = CopyKind.DEVICE_TO_DEVICE
         self.copy_async(destination_device, destination, source, nbytes, kind, stream)
 
-    def can_access_peer(self, device: int, peer: int) -> bool:
-        answer = ctypes.c_int32()
-        self._call("aclrtDeviceCanAccessPeer", ctypes.byref(answer), device, peer)
-        return bool(answer.value)
-
-    def enable_peer_access(self, device: int, peer: int) -> None:
-        self._set(device)
-        self._call("aclrtDeviceEnablePeerAccess", peer, 0)
-
     # Events
 
     def event_create(self, device: int) -> int:
-        self._set(device)
         if not self._has("aclrtCreateEventExWithFlag"):
-            return self._pointer("aclrtCreateEvent")
+            return super().event_create(device)
         flags = CONSTANT["ACL_EVENT_SYNC"] | CONSTANT["ACL_EVENT_CAPTURE_STREAM_PROGRESS"]
-        return self._pointer("aclrtCreateEventExWithFlag", flags)
-
-    def event_destroy(self, device: int, event: int) -> None:
-        with self._unless_lost():
-            self._set(device)
-            self._call("aclrtDestroyEvent", event)
-
-    def event_record(self, device: int, event: int, stream: int) -> None:
-        self._set(device)
-        self._call("aclrtRecordEvent", event, stream)
+        return self._handle(device, Call("aclrtCreateEventExWithFlag", (flags,)))
 
     def event_query(self, device: int, event: int) -> bool:
-        self._set(device)
         status = ctypes.c_uint()
-        self._call("aclrtQueryEventStatus", event, ctypes.byref(status))
+        with self._on(device):
+            self._call("aclrtQueryEventStatus", event, ctypes.byref(status))
         return status.value == CONSTANT["ACL_EVENT_RECORDED_STATUS_COMPLETE"]
-
-    def event_synchronize(self, device: int, event: int) -> None:
-        self._set(device)
-        self._call("aclrtSynchronizeEvent", event)
 
     # Other processes
 
@@ -269,29 +215,28 @@ class AscendRuntime(VendorRuntime):
         """The id outside of containers, by which the driver knows a process."""
         if not self._has("aclrtDeviceGetBareTgid"):
             return super().ipc_process_id(device)
-        self._set(device)
         pid = ctypes.c_int32()
-        self._call("aclrtDeviceGetBareTgid", ctypes.byref(pid))
+        with self._on(device):
+            self._call("aclrtDeviceGetBareTgid", ctypes.byref(pid))
         return pid.value
 
     def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
         """What was exported must stay allocated, or be freed through this object, which remembers the key."""
-        self._set(device)
-        with self._lock:
-            key = self._exported.get(base)
-            if key is None:
-                buffer = ctypes.create_string_buffer(IPC_KEY_BYTES)
-                flags = CONSTANT["ACL_RT_IPC_MEM_EXPORT_FLAG_DEFAULT"]  # only named processes
-                self._call("aclrtIpcMemGetExportKey", base, nbytes, buffer, IPC_KEY_BYTES, flags)
-                key = self._exported[base] = buffer.raw
-        self._call("aclrtIpcMemSetImportPid", key, ctypes.byref(ctypes.c_int32(importer_pid)), 1)
+        with self._on(device):
+            with self._lock:
+                key = self._exported.get(base)
+                if key is None:
+                    buffer = ctypes.create_string_buffer(IPC_KEY_BYTES)
+                    flags = CONSTANT["ACL_RT_IPC_MEM_EXPORT_FLAG_DEFAULT"]  # only named processes
+                    self._call("aclrtIpcMemGetExportKey", base, nbytes, buffer, IPC_KEY_BYTES, flags)
+                    key = self._exported[base] = buffer.raw
+            self._call("aclrtIpcMemSetImportPid", key, ctypes.byref(ctypes.c_int32(importer_pid)), 1)
         return key
 
     def ipc_import(self, device: int, handle: bytes) -> int:
         key = self._handle_of_length(handle, IPC_KEY_BYTES)
-        self._set(device)
         flags = CONSTANT["ACL_RT_IPC_MEM_IMPORT_FLAG_ENABLE_PEER_ACCESS"]
-        base = self._pointer("aclrtIpcMemImportByKey", key, flags)
+        base = self._handle(device, Call("aclrtIpcMemImportByKey", (flags,)), key)
         with self._lock:
             self._imported[base] = key
         return base
@@ -301,9 +246,7 @@ class AscendRuntime(VendorRuntime):
             key = self._imported.pop(base, None)
         if key is None:
             raise ValueError(f"{base:#x} is not an address that ipc_import returned")
-        with self._unless_lost():
-            self._set(device)
-            self._call("aclrtIpcMemClose", key)
+        self._release(device, "aclrtIpcMemClose", key)
 
 
 def create(library: Library) -> DeviceRuntime:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
 
 
 class PointerAttributes(ctypes.Structure):
@@ -76,6 +76,7 @@ CNRT = CInterface(
         cnrtRet_t cnrtMapMemHandle(void **ptr, cnrtIpcMemHandle handle, int flags);
         cnrtRet_t cnrtUnMapMemHandle(void *ptr);
     """,
+    one_of=("cnrtMemcpyAsync_V3", "cnrtMemcpyAsync_V2", "cnrtMemcpyAsync"),  # the same but for the name
     optional=frozenset(
         {"cnrtMemcpyAsync_V3", "cnrtMemcpyAsync_V2", "cnrtMemcpyAsync", "cnrtDeviceGetPCIBusId"}
     ),

@@ -15,23 +15,16 @@ import tempfile
 from pathlib import Path
 
 from sage_kv_connector.devices.runtime import RuntimeUnavailable
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
+from sage_kv_connector.vendors.common.libraries import Library
 from sage_kv_connector.vendors.emulator.control import EmulatorControl
 from sage_kv_connector.vendors.emulator.settings import EmulatorSettings
-from sage_kv_connector.vendors.libraries import Library
 
 SOURCES = Path(__file__).parent / "csrc"
 MACHINE = (
-    "machine.h", "settings.h", "streams.h",
+    "cuda_like.h", "machine.h", "settings.h", "streams.h",
     "settings.cc", "memory.cc", "ipc.cc", "streams.cc", "copies.cc", "control.cc",
 )  # fmt: skip
-ABI = {
-    "ascend": "ascend_acl.cc",
-    "cambricon": "cambricon_cnrt.cc",
-    "hygon": "hygon_hip.cc",
-    "kunlunxin": "kunlunxin_xpu.cc",
-    "nvidia": "nvidia_cuda.cc",
-}
 OPTIONS = (
     "-std=c++17",
     "-O2",
@@ -45,9 +38,12 @@ OPTIONS = (
 )
 
 
-def load_emulator(interface: CInterface, settings: EmulatorSettings) -> Library:
-    """A new machine. Raises RuntimeUnavailable when it can't be compiled, with the compiler's words."""
-    built = compiled(interface)
+def load_emulator(interface: CInterface, calls: Path, settings: EmulatorSettings) -> Library:
+    """A new machine; ``calls`` is the vendor's ``emulator.cc``.
+
+    Raises RuntimeUnavailable when it can't be compiled, with the compiler's words.
+    """
+    built = compiled(interface, calls)
     # The linker gives the same library for the same file; a copy is a machine of its own.
     with tempfile.TemporaryDirectory() as folder:
         library = ctypes.CDLL(str(shutil.copy(built, folder)))
@@ -56,8 +52,9 @@ def load_emulator(interface: CInterface, settings: EmulatorSettings) -> Library:
     )
 
 
-def compiled(interface: CInterface) -> Path:
-    sources = [SOURCES / name for name in (*MACHINE, ABI[interface.vendor])]
+def compiled(interface: CInterface, calls: Path) -> Path:
+    """The emulator of one vendor, compiled at its first use. Raises RuntimeUnavailable."""
+    sources = [*(SOURCES / name for name in MACHINE), calls]
     compiler = next(
         filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "c++", "g++", "clang++"))), None
     )

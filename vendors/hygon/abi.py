@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
 
 #: ``hipIpcMemLazyEnablePeerAccess``, the only flag there is: 1 in HIP 7.1, 0 in 5.2.
 IPC_FLAGS = (1, 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
 
 #: The size of ``XPUIpcMemHandle`` is not public. Callees read their own size from what is passed by value
 #: (in memory, when larger than 16 bytes) or write it through a pointer, so a larger one fits any.

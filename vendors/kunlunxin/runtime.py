@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 
 from sage_kv_connector.devices.runtime import (
-    Copies,
     CopyKind,
     DeviceError,
     DeviceInfo,
@@ -22,9 +21,9 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.libraries import Library
 from sage_kv_connector.vendors.kunlunxin.abi import XPU, IpcHandle
-from sage_kv_connector.vendors.libraries import Library
-from sage_kv_connector.vendors.vendor_runtime import VendorRuntime
 
 INTERFACE = XPU
 CONSTANT, ERROR = XPU.constants, XPU.errors
@@ -46,11 +45,38 @@ ERROR_KINDS: dict[type[DeviceError], frozenset[str]] = {
 }  # fmt: skip
 
 
-class KunlunxinRuntime(VendorRuntime):
+CALLS = Calls(
+    set_device="xpu_set_device",
+    device_count="xpu_device_count",
+    alloc=Call("xpu_malloc", (CONSTANT["XPU_MEM_MAIN"],)),
+    free="xpu_free",
+    host_alloc=Call("xpu_host_alloc", (0,)),
+    host_free="xpu_host_free",
+    host_register=Call("xpu_host_register", (0,)),
+    host_unregister="xpu_host_unregister",
+    stream_create=Call("xpu_stream_create"),
+    stream_destroy="xpu_stream_destroy",
+    stream_synchronize="xpu_wait",
+    stream_wait_event=Call("xpu_stream_wait_event"),
+    copy="xpu_memcpy_async",
+    copy_kinds=KINDS,
+    event_create=Call("xpu_event_create"),
+    event_destroy="xpu_event_destroy",
+    event_record="xpu_event_record",
+    event_synchronize="xpu_event_wait",
+    ipc_get="xpu_ipc_get_memhandle",
+    ipc_open=Call("xpu_ipc_open_memhandle", (IPC_OPEN_FLAG,)),
+    ipc_close="xpu_ipc_close_memhandle",
+    ipc_handle=IpcHandle,
+)
+
+
+class KunlunxinRuntime(CudaLikeRuntime):
     """XPUs through libxpurt.so."""
 
     interface = XPU
     kinds = ERROR_KINDS
+    calls = CALLS
 
     @property
     def features(self) -> RuntimeFeatures:
@@ -60,26 +86,13 @@ class KunlunxinRuntime(VendorRuntime):
             peer_copies=True,
             asynchronous_peer_copies=False,
             ipc=self._has("xpu_ipc_get_memhandle", "xpu_ipc_open_memhandle", "xpu_ipc_close_memhandle"),
+            memory_info=False,
+            asks_peers=False,
         )
 
     def _error(self, call: str, status: int) -> DeviceError:
         """Its functions and its driver do not agree on the sign of codes; ``xpu_strerror`` takes both."""
         return super()._error(call, abs(status))
-
-    def _set(self, device: int) -> None:
-        self._call("xpu_set_device", device)
-
-    def _release(self, device: int, name: str, handle: int) -> None:
-        with self._unless_lost():
-            self._set(device)
-            self._call(name, handle)
-
-    # Devices
-
-    def device_count(self) -> int:
-        count = ctypes.c_int()
-        self._call("xpu_device_count", ctypes.byref(count))
-        return count.value
 
     def device_info(self, device: int) -> DeviceInfo:
         """The name is the model's number in the enumeration ``DeviceModel`` of ``xpu/defs.h``."""
@@ -92,61 +105,6 @@ class KunlunxinRuntime(VendorRuntime):
 
     def memory_info(self, device: int) -> tuple[int, int]:
         raise self._unsupported("memory_info", "the XPU runtime does not tell; xpu-smi does")
-
-    # Memory
-
-    def alloc(self, device: int, nbytes: int) -> int:
-        self._set(device)
-        return self._remember(self._pointer("xpu_malloc", nbytes, CONSTANT["XPU_MEM_MAIN"]), nbytes)
-
-    def free(self, device: int, address: int) -> None:
-        self._release(device, "xpu_free", address)
-        self._forget(address)
-
-    def host_alloc(self, device: int, nbytes: int) -> int:
-        self._set(device)
-        return self._pointer("xpu_host_alloc", nbytes, 0)
-
-    def host_free(self, device: int, address: int) -> None:
-        self._release(device, "xpu_host_free", address)
-
-    def host_register(self, device: int, address: int, nbytes: int) -> None:
-        self._set(device)
-        self._call("xpu_host_register", address, nbytes, 0)
-
-    def host_unregister(self, device: int, address: int) -> None:
-        self._release(device, "xpu_host_unregister", address)
-
-    def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
-        return self._own_allocation(address, nbytes)
-
-    # Streams and copies
-
-    def stream_create(self, device: int) -> int:
-        self._set(device)
-        return self._pointer("xpu_stream_create")
-
-    def stream_destroy(self, device: int, stream: int) -> None:
-        self._release(device, "xpu_stream_destroy", stream)
-
-    def stream_synchronize(self, device: int, stream: int) -> None:
-        self._set(device)
-        self._call("xpu_wait", stream)
-
-    def stream_wait_event(self, device: int, stream: int, event: int) -> None:
-        self._set(device)
-        self._call("xpu_stream_wait_event", stream, event)
-
-    def copy_async(
-        self, device: int, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int
-    ) -> None:
-        self._set(device)
-        self._call("xpu_memcpy_async", destination, source, nbytes, KINDS[kind], stream)
-
-    def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
-        self._set(device)
-        for destination, source, nbytes in copies.tolist():
-            self._call("xpu_memcpy_async", destination, source, nbytes, KINDS[kind], stream)
 
     def copy_peer_async(
         self,
@@ -168,49 +126,16 @@ class KunlunxinRuntime(VendorRuntime):
     def enable_peer_access(self, device: int, peer: int) -> None:
         """Needs no call."""
 
-    # Events
-
-    def event_create(self, device: int) -> int:
-        self._set(device)
-        return self._pointer("xpu_event_create")
-
-    def event_destroy(self, device: int, event: int) -> None:
-        self._release(device, "xpu_event_destroy", event)
-
-    def event_record(self, device: int, event: int, stream: int) -> None:
-        self._set(device)
-        self._call("xpu_event_record", event, stream)
-
     def event_query(self, device: int, event: int) -> bool:
         """What it returns for work under way is not public: any code that names no failure counts as that."""
-        self._set(device)
         if not self._has("xpu_event_query"):
             raise self._unsupported("xpu_event_query")
-        status = abs(self._c["xpu_event_query"](event))
+        with self._on(device):
+            status = abs(self._c["xpu_event_query"](event))
         failures = set(ERROR.values()) - {ERROR["XPUERR_BUSY"], ERROR["XPUERR_TIMEOUT"]}
         if status != 0 and status in failures:
             raise self._error("xpu_event_query", status)
         return bool(status == 0)
-
-    def event_synchronize(self, device: int, event: int) -> None:
-        self._set(device)
-        self._call("xpu_event_wait", event)
-
-    # Other processes
-
-    def ipc_export(self, device: int, base: int, nbytes: int, importer_pid: int) -> bytes:
-        handle = IpcHandle()
-        self._set(device)
-        self._call("xpu_ipc_get_memhandle", ctypes.byref(handle), base)
-        return bytes(handle)
-
-    def ipc_import(self, device: int, handle: bytes) -> int:
-        opened = IpcHandle.from_buffer_copy(self._handle_of_length(handle, ctypes.sizeof(IpcHandle)))
-        self._set(device)
-        return self._pointer("xpu_ipc_open_memhandle", opened, IPC_OPEN_FLAG)
-
-    def ipc_close(self, device: int, base: int) -> None:
-        self._release(device, "xpu_ipc_close_memhandle", base)
 
 
 def create(library: Library) -> DeviceRuntime:

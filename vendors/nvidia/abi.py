@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
 
 
 class IpcHandle(ctypes.Structure):

@@ -109,6 +109,8 @@ class PcieBackend:
 
     def connect(self, address: str, timeout_s: float) -> int:
         ours = self._device().memory.vendor
+        if not address.startswith("pcie://"):
+            raise ValueError(f"address {address!r} must start with pcie://")
         vendor, separator, name = address.removeprefix("pcie://").partition("@")
         if not separator or vendor != ours:
             raise ValueError(f"address {address!r}: {vendor or 'no vendor'} there, {ours} here")

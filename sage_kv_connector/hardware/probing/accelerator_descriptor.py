@@ -7,20 +7,14 @@ None ("not known"), never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib.resources import files
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
-
-#: Vendors with a descriptor and a probe.
-VENDORS = ("ascend", "cambricon", "hygon", "kunlunxin", "nvidia")
 
 
 class Fact(BaseModel, Generic[T]):
@@ -40,7 +34,7 @@ class Fact(BaseModel, Generic[T]):
 
 
 class LinkKind(StrEnum):
-    """Kinds of links."""
+    """Kinds of links that are known here; a vendor's descriptor may name another one of its own."""
 
     hccs = "hccs"
     sio = "sio"
@@ -57,19 +51,10 @@ class LinkKind(StrEnum):
     unknown = "unknown"
 
 
-#: Links that vendors made for their own devices.
-PRIVATE_LINKS = frozenset(
-    {
-        LinkKind.hccs,
-        LinkKind.sio,
-        LinkKind.ub,
-        LinkKind.mlu_link,
-        LinkKind.xgmi,
-        LinkKind.hsw,
-        LinkKind.xpu_link,
-        LinkKind.nvlink,
-    }
-)
+#: A kind that is known, or a vendor's own word.
+AnyLinkKind = Annotated[
+    LinkKind | Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], Field(union_mode="left_to_right")
+]
 
 
 class LinkFacts(BaseModel):
@@ -77,7 +62,7 @@ class LinkFacts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: LinkKind
+    kind: AnyLinkKind
     cells: list[str] = Field(
         default_factory=list,
         description="words of the topology tool that mean this link; NV# stands for NV and a number",
@@ -121,9 +106,9 @@ class AcceleratorDescriptor(BaseModel):
     )
     notes: list[str] = Field(default_factory=list)
 
-    def link(self, kind: LinkKind) -> LinkFacts | None:
+    def link(self, kind: AnyLinkKind) -> LinkFacts | None:
         """Facts of a kind of link; None if this chip's table has none."""
-        return next((link for link in self.links if link.kind is kind), None)
+        return next((link for link in self.links if link.kind == kind), None)
 
     def link_of_cell(self, cell: str) -> LinkFacts | None:
         """Facts of what the topology tool calls ``cell``."""
@@ -150,39 +135,27 @@ class VendorDescriptors(BaseModel):
     pci_source: str
     nodes: str = Field(description="device nodes, as a pattern whose * is the index")
     tools: list[str]
+    torch_devices: dict[str, int] = Field(
+        default_factory=dict,
+        description="torch's device types of these cards, each with its turn where several vendors' cards have it",
+    )
+    torch_build: str | None = Field(
+        None,
+        description="attribute of torch.version that a build for these cards sets, if its type does not tell",
+    )
+    private_links: dict[str, AnyLinkKind] = Field(
+        default_factory=dict,
+        description="links of the vendor's own devices: the topology tool's word → kind (NV# is NV and a number)",
+    )
     checked_on: str = Field(description="where our probe of this vendor was run")
     chips: list[AcceleratorDescriptor]
 
 
-@cache
-def descriptors(vendor: str) -> VendorDescriptors:
-    """A vendor's table. Raises ValueError for a vendor without one, ValidationError for a bad file."""
-    if vendor not in VENDORS:
-        raise ValueError(f"vendor {vendor!r} has no descriptor; allowed: {', '.join(VENDORS)}")
-    text = (files("sage_kv_connector.vendors") / vendor / "descriptor.yaml").read_text()
+def parse_descriptors(text: str) -> VendorDescriptors:
+    """A vendor's ``descriptor.yaml``. Raises ValidationError naming the field of a bad one."""
     loaded = yaml.safe_load(text)
     runtime = loaded.pop("runtime_api", None)
     for chip in loaded["chips"]:
         chip["vendor"] = loaded["vendor"]
         chip.setdefault("runtime_api", runtime)
     return VendorDescriptors.model_validate(loaded)
-
-
-def all_descriptors() -> Iterator[VendorDescriptors]:
-    """Every vendor's table."""
-    for vendor in VENDORS:
-        yield descriptors(vendor)
-
-
-def find_descriptor(vendor: str, pci_device: str | None, name: str) -> AcceleratorDescriptor | None:
-    """A chip's descriptor, by PCI device id, else by the name that tools print.
-
-    The id comes first because drivers print names that several chips share ("Ascend910").
-    """
-    chips = descriptors(vendor).chips
-    if pci_device is not None:
-        sharing = [chip for chip in chips if pci_device.lower() in chip.pci_devices]
-        named = [chip for chip in sharing if chip.is_named(name)]
-        if sharing:
-            return (named or sharing)[0]
-    return next((chip for chip in chips if chip.is_named(name)), None)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sage_kv_connector.hardware.probing.accelerator_descriptor import AcceleratorDescriptor, Fact, LinkKind
+from sage_kv_connector.hardware.probing.accelerator_descriptor import AcceleratorDescriptor, AnyLinkKind, Fact
 
 #: Raised when a field is removed or changes its meaning; new optional fields don't raise it.
 SCHEMA_VERSION = 1
@@ -71,7 +71,7 @@ class Link(_Part):
 
     a: str
     b: str
-    kind: LinkKind
+    kind: AnyLinkKind
     path: str = Field("", description="the tool's own word: HCCS_SW, PIX, NV18 …")
     bytes_per_s: Fact[float] | None = Field(None, description="one direction")
     latency_us: Fact[float] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact, LinkFacts, LinkKind
+from sage_kv_connector.hardware.probing.accelerator_descriptor import AnyLinkKind, Fact, LinkFacts, LinkKind
 from sage_kv_connector.hardware.probing.findings import FoundLink, kind_of_word
 from sage_kv_connector.hardware.probing.profile import (
     Device,
@@ -16,6 +16,7 @@ from sage_kv_connector.hardware.probing.profile import (
     RdmaDevice,
 )
 from sage_kv_connector.hardware.probing.sysfs import pcie_bytes_per_s
+from sage_kv_connector.hardware.report.descriptors import private_links
 
 
 def device_link(profile: HardwareProfile, found: FoundLink, devices: dict[int, Device]) -> Link:
@@ -42,21 +43,10 @@ def device_link(profile: HardwareProfile, found: FoundLink, devices: dict[int, D
     )
 
 
-def _kind(word: str) -> LinkKind:
+def _kind(word: str) -> AnyLinkKind:
     """Links of chips that are in no table, by words that mean one thing with every vendor."""
-    if re.fullmatch(r"NV\d+", word):
-        return LinkKind.nvlink
-    fixed = {
-        "HCCS": LinkKind.hccs,
-        "HCCS_SW": LinkKind.hccs,
-        "SIO": LinkKind.sio,
-        "UB": LinkKind.ub,
-        "MLK": LinkKind.mlu_link,
-        "XGMI": LinkKind.xgmi,
-        "HSW": LinkKind.hsw,
-        "XL": LinkKind.xpu_link,
-    }
-    return fixed.get(word) or kind_of_word(word)
+    known = private_links()
+    return known.get(word) or known.get(word.rstrip("0123456789") + "#") or kind_of_word(word)
 
 
 def _bandwidth(facts: LinkFacts, word: str) -> Fact[float] | None:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from sage_kv_connector.devices.runtime import (
 from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact
 from sage_kv_connector.hardware.probing.profile import Device, HardwareProfile, Link, Measurement, Note
 from sage_kv_connector.hardware.report.measure_rdma import measure_port
+from sage_kv_connector.vendors import open_runtime
 
 BUFFER = 64 << 20
 ROUNDS = 5
@@ -35,16 +35,7 @@ PINGS = 200
 OpenRuntime = Callable[[str], DeviceRuntime]
 
 
-def open_vendor_runtime(vendor: str) -> DeviceRuntime:
-    """The vendor's runtime. Raises RuntimeUnavailable."""
-    opener = getattr(import_module("sage_kv_connector.vendors"), "open_runtime", None)
-    if opener is None:
-        raise RuntimeUnavailable("this installation has no device runtimes")
-    runtime: DeviceRuntime = opener(vendor)
-    return runtime
-
-
-def measure(profile: HardwareProfile, open_runtime: OpenRuntime = open_vendor_runtime) -> None:
+def measure(profile: HardwareProfile, open_runtime: OpenRuntime = open_runtime) -> None:
     """Time host memory, loopback, devices and RDMA ports; fills ``measurements`` and overrides links' facts.
 
     What can't be measured is a note with its reason; nothing raises for it.

@@ -8,8 +8,9 @@ from typing import Any
 
 from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config import KVTransportConfig, presets
-from sage_kv_connector.hardware.probing.accelerator_descriptor import PRIVATE_LINKS, LinkKind
+from sage_kv_connector.hardware.probing.accelerator_descriptor import LinkKind
 from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link, Recommendation
+from sage_kv_connector.hardware.report.descriptors import private_links
 
 #: Bytes a second. From 25 Gbit/s on one lane does not fill the link; below 10 Gbit/s the wire is
 #: the limit even for a short prompt (docs/performance.md).
@@ -56,7 +57,7 @@ def _networks(profile: HardwareProfile) -> list[Link]:
 
 def _backends(profile: HardwareProfile, reasons: list[str]) -> list[str]:
     """Backends from the best on; the last is always in the release."""
-    devices = profile.devices
+    devices, private_kinds = profile.devices, set(private_links().values())
     if profile.platform.wsl2:
         if devices:
             reasons.append(
@@ -74,7 +75,7 @@ def _backends(profile: HardwareProfile, reasons: list[str]) -> list[str]:
     if soft := [port.name for port in profile.rdma if port.software]:
         reasons.append(f"{', '.join(soft)} is soft-RoCE, which tcp outruns: not counted as RDMA")
     if devices:
-        private = sorted({str(link.kind) for link in profile.links if link.kind in PRIVATE_LINKS})
+        private = sorted({str(link.kind) for link in profile.links if link.kind in private_kinds})
         if private:
             reasons.append(f"devices linked by {', '.join(private)}, no RDMA: the vendor's copies (pcie)")
         else:
@@ -92,7 +93,8 @@ def _preset(profile: HardwareProfile, reasons: list[str]) -> str:
         if link.b == "network" and link.up is not False and link.bytes_per_s and link.a not in software
     ]
     fastest = max(outward, key=lambda link: link.bytes_per_s.value if link.bytes_per_s else 0, default=None)
-    private = any(link.kind in PRIVATE_LINKS for link in profile.links)
+    private_kinds = set(private_links().values())
+    private = any(link.kind in private_kinds for link in profile.links)
     if fastest is None or fastest.bytes_per_s is None:
         reasons.append("no network's speed is known")
         return "high-bw" if private else "low-latency"

@@ -3,17 +3,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Protocol
 
-from sage_kv_connector.hardware.probing.accelerator_descriptor import (
-    VENDORS,
-    Fact,
-    LinkKind,
-    VendorDescriptors,
-    descriptors,
-    find_descriptor,
-)
+from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact, LinkKind, VendorDescriptors
 from sage_kv_connector.hardware.probing.findings import Findings, FoundDevice
 from sage_kv_connector.hardware.probing.machine import LiveMachine, Machine
 from sage_kv_connector.hardware.probing.profile import (
@@ -30,7 +22,9 @@ from sage_kv_connector.hardware.probing.sysfs import (
     platform,
     rdma_devices,
 )
+from sage_kv_connector.hardware.report.descriptors import descriptors, find_descriptor
 from sage_kv_connector.hardware.report.links import device_link, host_link, network_links
+from sage_kv_connector.vendors import vendor_module, vendor_names
 
 
 class VendorProbe(Protocol):
@@ -57,11 +51,11 @@ def probe(machine: Machine | None = None) -> HardwareProfile:
         interfaces=interfaces(machine),
         notes=[],
     )
-    for vendor in VENDORS:
+    for vendor in vendor_names():
         table = descriptors(vendor)
         of_vendor = [one for one in functions if one.vendor == table.pci_vendor]
         own = [one for one in of_vendor if one.pci_class.startswith(tuple(table.pci_classes))]
-        run: VendorProbe = import_module(f"sage_kv_connector.vendors.{vendor}.probe").probe
+        run: VendorProbe = vendor_module(vendor, "probe").probe
         # A device that its tool shows may have any class; the filter is for counting without a tool.
         _add(profile, table, run(machine, own), of_vendor, machine)
     profile.links += network_links(profile.rdma, profile.interfaces)

@@ -11,17 +11,10 @@ import logging
 from typing import Any
 
 from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime, RuntimeUnavailable
+from sage_kv_connector.hardware.report.descriptors import torch_builds, torch_devices, vendors_of_torch_device
 from sage_kv_connector.vendors import open_runtime
 
 logger = logging.getLogger(__name__)
-
-#: torch's device type → vendors to try, in order. Hygon's and Kunlunxin's torch call their cards "cuda".
-VENDORS_OF = {
-    "cuda": ("nvidia", "hygon", "kunlunxin"),
-    "npu": ("ascend",),
-    "mlu": ("cambricon",),
-    "xpu": ("kunlunxin",),
-}
 
 
 def device_of(tensors: list[Any]) -> Any:
@@ -36,18 +29,15 @@ def device_of(tensors: list[Any]) -> Any:
     (device,) = devices.values()
     if device.type == "cpu":
         return None
-    if device.type not in VENDORS_OF:
-        raise ValueError(f"KV tensors lie on {device}; allowed: cpu, {', '.join(VENDORS_OF)}")
+    if device.type not in torch_devices():
+        raise ValueError(f"KV tensors lie on {device}; allowed: cpu, {', '.join(torch_devices())}")
     return device
 
 
 def open_device(device: Any) -> DeviceMemory:
     """The vendor's runtime for a torch device. Raises RuntimeUnavailable saying what was tried."""
     errors = []
-    vendors = VENDORS_OF[device.type]
-    if device.type == "cuda" and _is_hip():
-        vendors = ("hygon",)
-    for vendor in vendors:
+    for vendor in vendors_of_torch_device(device.type, _torch_build()):
         try:
             runtime: DeviceRuntime = open_runtime(vendor)
         except RuntimeUnavailable as error:
@@ -66,7 +56,9 @@ def wait_for_compute(device: Any) -> None:
     torch.accelerator.current_stream(device).synchronize()
 
 
-def _is_hip() -> bool:
+def _torch_build() -> str | None:
+    """Whose cards this torch was made for, where its device type does not tell."""
     import torch
 
-    return getattr(torch.version, "hip", None) is not None
+    found = (build for build in torch_builds() if getattr(torch.version, build, None) is not None)
+    return next(found, None)

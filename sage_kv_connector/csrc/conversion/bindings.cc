@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "conversion_pool.h"
+#include "conversion/pool.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -6,7 +6,7 @@
 #include <map>
 #include <mutex>
 
-#include "machine.h"
+#include "cuda_like.h"
 #include "vendor_abi.h"
 
 using sage_emulator::Copy;
@@ -17,7 +17,6 @@ using sage_emulator::Status;
 
 namespace {
 
-thread_local int current_device = 0;
 thread_local cnrtRet_t last_error = cnrtSuccess;
 std::mutex acquired_mutex;
 std::map<void*, bool> acquired;  // addresses whose handle was given out, which works once
@@ -61,12 +60,7 @@ cnrtRet_t noted(Status status) {
   return result;
 }
 
-template <typename Call>
-cnrtRet_t with_device(Call call) {
-  Machine& machine = Machine::get();
-  const Status status = machine.usable(current_device);
-  return noted(status == Status::kOk ? call(machine) : status);
-}
+using Cnrt = sage_emulator::CudaLike<noted>;
 
 // A handle has 8 bytes: 22 bits of process (its limit on Linux), 20 of file descriptor, 22 of token.
 constexpr uint64_t kTokenMask = (1ull << 22) - 1;
@@ -90,7 +84,7 @@ cnrtRet_t cnrtGetDeviceCount(unsigned int* count) {
 
 cnrtRet_t cnrtSetDevice(int device) {
   const Status status = Machine::get().usable(device);
-  if (status == Status::kOk) current_device = device;
+  if (status == Status::kOk) Cnrt::current_device = device;
   return noted(status);
 }
 
@@ -99,16 +93,12 @@ cnrtRet_t cnrtDeviceGetPCIBusId(char* id, int length, int device) {
   return noted(Machine::get().usable(device));
 }
 
-cnrtRet_t cnrtMemGetInfo(size_t* free, size_t* total) {
-  return with_device([&](Machine& machine) { return machine.memory_info(current_device, free, total); });
-}
+cnrtRet_t cnrtMemGetInfo(size_t* free, size_t* total) { return Cnrt::memory_info(free, total); }
 
-cnrtRet_t cnrtMalloc(void** address, size_t size) {
-  return with_device([&](Machine& machine) { return machine.alloc(current_device, size, address); });
-}
+cnrtRet_t cnrtMalloc(void** address, size_t size) { return Cnrt::alloc(address, size); }
 
 cnrtRet_t cnrtFree(void* address) {
-  return with_device([&](Machine& machine) {
+  return Cnrt::with_device([&](Machine& machine) {
     const Status status = machine.free(address);
     std::lock_guard guard(acquired_mutex);
     if (status == Status::kOk) acquired.erase(address);
@@ -116,21 +106,17 @@ cnrtRet_t cnrtFree(void* address) {
   });
 }
 
-cnrtRet_t cnrtHostMalloc(void** address, size_t size) {
-  return with_device([&](Machine& machine) { return machine.host_alloc(size, address); });
-}
+cnrtRet_t cnrtHostMalloc(void** address, size_t size) { return Cnrt::host_alloc(address, size); }
 
-cnrtRet_t cnrtFreeHost(void* address) {
-  return with_device([&](Machine& machine) { return machine.host_free(address); });
-}
+cnrtRet_t cnrtFreeHost(void* address) { return Cnrt::host_free(address); }
 
 cnrtRet_t cnrtPointerGetAttributes(cnrtPointerAttributes_t* found, const void* address) {
-  return with_device([&](Machine& machine) {
+  return Cnrt::with_device([&](Machine& machine) {
     std::memset(found, 0, sizeof *found);
     const Status status = machine.range_of(address, &found->deviceBasePointer, &found->size);
     if (status != Status::kOk) return Status::kOk;  // memory that CNRT does not know is no error
     found->type = cnrtMemTypeDevice;
-    found->device = current_device;
+    found->device = Cnrt::current_device;
     found->devicePointer = const_cast<void*>(address);
     return status;
   });
@@ -142,7 +128,7 @@ cnrtRet_t cnrtMemcpyAsync_V3(void* to, void* from, size_t size, cnrtQueue_t queu
                     : direction == cnrtMemcpyDevToHost ? Kind::kDeviceToHost
                     : direction == cnrtMemcpyDevToDev  ? Kind::kDeviceToDevice
                                                        : Kind::kHostToHost;
-  return with_device([&](Machine& machine) { return machine.submit(current_device, queue, {copy}, kind); });
+  return Cnrt::with_device([&](Machine& machine) { return machine.submit(Cnrt::current_device, queue, {copy}, kind); });
 }
 
 cnrtRet_t cnrtMemcpyAsync_V2(void* to, void* from, size_t size, cnrtQueue_t queue, cnrtMemTransDir_t direction) {
@@ -155,12 +141,12 @@ cnrtRet_t cnrtMemcpyAsync(void* to, void* from, size_t size, cnrtQueue_t queue, 
 
 cnrtRet_t cnrtMemcpyPeerAsync(void* to, int to_device, void* from, int from_device, size_t size, cnrtQueue_t queue) {
   const Copy copy{reinterpret_cast<uint64_t>(to), reinterpret_cast<uint64_t>(from), size};
-  return with_device([&](Machine& machine) {
-    const int peer = to_device == current_device ? from_device : to_device;
+  return Cnrt::with_device([&](Machine& machine) {
+    const int peer = to_device == Cnrt::current_device ? from_device : to_device;
     // What is reachable needs no call that enables it.
-    const Status status = peer == current_device ? Status::kOk : machine.enable_peer(current_device, peer);
+    const Status status = peer == Cnrt::current_device ? Status::kOk : machine.enable_peer(Cnrt::current_device, peer);
     if (status != Status::kOk && status != Status::kPeerAlreadyEnabled) return status;
-    return machine.submit(current_device, queue, {copy}, Kind::kDeviceToDevice);
+    return machine.submit(Cnrt::current_device, queue, {copy}, Kind::kDeviceToDevice);
   });
 }
 
@@ -172,44 +158,28 @@ cnrtRet_t cnrtGetPeerAccessibility(unsigned int* answer, int device, int peer) {
   return cnrtSuccess;
 }
 
-cnrtRet_t cnrtQueueCreate(cnrtQueue_t* queue) {
-  return with_device([&](Machine& machine) { return machine.stream_create(current_device, queue); });
-}
+cnrtRet_t cnrtQueueCreate(cnrtQueue_t* queue) { return Cnrt::stream_create(queue); }
 
-cnrtRet_t cnrtQueueDestroy(cnrtQueue_t queue) {
-  return with_device([&](Machine& machine) { return machine.stream_destroy(queue); });
-}
+cnrtRet_t cnrtQueueDestroy(cnrtQueue_t queue) { return Cnrt::stream_destroy(queue); }
 
-cnrtRet_t cnrtQueueSync(cnrtQueue_t queue) {
-  return with_device([&](Machine& machine) { return machine.stream_synchronize(current_device, queue); });
-}
+cnrtRet_t cnrtQueueSync(cnrtQueue_t queue) { return Cnrt::stream_synchronize(queue); }
 
 cnrtRet_t cnrtQueueWaitNotifier(cnrtNotifier_t notifier, cnrtQueue_t queue, unsigned int) {
-  return with_device([&](Machine& machine) { return machine.stream_wait(current_device, queue, notifier); });
+  return Cnrt::stream_wait(queue, notifier);
 }
 
-cnrtRet_t cnrtNotifierCreateWithFlags(cnrtNotifier_t* notifier, unsigned int) {
-  return with_device([&](Machine& machine) { return machine.event_create(current_device, notifier); });
-}
+cnrtRet_t cnrtNotifierCreateWithFlags(cnrtNotifier_t* notifier, unsigned int) { return Cnrt::event_create(notifier); }
 
-cnrtRet_t cnrtNotifierDestroy(cnrtNotifier_t notifier) {
-  return with_device([&](Machine& machine) { return machine.event_destroy(notifier); });
-}
+cnrtRet_t cnrtNotifierDestroy(cnrtNotifier_t notifier) { return Cnrt::event_destroy(notifier); }
 
-cnrtRet_t cnrtPlaceNotifier(cnrtNotifier_t notifier, cnrtQueue_t queue) {
-  return with_device([&](Machine& machine) { return machine.event_record(current_device, notifier, queue); });
-}
+cnrtRet_t cnrtPlaceNotifier(cnrtNotifier_t notifier, cnrtQueue_t queue) { return Cnrt::event_record(notifier, queue); }
 
-cnrtRet_t cnrtQueryNotifier(cnrtNotifier_t notifier) {
-  return with_device([&](Machine& machine) { return machine.event_query(notifier); });
-}
+cnrtRet_t cnrtQueryNotifier(cnrtNotifier_t notifier) { return Cnrt::event_query(notifier); }
 
-cnrtRet_t cnrtWaitNotifier(cnrtNotifier_t notifier) {
-  return with_device([&](Machine& machine) { return machine.event_synchronize(notifier); });
-}
+cnrtRet_t cnrtWaitNotifier(cnrtNotifier_t notifier) { return Cnrt::event_synchronize(notifier); }
 
 cnrtRet_t cnrtAcquireMemHandle(cnrtIpcMemHandle* handle, void* address) {
-  return with_device([&](Machine& machine) {
+  return Cnrt::with_device([&](Machine& machine) {
     IpcName name{};
     std::lock_guard guard(acquired_mutex);
     if (acquired.count(address) != 0) return Machine::fail(Status::kInvalidValue, "its handle was acquired before");
@@ -227,11 +197,9 @@ cnrtRet_t cnrtMapMemHandle(void** address, cnrtIpcMemHandle handle, int flags) {
   const uint64_t value = reinterpret_cast<uint64_t>(handle);
   const IpcName name{static_cast<uint32_t>(value >> 42), static_cast<uint32_t>(value >> 22 & ((1u << 20) - 1)),
                      value & kTokenMask, kTokenMask};
-  return with_device([&](Machine& machine) { return machine.ipc_import(current_device, name, address); });
+  return Cnrt::with_device([&](Machine& machine) { return machine.ipc_import(Cnrt::current_device, name, address); });
 }
 
-cnrtRet_t cnrtUnMapMemHandle(void* address) {
-  return with_device([&](Machine& machine) { return machine.ipc_close_import(address); });
-}
+cnrtRet_t cnrtUnMapMemHandle(void* address) { return Cnrt::ipc_close(address); }
 
 }  // extern "C"

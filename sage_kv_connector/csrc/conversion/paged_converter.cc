@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "paged_converter.h"
+#include "conversion/paged_converter.h"
 
 #include <algorithm>
 #include <cstdlib>

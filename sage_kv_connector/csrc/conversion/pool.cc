@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "conversion_pool.h"
+#include "conversion/pool.h"
 
 #include <pthread.h>
 

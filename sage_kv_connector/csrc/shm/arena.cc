@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shm_arena.h"
+#include "shm/arena.h"
 
 namespace sage_kvt {
 

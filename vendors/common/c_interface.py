@@ -67,6 +67,7 @@ class CInterface:
     constants: Mapping[str, int]
     errors: Mapping[str, int]
     optional: frozenset[str] = frozenset()
+    one_of: tuple[str, ...] = ()  #: optional functions of which one must be there, the newest first
     renamed: Mapping[str, str] = field(default_factory=dict)  #: header's name → exported symbol
 
     def prototypes(self) -> Iterator[Prototype]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sage_kv_connector.devices.runtime import RuntimeUnavailable
-from sage_kv_connector.vendors.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface
 
 if TYPE_CHECKING:
     from sage_kv_connector.vendors.emulator.control import EmulatorControl

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "crc32c.h"
-#include "shm_channel.h"
+#include "shm/channel.h"
 
 namespace sage_kvt {
 namespace {

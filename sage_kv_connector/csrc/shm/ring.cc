@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shm_ring.h"
+#include "shm/ring.h"
 
 #include <algorithm>
 #include <cstring>

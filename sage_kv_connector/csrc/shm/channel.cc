@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shm_channel.h"
+#include "shm/channel.h"
 
 #include <sys/eventfd.h>
 #include <sys/mman.h>

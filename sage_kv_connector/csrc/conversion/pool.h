@@ -13,8 +13,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "conversion/paged_converter.h"
 #include "event.h"
-#include "paged_converter.h"
 
 namespace sage_kvt {
 

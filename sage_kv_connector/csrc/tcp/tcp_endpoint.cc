@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "tcp/tcp_endpoint.h"
+
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -11,8 +13,6 @@
 #include <stdexcept>
 #include <system_error>
 #include <utility>
-
-#include "tcp_channel.h"
 
 namespace sage_kvt {
 namespace {

@@ -11,8 +11,8 @@
 #include <deque>
 
 #include "endpoint.h"
-#include "shm_arena.h"
-#include "shm_ring.h"
+#include "shm/arena.h"
+#include "shm/ring.h"
 
 namespace sage_kvt {
 

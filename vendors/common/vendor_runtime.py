@@ -15,14 +15,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from sage_kv_connector.devices.runtime import (
-    Copies,
-    CopyKind,
     DeviceError,
     DeviceLost,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.c_interface import CInterface
-from sage_kv_connector.vendors.libraries import Library
+from sage_kv_connector.vendors.common.c_interface import CInterface
+from sage_kv_connector.vendors.common.libraries import Library
 
 
 class VendorRuntime:
@@ -90,15 +88,6 @@ class VendorRuntime:
 
     def ipc_process_id(self, device: int) -> int:
         return os.getpid()
-
-    def copy_async(
-        self, device: int, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int
-    ) -> None:
-        raise NotImplementedError
-
-    def _copy_one_by_one(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
-        for destination, source, nbytes in copies.tolist():
-            self.copy_async(device, destination, source, nbytes, kind, stream)
 
     def _own_allocation(self, address: int, nbytes: int) -> tuple[int, int]:
         """``allocation_of`` for a library that does not tell: only of what this object allocated."""

@@ -15,7 +15,7 @@
 #include <stdexcept>
 #include <system_error>
 
-#include "shm_channel.h"
+#include "shm/channel.h"
 
 namespace sage_kvt {
 namespace {

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a tcp lane writes before and after its payload. docs/protocol.md, "tcp", is the format.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace sage_kvt {
+
+enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4 };
+
+struct FrameHeader {
+  uint32_t magic;
+  uint8_t type;
+  uint8_t flags;
+  uint16_t reserved;
+  uint64_t length;
+  uint64_t window;
+  uint64_t offset;
+  uint64_t generation;
+  std::array<uint8_t, 16> token;
+  uint32_t zero;
+  uint32_t header_crc;
+};
+static_assert(sizeof(FrameHeader) == 64);
+
+struct FrameTrailer {
+  uint32_t crc;
+  uint32_t aborted;
+  uint64_t generation;
+};
+static_assert(sizeof(FrameTrailer) == 16);
+
+constexpr uint32_t kFrameMagic = 0x54564B53;  // "SKVT"
+constexpr uint8_t kFlagChecksum = 1;
+
+using Token = std::array<uint8_t, 16>;
+
+// Over all fields before it.
+uint32_t frame_header_crc(const FrameHeader& header);
+
+// A header of this type, sealed, without payload.
+FrameHeader control_frame(FrameType type, const Token& token, uint64_t number);
+
+}  // namespace sage_kvt

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// A tcp channel's sending half: one frame after the other, gathered from the pages.
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "crc32c.h"
+#include "tcp/channel.h"
+#include "tcp/tcp_endpoint.h"
+
+namespace sage_kvt {
+namespace {
+const char zeros[64u << 10] = {};  // payload of a revoked chunk
+}  // namespace
+
+void TcpChannel::revoke(const Post& post) {
+  if (!out_post_ || out_post_->id != post.id) return;
+  // The frame must keep its length: what has not left becomes zeros, and the trailer says so.
+  uint64_t left = 0;
+  for (size_t i = out_next_; i + 1 < out_.size(); ++i)
+    if (!(i == 0 && out_[i].iov_base >= static_cast<void*>(&out_header_) &&
+          out_[i].iov_base < static_cast<void*>(&out_header_ + 1)))
+      left += out_[i].iov_len;
+  std::vector<iovec> rest;
+  if (out_next_ == 0) rest.push_back(out_[0]);
+  for (; left > 0;) {
+    const uint64_t n = std::min<uint64_t>(left, sizeof zeros);
+    rest.push_back({const_cast<char*>(zeros), n});
+    left -= n;
+  }
+  out_trailer_.aborted = 1;
+  rest.push_back(out_.back());
+  out_ = std::move(rest);
+  out_next_ = 0;
+  auto ended = std::move(out_post_);
+  connection->chunk_done(ended, Status::kCancelled, "");
+}
+
+bool TcpChannel::begin_frame() {
+  out_.clear();
+  out_next_ = 0;
+  if (!control_.empty()) {
+    out_header_ = control_.front();
+    control_.erase(control_.begin());
+    out_.push_back({&out_header_, sizeof out_header_});
+    return out_active_ = true;
+  }
+  if (incoming_ && !established_) return false;
+  out_header_ = FrameHeader{};
+  out_header_.magic = kFrameMagic;
+  if (connection->take_message(*this, &out_message_)) {
+    out_header_.type = static_cast<uint8_t>(FrameType::kMessage);
+    out_header_.length = out_message_.size();
+    out_header_.header_crc = frame_header_crc(out_header_);
+    out_.push_back({&out_header_, sizeof out_header_});
+    if (!out_message_.empty()) out_.push_back({out_message_.data(), out_message_.size()});
+    ++endpoint_.counters.messages_sent;
+    return out_active_ = true;
+  }
+  Chunk chunk;
+  if (!connection->take_chunk(endpoint_.options().chunk_bytes, kMaxPieces, &out_post_, &chunk)) return false;
+  out_header_.type = static_cast<uint8_t>(FrameType::kData);
+  out_header_.flags = out_post_->checksum ? kFlagChecksum : 0;
+  out_header_.length = out_length_ = chunk.length;
+  out_header_.window = out_post_->window;
+  out_header_.offset = chunk.offset;
+  out_header_.generation = out_post_->generation;
+  out_header_.header_crc = frame_header_crc(out_header_);
+  out_trailer_ = FrameTrailer{0, 0, out_post_->generation};
+  if (out_post_->checksum)
+    for (const auto& piece : chunk.pieces) out_trailer_.crc = crc32c(out_trailer_.crc, piece.iov_base, piece.iov_len);
+  out_.reserve(chunk.pieces.size() + 2);
+  out_.push_back({&out_header_, sizeof out_header_});
+  out_.insert(out_.end(), chunk.pieces.begin(), chunk.pieces.end());
+  out_.push_back({&out_trailer_, sizeof out_trailer_});
+  return out_active_ = true;
+}
+
+void TcpChannel::end_frame() {
+  out_active_ = false;
+  out_message_.clear();
+  if (!out_post_) return;
+  endpoint_.counters.bytes_sent += out_length_;
+  ++endpoint_.counters.chunks_sent;
+  auto post = std::move(out_post_);
+  connection->chunk_done(post, Status::kOk, "");
+}
+
+bool TcpChannel::send_some() {
+  bool moved = false;
+  for (uint64_t turn = 0; turn < kTurnBytes;) {
+    if (!out_active_ && !begin_frame()) return moved;
+    msghdr message{};
+    message.msg_iov = out_.data() + out_next_;
+    message.msg_iovlen = out_.size() - out_next_;
+    ssize_t n = ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        if (!want_write_) ++endpoint_.counters.stalls;
+        want_write_ = true;
+        return moved;
+      }
+      broken(Status::kConnectionLost, std::strerror(errno));
+      return true;
+    }
+    want_write_ = false;
+    moved = true;
+    turn += static_cast<uint64_t>(n);
+    for (auto left = static_cast<size_t>(n); left > 0;) {
+      auto& piece = out_[out_next_];
+      if (left >= piece.iov_len) {
+        left -= piece.iov_len;
+        ++out_next_;
+      } else {
+        piece.iov_base = static_cast<char*>(piece.iov_base) + left;
+        piece.iov_len -= left;
+        left = 0;
+      }
+    }
+    if (out_next_ == out_.size()) end_frame();
+  }
+  return moved;
+}
+
+}  // namespace sage_kvt
