@@ -9,10 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
-
-#: dtypes whose engine keeps a scale beside the codes.
-FP8_DTYPES = ("fp8_e4m3", "fp8_e5m2")
+from sage_kv_connector.format.wire_format import CONVERTIBLE_DTYPES, ENGINE_SCALED_DTYPES, WireFormat
 
 
 class Range(NamedTuple):
@@ -42,9 +39,9 @@ class KVPlane(NamedTuple):
         pages, page_tokens, plane_heads, _ = self.pages.shape
         if fmt.rotate:
             raise ValueError("rotate is for measurements with the NumPy reference; no kernel has it")
-        if self.dtype not in MEMORY_DTYPES:
-            raise ValueError(f"memory dtype is {self.dtype!r}, allowed: {', '.join(MEMORY_DTYPES)}")
-        if self.memory_scale != 1.0 and self.dtype not in FP8_DTYPES:
+        if self.dtype not in CONVERTIBLE_DTYPES:
+            raise ValueError(f"memory dtype is {self.dtype!r}, allowed: {', '.join(CONVERTIBLE_DTYPES)}")
+        if self.memory_scale != 1.0 and self.dtype not in ENGINE_SCALED_DTYPES:
             raise ValueError(f"memory_scale is {self.memory_scale}, but memory of {self.dtype} has none")
         for name, scale in (("memory_scale", self.memory_scale), ("wire_scale", self.wire_scale)):
             if not (math.isfinite(scale) and scale > 0):

@@ -13,9 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage_kv_connector.format.reference import CODE_MAX, INT4_LEVELS, RAW, reciprocal_up, to_float
-from sage_kv_connector.format.wire_format import SECTION_ALIGNMENT, WireFormat, tile_tokens
-from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Range
+from sage_kv_connector.format.reference import INT4_LEVELS, RAW, reciprocal_up, to_float
+from sage_kv_connector.format.wire_format import (
+    CODE_MAX,
+    ENGINE_SCALED_DTYPES,
+    SECTION_ALIGNMENT,
+    WireFormat,
+    tile_tokens,
+)
+from sage_kv_connector.kernels.plane import KVPlane, Range
 
 _RAW = {
     "fp32": torch.int32,
@@ -45,7 +51,7 @@ class Kernels:
         page, slot = _places(plane, tokens)
         raw = _raw_pages(plane, heads)[page, slot].transpose(0, 1)  # (heads, tokens, dim)
         values = to_fp32(raw, plane.dtype)
-        if plane.dtype in FP8_DTYPES:
+        if plane.dtype in ENGINE_SCALED_DTYPES:
             values = _scaled(values, plane.memory_scale)
         parts, first = [], 0
         for groups, count in _equal_groups(tokens, fmt):
@@ -67,7 +73,7 @@ class Kernels:
             size = groups * heads.length * fmt.tile_bytes(count, dim)
             tiles = wire[start : start + size].view(groups, heads.length, -1)
             values = decode_tiles(tiles, fmt, count, dim, plane.wire_scale)
-            if plane.dtype in FP8_DTYPES:
+            if plane.dtype in ENGINE_SCALED_DTYPES:
                 values = _scaled(values, 1 / _fp32(plane.memory_scale, wire.device))
             rows = values.transpose(1, 2).reshape(groups * count, heads.length, dim)
             places = slice(first, first + groups * count)

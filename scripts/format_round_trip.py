@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sage_kv_connector.contract.dtypes import CODE_MAX
 from sage_kv_connector.format.reference import (
-    CODE_MAX,
     INT4_LEVELS,
     decode_tile,
     encode_tile,

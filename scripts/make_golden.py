@@ -16,14 +16,9 @@ from typing import Any, get_args
 import msgspec
 import numpy as np
 
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, CONVERTIBLE_DTYPES, SCALED_DTYPES, dtype
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import (
-    CAST_DTYPES,
-    MEMORY_DTYPES,
-    SCALED_DTYPES,
-    Granularity,
-    WireFormat,
-)
+from sage_kv_connector.format.wire_format import Granularity, WireFormat
 
 OUT = Path(__file__).parent.parent / "kernels" / "golden"
 SHAPES = ((24, 32), (5, 16))
@@ -34,10 +29,13 @@ def formats() -> list[WireFormat]:
     """Every format of every wire dtype."""
     found = [WireFormat(dtype) for dtype in CAST_DTYPES]
     granularities: tuple[Granularity, ...] = get_args(Granularity)
-    for dtype, granularity in itertools.product(SCALED_DTYPES[:2], granularities):
-        found.append(WireFormat(dtype, granularity))
-    for granularity, zero_point in itertools.product(granularities[2:], (False, True)):
-        found.append(WireFormat("int4", granularity, zero_point=zero_point))
+    for name in SCALED_DTYPES:
+        integer, offsets = (
+            dtype(name).kind == "integer",
+            (False, True) if dtype(name).zero_point else (False,),
+        )
+        for granularity, zero_point in itertools.product(granularities[2 if integer else 0 :], offsets):
+            found.append(WireFormat(name, granularity, zero_point=zero_point))
     return found
 
 
@@ -61,24 +59,26 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(20240229)
     files: dict[str, dict[str, Any]] = {}
-    for number, (fmt, dtype, (tokens, dim)) in enumerate(itertools.product(formats(), MEMORY_DTYPES, SHAPES)):
+    for number, (fmt, memory, (tokens, dim)) in enumerate(
+        itertools.product(formats(), CONVERTIBLE_DTYPES, SHAPES)
+    ):
         vectors = files.setdefault(fmt.dtype, {})
         plain = rng.normal(size=(tokens, dim)).astype(np.float32)
-        raw = from_float(adversarial(rng, tokens, dim) if number % 2 or tokens == 24 else plain, dtype)
+        raw = from_float(adversarial(rng, tokens, dim) if number % 2 or tokens == 24 else plain, memory)
         scale = TENSOR_SCALE if fmt.granularity == "tensor" else 1.0
-        tile = encode_tile(to_float(raw, dtype), fmt, scale)
-        name = f"{number}"
-        vectors[f"{name}.format"] = np.frombuffer(msgspec.json.encode(fmt), np.uint8)
-        vectors[f"{name}.dtype"] = np.frombuffer(dtype.encode(), np.uint8)
-        vectors[f"{name}.tensor_scale"] = np.float32(scale)
-        vectors[f"{name}.memory"] = raw
-        vectors[f"{name}.tile"] = tile
+        tile = encode_tile(to_float(raw, memory), fmt, scale)
+        key = f"{number}"
+        vectors[f"{key}.format"] = np.frombuffer(msgspec.json.encode(fmt), np.uint8)
+        vectors[f"{key}.dtype"] = np.frombuffer(memory.encode(), np.uint8)
+        vectors[f"{key}.tensor_scale"] = np.float32(scale)
+        vectors[f"{key}.memory"] = raw
+        vectors[f"{key}.tile"] = tile
         values = decode_tile(tile, fmt, tokens, dim, scale)
         for target in RAW:
-            vectors[f"{name}.decoded.{target}"] = from_float(values, target)
-    for dtype, vectors in files.items():
-        np.savez_compressed(OUT / f"{dtype}.npz", **vectors)
-        print(f"{dtype}: {len(vectors)} arrays, {(OUT / f'{dtype}.npz').stat().st_size} bytes")
+            vectors[f"{key}.decoded.{target}"] = from_float(values, target)
+    for name, vectors in files.items():
+        np.savez_compressed(OUT / f"{name}.npz", **vectors)
+        print(f"{name}: {len(vectors)} arrays, {(OUT / f'{name}.npz').stat().st_size} bytes")
     return 0
 
 

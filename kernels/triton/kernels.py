@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import triton
 
-from sage_kv_connector.format.reference import CODE_MAX, INT4_LEVELS, reciprocal_up
-from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
+from sage_kv_connector.format.reference import INT4_LEVELS, reciprocal_up
+from sage_kv_connector.format.wire_format import CODE_MAX, WireFormat, tile_tokens
 from sage_kv_connector.kernels import torch_fallback
 from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.triton.convert import decode_kernel, encode_kernel

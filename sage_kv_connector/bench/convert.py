@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sage_kv_connector.contract.dtypes import CODE_MAX, SCALED_DTYPES
 from sage_kv_connector.contract.element_order import ElementOrder, packed_cpu_planes, strided
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span, tile_kernels
 from sage_kv_connector.format.defaults import default_format
@@ -54,7 +55,7 @@ def bench_convert(total_bytes: int, layout: str, repeats: int, *, with_torch: bo
     results: dict[str, Any] = {}
     if with_torch:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for dtype in ("fp8_e4m3", "fp8_e5m2", "int4", "bf16"):
+    for dtype in (*SCALED_DTYPES, "bf16"):
         formats = (default_format(dtype, "k"), default_format(dtype, "v"))
         converter = paged.converter(formats)
         length = converter.wire_bytes(paged.span)
@@ -170,7 +171,7 @@ def _torch_speeds(dtype: str) -> dict[str, dict[str, float]]:
     groups = TORCH_BYTES // (64 * DIM * 2)
     source = torch.randn(groups, 64, DIM).to(torch.bfloat16)
     float8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}.get(dtype)
-    largest = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "int4": 7.0}[dtype]
+    largest = CODE_MAX[dtype]
 
     def encode(values: Any) -> Any:
         wide = values.float()

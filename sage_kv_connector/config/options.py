@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
 from sage_kv_connector.config.layers import layered, options_of_words, presets
+from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
@@ -31,7 +32,7 @@ class KVTransportConfig(BaseModel):
     backend: str = Field(
         "auto", description="auto: shm on the same node, else tcp; for a cache on a device pcie comes first"
     )
-    target_dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4"] = Field(
+    target_dtype: str = Field(
         "auto",
         description="dtype on the wire, chosen by the side that receives; auto: the cache's own, "
         "the smaller one where prefill and decode differ",
@@ -97,6 +98,13 @@ class KVTransportConfig(BaseModel):
         None,
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
     )
+
+    @field_validator("target_dtype")
+    @classmethod
+    def _on_the_wire(cls, value: str) -> str:
+        if value != "auto" and value not in WIRE_DTYPES:
+            raise ValueError(f"target_dtype is {value!r}; allowed: auto, {', '.join(WIRE_DTYPES)}")
+        return value
 
     @field_validator("backend")
     @classmethod

@@ -16,17 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-#: Bits of one element, for the dtypes that KV caches are kept in.
-DTYPE_BITS = {
-    "fp32": 32,
-    "fp16": 16,
-    "bf16": 16,
-    "fp8_e4m3": 8,
-    "fp8_e5m2": 8,
-    "int8": 8,
-    "uint8": 8,
-    "int4": 4,
-}
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 
 
 class Verdict(StrEnum):
@@ -93,8 +83,6 @@ class GroupSchema(msgspec.Struct, frozen=True):
 _INFORMATIVE = frozenset({"engine", "model"})
 #: Fields that conversion covers where every group has canonical planes on both sides.
 _CONVERTIBLE = frozenset({"dtype", "packing", "tp_rank", "tp_size", "pp_rank", "pp_size", "memory"})
-#: dtypes between which conversion is defined.
-CONVERTIBLE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2")
 
 
 class KVCacheSchema(msgspec.Struct, frozen=True):

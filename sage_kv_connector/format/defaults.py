@@ -13,7 +13,8 @@ with only this plane changed, at head_dim 64:
 
 from __future__ import annotations
 
-from sage_kv_connector.format.wire_format import CAST_DTYPES, WIRE_DTYPES, WireFormat
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, WIRE_DTYPES
+from sage_kv_connector.format.wire_format import WireFormat
 
 PLANES = ("k", "v", "latent")
 
@@ -29,8 +30,6 @@ def default_format(dtype: str, plane: str) -> WireFormat:
         raise ValueError(f"dtype is {dtype!r}, allowed: {', '.join(WIRE_DTYPES)}")
     if dtype in CAST_DTYPES:
         return WireFormat(dtype)
-    if dtype == "int4" and plane != "v":
-        return WireFormat("int4", "channel", 64, zero_point=True)
     if dtype == "int4":
-        return WireFormat("int4", "token", 64, zero_point=True)
+        return WireFormat("int4", "token" if plane == "v" else "channel", 64, zero_point=True)
     return WireFormat(dtype, "token", 64)

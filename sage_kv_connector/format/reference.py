@@ -10,19 +10,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sage_kv_connector.contract.dtypes import CODE_MAX, CONVERTIBLE_DTYPES, DTYPE_BITS
 from sage_kv_connector.format.wire_format import WireFormat, _padded
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 #: Bytes of an element in memory → NumPy's type of its raw bits.
-RAW = {"fp32": np.uint32, "fp16": np.uint16, "bf16": np.uint16, "fp8_e4m3": np.uint8, "fp8_e5m2": np.uint8}
+RAW = {name: {32: np.uint32, 16: np.uint16, 8: np.uint8}[DTYPE_BITS[name]] for name in CONVERTIBLE_DTYPES}
 
 #: dtype → (exponent bits, mantissa bits, exponent bias, code of the largest finite value, code of NaN).
 _FP8 = {"fp8_e4m3": (4, 3, 7, 0x7E, 0x7F), "fp8_e5m2": (5, 2, 15, 0x7B, 0x7E)}
 
-#: Largest code values; a scale is the largest magnitude times the fp32 reciprocal, rounded up.
-CODE_MAX = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "int4": 7.0}
 INT4_LEVELS = 15.0
 #: Scales lie in [2**-100, largest bf16]: denormal elements become zero whether a device flushes them or not.
 SCALE_MIN = np.float32(2.0**-100)
@@ -138,7 +137,7 @@ def scales_of(values: F32, fmt: WireFormat) -> tuple[F32, F32]:
     finite = np.where(np.isfinite(values), values, np.float32(0))
     if not fmt.zero_point:
         largest = np.abs(finite).max(axis=axis, keepdims=True)
-        scale = bf16_up(largest * reciprocal_up(CODE_MAX[fmt.dtype]))
+        scale = bf16_up(largest * reciprocal_up(CODE_MAX[fmt.dtype]))  # the fp32 reciprocal, rounded up
         return np.clip(scale, SCALE_MIN, SCALE_MAX), np.zeros_like(scale)
     zero = bf16_down(finite.min(axis=axis, keepdims=True)) + np.float32(0)  # -0 becomes +0
     with np.errstate(over="ignore"):

@@ -12,18 +12,17 @@ from typing import Literal
 
 import msgspec
 
-from sage_kv_connector.contract.schema import CONVERTIBLE_DTYPES, DTYPE_BITS
+from sage_kv_connector.contract.dtypes import CAST_DTYPES as CAST_DTYPES
+from sage_kv_connector.contract.dtypes import CODE_MAX as CODE_MAX
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES as CONVERTIBLE_DTYPES
+from sage_kv_connector.contract.dtypes import DTYPE_BITS as DTYPE_BITS
+from sage_kv_connector.contract.dtypes import ENGINE_SCALED_DTYPES as ENGINE_SCALED_DTYPES
+from sage_kv_connector.contract.dtypes import SCALED_DTYPES as SCALED_DTYPES
+from sage_kv_connector.contract.dtypes import WIRE_DTYPES as WIRE_DTYPES
+from sage_kv_connector.contract.dtypes import dtype
 
 #: What one scale covers inside a tile.
 Granularity = Literal["none", "tensor", "channel", "token", "head"]
-
-#: dtypes that need no scale: a cast is all that happens.
-CAST_DTYPES = ("fp32", "fp16", "bf16")
-#: dtypes with few enough bits to need scales.
-SCALED_DTYPES = ("fp8_e4m3", "fp8_e5m2", "int4")
-WIRE_DTYPES = CAST_DTYPES + SCALED_DTYPES
-#: dtypes that KV lies in memory in and that can be converted.
-MEMORY_DTYPES = CONVERTIBLE_DTYPES
 
 SECTION_ALIGNMENT = 16
 MAX_GROUP_TOKENS = 1024
@@ -52,11 +51,11 @@ class WireFormat(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.dtype not in WIRE_DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, allowed: {', '.join(WIRE_DTYPES)}")
-        allowed = {
-            True: ("none",),
-            False: ("none", "tensor", "channel", "token", "head"),
-        }[self.dtype in CAST_DTYPES]
-        if self.dtype == "int4":
+        row = dtype(self.dtype)
+        allowed: tuple[str, ...] = ("none", "tensor", "channel", "token", "head")
+        if self.dtype in CAST_DTYPES:
+            allowed = ("none",)
+        elif row.kind == "integer":  # codes mean nothing without a scale that is sent
             allowed = ("channel", "token", "head")
         if self.granularity not in allowed:
             raise ValueError(
@@ -64,8 +63,9 @@ class WireFormat(msgspec.Struct, frozen=True):
             )
         if not 1 <= self.group_tokens <= MAX_GROUP_TOKENS:
             raise ValueError(f"group_tokens is {self.group_tokens}, allowed: 1 to {MAX_GROUP_TOKENS}")
-        if (self.zero_point or self.rotate) and self.dtype != "int4":
-            raise ValueError(f"zero_point and rotate are for int4, not {self.dtype}")
+        if (self.zero_point or self.rotate) and not row.zero_point:
+            with_them = ", ".join(name for name in WIRE_DTYPES if dtype(name).zero_point)
+            raise ValueError(f"zero_point and rotate are for {with_them}, not {self.dtype}")
 
     @property
     def sends_scales(self) -> bool:

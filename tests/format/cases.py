@@ -9,8 +9,9 @@ from typing import get_args
 import numpy as np
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import CAST_DTYPES
 from sage_kv_connector.format.reference import F32
-from sage_kv_connector.format.wire_format import CAST_DTYPES, Granularity, WireFormat
+from sage_kv_connector.format.wire_format import Granularity, WireFormat
 
 GROUP_TOKENS = (1, 16, 32, 64)
 

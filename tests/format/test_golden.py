@@ -7,8 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import WIRE_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import WireFormat
 from scripts import make_golden
 
 

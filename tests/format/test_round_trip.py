@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.reference import F32, decode_tile, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import WireFormat
 from tests.format.bounds import HALF_STEPS, cast_bound, wire_bound
 from tests.format.cases import every_format, tiles
 
@@ -21,7 +22,7 @@ def through(values: F32, fmt: WireFormat) -> F32:
     return decode_tile(tile, fmt, tokens, dim, TENSOR_SCALE)
 
 
-@pytest.mark.parametrize("memory", MEMORY_DTYPES)
+@pytest.mark.parametrize("memory", CONVERTIBLE_DTYPES)
 @given(fmt=st.sampled_from(every_format()), drawn=tiles(finite=True))
 @settings(max_examples=300, deadline=None)
 def test_finite_values_come_back_within_the_stated_bound(memory: str, fmt: WireFormat, drawn: F32) -> None:

@@ -7,15 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, SCALED_DTYPES, WIRE_DTYPES
 from sage_kv_connector.format.defaults import default_format
-from sage_kv_connector.format.wire_format import (
-    CAST_DTYPES,
-    SCALED_DTYPES,
-    SECTION_ALIGNMENT,
-    WIRE_DTYPES,
-    WireFormat,
-    tile_tokens,
-)
+from sage_kv_connector.format.wire_format import SECTION_ALIGNMENT, WireFormat, tile_tokens
 from tests.format.cases import every_format
 
 

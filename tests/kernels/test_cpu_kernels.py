@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, WIRE_DTYPES
 from sage_kv_connector.contract.element_order import ElementOrder, packed_cpu_planes, strided
 from sage_kv_connector.format.converter import Span, tile_kernels
 from sage_kv_connector.format.reference import RAW, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WIRE_DTYPES, Granularity, WireFormat
+from sage_kv_connector.format.wire_format import Granularity, WireFormat
 from sage_kv_connector.kernels.golden import golden_vectors
 from tests.kernels.paged_memory import PagedMemory, reference_elements, reference_wire
 
@@ -70,8 +71,8 @@ def orders(item: int, heads: int, page_size: int, dim: int) -> dict[str, tuple[E
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_gather_convert_scatter_over_random_page_tables(data: st.DataObject) -> None:
-    source_dtype = data.draw(st.sampled_from(MEMORY_DTYPES))
-    target_dtype = data.draw(st.sampled_from(MEMORY_DTYPES))
+    source_dtype = data.draw(st.sampled_from(CONVERTIBLE_DTYPES))
+    target_dtype = data.draw(st.sampled_from(CONVERTIBLE_DTYPES))
     wire_dtype = data.draw(st.sampled_from(WIRE_DTYPES))
     granularity: Granularity = "none"
     if wire_dtype not in ("fp32", "fp16", "bf16"):

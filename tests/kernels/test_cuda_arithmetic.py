@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.reference import RAW
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.cuda.launch import Plane, launch_shape, tile_count
 from sage_kv_connector.kernels.plane import Range
 from tests.kernels.tiles import (
@@ -63,7 +64,7 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
             wire = aligned_bytes(len(expected))
             launch(library, case, case.store, wire, threads, decode=False)
             np.testing.assert_array_equal(wire, expected, vector.name)
-            for dtype in MEMORY_DTYPES:
+            for dtype in CONVERTIBLE_DTYPES:
                 store = np.zeros(tokens * dim, RAW[dtype])
                 launch(library, case._replace(dtype=dtype), store, wire, threads, decode=True)
                 np.testing.assert_array_equal(
@@ -75,7 +76,7 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
 @given(
     seed=st.integers(0, 2**32),
     fmt=formats(),
-    dtype=st.sampled_from(MEMORY_DTYPES),
+    dtype=st.sampled_from(CONVERTIBLE_DTYPES),
     threads=st.sampled_from((1, 64, 256)),
 )
 def test_random_pages(library: ctypes.CDLL, seed: int, fmt: WireFormat, dtype: str, threads: int) -> None:

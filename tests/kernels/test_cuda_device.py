@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
+from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.cuda import compiler
 from sage_kv_connector.kernels.cuda.launch import Plane, Shape
 from sage_kv_connector.kernels.registry import DeviceKernels, KernelsUnavailable, kernels_for
@@ -63,6 +64,6 @@ def test_golden_vectors_on_device() -> None:
 
 @NO_DEVICE
 @settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(MEMORY_DTYPES))
+@given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(CONVERTIBLE_DTYPES))
 def test_random_pages_on_device(seed: int, fmt: WireFormat, dtype: str) -> None:
     check_kernels_on_pages(device_kernels(), "cuda", seed, fmt, dtype)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_kv_connector.format.wire_format import MEMORY_DTYPES, WireFormat
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
+from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.registry import kernels_for
 from tests.kernels.tiles import check_kernels_on_golden_vectors, check_kernels_on_pages, formats
@@ -24,7 +25,7 @@ def test_golden_vectors() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(MEMORY_DTYPES))
+@given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(CONVERTIBLE_DTYPES))
 def test_random_pages(seed: int, fmt: WireFormat, dtype: str) -> None:
     check_kernels_on_pages(kernels_for("cpu"), "cpu", seed, fmt, dtype)
 

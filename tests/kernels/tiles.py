@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.dtypes import ENGINE_SCALED_DTYPES, WIRE_DTYPES
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
-from sage_kv_connector.format.wire_format import WIRE_DTYPES, WireFormat, tile_tokens
+from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
 from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
-from sage_kv_connector.kernels.plane import FP8_DTYPES, KVPlane, Range
+from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.registry import DeviceKernels
 
 KERNELS = Path(__file__).parents[2] / "kernels"
@@ -86,7 +87,7 @@ class PagedCase(NamedTuple):
         parts = []
         for head, first, count in self.tiles():
             values = to_float(self.store[self.element_offsets(head)[first : first + count]], self.dtype)
-            if self.dtype in FP8_DTYPES:
+            if self.dtype in ENGINE_SCALED_DTYPES:
                 values = values * np.float32(self.memory_scale)
             parts.append(encode_tile(values, self.fmt, self.wire_scale))
         return np.concatenate(parts)
@@ -97,7 +98,7 @@ class PagedCase(NamedTuple):
         for head, first, count in self.tiles():
             size = self.fmt.tile_bytes(count, self.dim)
             values = decode_tile(wire[at : at + size], self.fmt, count, self.dim, self.wire_scale)
-            if self.dtype in FP8_DTYPES:
+            if self.dtype in ENGINE_SCALED_DTYPES:
                 values = values * (np.float32(1) / np.float32(self.memory_scale))
             store[self.element_offsets(head)[first : first + count]] = from_float(values, self.dtype)
             at += size
@@ -127,7 +128,7 @@ def paged_case(seed: int, fmt: WireFormat, dtype: str) -> PagedCase:
     store[odd] = rng.choice(specials, len(odd))
     first_head = int(rng.integers(0, heads))
     span = Range(first_head, int(rng.integers(1, heads - first_head + 1)))
-    scale = 0.37 if dtype in FP8_DTYPES and rng.integers(0, 2) else 1.0
+    scale = 0.37 if dtype in ENGINE_SCALED_DTYPES and rng.integers(0, 2) else 1.0
     assert store.dtype == RAW[dtype]
     return PagedCase(fmt, dtype, store, starts, strides, page_tokens, dim, tokens, span, scale, 0.21)
 

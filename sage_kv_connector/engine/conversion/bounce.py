@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.dtypes import DTYPE_BITS
 from sage_kv_connector.contract.element_order import ElementOrder
-from sage_kv_connector.contract.schema import DTYPE_BITS
 from sage_kv_connector.devices.runtime import Copies
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
 

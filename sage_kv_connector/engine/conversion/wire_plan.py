@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
-from sage_kv_connector.contract.schema import DTYPE_BITS, GroupSchema, KVCacheSchema, Verdict
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, DTYPE_BITS
+from sage_kv_connector.contract.schema import GroupSchema, KVCacheSchema, Verdict
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter
 from sage_kv_connector.format.defaults import default_format
-from sage_kv_connector.format.wire_format import CAST_DTYPES, WireFormat
+from sage_kv_connector.format.wire_format import WireFormat
 
 Formats = tuple[WireFormat, ...]
 

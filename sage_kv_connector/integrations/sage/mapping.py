@@ -17,33 +17,11 @@ from sagellm_protocol.pd_sep_types import KVTransferRequest, KVTransferResult, K
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import KVChunk, KVCoordinates, Segment
+from sage_kv_connector.contract.dtypes import DTYPE_BITS, DTYPES, dtype, dtype_of_engine
 from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferStats
-from sage_kv_connector.contract.schema import (
-    DTYPE_BITS,
-    CanonicalPlaneSchema,
-    GroupSchema,
-    KVCacheSchema,
-    PlaneSchema,
-)
+from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, KVCacheSchema, PlaneSchema
 from sage_kv_connector.hardware.probing.profile import Device, HardwareProfile
 
-#: SAGE's words for dtypes (torch's names in requests, the protocol's in KVDType and DType) → ours.
-DTYPES = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "float8_e4m3fn": "fp8_e4m3",
-    "float8_e5m2": "fp8_e5m2",
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "fp8": "fp8_e4m3",
-    "fp8_e4m3": "fp8_e4m3",
-    "fp8_e5m2": "fp8_e5m2",
-    "int8": "int8",
-    "int4": "int4",
-}
 #: Ours → torch's name, as KVTransferRequest has it.
 TORCH_NAMES = {
     "fp32": "float32",
@@ -82,9 +60,11 @@ _PAGE_TOKENS = 1
 def dtype_from_sage(word: Any) -> str:
     """Our name of a dtype. Takes torch's names and the members of KVDType and DType. Raises ValueError."""
     text = str(getattr(word, "value", word)).removeprefix("torch.")
-    if text not in DTYPES:
-        raise ValueError(f"dtype is {text!r}; allowed: {', '.join(DTYPES)}")
-    return DTYPES[text]
+    ours = dtype_of_engine(text)
+    if ours is None or dtype(ours).kind == "bytes":
+        allowed = [name for one in DTYPES if one.kind != "bytes" for name in (*one.aliases, one.name)]
+        raise ValueError(f"dtype is {text!r}; allowed: {', '.join(allowed)}")
+    return ours
 
 
 def dtype_to_sage(name: str) -> str:

@@ -12,19 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
-from sage_kv_connector.contract.schema import DTYPE_BITS, KVCacheSchema
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, DTYPE_BITS, dtype_of_engine
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.integrations.common.rank_map import head_range
-
-#: SGLang's and torch's names of dtypes, in the schema's terms.
-_DTYPES = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "bf16": "bf16",
-    "fp8_e4m3": "fp8_e4m3",
-    "fp8_e5m2": "fp8_e5m2",
-}
 
 
 class PoolShape(NamedTuple):
@@ -65,10 +55,12 @@ class _Buffer(NamedTuple):
 def cache_dtype(name: str, model_dtype: str) -> str:
     """The schema's name of a pool's dtype. Raises ValueError for one that can't be transferred."""
     given = model_dtype if name == "auto" else name
-    short = str(given).removeprefix("torch.")
-    if short not in _DTYPES:
-        raise ValueError(f"kv_cache_dtype {given!r} can't be transferred; allowed: {', '.join(_DTYPES)}")
-    return _DTYPES[short]
+    ours = dtype_of_engine(str(given))
+    if ours not in CONVERTIBLE_DTYPES:
+        raise ValueError(
+            f"kv_cache_dtype {given!r} can't be transferred; allowed: {', '.join(CONVERTIBLE_DTYPES)}"
+        )
+    return ours
 
 
 def cache_view(kv_args: Any, shape: PoolShape) -> KVCacheView:

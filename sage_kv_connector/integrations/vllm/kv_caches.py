@@ -13,21 +13,9 @@ from sage_kv_connector.contract.cache_view import (
     group_view,
     strided_planes,
 )
+from sage_kv_connector.contract.dtypes import dtype_of_engine
 from sage_kv_connector.contract.element_order import packed_cpu_planes
 from sage_kv_connector.contract.schema import KVCacheSchema
-
-#: vLLM's names of cache dtypes, and torch's of tensor dtypes, in the schema's terms.
-_DTYPES = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "fp8": "fp8_e4m3",
-    "fp8_e4m3": "fp8_e4m3",
-    "fp8_e5m2": "fp8_e5m2",
-    "float8_e4m3fn": "fp8_e4m3",
-    "float8_e5m2": "fp8_e5m2",
-}
 
 
 def transfer_groups(kv_cache_config: Any) -> list[tuple[int, Any]]:
@@ -151,7 +139,7 @@ def _dtype(vllm_config: Any) -> str:
     name = str(vllm_config.cache_config.cache_dtype)
     if name == "auto":
         name = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    return _DTYPES.get(name, name)
+    return dtype_of_engine(name) or name
 
 
 def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, Any, Sequence[str]]]:
