@@ -36,6 +36,7 @@ from sage_kv_connector.backends.base import (
     checked_table,
 )
 from sage_kv_connector.backends.pcie import messages as pm
+from sage_kv_connector.backends.pcie.greetings import Greetings
 from sage_kv_connector.backends.pcie.incoming import Incoming
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 from sage_kv_connector.backends.pcie.outgoing import Outgoing
@@ -53,6 +54,7 @@ class _OnDevice(NamedTuple):
     """What there is once a device is attached."""
 
     memory: IpcMemory
+    greetings: Greetings
     incoming: Incoming
     outgoing: Outgoing
 
@@ -68,8 +70,6 @@ class PcieBackend:
         self._inner = inner
         self._lock = threading.RLock()
         self._ids = count(FIRST_ID)
-        self._greeted: dict[int, pm.Greeting] = {}
-        self._dialled: set[int] = set()
         self._refused: dict[int, str] = {}
         self._events: deque[Event] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -87,7 +87,8 @@ class PcieBackend:
         """The device whose memory moves. Raises DeviceError when it can't have a stream."""
         memory = IpcMemory(device)
         incoming = Incoming(memory, self._ids, self._report, self._tell, self._wake_up)
-        self._attached = _OnDevice(memory, incoming, Outgoing(memory, self._ids, self._report, self._tell))
+        outgoing = Outgoing(memory, self._ids, self._report, self._tell)
+        self._attached = _OnDevice(memory, Greetings(memory, self._inner.send), incoming, outgoing)
 
     # -- memory
 
@@ -116,7 +117,7 @@ class PcieBackend:
             raise ValueError(f"address {address!r}: {vendor or 'no vendor'} there, {ours} here")
         connection = self._inner.connect(f"shm://{name}", timeout_s)
         with self._lock:
-            self._dialled.add(connection)
+            self._device().greetings.dialled(connection)
         return connection
 
     def authorize(self, connection: int) -> None:
@@ -174,12 +175,12 @@ class PcieBackend:
                 f"window_descriptor has {len(window_descriptor)} bytes and is none of the pcie backend"
             )
         descriptors = checked_table(descriptors, "descriptors", 3)
-        greeting = self._greeted.get(connection)
-        if greeting is None:
+        device = self._device()
+        process = device.greetings.peer_process(connection)
+        if process is None:
             raise ValueError(f"connection is {connection}, which is not open")
         window = int.from_bytes(where, "little")
-        outgoing = self._device().outgoing
-        post, offers = outgoing.post(connection, greeting.process, window, descriptors, generation)
+        post, offers = device.outgoing.post(connection, process, window, descriptors, generation)
         for offered in offers:
             self._inner.send(connection, pm.encode(offered))
         return post
@@ -252,7 +253,7 @@ class PcieBackend:
 
     def _from_inner(self, event: Event) -> None:
         if event.kind in (EventKind.CONNECTED, EventKind.ACCEPTED):
-            self._greet(event.connection)
+            self._device().greetings.begin(event.connection)
         elif event.kind == EventKind.CLOSED:
             self._lost(event)
         elif event.kind == EventKind.MESSAGE:
@@ -264,17 +265,13 @@ class PcieBackend:
         else:
             self._emit(event)
 
-    def _greet(self, connection: int) -> None:
-        memory = self._device().memory
-        # The dialler greets first; the other side's probe can then be meant for its process.
-        if connection in self._dialled:
-            self._inner.send(connection, pm.encode(pm.Greeting(memory.vendor, memory.process, b"")))
-
     def _message(self, event: Event, message: pm.Message) -> None:
         connection, device = event.connection, self._device()
         if isinstance(message, pm.Greeting):
-            self._on_greeting(event, message)
-        elif connection not in self._greeted:
+            dialled = device.greetings.answer(connection, message)
+            kind = EventKind.CONNECTED if dialled else EventKind.ACCEPTED
+            self._emit(Event(kind, connection, connection, 0, 0, 0, event.time_ns, b"", ""))
+        elif device.greetings.peer_process(connection) is None:
             raise pm.PcieProtocolError(f"{type(message).__name__} came before the greeting")
         elif isinstance(message, pm.Upper):
             self._emit(event._replace(payload=message.payload))
@@ -285,26 +282,9 @@ class PcieBackend:
         else:
             device.incoming.on_revoked(connection, message.post)
 
-    def _on_greeting(self, event: Event, greeting: pm.Greeting) -> None:
-        memory, connection = self._device().memory, event.connection
-        if connection in self._greeted or greeting.vendor != memory.vendor:
-            raise pm.PcieProtocolError(
-                f"vendor is {greeting.vendor!r}, {memory.vendor!r} here; or greeted twice"
-            )
-        dialled = connection in self._dialled
-        if dialled:
-            memory.try_probe(greeting.probe)
-        else:
-            probe = memory.probe(greeting.process)
-            self._inner.send(connection, pm.encode(pm.Greeting(memory.vendor, memory.process, probe)))
-        self._greeted[connection] = greeting
-        kind = EventKind.CONNECTED if dialled else EventKind.ACCEPTED
-        self._emit(Event(kind, connection, connection, 0, 0, 0, event.time_ns, b"", ""))
-
     def _lost(self, event: Event) -> None:
         connection, device = event.connection, self._device()
-        self._greeted.pop(connection, None)
-        self._dialled.discard(connection)
+        device.greetings.forget(connection)
         device.incoming.on_lost(connection, event.detail)
         device.outgoing.on_lost(connection, event.detail)
         device.memory.forget(connection)
