@@ -4,17 +4,28 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-cpp test-engines test-vllm test-sglang test-vendor-headers lint bench shell build wheel clean
+.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers lint bench shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-cpp test-vendor-headers test-engines
+test: test-unit test-cpp test-vendor-headers test-wheel test-engines
 
+# Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
+PARALLEL_TESTS = tests/config tests/contract tests/format tests/hardware tests/kernels tests/vendors tests/test_architecture.py
 test-unit:
-	$(RUN) python -m pytest -q tests $(ARGS)
+ifdef ARGS
+	$(RUN) python -m pytest -q $(if $(findstring tests,$(ARGS)),,tests) $(ARGS)
+else
+	$(RUN) python -m pytest -q -n 2 --dist worksteal --durations 15 $(PARALLEL_TESTS)
+	$(RUN) python -m pytest -q --durations 15 tests $(PARALLEL_TESTS:%=--ignore %)
+endif
+
+# The wheel in a fresh environment without a compiler.
+test-wheel:
+	$(RUN) sh scripts/test_wheel.sh $(BUILD)
 
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:
@@ -29,11 +40,11 @@ test-engines: test-vllm test-sglang
 
 # Tests that want SGLang skip themselves here.
 test-vllm:
-	$(RUN) python -m pytest -q integration_tests $(ARGS)
+	$(RUN) python -m pytest -q --durations 25 integration_tests $(ARGS)
 
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:
-	$(RUN) --sglang python -m pytest -q $(SGLANG_TESTS:%=integration_tests/test_%.py) $(ARGS)
+	$(RUN) --sglang python -m pytest -q --durations 25 $(SGLANG_TESTS:%=integration_tests/test_%.py) $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

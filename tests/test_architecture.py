@@ -179,7 +179,7 @@ def test_imports_keep_the_rule(rule: str) -> None:
 
 
 def test_every_module_has_a_room() -> None:
-    rooms = (
+    rooms: tuple[str, ...] = (
         "contract",
         "devices",
         "console",
