@@ -13,22 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage_kv_connector.format.reference import INT4_LEVELS, RAW, reciprocal_up, to_float
+from sage_kv_connector.format.reference import RAW, levels, reciprocal_up, to_float
 from sage_kv_connector.format.wire_format import (
     CODE_MAX,
+    DTYPE_BITS,
     ENGINE_SCALED_DTYPES,
     SECTION_ALIGNMENT,
     WireFormat,
+    dtype,
     tile_tokens,
 )
 from sage_kv_connector.kernels.plane import KVPlane, Range
 
 _RAW = {
-    "fp32": torch.int32,
-    "fp16": torch.int16,
-    "bf16": torch.int16,
-    "fp8_e4m3": torch.uint8,
-    "fp8_e5m2": torch.uint8,
+    name: {4: torch.int32, 2: torch.int16, 1: torch.uint8}[np.dtype(raw).itemsize]
+    for name, raw in RAW.items()
 }
 #: dtype → (mantissa bits, exponent bias, code of the largest finite value, of infinity or None, of NaN).
 _SMALL = {
@@ -187,7 +186,7 @@ def _scales(values: torch.Tensor, fmt: WireFormat) -> tuple[torch.Tensor, torch.
     down = torch.where(low < 0, -((0xFFFF - low) & ~0xFFFF).clamp(max=_SCALE_MAX), low & ~0xFFFF)
     zero = _of_key(down)
     span = _of_key(high) - zero
-    steps = (span * float(reciprocal_up(INT4_LEVELS))).view(torch.int32)
+    steps = (span * float(reciprocal_up(levels(fmt.dtype)))).view(torch.int32)
     return _bf16_up(steps.clamp(max=_SCALE_MAX)).view(torch.float32), zero
 
 
@@ -206,15 +205,18 @@ def encode_tiles(values: torch.Tensor, fmt: WireFormat, wire_scale: float = 1.0)
         return _section(from_fp32(values, fmt.dtype))
     scale, zero = _scales(values, fmt)
     sections = [_section(_bf16_bits(scale))]
-    if fmt.dtype != "int4":
+    if dtype(fmt.dtype).kind == "float":
         sections.append(_section(from_fp32(_scaled(values, 1 / scale), fmt.dtype)))
         return torch.cat(sections, dim=-1)
     numbers = torch.where(values.isnan(), 0.0, values)
     if fmt.zero_point:
         sections.append(_section(_bf16_bits(zero)))
-        codes = ((numbers - zero) * (1 / scale)).clamp(0, 15)
+        codes = ((numbers - zero) * (1 / scale)).clamp(0, levels(fmt.dtype))
     else:
-        codes = (numbers * (1 / scale)).clamp(-7, 7)
+        codes = (numbers * (1 / scale)).clamp(-CODE_MAX[fmt.dtype], CODE_MAX[fmt.dtype])
+    if DTYPE_BITS[fmt.dtype] == 8:
+        sections.append(_section((codes.round().to(torch.int32) & 0xFF).to(torch.uint8)))
+        return torch.cat(sections, dim=-1)
     nibbles = (codes.round().to(torch.int32) & 0xF).to(torch.uint8).flatten(-2)
     nibbles = torch.nn.functional.pad(nibbles, (0, nibbles.shape[-1] % 2))
     sections.append(_section(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), rows=False))
@@ -227,7 +229,11 @@ def decode_tiles(
     """uint8 (…, bytes of a tile) → fp32 (…, tokens, dim)."""
     scale_bytes, zero_bytes, _ = fmt.sections(tokens, dim)
     codes = tiles[..., scale_bytes + zero_bytes :]
-    if fmt.dtype == "int4":
+    if dtype(fmt.dtype).kind == "integer" and DTYPE_BITS[fmt.dtype] == 8:
+        bytes_ = codes[..., : tokens * dim].contiguous()
+        values = (bytes_ if fmt.zero_point else bytes_.view(torch.int8)).to(torch.float32)
+        values = values.unflatten(-1, (tokens, dim))
+    elif fmt.dtype == "int4":
         nibbles = torch.stack([codes & 0xF, codes >> 4], dim=-1).flatten(-2)[..., : tokens * dim]
         numbers = nibbles.to(torch.int32)
         values = (numbers if fmt.zero_point else (numbers ^ 8) - 8).to(torch.float32)

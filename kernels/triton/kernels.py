@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import triton
 
-from sage_kv_connector.format.reference import INT4_LEVELS, reciprocal_up
+from sage_kv_connector.format.reference import levels, reciprocal_up
 from sage_kv_connector.format.wire_format import CODE_MAX, WireFormat, tile_tokens
 from sage_kv_connector.kernels import torch_fallback
 from sage_kv_connector.kernels.plane import KVPlane, Range
@@ -67,7 +67,7 @@ def _launch(
     first_page = tokens.first // page_tokens
     table = torch.from_numpy(np.asarray(plane.block_table[first_page:], np.int64)).to(raw.device)
     page_stride, token_stride, head_stride, dim_stride = raw.stride()
-    largest = INT4_LEVELS if fmt.zero_point else CODE_MAX.get(fmt.dtype, 1.0)
+    largest = levels("int4") if fmt.zero_point else CODE_MAX.get(fmt.dtype, 1.0)
     block_tokens, block_dim = _block(fmt, dim)
     kernel[(len(counts) * heads.length,)](
         raw, table, wire, wire.view(torch.int16), wire.view(torch.int32),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.dtypes import CODE_MAX, CONVERTIBLE_DTYPES, DTYPE_BITS
+from sage_kv_connector.contract.dtypes import CODE_MAX, CONVERTIBLE_DTYPES, DTYPE_BITS, dtype
 from sage_kv_connector.format.wire_format import WireFormat, _padded
 
 F32 = npt.NDArray[np.float32]
@@ -22,10 +22,14 @@ RAW = {name: {32: np.uint32, 16: np.uint16, 8: np.uint8}[DTYPE_BITS[name]] for n
 #: dtype → (exponent bits, mantissa bits, exponent bias, code of the largest finite value, code of NaN).
 _FP8 = {"fp8_e4m3": (4, 3, 7, 0x7E, 0x7F), "fp8_e5m2": (5, 2, 15, 0x7B, 0x7E)}
 
-INT4_LEVELS = 15.0
 #: Scales lie in [2**-100, largest bf16]: denormal elements become zero whether a device flushes them or not.
 SCALE_MIN = np.float32(2.0**-100)
 SCALE_MAX = np.array(0x7F7F0000, np.uint32).view(np.float32)[()]
+
+
+def levels(integer: str) -> float:
+    """The largest code of an integer dtype with a zero point, from which codes count."""
+    return float((1 << DTYPE_BITS[integer]) - 1)
 
 
 def reciprocal_up(value: float) -> np.float32:
@@ -142,7 +146,7 @@ def scales_of(values: F32, fmt: WireFormat) -> tuple[F32, F32]:
     zero = bf16_down(finite.min(axis=axis, keepdims=True)) + np.float32(0)  # -0 becomes +0
     with np.errstate(over="ignore"):
         span = finite.max(axis=axis, keepdims=True) - zero
-    scale = bf16_up(np.minimum(span * reciprocal_up(INT4_LEVELS), SCALE_MAX))
+    scale = bf16_up(np.minimum(span * reciprocal_up(levels(fmt.dtype)), SCALE_MAX))
     return np.clip(scale, SCALE_MIN, SCALE_MAX), zero
 
 
@@ -161,7 +165,7 @@ def encode_tile(values: F32, fmt: WireFormat, tensor_scale: float = 1.0) -> U8:
         if fmt.granularity == "tensor":
             return _section(from_float(values * (np.float32(1) / np.float32(tensor_scale)), fmt.dtype))
         scale, zero = scales_of(values, fmt)
-        if fmt.dtype != "int4":
+        if dtype(fmt.dtype).kind == "float":
             codes = from_float(values * (np.float32(1) / scale), fmt.dtype)
             return np.concatenate([_section(_bf16(scale)), _section(codes)])
         numbers = np.where(np.isnan(values), np.float32(0), values)
@@ -171,12 +175,15 @@ def encode_tile(values: F32, fmt: WireFormat, tensor_scale: float = 1.0) -> U8:
             else numbers * (np.float32(1) / scale)
         )
     if fmt.zero_point:
-        nibbles = np.rint(np.clip(steps, 0, 15)).astype(np.uint8)
+        codes = np.rint(np.clip(steps, 0, levels(fmt.dtype))).astype(np.uint8)
         head = [_section(_bf16(scale)), _section(_bf16(zero))]
     else:
-        nibbles = np.rint(np.clip(steps, -7, 7)).astype(np.int8).view(np.uint8) & 0xF
+        most = CODE_MAX[fmt.dtype]
+        codes = np.rint(np.clip(steps, -most, most)).astype(np.int8).view(np.uint8)
         head = [_section(_bf16(scale))]
-    flat = np.concatenate([nibbles.reshape(-1), np.zeros(tokens * dim % 2, np.uint8)])
+    if DTYPE_BITS[fmt.dtype] == 8:
+        return np.concatenate([*head, _section(codes)])
+    flat = np.concatenate([codes.reshape(-1) & 0xF, np.zeros(tokens * dim % 2, np.uint8)])
     return np.concatenate([*head, _section(flat[0::2] | (flat[1::2] << 4))])
 
 
@@ -184,10 +191,13 @@ def decode_tile(tile: U8, fmt: WireFormat, tokens: int, dim: int, tensor_scale: 
     """A tile's bytes → (tokens, dim) fp32 values."""
     scale_bytes, zero_bytes, _ = fmt.sections(tokens, dim)
     codes = tile[scale_bytes + zero_bytes :]
-    if fmt.dtype == "int4":
-        flat = np.stack([codes & 0xF, codes >> 4], axis=1).reshape(-1)[: tokens * dim]
-        if not fmt.zero_point:
-            flat = ((flat ^ 8).astype(np.int8) - 8).view(np.uint8)
+    if dtype(fmt.dtype).kind == "integer":
+        flat = codes
+        if DTYPE_BITS[fmt.dtype] == 4:
+            flat = np.stack([codes & 0xF, codes >> 4], axis=1).reshape(-1)
+            if not fmt.zero_point:
+                flat = ((flat ^ 8).astype(np.int8) - 8).view(np.uint8)
+        flat = np.ascontiguousarray(flat[: tokens * dim])
         plain = (flat if fmt.zero_point else flat.view(np.int8)).astype(np.float32).reshape(tokens, dim)
     else:
         raw = codes.view(RAW[fmt.dtype])[: tokens * dim].reshape(tokens, dim)

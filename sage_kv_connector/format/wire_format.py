@@ -19,7 +19,7 @@ from sage_kv_connector.contract.dtypes import DTYPE_BITS as DTYPE_BITS
 from sage_kv_connector.contract.dtypes import ENGINE_SCALED_DTYPES as ENGINE_SCALED_DTYPES
 from sage_kv_connector.contract.dtypes import SCALED_DTYPES as SCALED_DTYPES
 from sage_kv_connector.contract.dtypes import WIRE_DTYPES as WIRE_DTYPES
-from sage_kv_connector.contract.dtypes import dtype
+from sage_kv_connector.contract.dtypes import dtype as dtype
 
 #: What one scale covers inside a tile.
 Granularity = Literal["none", "tensor", "channel", "token", "head"]

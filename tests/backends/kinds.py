@@ -33,9 +33,10 @@ class Kind:
     """One way to carry bytes; ``make`` takes the backend's own keywords on top.
 
     ``bounds``: options with a value each that is out of range. ``stranger`` makes one of a listener's address;
-    without it tests of strangers are left out. ``kernel_answers``: a connection to a stopped process is made all the
-    same. ``envelope``: bytes that a control message of that length gets around it. ``forge`` changes fields
-    (window, size) of a window's descriptor, as a lying peer would.
+    without it tests of strangers are left out. ``mode`` and ``crosses_wire`` as
+    ``connection_info`` has them, where they are known. ``kernel_answers``: a connection to a stopped process
+    is made all the same. ``envelope``: bytes that a control message of that length gets around it. ``forge`` changes
+    fields (window, size) of a window's descriptor, as a lying peer would.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Kind:
     listen_on: str
     mode: str = ""
     lanes: int = 1
-    crosses_wire: bool = False
+    crosses_wire: bool | None = None
     bounds: tuple[tuple[str, int], ...] = ()
     stranger: Callable[[str], Stranger] | None = None
     kernel_answers: bool = False

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.format.reference import F32
+from sage_kv_connector.contract.dtypes import CODE_MAX, dtype
+from sage_kv_connector.format.reference import F32, levels
 from sage_kv_connector.format.wire_format import WireFormat
 
 F64 = npt.NDArray[np.float64]
@@ -37,10 +38,9 @@ def largest_scale(values: F64, fmt: WireFormat) -> Any:
     if fmt.zero_point:
         low = values.min(axis=axis, keepdims=True)
         span = values.max(axis=axis, keepdims=True) - low
-        exact = (span + 2.0**-7 * np.abs(low) + 2.0**-133) / 15
+        exact = (span + 2.0**-7 * np.abs(low) + 2.0**-133) / levels(fmt.dtype)
     else:
-        most = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "int4": 7.0}[fmt.dtype]
-        exact = np.abs(values).max(axis=axis, keepdims=True) / most
+        exact = np.abs(values).max(axis=axis, keepdims=True) / CODE_MAX[fmt.dtype]
     return np.maximum(exact * (1 + 2.0**-7) * (1 + FP32_STEPS), 2.0**-100)
 
 
@@ -50,7 +50,7 @@ def wire_bound(values: F32, fmt: WireFormat, tensor_scale: float) -> F64:
     if fmt.granularity == "none":
         return cast_bound(exact, fmt.dtype)
     scale = float(np.float32(tensor_scale)) if fmt.granularity == "tensor" else largest_scale(exact, fmt)
-    if fmt.dtype == "int4":
+    if dtype(fmt.dtype).kind == "integer":
         bound = scale / 2 + FP32_STEPS * scale
         if fmt.zero_point:
             axis = {"channel": (0,), "token": (1,), "head": (0, 1)}[fmt.granularity]

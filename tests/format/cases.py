@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from hypothesis import strategies as st
 
-from sage_kv_connector.contract.dtypes import CAST_DTYPES
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, SCALED_DTYPES, dtype
 from sage_kv_connector.format.reference import F32
 from sage_kv_connector.format.wire_format import Granularity, WireFormat
 
@@ -20,9 +20,10 @@ def every_format() -> list[WireFormat]:
     """Each allowed combination of dtype, granularity and zero point, with several group sizes."""
     found = [WireFormat(dtype, "none", group) for dtype in CAST_DTYPES for group in GROUP_TOKENS]
     for granularity, group in itertools.product(get_args(Granularity), GROUP_TOKENS):
-        found += [WireFormat(dtype, granularity, group) for dtype in ("fp8_e4m3", "fp8_e5m2")]
-        if granularity in ("channel", "token", "head"):
-            found += [WireFormat("int4", granularity, group, zero_point=zero) for zero in (False, True)]
+        for name in SCALED_DTYPES:
+            if dtype(name).kind == "float" or granularity in ("channel", "token", "head"):
+                offsets = (False, True) if dtype(name).zero_point else (False,)
+                found += [WireFormat(name, granularity, group, zero_point=zero) for zero in offsets]
     return found
 
 

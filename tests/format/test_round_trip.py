@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, dtype
 from sage_kv_connector.format.reference import F32, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WireFormat
 from tests.format.bounds import HALF_STEPS, cast_bound, wire_bound
@@ -29,7 +29,7 @@ def test_finite_values_come_back_within_the_stated_bound(memory: str, fmt: WireF
     values = to_float(from_float(drawn, memory), memory)
     wire = through(values, fmt)
     back = to_float(from_float(wire, memory), memory)
-    largest = HALF_STEPS[fmt.dtype][2] if fmt.dtype != "int4" else np.inf
+    largest = HALF_STEPS[fmt.dtype][2] if dtype(fmt.dtype).kind == "float" else np.inf
     if fmt.granularity == "tensor":
         largest = largest * float(np.float32(TENSOR_SCALE))
     # Only a cast and the engine's own scale can saturate: towards the largest value, never to ±Inf.
@@ -47,7 +47,7 @@ def test_finite_values_come_back_within_the_stated_bound(memory: str, fmt: WireF
 def test_nan_and_infinities_follow_their_rules(fmt: WireFormat, values: F32) -> None:
     back = through(values, fmt)
     nan, inf = np.isnan(values), np.isinf(values)
-    assert (np.isnan(back) == (nan & (fmt.dtype != "int4"))).all()
+    assert (np.isnan(back) == (nan & (dtype(fmt.dtype).kind == "float"))).all()
     if fmt.dtype in ("fp32", "fp16", "bf16"):
         assert (back[inf] == values[inf]).all()
         return

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.contract.dtypes import CAST_DTYPES, SCALED_DTYPES, WIRE_DTYPES
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, SCALED_DTYPES, WIRE_DTYPES, dtype
 from sage_kv_connector.format.defaults import default_format
 from sage_kv_connector.format.wire_format import SECTION_ALIGNMENT, WireFormat, tile_tokens
 from tests.format.cases import every_format
@@ -60,7 +60,7 @@ def test_each_section_is_padded_to_sixteen_bytes(fmt: WireFormat, tokens: int, d
     assert all(section % SECTION_ALIGNMENT == 0 for section in (scales, zeros, codes))
     assert 0 <= scales - 2 * fmt.scale_count(tokens, dim) < SECTION_ALIGNMENT
     assert zeros == (scales if fmt.zero_point else 0)
-    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int4": 4}.get(fmt.dtype, 8)
+    bits = dtype(fmt.dtype).bits
     assert 0 <= codes - (tokens * dim * bits + 7) // 8 < SECTION_ALIGNMENT
     assert fmt.tile_bytes(tokens, dim) == scales + zeros + codes
 

@@ -130,6 +130,7 @@ KINDS = (
         _make,
         "pcie://",
         "ipc",
+        crosses_wire=False,
         bounds=shm.BOUNDS,
         stranger=_stranger,
         envelope=_envelope,

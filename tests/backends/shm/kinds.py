@@ -19,7 +19,16 @@ def _arena(**options: Any) -> ShmBackend:
 
 
 KINDS = (
-    Kind("shm-direct", ShmBackend, "shm://", "direct", bounds=BOUNDS, stranger=stranger, forge=forge_native),
+    Kind(
+        "shm-direct",
+        ShmBackend,
+        "shm://",
+        "direct",
+        crosses_wire=False,
+        bounds=BOUNDS,
+        stranger=stranger,
+        forge=forge_native,
+    ),
     Kind(
         "shm-arena",
         _arena,
