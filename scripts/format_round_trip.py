@@ -14,10 +14,10 @@ import torch
 
 from sage_kv_connector.contract.dtypes import CODE_MAX
 from sage_kv_connector.format.reference import (
-    INT4_LEVELS,
     decode_tile,
     encode_tile,
     from_float,
+    levels,
     reciprocal_up,
     to_float,
 )
@@ -62,7 +62,7 @@ def code_groups(groups: torch.Tensor, fmt: WireFormat) -> torch.Tensor:
     if fmt.zero_point:
         zero = _bf16_down(groups.amin(axis, keepdim=True).contiguous())
         span = groups.amax(axis, keepdim=True) - zero
-        scale = _bf16_up(span * torch.tensor(reciprocal_up(INT4_LEVELS))).clamp_min(SCALE_MIN)
+        scale = _bf16_up(span * torch.tensor(reciprocal_up(levels("int4")))).clamp_min(SCALE_MIN)
         steps = (groups - zero) * (1.0 / scale)
         return steps.clamp(0, 15).round() * scale + zero
     largest = groups.abs().amax(axis, keepdim=True)

@@ -16,7 +16,7 @@ from tests.format.cases import every_format
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
-        ({"dtype": "int8"}, "dtype", "'int8'"),
+        ({"dtype": "int3"}, "dtype", "'int3'"),
         ({"dtype": "bf16", "granularity": "channel"}, "granularity", "'channel'"),
         ({"dtype": "int4", "granularity": "none"}, "granularity", "'none'"),
         ({"dtype": "int4", "granularity": "tensor"}, "granularity", "'tensor'"),
