@@ -142,13 +142,17 @@ class CudaLikeRuntime(VendorRuntime):
     def host_register(self, device: int, address: int, nbytes: int) -> None:
         call = self.calls.host_register
         if call is None:
-            raise self._unsupported("host_register", f"{self.interface.title} pins only what it allocates")
+            raise self._unsupported("host_register", self._pins_only)
         with self._on(device):
             self._call(call.name, address, nbytes, *call.tail)
 
+    @property
+    def _pins_only(self) -> str:
+        return f"{self.interface.title} pins only what {self.calls.host_alloc.name} returns"
+
     def host_unregister(self, device: int, address: int) -> None:
         if not self.calls.host_unregister:
-            raise self._unsupported("host_unregister", f"{self.interface.title} pins only what it allocates")
+            raise self._unsupported("host_unregister", self._pins_only)
         self._release(device, self.calls.host_unregister, address)
 
     @property

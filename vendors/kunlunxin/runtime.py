@@ -128,9 +128,9 @@ class KunlunxinRuntime(CudaLikeRuntime):
 
     def event_query(self, device: int, event: int) -> bool:
         """What it returns for work under way is not public: any code that names no failure counts as that."""
-        if not self._has("xpu_event_query"):
-            raise self._unsupported("xpu_event_query")
         with self._on(device):
+            if not self._has("xpu_event_query"):
+                raise self._unsupported("xpu_event_query")
             status = abs(self._c["xpu_event_query"](event))
         failures = set(ERROR.values()) - {ERROR["XPUERR_BUSY"], ERROR["XPUERR_TIMEOUT"]}
         if status != 0 and status in failures:
