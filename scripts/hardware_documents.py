@@ -18,7 +18,8 @@ from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     VendorDescriptors,
 )
 from sage_kv_connector.hardware.probing.profile import SCHEMA_FILE, schema
-from sage_kv_connector.hardware.report.descriptors import all_descriptors
+from sage_kv_connector.hardware.report.descriptors import descriptors
+from sage_kv_connector.vendors import VENDORS
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "hardware-matrix.md"
@@ -133,7 +134,7 @@ def matrix() -> str:
         "found no document of the vendor. `sage-kvt probe --measure` replaces a machine's values by timed ones.",
         "",
     ]
-    for table in all_descriptors():
+    for table in map(descriptors, VENDORS):
         lines += _section(table)
     return "\n".join(lines).rstrip() + "\n"
 

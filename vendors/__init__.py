@@ -9,6 +9,8 @@ same name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -23,10 +25,21 @@ from sage_kv_connector.vendors.common.libraries import load_vendor_library
 if TYPE_CHECKING:
     from sage_kv_connector.vendors.emulator.settings import EmulatorSettings
 
-#: To add a vendor, add its folder and its name.
-VENDORS = ("ascend", "cambricon", "hygon", "kunlunxin", "nvidia")
+_HERE = Path(__file__).parent
+#: Ours: every folder here with a descriptor.
+VENDORS = tuple(sorted(path.parent.name for path in _HERE.glob("*/descriptor.yaml")))
 #: Entry points of third parties' vendors.
 ENTRY_POINTS = "sage_kv_connector.vendors"
+#: A vendor's modules, and what each must have.
+PARTS = {"runtime": ("INTERFACE", "create"), "probe": ("probe",)}
+
+
+class BrokenVendor(RuntimeUnavailable):
+    """A third party's vendor is not what it should be; the text names its entry point."""
+
+    def __init__(self, vendor: str, problem: str) -> None:
+        entry = f"{vendor} = {_packages().get(vendor)}"
+        super().__init__(f"vendor {vendor!r}, entry point {entry!r} of {ENTRY_POINTS}: {problem}")
 
 
 @cache
@@ -48,33 +61,38 @@ def _package(vendor: str) -> str:
     return _packages()[vendor]
 
 
+@contextmanager
+def third_party(vendor: str, doing: str) -> Iterator[None]:
+    """Whatever a third party's code raises inside becomes BrokenVendor; ours raises as it is."""
+    try:
+        yield
+    except Exception as error:
+        if vendor in VENDORS or isinstance(error, BrokenVendor):
+            raise
+        raise BrokenVendor(vendor, f"{doing} raised {type(error).__name__}: {error}") from error
+
+
 def vendor_module(vendor: str, part: str) -> ModuleType:
     """``runtime`` or ``probe`` of a vendor.
 
-    Raises ValueError for an unknown vendor, and for a third party's that can't be loaded.
+    Raises ValueError for an unknown vendor, and BrokenVendor for a third party's that can't be used.
     """
-    package = _package(vendor)
-    try:
-        return import_module(f"{package}.{part}")
-    except ImportError as error:
-        if vendor in VENDORS:
-            raise
-        raise ValueError(
-            f"vendor {vendor!r}: the entry point {package!r} of {ENTRY_POINTS} can't be loaded: {error}"
-        ) from error
+    name = f"{_package(vendor)}.{part}"
+    with third_party(vendor, f"importing {name}"):
+        module = import_module(name)
+    for member in PARTS[part]:
+        if not hasattr(module, member):
+            raise BrokenVendor(vendor, f"{name} has no {member}")
+    if part == "runtime" and module.INTERFACE.vendor != vendor:
+        raise BrokenVendor(vendor, f"its INTERFACE says that the vendor is {module.INTERFACE.vendor!r}")
+    return module
 
 
 def descriptor_text(vendor: str) -> str:
-    """A vendor's ``descriptor.yaml``. Raises ValueError as ``vendor_module``."""
+    """A vendor's ``descriptor.yaml``. Raises as ``vendor_module``."""
     package = _package(vendor)
-    try:
+    with third_party(vendor, "reading its descriptor.yaml"):
         return (files(package) / "descriptor.yaml").read_text()
-    except (ImportError, OSError) as error:
-        if vendor in VENDORS:
-            raise
-        raise ValueError(
-            f"vendor {vendor!r}: {package!r} has no descriptor.yaml that can be read: {error}"
-        ) from error
 
 
 def open_runtime(vendor: str, emulator: EmulatorSettings | None = None) -> DeviceRuntime:
@@ -102,6 +120,6 @@ def available_runtimes() -> dict[str, int | str]:
     for vendor in vendor_names():
         try:
             found[vendor] = open_runtime(vendor).device_count()
-        except (RuntimeUnavailable, DeviceError, ValueError) as error:
+        except (RuntimeUnavailable, DeviceError) as error:
             found[vendor] = str(error)
     return found

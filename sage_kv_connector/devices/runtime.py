@@ -114,7 +114,7 @@ class DeviceMemory(NamedTuple):
 class DeviceRuntime(Protocol):
     """One vendor's devices as seen from this process. See the module's text for the contract."""
 
-    vendor: str  #: "ascend" | "cambricon" | "hygon" | "kunlunxin" | "nvidia"
+    vendor: str  #: its name in ``vendors.vendor_names()``
     api: str  #: the vendor's name for it and the library that was loaded, for people
     emulated: bool  #: the library is an emulator over host memory; said wherever results are shown
 

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from sage_kv_connector.hardware.probing.profile import HardwareProfile
+from sage_kv_connector.hardware.probing.profile import HardwareProfile, Link
 from sage_kv_connector.hardware.probing.recording import RecordedMachine
 from sage_kv_connector.hardware.report.topology import probe
 
 RECORDINGS = Path(__file__).parent / "recordings"
 NAMES = sorted(path.parent.name for path in RECORDINGS.glob("*/machine.yaml"))
+
+
+def recordings_of(vendor: str) -> list[str]:
+    """A vendor's recordings: their names begin with its own."""
+    return [name for name in NAMES if name.startswith(vendor)]
 
 
 @cache
@@ -40,3 +45,19 @@ def file_of_call(recording: Path, *argv: str) -> Path:
     manifest = yaml.safe_load((recording / "machine.yaml").read_text())
     found: str = next(call["output"] for call in manifest["calls"] if call["argv"] == list(argv))
     return recording / found
+
+
+def link(profile: HardwareProfile, a: str, b: str) -> Link:
+    return next(one for one in profile.links if {one.a, one.b} == {a, b})
+
+
+def nodes(profile: HardwareProfile) -> list[int | None]:
+    return [device.numa_node.value if device.numa_node else None for device in profile.devices]
+
+
+def speed(one: Link) -> float | None:
+    return one.bytes_per_s.value if one.bytes_per_s else None
+
+
+def notes(profile: HardwareProfile) -> str:
+    return "\n".join(f"{note.about}: {note.text}" for note in profile.notes)

@@ -135,6 +135,9 @@ class VendorDescriptors(BaseModel):
     pci_source: str
     nodes: str = Field(description="device nodes, as a pattern whose * is the index")
     tools: list[str]
+    tool_directories: list[str] = Field(
+        default_factory=list, description="where the tools are installed without being on PATH"
+    )
     torch_devices: dict[str, int] = Field(
         default_factory=dict,
         description="torch's device types of these cards, each with its turn where several vendors' cards have it",

@@ -19,18 +19,8 @@ from typing import NamedTuple, Protocol
 TOOL_SECONDS = 10.0
 #: Bytes of a file or of a tool's output that are read; topology tables are a few KiB.
 MOST_BYTES = 1 << 20
-#: Where vendors install tools without putting them on PATH.
-TOOL_DIRECTORIES = (
-    "/usr/local/bin",
-    "/usr/local/sbin",
-    "/usr/local/Ascend/driver/tools",
-    "/opt/hyhal/bin",
-    "/opt/dtk/bin",
-    "/opt/rocm/bin",
-    "/usr/local/neuware/bin",
-    "/usr/local/xpu/bin",
-    "/usr/lib/wsl/lib",
-)
+#: Where tools are that are not on PATH; the vendors' own places are in their descriptors.
+TOOL_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
 
 
 class ToolState(StrEnum):
@@ -87,8 +77,10 @@ class LiveMachine:
 
     origin = "this machine"
 
-    def __init__(self, tool_seconds: float = TOOL_SECONDS) -> None:
+    def __init__(self, tool_seconds: float = TOOL_SECONDS, tool_directories: Sequence[str] = ()) -> None:
+        """``tool_directories`` are searched after PATH and ``TOOL_DIRECTORIES``."""
         self.tool_seconds = tool_seconds
+        self._behind_path = os.pathsep.join((*TOOL_DIRECTORIES, *tool_directories))
 
     def read(self, path: str) -> str | None:
         try:
@@ -111,7 +103,7 @@ class LiveMachine:
 
     def run(self, argv: Sequence[str]) -> ToolAnswer:
         call = tuple(argv)
-        path = shutil.which(call[0]) or shutil.which(call[0], path=os.pathsep.join(TOOL_DIRECTORIES))
+        path = shutil.which(call[0]) or shutil.which(call[0], path=self._behind_path)
         if path is None:
             return ToolAnswer(call, ToolState.missing)
         try:

@@ -12,21 +12,45 @@ from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     VendorDescriptors,
     parse_descriptors,
 )
-from sage_kv_connector.vendors import descriptor_text, vendor_names
+from sage_kv_connector.vendors import BrokenVendor, descriptor_text, third_party, vendor_names
 
 
 @cache
 def descriptors(vendor: str) -> VendorDescriptors:
-    """A vendor's table. Raises ValueError for a vendor without one, ValidationError for a bad file."""
+    """A vendor's table.
+
+    Raises ValueError for a vendor without one, ValidationError for a bad file of ours, BrokenVendor for a
+    third party's.
+    """
     if vendor not in vendor_names():
         raise ValueError(f"vendor {vendor!r} has no descriptor; allowed: {', '.join(vendor_names())}")
-    return parse_descriptors(descriptor_text(vendor))
+    text = descriptor_text(vendor)
+    with third_party(vendor, "parsing its descriptor.yaml"):
+        table = parse_descriptors(text)
+    if table.vendor != vendor:
+        raise BrokenVendor(vendor, f"its descriptor.yaml says that the vendor is {table.vendor!r}")
+    return table
+
+
+def known_descriptors() -> Iterator[tuple[str, VendorDescriptors | BrokenVendor]]:
+    """Every vendor, with its table or with what is wrong with it."""
+    for vendor in vendor_names():
+        try:
+            yield vendor, descriptors(vendor)
+        except BrokenVendor as error:
+            yield vendor, error
 
 
 def all_descriptors() -> Iterator[VendorDescriptors]:
-    """Every vendor's table."""
-    for vendor in vendor_names():
-        yield descriptors(vendor)
+    """Every vendor's table, but for third parties' that can't be read."""
+    for _, table in known_descriptors():
+        if isinstance(table, VendorDescriptors):
+            yield table
+
+
+def broken_vendors() -> list[str]:
+    """What is wrong with third parties' vendors whose table can't be read."""
+    return [str(table) for _, table in known_descriptors() if isinstance(table, BrokenVendor)]
 
 
 def find_descriptor(vendor: str, pci_device: str | None, name: str) -> AcceleratorDescriptor | None:

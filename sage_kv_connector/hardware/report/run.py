@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, LiveMachine, Machine, WithoutTools
+from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, Machine, WithoutTools
 from sage_kv_connector.hardware.probing.profile import HardwareProfile
 from sage_kv_connector.hardware.probing.recording import RecordedMachine, RecordingMachine
 from sage_kv_connector.hardware.report.measure import measure
 from sage_kv_connector.hardware.report.recommend import recommend
-from sage_kv_connector.hardware.report.topology import probe
+from sage_kv_connector.hardware.report.topology import live_machine, probe
 
 
 def run_probe(
@@ -32,7 +32,7 @@ def run_probe(
         raise ValueError(
             "--from-recording can be neither measured nor recorded: both need the machine itself"
         )
-    machine: Machine = RecordedMachine(from_recording) if from_recording else LiveMachine(tool_seconds)
+    machine: Machine = RecordedMachine(from_recording) if from_recording else live_machine(tool_seconds)
     recorder = RecordingMachine(machine) if record is not None else None
     try:
         profile = probe(WithoutTools(recorder or machine, list(without)))

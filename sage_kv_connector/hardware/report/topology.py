@@ -7,13 +7,14 @@ from typing import Protocol
 
 from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact, LinkKind, VendorDescriptors
 from sage_kv_connector.hardware.probing.findings import Findings, FoundDevice
-from sage_kv_connector.hardware.probing.machine import LiveMachine, Machine
+from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, LiveMachine, Machine
 from sage_kv_connector.hardware.probing.profile import (
     Device,
     HardwareProfile,
     Link,
     Note,
 )
+from sage_kv_connector.hardware.probing.recording import RecordingError
 from sage_kv_connector.hardware.probing.sysfs import (
     PciFunction,
     interfaces,
@@ -22,9 +23,10 @@ from sage_kv_connector.hardware.probing.sysfs import (
     platform,
     rdma_devices,
 )
-from sage_kv_connector.hardware.report.descriptors import descriptors, find_descriptor
+from sage_kv_connector.hardware.probing.tool_output import ToolFormatError
+from sage_kv_connector.hardware.report.descriptors import all_descriptors, find_descriptor, known_descriptors
 from sage_kv_connector.hardware.report.links import device_link, host_link, network_links
-from sage_kv_connector.vendors import vendor_module, vendor_names
+from sage_kv_connector.vendors import BrokenVendor, third_party, vendor_module
 
 
 class VendorProbe(Protocol):
@@ -39,7 +41,7 @@ def probe(machine: Machine | None = None) -> HardwareProfile:
     A tool that is missing, hangs or fails is a note. Raises ToolFormatError for an output that
     can't be read, with the line, and RecordingError for a recording that is not whole.
     """
-    machine = machine if machine is not None else LiveMachine()
+    machine = machine if machine is not None else live_machine()
     host = platform(machine)
     functions = pci_functions(machine)
     profile = HardwareProfile(
@@ -51,16 +53,39 @@ def probe(machine: Machine | None = None) -> HardwareProfile:
         interfaces=interfaces(machine),
         notes=[],
     )
-    for vendor in vendor_names():
-        table = descriptors(vendor)
-        of_vendor = [one for one in functions if one.vendor == table.pci_vendor]
-        own = [one for one in of_vendor if one.pci_class.startswith(tuple(table.pci_classes))]
-        run: VendorProbe = vendor_module(vendor, "probe").probe
+    for vendor, table in known_descriptors():
+        try:
+            if isinstance(table, BrokenVendor):
+                raise table
+            of_vendor = [one for one in functions if one.vendor == table.pci_vendor]
+            own = [one for one in of_vendor if one.pci_class.startswith(tuple(table.pci_classes))]
+            found = _found(vendor, machine, own)
+        except BrokenVendor as error:
+            profile.notes.append(Note(about=vendor, text=str(error)))
+            continue
         # A device that its tool shows may have any class; the filter is for counting without a tool.
-        _add(profile, table, run(machine, own), of_vendor, machine)
+        _add(profile, table, found, of_vendor, machine)
     profile.links += network_links(profile.rdma, profile.interfaces)
     profile.notes = _grouped(profile.notes)
     return profile
+
+
+def live_machine(tool_seconds: float = TOOL_SECONDS) -> LiveMachine:
+    """This machine, with the places where vendors install their tools."""
+    places = [place for table in all_descriptors() for place in table.tool_directories]
+    return LiveMachine(tool_seconds, places)
+
+
+def _found(vendor: str, machine: Machine, functions: list[PciFunction]) -> Findings:
+    run: VendorProbe = vendor_module(vendor, "probe").probe
+    try:
+        with third_party(vendor, "its probe"):
+            return run(machine, functions)
+    except BrokenVendor as error:
+        # What is wrong with a tool's output or a recording is no fault of the vendor's code.
+        if isinstance(error.__cause__, (ToolFormatError, RecordingError)):
+            raise error.__cause__ from None
+        raise
 
 
 def _grouped(notes: list[Note]) -> list[Note]:

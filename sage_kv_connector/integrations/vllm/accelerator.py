@@ -11,7 +11,12 @@ import logging
 from typing import Any
 
 from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime, RuntimeUnavailable
-from sage_kv_connector.hardware.report.descriptors import torch_builds, torch_devices, vendors_of_torch_device
+from sage_kv_connector.hardware.report.descriptors import (
+    broken_vendors,
+    torch_builds,
+    torch_devices,
+    vendors_of_torch_device,
+)
 from sage_kv_connector.vendors import open_runtime
 
 logger = logging.getLogger(__name__)
@@ -30,7 +35,8 @@ def device_of(tensors: list[Any]) -> Any:
     if device.type == "cpu":
         return None
     if device.type not in torch_devices():
-        raise ValueError(f"KV tensors lie on {device}; allowed: cpu, {', '.join(torch_devices())}")
+        said = "; ".join([f"allowed: cpu, {', '.join(torch_devices())}", *broken_vendors()])
+        raise ValueError(f"KV tensors lie on {device}; {said}")
     return device
 
 
