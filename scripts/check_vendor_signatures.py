@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare what the runtimes believe of their vendors' C interfaces with the vendors' headers.
 
-    python scripts/check_vendor_signatures.py [--require VENDOR[,VENDOR …]]
+    python scripts/check_vendor_signatures.py [--require VENDOR[,VENDOR …] | --require all]
 
 From each table in ``vendors/<vendor>/abi.py`` a C++ file is made that includes the headers,
 declares every function again, and asserts every constant, and the size and members of every type. The
 compiler refuses what differs. The symbols of the result are compared as well, since headers
-rename functions. Headers come from PyPI's torch-npu (``locks/vendor-headers.txt``, fetched once into
-``$SAGE_KVT_CACHE``), from Triton's wheel, and from what is installed.
+rename functions. Which headers: ``tests/vendors/<vendor>/headers.yaml``, a list of
+
+    source:    for people; where it is missing, the folder
+    folder:    where the headers are, may hold *; with one of the three below, a folder in that
+    package:   an installed Python package that has them
+    lock:      a requirements file of the repository; its wheels are fetched once into $SAGE_KVT_CACHE
+    ours:      true for declarations that we wrote down, beside headers.yaml
+    includes:  the files to include
+    defines:   macros
 """
 
 from __future__ import annotations
@@ -15,7 +22,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
-import importlib
 import importlib.util
 import os
 import re
@@ -25,15 +31,16 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 from sage_kv_connector.vendors import VENDORS, vendor_module
 from sage_kv_connector.vendors.common.c_interface import CInterface, CType
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
-LOCK = ROOT / "locks" / "vendor-headers.txt"
-OWN = ROOT / "tests" / "vendors" / "headers"
+TESTS = ROOT / "tests" / "vendors"
 
 
 class Headers(NamedTuple):
@@ -48,59 +55,55 @@ class Headers(NamedTuple):
 
 
 def header_sets(vendor: str) -> list[Headers]:
-    """The vendor's headers that are here; fetches Ascend's. May be empty."""
-    if vendor == "ascend":
-        folder = ascend_headers()
-        includes = ("acl/acl.h",)
-        return [Headers(vendor, "PyPI torch-npu", (folder,), includes)] if folder else []
-    if vendor == "hygon":
-        amd = ("__HIP_PLATFORM_AMD__",)
-        places = [("installed HIP", Path("/usr/include")), ("Triton's HIP", triton_folder("amd"))]
-        return [
-            Headers(vendor, name, (folder,), ("hip/hip_runtime_api.h",), amd)
-            for name, folder in places
-            if folder and (folder / "hip" / "hip_runtime_api.h").exists()
-        ]
-    if vendor == "nvidia":
-        places = [(str(folder), folder) for folder in sorted(Path("/usr/local").glob("cuda-*/include"))]
-        places.append(("Triton's CUDA", triton_folder("nvidia")))
-        return [
-            Headers(vendor, name, (folder,), ("cuda.h",))
-            for name, folder in places
-            if folder and (folder / "cuda.h").exists()
-        ]
-    own = f"{vendor}.h"
-    if not (OWN / own).exists():
-        return []
-    return [Headers(vendor, f"our declarations in {own}", (OWN,), (own,), vendors_own=False)]
+    """The vendor's headers that are here; fetches those of a lock. May be empty."""
+    own = TESTS / vendor
+    listed = own / "headers.yaml"
+    found = []
+    for entry in yaml.safe_load(listed.read_text()) if listed.exists() else []:
+        includes = tuple(entry["includes"])
+        for folder in folders_of(entry, own):
+            if all((folder / name).exists() for name in includes):
+                source, ours = entry.get("source", str(folder)), entry.get("ours", False)
+                found.append(
+                    Headers(vendor, source, (folder,), includes, tuple(entry.get("defines", ())), not ours)
+                )
+    return found
 
 
-def triton_folder(backend: str) -> Path | None:
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:
-        return None
-    return Path(found.origin).parent / "backends" / backend / "include"
+def folders_of(entry: dict[str, Any], own: Path) -> list[Path]:
+    """Where the headers of an entry may be."""
+    if entry.get("ours"):
+        return [own]
+    folder = entry["folder"]
+    if "lock" in entry:
+        fetched = fetched_headers(ROOT / entry["lock"], folder)
+        return [fetched] if fetched is not None else []
+    if "package" in entry:
+        package = importlib.util.find_spec(entry["package"])
+        known = package is not None and package.origin is not None
+        return [Path(package.origin).parent / folder] if known else []
+    return sorted(Path("/").glob(folder.lstrip("/")))
 
 
-def ascend_headers() -> Path | None:
-    """torch-npu's copy of ACL's headers, fetched once a lock; None, with the reason on stderr, if that fails."""
-    folder = CACHE / f"vendor-headers-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
-    include = folder / "torch_npu" / "include" / "third_party" / "acl" / "inc"
+def fetched_headers(lock: Path, inside: str) -> Path | None:
+    """A folder of the lock's wheels, fetched once a lock; None, with the reason on stderr, if that fails."""
+    folder = CACHE / f"vendor-headers-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    include = folder / inside
     if include.is_dir():
         return include
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", scratch, "-r", str(LOCK)]
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", scratch, "-r", str(lock)]
         # Headers are the same for every Python; name one so that any can fetch them.
         pip += ["--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64"]
         done = subprocess.run(pip, capture_output=True, text=True)
         if done.returncode != 0:
-            print(f"ascend: {LOCK.name} could not be fetched: {done.stderr.strip()[-500:]}", file=sys.stderr)
+            print(f"{lock.name} could not be fetched: {done.stderr.strip()[-500:]}", file=sys.stderr)
             return None
         unpacked = Path(scratch) / "unpacked"
         for wheel in Path(scratch).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                names = [name for name in archive.namelist() if "/third_party/acl/" in name]
+                names = [name for name in archive.namelist() if name.startswith(f"{inside}/")]
                 archive.extractall(unpacked, names)
         try:
             unpacked.rename(folder)
@@ -164,18 +167,16 @@ def assertions(name: str, ctype: CType) -> list[str]:
     return lines
 
 
-def interface_of(vendor: str) -> CInterface:
-    found: CInterface = vendor_module(vendor, "runtime").INTERFACE
-    return found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--require", default="", help="vendors whose headers must be here, or: all")
-    words = parser.parse_args().require
-    required = VENDORS if words == "all" else words.split(",")
+    parser.add_argument("--require", default="", help="vendors whose headers must be here, or all")
+    require = parser.parse_args().require
+    required = VENDORS if require == "all" else [name for name in require.split(",") if name]
+    unknown = set(required) - set(VENDORS)
+    if unknown:
+        parser.error(f"--require: {', '.join(sorted(unknown))} is none of {', '.join(VENDORS)}")
     wrong = 0
     for vendor in VENDORS:
         sets = header_sets(vendor)
@@ -183,7 +184,7 @@ def main() -> int:
             print(f"{vendor}: no headers here")
             wrong += vendor in required
         for headers in sets:
-            interface = interface_of(vendor)
+            interface: CInterface = vendor_module(vendor, "runtime").INTERFACE
             problem = check(interface, headers)
             counts = f"{sum(1 for _ in interface.prototypes())} functions, {len(interface.types)} types, "
             counts += f"{len(interface.constants) + len(interface.errors)} constants"

@@ -31,13 +31,13 @@ from sage_kv_connector.hardware.probing.profile import HardwareProfile, Recommen
 from sage_kv_connector.hardware.probing.recording import RecordedMachine
 from sage_kv_connector.hardware.report.recommend import recommend
 from sage_kv_connector.hardware.report.topology import probe
+from sage_kv_connector.vendors import VENDORS as ALL_VENDORS
 from sage_kv_connector.vendors.emulator.settings import DIRECTIONS
 from scripts.domestic_side import BLOCK, BYTES_PER_TOKEN, SideOptions, serve
 
-VENDORS = ("ascend", "cambricon", "hygon", "kunlunxin")
-#: Recorded machines, as `sage-kvt probe --record` makes them.
+VENDORS = tuple(name for name in ALL_VENDORS if name != "nvidia")
+#: Recorded machines, as `sage-kvt probe --record` makes them; a vendor's begin with its name.
 RECORDINGS = Path(__file__).parents[1] / "tests" / "hardware" / "recordings"
-RECORDING_OF = {"ascend": "ascend_a2", "cambricon": "cambricon", "hygon": "hygon", "kunlunxin": "kunlunxin"}
 START_TIMEOUT_S = 120.0
 
 
@@ -81,7 +81,7 @@ def hand_over(source: str, target: str, given: argparse.Namespace) -> dict[str, 
     context = multiprocessing.get_context("spawn")
     try:
         for role, vendor in (("prefill", source), ("decode", target)):
-            profile = probed[role] = probe(RecordedMachine(RECORDINGS / RECORDING_OF[vendor]))
+            profile = probed[role] = probe(RecordedMachine(min(RECORDINGS.glob(f"{vendor}*"))))
             recommended[role] = recommend(profile)
             chosen = {**recommended[role].config, **config}
             KVTransportConfig.load(chosen)

@@ -4,35 +4,27 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from sage_kv_connector.backends import BACKENDS
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.hardware.report.recommend import recommend
-from tests.hardware.recorded import NAMES, profile_of
+from tests.hardware.recorded import NAMES, RECORDINGS, profile_of
 
 LATER = ("rdma", "pcie", "shm", "tcp")
 
 
-@pytest.mark.parametrize(
-    ("name", "preset", "best", "without_rdma"),
-    [
-        ("ascend_a2", "high-bw", "rdma", "pcie"),
-        ("ascend_a3", "high-bw", "pcie", "pcie"),
-        ("ascend_pcie", "wan", "pcie", "pcie"),
-        ("cambricon", "high-bw", "rdma", "pcie"),
-        ("hygon", "high-bw", "rdma", "pcie"),
-        ("kunlunxin", "high-bw", "rdma", "pcie"),
-        ("nvidia", "high-bw", "rdma", "pcie"),
-        ("nvidia_pcie", "low-latency", "pcie", "pcie"),
-        ("wsl2", "low-latency", "pcie", "pcie"),
-        ("host_only", "wan", "auto", "auto"),
-    ],
-)
-def test_each_machine_gets_what_suits_it(name: str, preset: str, best: str, without_rdma: str) -> None:
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RECORDINGS.glob("*/recommended.yaml")))
+def test_each_machine_gets_what_suits_it(name: str) -> None:
+    suits = yaml.safe_load((RECORDINGS / name / "recommended.yaml").read_text())
     profile = profile_of(name)
     later = recommend(profile, LATER)
-    assert (later.preset, later.backend, later.would_choose) == (preset, best, best)
-    assert recommend(profile, ("pcie", "shm", "tcp")).backend == without_rdma
+    assert (later.preset, later.backend, later.would_choose) == (
+        suits["preset"],
+        suits["best"],
+        suits["best"],
+    )
+    assert recommend(profile, ("pcie", "shm", "tcp")).backend == suits["without_rdma"]
 
 
 def test_wsl2_falls_back_to_pcie_then_tcp() -> None:

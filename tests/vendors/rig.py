@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from sage_kv_connector.devices.runtime import (
     CopyKind,
@@ -15,12 +17,37 @@ from sage_kv_connector.devices.runtime import (
     DeviceRuntime,
     MisalignedAddress,
 )
-from sage_kv_connector.vendors import open_runtime
+from sage_kv_connector.vendors import open_runtime, vendor_module
+from sage_kv_connector.vendors.common.c_interface import CInterface
+from sage_kv_connector.vendors.common.libraries import candidates
 from sage_kv_connector.vendors.emulator import EmulatorSettings
 from sage_kv_connector.vendors.emulator.control import EmulatorControl, control_of
 
 Bytes = npt.NDArray[np.uint8]
 H2D, D2H, D2D = CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST, CopyKind.DEVICE_TO_DEVICE
+
+
+def interface_of(vendor: str) -> CInterface:
+    found: CInterface = vendor_module(vendor, "runtime").INTERFACE
+    return found
+
+
+def loads(vendor: str) -> bool:
+    interface = interface_of(vendor)
+    for name in candidates(interface):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def expected(vendor: str) -> dict[str, Any]:
+    """What tests have to know of a vendor beside its features: ``tests/vendors/<vendor>/expected.yaml``."""
+    path = Path(__file__).parent / vendor / "expected.yaml"
+    found: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return found
 
 
 class Rig:

@@ -52,11 +52,12 @@ def test_memory_is_counted_and_comes_back(rig: Rig) -> None:
             rig.runtime.alloc(0, 4096)
         rig.runtime.free(1, rig.runtime.alloc(1, 1 << 20))  # the other device has its own
         rig.runtime.free(0, address)
-    try:
-        assert rig.runtime.memory_info(0) == (1 << 20, 1 << 20)
-        assert rig.runtime.device_info(0).memory_bytes == 1 << 20
-    except UnsupportedByRuntime:
-        assert not rig.runtime.features.memory_info
+    if not rig.runtime.features.memory_info:
+        with pytest.raises(UnsupportedByRuntime):
+            rig.runtime.memory_info(0)
+        return
+    assert rig.runtime.memory_info(0) == (1 << 20, 1 << 20)
+    assert rig.runtime.device_info(0).memory_bytes == 1 << 20
 
 
 def test_out_of_memory_can_be_asked_for(vendor: str) -> None:
@@ -207,18 +208,6 @@ def test_no_ipc(vendor: str) -> None:
     rig = Rig(vendor, ipc=False)
     with pytest.raises(UnsupportedByRuntime):
         rig.runtime.ipc_export(0, rig.runtime.alloc(0, 4096), 4096, 1)
-
-
-def test_ascend_lets_in_only_who_was_named() -> None:
-    rig = Rig("ascend")
-    base = rig.runtime.alloc(0, 8192)
-    process = subprocess.Popen(
-        [sys.executable, "-c", IMPORTER, "ascend"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    handle = rig.runtime.ipc_export(0, base, 8192, 1)
-    _, errors = process.communicate(handle.hex() + "\n")
-    assert "ACL_ERROR_RT_NO_PERMISSION" in errors
 
 
 def test_two_machines_know_nothing_of_each_other(vendor: str) -> None:
