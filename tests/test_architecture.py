@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom: the seven rules of docs/design.md, over every import of the package and every C++ include.
+"""Who may import whom: the seven rules of docs/design.md, over every import of the package.
 
 Lazy imports, imports for types only and ``import_module`` count like any other.
 """
@@ -7,7 +7,6 @@ Lazy imports, imports for types only and ``import_module`` count like any other.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -192,36 +191,6 @@ def test_every_module_has_a_room() -> None:
     )
     rooms = (*rooms, "vendors", "store", "integrations", "launch", *ROOF)
     assert [name for name in modules() if name and not any(_in(name, room) for room in rooms)] == []
-
-
-#: C++ folder → folders whose headers it may include beside its own; "" is csrc itself, the shared lanes and windows.
-INCLUDES = {
-    "": (),
-    "shm": ("",),
-    "tcp": ("",),
-    "conversion": ("", "kernels"),
-    "kernels": (),
-}
-
-
-def _headers() -> dict[str, str]:
-    """Header as it is included → folder."""
-    csrc = ROOT / PACKAGE / "csrc"
-    found = {str(path.relative_to(csrc)): path.parent.name.replace("csrc", "") for path in csrc.rglob("*.h")}
-    return found | {path.name: "kernels" for path in (ROOT / "kernels" / "cpu").glob("*.h")}
-
-
-def test_includes_keep_their_order() -> None:
-    headers, wrong = _headers(), []
-    csrc = ROOT / PACKAGE / "csrc"
-    for path in [*csrc.rglob("*.cc"), *csrc.rglob("*.h"), *(ROOT / "kernels" / "cpu").iterdir()]:
-        if path.name.startswith("bindings"):
-            continue  # the roof: what Python sees
-        folder = "kernels" if path.parent.name == "cpu" else path.parent.name.replace("csrc", "")
-        for included in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
-            if headers[included] not in (folder, *INCLUDES[folder]):
-                wrong.append(f"{path.relative_to(ROOT)} includes {included}")
-    assert wrong == []
 
 
 def test_files_fit_in_a_head() -> None:

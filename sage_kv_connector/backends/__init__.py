@@ -60,16 +60,18 @@ def backend_class(name: str) -> BackendClass:
     module, _, class_name = home.partition(":")
     try:
         found: BackendClass = getattr(import_module(module), class_name)
-        named = found.capabilities.name
-    except (ImportError, AttributeError, ValueError) as error:
+        known = found.capabilities
+        if not isinstance(known, Capabilities):
+            raise TypeError(f"capabilities is {known!r}, must be a class attribute of Capabilities")
+    except Exception as error:  # a third party's module may raise anything
         if name in BACKENDS:
             raise
         raise ValueError(
             f"backend {name!r}: the entry point {home!r} of {ENTRY_POINTS} can't be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if named != name:
-        raise ValueError(f"backend {name!r}: {home!r} says that its name is {named!r}")
+    if known.name != name:
+        raise ValueError(f"backend {name!r}: {home!r} says that its name is {known.name!r}")
     return found
 
 

@@ -2,7 +2,8 @@
 """Every way to carry bytes that the tests of the contract run over: it comes from ``BACKENDS``.
 
 A backend's own folder beside this module may have a ``kinds.py`` with ``KINDS``: ways to set it up, and what
-its peers and its bounds look like. A backend without one is made with its defaults.
+its peers and its bounds look like. A backend without one is made with its defaults. A third party's is taken in by
+its folder here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.backends import BACKENDS, create_backend, loopback_address
+from sage_kv_connector.backends import BACKENDS, backend_names, create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, BackendOptions
+from tests.backends.places import HOST, Memory
 
 
 class Stranger(NamedTuple):
@@ -36,7 +38,9 @@ class Kind:
     without it tests of strangers are left out. ``mode`` and ``crosses_wire`` as
     ``connection_info`` has them, where they are known. ``kernel_answers``: a connection to a stopped process
     is made all the same. ``envelope``: bytes that a control message of that length gets around it. ``forge`` changes
-    fields (window, size) of a window's descriptor, as a lying peer would.
+    fields (window, size) of a window's descriptor, as a lying peer would. ``memory``: where windows and posts
+    lie; a kind of other than host memory is for the tests marked ``any_memory``. ``quiet_when_closing``:
+    nothing lands after ``close_connection`` returned; else after CLOSED.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Kind:
     kernel_answers: bool = False
     envelope: Callable[[int], int] = lambda length: 0
     forge: Callable[..., bytes] | None = None
+    memory: Memory = HOST
+    quiet_when_closing: bool = True
 
     def longest_message(self, limit: int) -> int:
         """Bytes of the longest message that the layer above may send where ``limit`` go through below."""
@@ -70,10 +76,16 @@ def _with_defaults(name: str, **options: Any) -> Backend:
 def kinds_of(name: str) -> tuple[Kind, ...]:
     """The kinds of one backend."""
     module = f"tests.backends.{name}.kinds"
-    if find_spec(f"tests.backends.{name}") is not None and find_spec(module) is not None:
+    if _has_folder(name) and find_spec(module) is not None:
         kinds: tuple[Kind, ...] = import_module(module).KINDS
         return kinds
     return (Kind(name, partial(_with_defaults, name), loopback_address(name)),)
 
 
-KINDS = tuple(kind for name in BACKENDS for kind in kinds_of(name))
+def _has_folder(name: str) -> bool:
+    spec = find_spec(f"tests.backends.{name}") if name.isidentifier() else None
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+KINDS_OF = {name: kinds_of(name) for name in backend_names() if name in BACKENDS or _has_folder(name)}
+KINDS = tuple(kind for kinds in KINDS_OF.values() for kind in kinds)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
 from tests.backends.kinds import Kind
+from tests.backends.places import Bytes, Places
 
-Bytes = npt.NDArray[np.uint8]
 #: Longer than anything here takes, even on a busy machine; only a hang uses it up.
 PATIENCE_S = 10.0
 
@@ -67,10 +67,6 @@ def settle(backend: Backend, quiet_s: float = 0.2) -> list[Event]:
     return events
 
 
-def address_of(memory: Bytes) -> int:
-    return memory.ctypes.data
-
-
 def table(rows: Sequence[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
     return np.array(rows, dtype=np.uint64)
 
@@ -80,11 +76,11 @@ def random_bytes(size: int, seed: int = 0) -> Bytes:
 
 
 class Pair:
-    """``receiver`` listens and opens windows, ``sender`` connects and posts."""
+    """``receiver`` listens and opens windows, ``sender`` connects and posts; their bytes lie in ``places``."""
 
     def __init__(self, kind: Kind, *, authorize: bool = True, **options: Any) -> None:
         self.kind = kind
-        self._kept: list[Bytes] = []  # lanes read and write it until the pair is closed
+        self.places = Places(kind.memory)
         self.receiver = kind.make(**options)
         self.sender = kind.make(**options)
         self.address = self.receiver.listen(kind.listen_on)
@@ -110,13 +106,9 @@ class Pair:
 
     def window(self, memory: Bytes, generation: int = 1, *, notify_chunks: bool = False) -> tuple[int, bytes]:
         """A window over all of ``memory``, which gets registered; returns (window, its descriptor)."""
-        self._kept.append(memory)
-        self.receiver.register_memory(address_of(memory), memory.nbytes)
+        address = self.places.register(self.receiver, memory)
         window = self.receiver.open_window(
-            self.to_sender,
-            table([(address_of(memory), memory.nbytes)]),
-            generation,
-            notify_chunks=notify_chunks,
+            self.to_sender, table([(address, memory.nbytes)]), generation, notify_chunks=notify_chunks
         )
         return window, self.receiver.window_descriptor(window)
 
@@ -131,15 +123,9 @@ class Pair:
         checksum: bool = True,
     ) -> int:
         """Post all of ``memory``, which gets registered, to offset ``at`` of the window."""
-        self._kept.append(memory)
-        self.sender.register_memory(address_of(memory), memory.nbytes)
+        rows = table([(self.places.register(self.sender, memory), at, memory.nbytes)])
         return self.sender.post(
-            self.to_receiver,
-            descriptor,
-            table([(address_of(memory), at, memory.nbytes)]),
-            generation,
-            priority=priority,
-            checksum=checksum,
+            self.to_receiver, descriptor, rows, generation, priority=priority, checksum=checksum
         )
 
     def sent(self, post: int) -> Event:
@@ -158,10 +144,10 @@ class Pair:
         post = self.post(descriptor, source, generation=77)
         assert self.ended(window).kind == EventKind.WINDOW_DONE
         assert self.sent(post).status == Status.OK
-        assert np.array_equal(source, target)
+        assert np.array_equal(source, self.places.seen(target))
         self.receiver.close_window(window)
 
     def close(self) -> None:
         self.sender.close()
         self.receiver.close()
-        self._kept.clear()
+        self.places.free()

@@ -19,7 +19,8 @@ import numpy as np
 
 from sage_kv_connector.backends.base import Event, EventKind
 from tests.backends.kinds import KINDS, Kind
-from tests.backends.pair import address_of, of_kind, table, until, until_event
+from tests.backends.pair import of_kind, table, until, until_event
+from tests.backends.places import Places
 
 GENERATION = 1
 
@@ -27,7 +28,7 @@ GENERATION = 1
 def serve(kind: Kind) -> None:
     backend = kind.make()
     print(backend.listen(kind.listen_on), flush=True)
-    kept: list[Any] = []
+    places = Places(kind.memory)
 
     def answer(connection: int, message: dict[str, Any]) -> None:
         backend.send(connection, json.dumps(message).encode())
@@ -35,13 +36,12 @@ def serve(kind: Kind) -> None:
     def obey(connection: int, order: dict[str, Any]) -> None:
         size = order.get("open") or order["post"]
         memory = np.full(size, order.get("fill", 0), np.uint8)
-        kept.append(memory)
-        backend.register_memory(address_of(memory), size)
+        address = places.register(backend, memory)
         if "open" in order:
-            window = backend.open_window(connection, table([(address_of(memory), size)]), GENERATION)
+            window = backend.open_window(connection, table([(address, size)]), GENERATION)
             answer(connection, {"descriptor": backend.window_descriptor(window).hex()})
         else:
-            rows = table([(address_of(memory), 0, size)])
+            rows = table([(address, 0, size)])
             backend.post(connection, bytes.fromhex(order["descriptor"]), rows, GENERATION)
 
     while True:
@@ -86,7 +86,7 @@ class Peer:
         self.connection = self.backend.connect(address, 5.0)
         until_event(self.backend, EventKind.CONNECTED)
         self.backend.authorize(self.connection)
-        self._kept: list[Any] = []
+        self.places = Places(kind.memory)
 
     def order(self, **order: Any) -> None:
         self.backend.send(self.connection, json.dumps(order).encode())
@@ -98,17 +98,13 @@ class Peer:
 
     def post(self, descriptor: bytes, size: int, fill: int = 1, **options: Any) -> int:
         memory = np.full(size, fill, np.uint8)
-        self._kept.append(memory)
-        self.backend.register_memory(address_of(memory), size)
-        rows = table([(address_of(memory), 0, size)])
+        rows = table([(self.places.register(self.backend, memory), 0, size)])
         return self.backend.post(self.connection, descriptor, rows, GENERATION, **options)
 
     def window(self, size: int, **options: Any) -> tuple[int, bytes, Any]:
         """A window of ``size`` bytes here; returns (window, descriptor, memory)."""
         memory = np.zeros(size, np.uint8)
-        self._kept.append(memory)
-        self.backend.register_memory(address_of(memory), size)
-        rows = table([(address_of(memory), size)])
+        rows = table([(self.places.register(self.backend, memory), size)])
         window = self.backend.open_window(self.connection, rows, GENERATION, **options)
         return window, self.backend.window_descriptor(window), memory
 
@@ -121,6 +117,7 @@ class Peer:
     def close(self) -> None:
         end(self.process)
         self.backend.close()
+        self.places.free()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
 from tests.backends.kinds import Kind
-from tests.backends.pair import Pair, address_of, of_kind, random_bytes, settle, table, until, until_event
+from tests.backends.pair import Pair, of_kind, random_bytes, settle, table, until, until_event
+from tests.backends.places import address_of
 
 BIG = 48 << 20
 
 
+@pytest.mark.any_memory
 def test_a_cancelled_post_ends_once_and_its_memory_is_free(pair: Pair) -> None:
     """What had landed is right, and nothing written into the source afterwards ever counts."""
     for delay_s in (0.0, 0.0005, 0.002, 0.005):
@@ -27,10 +29,12 @@ def test_a_cancelled_post_ends_once_and_its_memory_is_free(pair: Pair) -> None:
         pair.sender.cancel(post)
         sent = pair.sent(post)
         source[:] = 2
+        pair.places.changed(source)
         assert sent.status in (Status.CANCELLED, Status.OK)
         assert sent.length == (BIG if sent.status == Status.OK else 0)
         assert not of_kind(settle(pair.sender), EventKind.SENT)
         events = settle(pair.receiver)
+        pair.places.seen(target)
         for event in of_kind(events, EventKind.LANDED, window):
             assert (target[event.offset : event.offset + event.length] == 1).all()
         if of_kind(events, EventKind.WINDOW_DONE, window):
@@ -41,6 +45,7 @@ def test_a_cancelled_post_ends_once_and_its_memory_is_free(pair: Pair) -> None:
     pair.transfers_still_work()
 
 
+@pytest.mark.any_memory
 def test_a_waiting_post_is_cancelled_before_it_leaves(pair: Pair) -> None:
     source, target = random_bytes(BIG), np.zeros(BIG, np.uint8)
     late = np.full(4096, 7, np.uint8)
@@ -57,6 +62,7 @@ def test_a_waiting_post_is_cancelled_before_it_leaves(pair: Pair) -> None:
         assert not of_kind(settle(pair.receiver), EventKind.WINDOW_DONE, late_window)
 
 
+@pytest.mark.any_memory
 def test_cancel_of_what_is_over_or_unknown_is_nothing(pair: Pair) -> None:
     source, target = random_bytes(4096), np.zeros(4096, np.uint8)
     _, descriptor = pair.window(target)
@@ -67,6 +73,7 @@ def test_cancel_of_what_is_over_or_unknown_is_nothing(pair: Pair) -> None:
     assert settle(pair.sender) == []
 
 
+@pytest.mark.any_memory
 def test_nothing_is_written_after_close_window(pair: Pair) -> None:
     for delay_s in (0.0, 0.0005, 0.002, 0.005):
         source, target = np.ones(BIG, np.uint8), np.zeros(BIG, np.uint8)
@@ -74,11 +81,11 @@ def test_nothing_is_written_after_close_window(pair: Pair) -> None:
         post = pair.post(descriptor, source)
         time.sleep(delay_s)
         landed = pair.receiver.close_window(window)
-        before = target.copy()
+        before = pair.places.seen(target).copy()
         assert landed <= int(before.sum())
         pair.sent(post)
         settle(pair.receiver, 0.05)
-        assert np.array_equal(before, target)
+        assert np.array_equal(before, pair.places.seen(target))
         assert pair.receiver.close_window(window) == 0
     pair.transfers_still_work()
 
@@ -98,6 +105,7 @@ def test_lower_priority_numbers_go_first(pair: Pair) -> None:
     assert np.array_equal(source, target) and np.array_equal(urgent, urgent_target)
 
 
+@pytest.mark.any_memory
 def test_equal_priorities_keep_the_order_of_posting(pair: Pair) -> None:
     if pair.kind.lanes > 1:
         pytest.skip("with several lanes the last chunks of two posts may change places")
@@ -111,9 +119,12 @@ def test_equal_priorities_keep_the_order_of_posting(pair: Pair) -> None:
     assert [e.id for e in of_kind(ends, EventKind.WINDOW_DONE)] == windows
 
 
+@pytest.mark.any_memory
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, side: str) -> None:
     source, target = random_bytes(BIG), np.zeros(BIG, np.uint8)
+    for whole in (source, target):  # before parts of it are used
+        pair.places.address(whole)
     windows = [pair.window(target[i::1][: BIG // 2] if i == 0 else target[BIG // 2 :])[0] for i in range(2)]
     posts = [
         pair.post(pair.receiver.window_descriptor(w), source[i * BIG // 2 : (i + 1) * BIG // 2])
@@ -125,9 +136,12 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
         pair.sender.close_connection(pair.to_receiver)
     else:
         pair.receiver.close_connection(pair.to_sender)
-    after = target.copy() if side == "receiver" else None
+    quiet = side == "receiver" and pair.kind.quiet_when_closing
+    after = pair.places.seen(target).copy() if quiet else None
     here = until(pair.sender, lambda all: bool(of_kind(all, EventKind.CLOSED)))
     there = until(pair.receiver, lambda all: bool(of_kind(all, EventKind.CLOSED)))
+    if after is None:
+        after = pair.places.seen(target).copy()
     assert sorted(e.id for e in of_kind(here, EventKind.SENT)) == posts
     assert {e.status for e in of_kind(here, EventKind.SENT)} <= {
         Status.OK,
@@ -145,12 +159,13 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
     for events in (here, there):
         assert events[-1].kind == EventKind.CLOSED and len(of_kind(events, EventKind.CLOSED)) == 1
     assert settle(pair.sender) == settle(pair.receiver) == []
-    if after is not None:
-        assert np.array_equal(after, target)
+    assert np.array_equal(after, pair.places.seen(target))
     with pytest.raises(ValueError, match="closed"):
-        pair.sender.post(pair.to_receiver, descriptor, table([(address_of(source), 0, 1)]), 1)
+        rows = table([(pair.places.address(source), 0, 1)])
+        pair.sender.post(pair.to_receiver, descriptor, rows, 1)
 
 
+@pytest.mark.any_memory
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 def test_closing_a_backend_with_everything_in_flight(make_pair: Callable[..., Pair], side: str) -> None:
     for delay_s in (0.0, 0.001, 0.004):

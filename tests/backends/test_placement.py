@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage_kv_connector.backends.base import EventKind, Status
-from tests.backends.kinds import KINDS, Kind
-from tests.backends.pair import Pair, address_of, of_kind, random_bytes, table, until
+from tests.backends.kinds import KINDS_OF, Kind
+from tests.backends.pair import Pair, of_kind, random_bytes, table, until
 
 
 class Transfer(NamedTuple):
@@ -65,6 +65,7 @@ def small_chunks(make_pair: Callable[..., Pair]) -> Pair:
     return make_pair(chunk_bytes=8192)
 
 
+@pytest.mark.any_memory
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(transfer=transfers(), seed=st.integers(0, 2**32 - 1))
 def test_random_windows_and_posts_match_the_numpy_model(
@@ -73,16 +74,16 @@ def test_random_windows_and_posts_match_the_numpy_model(
     pair = small_chunks
     source, target = random_bytes(SPACE, seed), np.zeros(SPACE, np.uint8)
     expected = target.copy()
+    from_there = pair.places.register(pair.sender, source)
+    to_there = pair.places.register(pair.receiver, target)
     linear = np.concatenate([np.arange(start, start + length) for start, length in transfer.segments])
     descriptors, offset = [], 0
     for start, length in transfer.pieces:
         expected[linear[offset : offset + length]] = source[start : start + length]
-        descriptors.append((address_of(source) + start, offset, length))
+        descriptors.append((from_there + start, offset, length))
         offset += length
-    region_there = pair.receiver.register_memory(address_of(target), SPACE)
-    region_here = pair.sender.register_memory(address_of(source), SPACE)
     window = pair.receiver.open_window(
-        pair.to_sender, table([(address_of(target) + s, n) for s, n in transfer.segments]), seed + 1
+        pair.to_sender, table([(to_there + s, n) for s, n in transfer.segments]), seed + 1
     )
     descriptor = pair.receiver.window_descriptor(window)
     shuffled = [descriptors[i] for i in transfer.order]
@@ -95,23 +96,24 @@ def test_random_windows_and_posts_match_the_numpy_model(
     events = until(pair.sender, lambda all: len(of_kind(all, EventKind.SENT)) == len(posts))
     assert {(e.id, e.status) for e in of_kind(events, EventKind.SENT)} == {(p, Status.OK) for p in posts}
     assert pair.receiver.close_window(window) == offset
-    assert np.array_equal(target, expected)
-    pair.receiver.deregister_memory(region_there)
-    pair.sender.deregister_memory(region_here)
+    assert np.array_equal(pair.places.seen(target), expected)
+    pair.places.deregister(pair.receiver, target)
+    pair.places.deregister(pair.sender, source)
 
 
+@pytest.mark.any_memory
 def test_thousands_of_shuffled_pages_are_exact(pair: Pair) -> None:
     pages, page = 4096, 4096
     source, target = random_bytes(pages * page), np.zeros(pages * page, np.uint8)
     window, descriptor = pair.window(target, generation=5)
-    pair.sender.register_memory(address_of(source), source.nbytes)
+    from_there = pair.places.register(pair.sender, source)
     order = np.random.default_rng(1).permutation(pages)
-    rows = [(address_of(source) + int(p) * page, i * page, page) for i, p in enumerate(order)]
+    rows = [(from_there + int(p) * page, i * page, page) for i, p in enumerate(order)]
     for part in (rows[i::8] for i in range(8)):
         pair.sender.post(pair.to_receiver, descriptor, table(part), 5)
     done = pair.ended(window)
     assert (done.kind, done.length) == (EventKind.WINDOW_DONE, pages * page), done
-    assert np.array_equal(target.reshape(pages, page), source.reshape(pages, page)[order])
+    assert np.array_equal(pair.places.seen(target).reshape(pages, page), source.reshape(pages, page)[order])
 
 
 def test_landed_tells_every_range_once_when_asked_for(pair: Pair) -> None:
@@ -125,21 +127,21 @@ def test_landed_tells_every_range_once_when_asked_for(pair: Pair) -> None:
     assert events[-1].kind == EventKind.WINDOW_DONE
 
 
+@pytest.mark.any_memory
 def test_both_directions_and_two_windows_at_once(pair: Pair) -> None:
     size = 5_000_001
     here, there = random_bytes(size, 1), random_bytes(size, 2)
     to_there, to_here = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     window, descriptor = pair.window(to_there)
-    pair.sender.register_memory(address_of(to_here), size)
-    back = pair.sender.open_window(pair.to_receiver, table([(address_of(to_here), size)]), 2)
-    pair.receiver.register_memory(address_of(there), size)
+    segments = table([(pair.places.register(pair.sender, to_here), size)])
+    back = pair.sender.open_window(pair.to_receiver, segments, 2)
+    rows = table([(pair.places.register(pair.receiver, there), 0, size)])
     pair.post(descriptor, here)
-    pair.receiver.post(
-        pair.to_sender, pair.sender.window_descriptor(back), table([(address_of(there), 0, size)]), 2
-    )
+    pair.receiver.post(pair.to_sender, pair.sender.window_descriptor(back), rows, 2)
     until(pair.sender, lambda all: bool(of_kind(all, EventKind.WINDOW_DONE, back)))
     assert pair.ended(window).kind == EventKind.WINDOW_DONE
-    assert np.array_equal(here, to_there) and np.array_equal(there, to_here)
+    assert np.array_equal(here, pair.places.seen(to_there))
+    assert np.array_equal(there, pair.places.seen(to_here))
 
 
 def test_the_mode_is_reported(kind: Kind, pair: Pair) -> None:
@@ -147,7 +149,7 @@ def test_the_mode_is_reported(kind: Kind, pair: Pair) -> None:
     assert info.lanes == kind.lanes and (not kind.mode or info.mode == kind.mode)
     assert kind.crosses_wire is None or info.crosses_wire == kind.crosses_wire
     # What is not the best of its backend says why.
-    best = next(other for other in KINDS if other.name.split("-")[0] == kind.name.split("-")[0])
+    best = next(kinds[0] for kinds in KINDS_OF.values() if kind in kinds)
     assert bool(info.reason) == (kind.mode != best.mode)
 
 

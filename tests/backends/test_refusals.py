@@ -8,7 +8,8 @@ import pytest
 
 from sage_kv_connector.backends.base import EventKind, Status
 from tests.backends.kinds import Kind
-from tests.backends.pair import Pair, address_of, of_kind, random_bytes, settle, table, until, until_event
+from tests.backends.pair import Pair, of_kind, random_bytes, settle, table, until, until_event
+from tests.backends.places import Places, address_of
 
 PAGE = 4096
 
@@ -59,6 +60,7 @@ def test_a_post_beyond_the_window_is_refused_here_and_there(pair: Pair) -> None:
     pair.transfers_still_work()
 
 
+@pytest.mark.any_memory
 def test_windows_of_others_and_unknown_windows_take_nothing(kind: Kind) -> None:
     receiver = kind.make()
     address = receiver.listen(kind.listen_on)
@@ -74,26 +76,28 @@ def test_windows_of_others_and_unknown_windows_take_nothing(kind: Kind) -> None:
         receiver.authorize(there[0].connection)
         pairs.append((sender, here, there[0].connection))
     source, target = random_bytes(PAGE), np.zeros(PAGE, np.uint8)
-    receiver.register_memory(address_of(target), PAGE)
-    window = receiver.open_window(pairs[0][2], table([(address_of(target), PAGE)]), 1)
+    places = Places(kind.memory)
+    window = receiver.open_window(pairs[0][2], table([(places.register(receiver, target), PAGE)]), 1)
     descriptor = receiver.window_descriptor(window)
     intruder, to_receiver, _ = pairs[1]
-    intruder.register_memory(address_of(source), PAGE)
+    rows = table([(places.register(intruder, source), 0, PAGE)])
     for forged in (descriptor, _forged(kind, descriptor, window=10**6)):
-        post = intruder.post(to_receiver, forged, table([(address_of(source), 0, PAGE)]), 1)
+        post = intruder.post(to_receiver, forged, rows, 1)
         until(intruder, lambda all, post=post: bool(of_kind(all, EventKind.SENT, post)))  # type: ignore[misc]
-    assert settle(receiver) == [] and not target.any()
+    assert settle(receiver) == [] and not places.seen(target).any()
     assert receiver.close_window(window) == 0
     for sender, _, _ in pairs:
         sender.close()
     receiver.close()
+    places.free()
 
 
+@pytest.mark.any_memory
 def test_memory_that_is_not_registered_is_refused(pair: Pair) -> None:
     memory = np.zeros(4 * PAGE, np.uint8)
-    start = address_of(memory) + PAGE
-    pair.receiver.register_memory(start, PAGE)
-    pair.sender.register_memory(start, PAGE)
+    start = pair.places.address(memory) + PAGE
+    pair.places.register(pair.receiver, memory[PAGE : 2 * PAGE])
+    pair.places.register(pair.sender, memory[PAGE : 2 * PAGE])
     outside = [
         (start - 1, PAGE),
         (start, PAGE + 1),
@@ -125,14 +129,15 @@ def test_neighbouring_regions_serve_one_post(pair: Pair) -> None:
         pair.sender.deregister_memory(region)
 
 
+@pytest.mark.any_memory
 def test_arguments_are_checked_by_name(pair: Pair) -> None:
     memory = np.zeros(PAGE, np.uint8)
     window, descriptor = pair.window(memory)
-    pair.sender.register_memory(address_of(memory), PAGE)
-    good = table([(address_of(memory), 0, PAGE)])
-    for address, length in ((0, 1), (1, 0), (2**64 - 1, 2)):
+    address = pair.places.register(pair.sender, memory)
+    good = table([(address, 0, PAGE)])
+    for start, length in ((0, 1), (1, 0), (2**64 - 1, 2)):
         with pytest.raises(ValueError, match="memory region"):
-            pair.sender.register_memory(address, length)
+            pair.sender.register_memory(start, length)
     with pytest.raises(ValueError, match="memory region 999 is unknown"):
         pair.sender.deregister_memory(999)
     with pytest.raises(ValueError, match="descriptors has shape"):
@@ -146,7 +151,7 @@ def test_arguments_are_checked_by_name(pair: Pair) -> None:
     with pytest.raises(ValueError, match="at least one segment"):
         pair.receiver.open_window(pair.to_sender, good[:0, :2], 1)
     with pytest.raises(ValueError, match="segment 0 has length 0"):
-        pair.receiver.open_window(pair.to_sender, table([(address_of(memory), 0)]), 1)
+        pair.receiver.open_window(pair.to_sender, table([(address, 0)]), 1)
     with pytest.raises(ValueError, match="window_descriptor has 3 bytes"):
         pair.sender.post(pair.to_receiver, b"abc", good, 1)
     with pytest.raises(ValueError, match="generation must not be 0"):

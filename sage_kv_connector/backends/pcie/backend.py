@@ -142,8 +142,8 @@ class PcieBackend:
         device = self._device()
         if not device.memory.covers(segments):
             return self._inner.open_window(connection, segments, generation, notify_chunks=notify_chunks)
-        with self._lock:
-            return device.incoming.open_window(connection, segments, generation)
+        device.greetings.open_process(connection)
+        return device.incoming.open_window(connection, segments, generation)
 
     def window_descriptor(self, window: int) -> bytes:
         if window < FIRST_ID:
@@ -176,9 +176,7 @@ class PcieBackend:
             )
         descriptors = checked_table(descriptors, "descriptors", 3)
         device = self._device()
-        process = device.greetings.peer_process(connection)
-        if process is None:
-            raise ValueError(f"connection is {connection}, which is not open")
+        process = device.greetings.open_process(connection)
         window = int.from_bytes(where, "little")
         post, offers = device.outgoing.post(connection, process, window, descriptors, generation)
         for offered in offers:

@@ -49,6 +49,13 @@ class Greetings:
         greeting = self._greeted.get(connection)
         return None if greeting is None else greeting.process
 
+    def open_process(self, connection: int) -> int:
+        """As ``peer_process``. Raises ValueError for a connection that is not open."""
+        process = self.peer_process(connection)
+        if process is None:
+            raise ValueError(f"connection {connection} is closed")
+        return process
+
     def forget(self, connection: int) -> None:
         self._greeted.pop(connection, None)
         self._dialled.discard(connection)

@@ -2,12 +2,13 @@
 """The receiver's half: windows over device memory, and the copies that a lane makes into them.
 
 A peer offers ranges of its allocations for a window; the device copies them (one job an offer), and the
-peer is told how that ended. Called with the backend's events; state is changed by ``poll``'s thread, but
-for windows, which any thread opens and closes.
+peer is told how that ended. Called with the backend's events by ``poll``'s thread, but for windows, which any
+thread opens and closes.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -46,6 +47,8 @@ class Incoming:
         self._memory = memory
         self._ids = ids
         self._emit, self._tell, self._wake = emit, tell, wake
+        #: Held where copies begin and end; the lane's thread never takes it, so they can be waited for under it.
+        self._lock = threading.RLock()
         self._windows: dict[int, DeviceWindow] = {}
         self._copies: dict[int, _Copy] = {}
         self._copied: deque[tuple[int, str]] = deque()
@@ -55,20 +58,32 @@ class Incoming:
         return len(self._copies)
 
     def open_window(self, connection: int, segments: Segments, generation: int) -> int:
+        """Raises ValueError for generation 0 and for a segment without bytes."""
+        if generation == 0:
+            raise ValueError("generation must not be 0")
+        if (empty := np.flatnonzero(segments[:, 1] == 0)).size:
+            raise ValueError(f"segment {empty[0]} has length 0")
         window = next(self._ids)
-        self._windows[window] = DeviceWindow(connection, segments, generation)
+        with self._lock:
+            self._windows[window] = DeviceWindow(connection, segments, generation)
         return window
 
     def close_window(self, window: int) -> int:
         """Returns how many bytes had landed; nothing writes into the window any more."""
-        known = self._windows.pop(window, None)
-        if known is None:
-            return 0
-        for job in list(known.jobs):
-            self._cancel(job, Status.CANCELLED, "the window was closed")
-        return known.landed
+        with self._lock:
+            known = self._windows.pop(window, None)
+            if known is None:
+                return 0
+            for job in list(known.jobs):
+                self._cancel(job, Status.CANCELLED, "the window was closed")
+            return known.landed
 
     def on_offered(self, connection: int, offer: pm.Offered) -> None:
+        """Begin to copy. Raises PcieProtocolError for rows that leave their allocation."""
+        with self._lock:
+            self._offered(connection, offer)
+
+    def _offered(self, connection: int, offer: pm.Offered) -> None:
         window = self._windows.get(offer.window)
         if window is None or window.connection != connection or window.ended:
             self._take_back(connection, offer, Status.CANCELLED, "the window is closed")
@@ -95,25 +110,29 @@ class Incoming:
 
     def on_revoked(self, connection: int, post: int) -> None:
         """The sender took a post back: what still lands of it does not count."""
-        for copy in self._copies.values():
-            if copy.post == post and copy.connection == connection:
-                copy.revoked = True
+        with self._lock:
+            for copy in self._copies.values():
+                if copy.post == post and copy.connection == connection:
+                    copy.revoked = True
 
     def on_lost(self, connection: int, detail: str) -> None:
         """After this no copy of the connection is under way."""
-        for job in [job for job, copy in self._copies.items() if copy.connection == connection]:
-            self._cancel(job, Status.CONNECTION_LOST, "")
-        for window, known in self._windows.items():
-            if known.connection == connection:
+        with self._lock:
+            for job in [job for job, copy in self._copies.items() if copy.connection == connection]:
+                self._cancel(job, Status.CONNECTION_LOST, "")
+            for window in [
+                window for window, known in self._windows.items() if known.connection == connection
+            ]:
                 self._window_failed(window, Status.CONNECTION_LOST, detail)
 
     def take_copied(self) -> None:
         """What the lane finished since the last call."""
         while self._copied:
             job, error = self._copied.popleft()
-            copy = self._copies.pop(job, None)
-            if copy is not None:
-                self._landed(job, copy, error)
+            with self._lock:
+                copy = self._copies.pop(job, None)
+                if copy is not None:
+                    self._landed(job, copy, error)
 
     def close(self) -> None:
         self.lane.close()

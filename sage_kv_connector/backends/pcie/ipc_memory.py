@@ -54,8 +54,8 @@ class IpcMemory:
         """
         spans = self._span_of(descriptors[:, 0], descriptors[:, 2])
         if (spans < 0).any():
-            address = int(descriptors[int(np.flatnonzero(spans < 0)[0]), 0])
-            raise ValueError(f"descriptors: device address {address:#x} is not in registered memory")
+            address, _, length = descriptors[int(np.flatnonzero(spans < 0)[0])].tolist()
+            raise ValueError(f"descriptor [{address:#x}, +{length}) of the device is not registered memory")
         used, index = np.unique(self._spans[spans][:, 2:], axis=0, return_inverse=True)
         handles = tuple(self._handle(int(base), int(size), process) for base, size in used)
         table = table_of(used, descriptors, index.reshape(-1).tolist())
@@ -102,5 +102,6 @@ class IpcMemory:
         if not len(self._spans):
             return np.full(len(address), -1, dtype=np.int64)
         row = np.searchsorted(self._spans[:, 0], address, side="right").astype(np.int64) - 1
-        held = (row >= 0) & (address + length <= self._spans[row, 1])
+        end = self._spans[row, 1]
+        held = (row >= 0) & (address <= end) & (length <= end - address)  # the sum may wrap round
         return np.where(held, row, -1)

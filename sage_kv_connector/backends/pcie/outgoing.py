@@ -36,8 +36,14 @@ class Outgoing:
     ) -> tuple[int, list[pm.Offered]]:
         """A new post, and what to send for it. ``process``: the receiver's, by which its handles are named.
 
-        Raises ValueError for memory that is not registered, DeviceError when it can't be exported.
+        Raises ValueError for memory that is not registered, for no bytes and for generation 0, DeviceError when it
+        can't be exported.
         """
+        if generation == 0:
+            raise ValueError("generation must not be 0")
+        descriptors = descriptors[descriptors[:, 2] > 0]
+        if not len(descriptors):
+            raise ValueError("descriptors hold no bytes")
         parts = [descriptors[at : at + pm.MAX_COPIES] for at in range(0, len(descriptors), pm.MAX_COPIES)]
         with self._lock:
             exported = [self._memory.export(part, process) for part in parts]
@@ -70,10 +76,13 @@ class Outgoing:
             self._sent(taken.post, post.status, post.detail)
 
     def on_lost(self, connection: int, detail: str) -> None:
-        for post in [post for post, one in self._posts.items() if one.connection == connection]:
+        with self._lock:
+            lost = [post for post, one in self._posts.items() if one.connection == connection]
+        for post in lost:
             self._sent(post, Status.CONNECTION_LOST, detail)
 
     def _sent(self, post: int, status: Status, detail: str) -> None:
         with self._lock:
             known = self._posts.pop(post)
-        self._emit(EventKind.SENT, known.connection, post, status, known.length, detail)
+        length = known.length if status == Status.OK else 0
+        self._emit(EventKind.SENT, known.connection, post, status, length, detail)

@@ -1,56 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pcie over host memory beside an emulated device: connections, messages and host windows keep the contract.
-
-What it does with the device's own memory is tested beside this module and by the engine's tests.
-"""
+"""pcie beside an emulated device: connections, messages and windows over host memory, and windows over the device's."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
-from sage_kv_connector.backends.base import Event
+from sage_kv_connector.backends.base import Backend, DeviceBackend, Event
 from sage_kv_connector.backends.pcie import messages as pm
-from sage_kv_connector.backends.pcie.backend import HOST, PcieBackend
+from sage_kv_connector.backends.pcie.backend import DEVICE, HOST, PcieBackend
 from sage_kv_connector.backends.shm.backend import ShmBackend
-from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime
+from sage_kv_connector.devices.runtime import CopyKind, DeviceMemory, DeviceRuntime
 from tests.backends.kinds import Kind, Stranger, forge_native
+from tests.backends.places import Bytes
 from tests.backends.shm import kinds as shm
-from tests.vendors.rig import Rig
+from tests.vendors.rig import D2H, H2D, Rig
 
 
-class _OneProcess:
+class _AlsoOneProcess:
     """A runtime whose exported memory the exporting process may open, which no vendor's and no emulator's lets it."""
 
     def __init__(self, runtime: DeviceRuntime) -> None:
         self._runtime = runtime
-        self._exported: dict[bytes, int] = {}
+        self._own: dict[bytes, int] = {}
+        self._process = runtime.ipc_process_id(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
     def ipc_export(self, device: int, base: int, nbytes: int, importer: int) -> bytes:
-        handle = base.to_bytes(8, "little")
-        self._exported[handle] = base
+        if importer != self._process:
+            return self._runtime.ipc_export(device, base, nbytes, importer)
+        handle = b"own" + base.to_bytes(8, "little")
+        self._own[handle] = base
         return handle
 
     def ipc_import(self, device: int, handle: bytes) -> int:
-        return self._exported.get(handle, 0)  # another process's: only greeted with, never copied from
+        base = self._own.get(handle)
+        return self._runtime.ipc_import(device, handle) if base is None else base
 
     def ipc_close(self, device: int, base: int) -> None:
-        pass
+        if base not in self._own.values():
+            self._runtime.ipc_close(device, base)
+
+
+@cache
+def _rig() -> Rig:
+    """One emulated node a process, of any vendor."""
+    from sage_kv_connector.vendors import VENDORS
+
+    return Rig(next(iter(VENDORS)), memory_bytes=1 << 30)
 
 
 @cache
 def _device() -> DeviceMemory:
-    """One emulated device a process, of any vendor."""
-    from sage_kv_connector.vendors import VENDORS
+    return DeviceMemory(cast(DeviceRuntime, _AlsoOneProcess(_rig().runtime)), 0)
 
-    rig = Rig(next(iter(VENDORS)), memory_bytes=1 << 20)
-    return DeviceMemory(cast(DeviceRuntime, _OneProcess(rig.runtime)), 0)
+
+class _OnDevice:
+    """Memory of the emulated device; it stays registered until the backend is closed."""
+
+    def allocate(self, here: Bytes) -> int:
+        return _rig().runtime.alloc(0, here.nbytes)
+
+    def free(self, there: int) -> None:
+        _rig().runtime.free(0, there)
+
+    def register(self, backend: Backend, address: int, length: int) -> int:
+        cast(DeviceBackend, backend).register_device_memory(address, length)
+        return 0
+
+    def deregister(self, backend: Backend, region: int) -> None:
+        pass
+
+    def store(self, there: int, here: Bytes) -> None:
+        self._copy(there, here.ctypes.data, here.nbytes, H2D)
+
+    def load(self, there: int, here: Bytes) -> None:
+        self._copy(here.ctypes.data, there, here.nbytes, D2H)
+
+    def _copy(self, destination: int, source: int, nbytes: int, kind: CopyKind) -> None:
+        runtime = _rig().runtime
+        stream = runtime.stream_create(0)
+        runtime.copy_async(0, destination, source, nbytes, kind, stream)
+        runtime.stream_synchronize(0, stream)
+        runtime.stream_destroy(0, stream)
 
 
 #: Events that the driving thread keeps for the test.
@@ -124,16 +161,22 @@ def _forge(descriptor: bytes, **changes: int) -> bytes:
     return HOST + forge_native(descriptor[1:], **changes)
 
 
+def _forge_device(descriptor: bytes, *, window: int | None = None, size: int = 0) -> bytes:
+    """The descriptor of a device window names the window alone."""
+    return descriptor if window is None else DEVICE + window.to_bytes(8, "little")
+
+
+_kind = partial(
+    Kind,
+    make=_make,
+    listen_on="pcie://",
+    mode="ipc",
+    crosses_wire=False,
+    bounds=shm.BOUNDS,
+    stranger=_stranger,
+    envelope=_envelope,
+)
 KINDS = (
-    Kind(
-        "pcie-host",
-        _make,
-        "pcie://",
-        "ipc",
-        crosses_wire=False,
-        bounds=shm.BOUNDS,
-        stranger=_stranger,
-        envelope=_envelope,
-        forge=_forge,
-    ),
+    _kind("pcie-host", forge=_forge),
+    _kind("pcie-device", forge=_forge_device, memory=_OnDevice(), quiet_when_closing=False),
 )

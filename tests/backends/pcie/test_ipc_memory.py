@@ -43,5 +43,5 @@ def test_a_range_over_two_allocations_is_exported_as_two() -> None:
     assert rows == [[0, 512, 0, 64], [1, 0, 64, 128]]
     assert memory.covers(np.array([[LOW + 256, 16], [HIGH + SIZE - 272, 16]], dtype=np.uint64))
     assert not memory.covers(np.array([[LOW, 16]], dtype=np.uint64))
-    with pytest.raises(ValueError, match="not in registered memory"):
+    with pytest.raises(ValueError, match="is not registered memory"):
         memory.export(np.array([[LOW, 0, 16]], dtype=np.uint64), 9)

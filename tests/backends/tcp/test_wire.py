@@ -19,7 +19,6 @@ from sage_kv_connector.backends.tcp.backend import TcpBackend
 from tests.backends.pair import (
     PATIENCE_S,
     Inbox,
-    address_of,
     of_kind,
     random_bytes,
     settle,
@@ -27,6 +26,7 @@ from tests.backends.pair import (
     until,
     until_event,
 )
+from tests.backends.places import address_of
 from tests.backends.tcp.wire import (
     DATA,
     HEADER_BYTES,
