@@ -88,7 +88,7 @@ class PcieBackend:
         memory = IpcMemory(device)
         incoming = Incoming(memory, self._ids, self._report, self._tell, self._wake_up)
         outgoing = Outgoing(memory, self._ids, self._report, self._tell)
-        self._attached = _OnDevice(memory, Greetings(memory, self._inner.send), incoming, outgoing)
+        self._attached = _OnDevice(memory, Greetings(memory, self._tell), incoming, outgoing)
 
     # -- memory
 
@@ -115,10 +115,7 @@ class PcieBackend:
         vendor, separator, name = address.removeprefix("pcie://").partition("@")
         if not separator or vendor != ours:
             raise ValueError(f"address {address!r}: {vendor or 'no vendor'} there, {ours} here")
-        connection = self._inner.connect(f"shm://{name}", timeout_s)
-        with self._lock:
-            self._device().greetings.dialled(connection)
-        return connection
+        return self._inner.connect(f"shm://{name}", timeout_s)
 
     def authorize(self, connection: int) -> None:
         self._inner.authorize(connection)
@@ -250,8 +247,10 @@ class PcieBackend:
     # -- inside: what the inner backend reports
 
     def _from_inner(self, event: Event) -> None:
-        if event.kind in (EventKind.CONNECTED, EventKind.ACCEPTED):
-            self._device().greetings.begin(event.connection)
+        if event.kind == EventKind.CONNECTED:
+            self._device().greetings.dialled(event.connection)
+        elif event.kind == EventKind.ACCEPTED:
+            pass  # the dialler greets
         elif event.kind == EventKind.CLOSED:
             self._lost(event)
         elif event.kind == EventKind.MESSAGE:

@@ -10,21 +10,18 @@ from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 
 
 class Greetings:
-    """The dialler greets first; the other side's probe can then be meant for its process. ``send`` is the inner one."""
+    """The dialler greets first; the other side's probe can then be meant for its process. ``tell`` sends one message."""
 
-    def __init__(self, memory: IpcMemory, send: Callable[[int, bytes], None]) -> None:
+    def __init__(self, memory: IpcMemory, tell: Callable[[int, pm.Message], None]) -> None:
         self._memory = memory
-        self._send = send
+        self._tell = tell
         self._dialled: set[int] = set()
         self._greeted: dict[int, pm.Greeting] = {}
 
     def dialled(self, connection: int) -> None:
-        """This side began it."""
+        """The inner connection is open, and this side began it. What began it may not have returned yet."""
         self._dialled.add(connection)
-
-    def begin(self, connection: int) -> None:
-        if connection in self._dialled:
-            self._greet(connection, b"")
+        self._greet(connection, b"")
 
     def answer(self, connection: int, greeting: pm.Greeting) -> bool:
         """The peer's greeting; returns whether this side dialled.
@@ -61,4 +58,4 @@ class Greetings:
         self._dialled.discard(connection)
 
     def _greet(self, connection: int, probe: bytes) -> None:
-        self._send(connection, pm.encode(pm.Greeting(self._memory.vendor, self._memory.process, probe)))
+        self._tell(connection, pm.Greeting(self._memory.vendor, self._memory.process, probe))
