@@ -10,7 +10,7 @@ from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 
 
 class Greetings:
-    """The dialler greets first; the other side's probe can then be meant for its process. ``tell`` sends one message."""
+    """The dialler greets first; the other side's probe can then be meant for its process."""
 
     def __init__(self, memory: IpcMemory, tell: Callable[[int, pm.Message], None]) -> None:
         self._memory = memory
