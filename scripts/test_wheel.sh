@@ -9,7 +9,7 @@ rm -rf "$folder"
 mkdir -p "$folder/wheel"
 python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$folder/wheel" .
 wheel=$(ls "$folder"/wheel/*.whl)
-if python -m zipfile -l "$wheel" | grep -E '/csrc/|/kernels/cpu/'; then
+if python -m zipfile -l "$wheel" | grep -E 'sage_kv_connector/(csrc|kernels/cpu)/'; then
     echo "the wheel holds sources of the data plane" >&2
     exit 1
 fi
