@@ -30,7 +30,7 @@ from statistics import median
 
 from baselines.vllm_peers import PLUGINS
 from sage_kv_connector.config import SECRET_ENV
-from sage_kv_connector.demo.vllm import fresh_prompts
+from sage_kv_connector.demo.result import fresh_prompts
 from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,

@@ -37,7 +37,7 @@ def demo(
 
     Exit status 1 if token ids or KV bytes differ.
     """
-    from sage_kv_connector.demo.vllm import demo_rows, run_demo
+    from sage_kv_connector.demo.result import demo_rows
     from sage_kv_connector.launch.process import ServerError
 
     try:
@@ -46,6 +46,8 @@ def demo(
 
             result = run_sglang_demo(prompt_tokens, backend)
         else:
+            from sage_kv_connector.demo.vllm import run_demo
+
             result = run_demo(prompt_tokens, dispatch.value, backend)
     except (ServerError, ImportError) as error:
         progress.print(f"demo: {error}")

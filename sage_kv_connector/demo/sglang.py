@@ -6,7 +6,6 @@ A third server without roles says what one server alone answers and how long tha
 
 from __future__ import annotations
 
-import json
 import secrets
 import tempfile
 import time
@@ -14,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
-from sage_kv_connector.demo.vllm import ANSWER_TOKENS, REPEATS, fresh_prompts
+from sage_kv_connector.demo.result import ANSWER_TOKENS, REPEATS, demo_result, fresh_prompts
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
@@ -74,27 +72,16 @@ def run_sglang_demo(prompt_tokens: int, backend: str) -> dict[str, Any]:
             routed = generate(router.url, prompt, max_tokens=ANSWER_TOKENS)
             single = generate(alone.url, prompt, max_tokens=ANSWER_TOKENS)
             time.sleep(0.2)  # prefill's record may come after decode's answer
-            records = [json.loads(line) for line in audit.read_text().splitlines()]
-    sent = [r for r in records if r["side"] == "producer"]
-    received = [r for r in records if r["side"] == "consumer"]
-    last = received[-1] if received else {}
-    transfer_s = last.get("transfer_s")
-    return {
-        "prompt_tokens": prompt_tokens,
-        "kv_bytes": last.get("nbytes", 0),
-        "transfer_s": transfer_s,
-        "gbytes_per_s": last["nbytes"] / transfer_s / 1e9 if transfer_s else None,
-        "prefill_s": median(prefill_s for prefill_s, _ in timed),
-        "decode_ttft_s": median(ttft for _, ttft in timed),
-        "recompute_ttft_s": median(recomputed),
-        "routed_ttft_s": routed.ttft_s,
-        "token_ids_equal": len(routed.token_ids) == ANSWER_TOKENS and routed.token_ids == single.token_ids,
-        "kv_bytes_equal": bool(received) and [r["sha256"] for r in sent] == [r["sha256"] for r in received],
-        "dispatch": "concurrent",
-        "backend": last.get("backend"),
-        "mode": last.get("mode"),
-        "engine_version": f"sglang {version('sglang')}",
-    }
+            return demo_result(
+                prompt_tokens=prompt_tokens,
+                dispatch="concurrent",
+                engine_version=f"sglang {version('sglang')}",
+                audit=audit,
+                timed=timed,
+                recomputed=recomputed,
+                routed=routed,
+                alone=single,
+            )
 
 
 def _on_pair(prefill: SglangProcess, decode: Process, prompt: list[int]) -> tuple[float, float]:
