@@ -16,9 +16,7 @@ from sage_kv_connector.hardware.probing.findings import (
     Asker,
     Findings,
     FoundDevice,
-    add_matrix,
     by_address,
-    numbered,
 )
 from sage_kv_connector.hardware.probing.machine import Machine
 from sage_kv_connector.hardware.probing.sysfs import PciFunction
@@ -26,7 +24,6 @@ from sage_kv_connector.hardware.probing.tool_output import (
     ToolFormatError,
     bordered,
     must_be_closed,
-    parse_matrix,
     pci_address,
     plain_lines,
     whole_number,
@@ -132,8 +129,5 @@ def probe(machine: Machine, functions: list[PciFunction]) -> Findings:
                 else Fact[int](value=card.memory_mib * MIB, source="cnmon"),
             )
         )
-    topology = asker.ask(*TOPOLOGY)
-    if topology is not None:
-        matrix = parse_matrix(" ".join(TOPOLOGY), topology, "MLU")
-        add_matrix(found, matrix, " ".join(TOPOLOGY), numbered(matrix, "MLU", found.devices))
+    asker.ask_matrix("MLU", *TOPOLOGY)
     return found

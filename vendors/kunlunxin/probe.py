@@ -16,9 +16,7 @@ from sage_kv_connector.hardware.probing.findings import (
     Asker,
     Findings,
     FoundDevice,
-    add_matrix,
     by_address,
-    numbered,
 )
 from sage_kv_connector.hardware.probing.machine import Machine
 from sage_kv_connector.hardware.probing.sysfs import PciFunction
@@ -27,7 +25,6 @@ from sage_kv_connector.hardware.probing.tool_output import (
     ToolFormatError,
     bordered,
     must_be_closed,
-    parse_matrix,
     pci_address,
     plain_lines,
     whole_number,
@@ -95,8 +92,5 @@ def probe(machine: Machine, functions: list[PciFunction]) -> Findings:
         found.devices = by_address(functions)
         return found
     found.devices = parse_table(table)
-    topology = asker.ask(*TOPOLOGY)
-    if topology is not None:
-        matrix = parse_matrix(" ".join(TOPOLOGY), topology, "XPU")
-        add_matrix(found, matrix, " ".join(TOPOLOGY), numbered(matrix, "XPU", found.devices))
+    asker.ask_matrix("XPU", *TOPOLOGY)
     return found

@@ -11,15 +11,12 @@ from sage_kv_connector.hardware.probing.findings import (
     Asker,
     Findings,
     FoundDevice,
-    add_matrix,
     by_address,
-    numbered,
 )
 from sage_kv_connector.hardware.probing.machine import Machine
 from sage_kv_connector.hardware.probing.sysfs import PciFunction
 from sage_kv_connector.hardware.probing.tool_output import (
     ToolFormatError,
-    parse_matrix,
     pci_address,
     plain_lines,
     whole_number,
@@ -64,8 +61,5 @@ def probe(machine: Machine, functions: list[PciFunction]) -> Findings:
         found.devices = by_address(functions)
         return found
     found.devices = parse_query(query)
-    topology = asker.ask(*TOPOLOGY)
-    if topology is not None:
-        matrix = parse_matrix(" ".join(TOPOLOGY), topology, "GPU")
-        add_matrix(found, matrix, " ".join(TOPOLOGY), numbered(matrix, "GPU", found.devices))
+    asker.ask_matrix("GPU", *TOPOLOGY)
     return found

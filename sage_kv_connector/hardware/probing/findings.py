@@ -10,7 +10,7 @@ from sage_kv_connector.hardware.probing.accelerator_descriptor import Fact, Link
 from sage_kv_connector.hardware.probing.machine import Machine, ToolState
 from sage_kv_connector.hardware.probing.profile import Note
 from sage_kv_connector.hardware.probing.sysfs import PciFunction
-from sage_kv_connector.hardware.probing.tool_output import Matrix
+from sage_kv_connector.hardware.probing.tool_output import Matrix, parse_matrix
 
 MIB = 1 << 20
 
@@ -92,6 +92,18 @@ class Asker:
         else:
             self.findings.note(answer.command, "printed nothing")
         return None
+
+    def ask_matrix(self, prefix: str, *argv: str) -> None:
+        """Links and affinities of the devices found so far, whose labels are ``prefix`` and their index ("GPU3").
+
+        Raises ToolFormatError.
+        """
+        table = self.ask(*argv)
+        if table is None:
+            return
+        command = " ".join(argv)
+        matrix = parse_matrix(command, table, prefix)
+        add_matrix(self.findings, matrix, command, numbered(matrix, prefix, self.findings.devices))
 
 
 def by_address(functions: Sequence[PciFunction]) -> list[FoundDevice]:
