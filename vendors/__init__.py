@@ -62,12 +62,15 @@ def _package(vendor: str) -> str:
 
 
 @contextmanager
-def third_party(vendor: str, doing: str) -> Iterator[None]:
-    """Whatever a third party's code raises inside becomes BrokenVendor; ours raises as it is."""
+def third_party(vendor: str, doing: str, not_its_fault: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever a third party's code raises inside becomes BrokenVendor; ours raises as it is.
+
+    ``not_its_fault``: what it may raise by its contract.
+    """
     try:
         yield
     except Exception as error:
-        if vendor in VENDORS or isinstance(error, BrokenVendor):
+        if vendor in VENDORS or isinstance(error, (BrokenVendor, *not_its_fault)):
             raise
         raise BrokenVendor(vendor, f"{doing} raised {type(error).__name__}: {error}") from error
 

@@ -116,6 +116,10 @@ class CambriconRuntime(CudaLikeRuntime):
         with self._lock:
             self._exported.pop(address, None)
 
+    @property
+    def _tells_ranges(self) -> bool:
+        return True
+
     def allocation_of(self, device: int, address: int, nbytes: int) -> tuple[int, int]:
         found = PointerAttributes()
         with self._on(device):
@@ -125,10 +129,6 @@ class CambriconRuntime(CudaLikeRuntime):
         return self._whole_range(found.deviceBasePointer or 0, found.size, address, nbytes)
 
     # Queues and copies
-
-    @property
-    def _tells_ranges(self) -> bool:
-        return True
 
     def stream_wait_event(self, device: int, stream: int, event: int) -> None:
         """CNRT names the notifier first."""

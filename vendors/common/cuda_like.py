@@ -47,7 +47,7 @@ class Calls:
     stream_wait_event: Call  #: stream, event
     copy: str = ""  #: to, from, bytes, kind, stream
     copy_kinds: Mapping[CopyKind, int] = field(default_factory=dict)
-    copy_peer: str = ""  #: to, its device, from, its device, bytes, stream
+    copy_peer: str = ""  #: to, its peer, from, its peer, bytes, stream
     can_access_peer: str = ""  #: out answer, device, peer
     enable_peer_access: str = ""  #: peer, 0
     peer_enabled: str = ""  #: the error that says that it was enabled before
@@ -210,7 +210,7 @@ class CudaLikeRuntime(VendorRuntime):
         nbytes: int,
         stream: int,
     ) -> None:
-        ends = (destination, destination_device, source, source_device)
+        ends = (destination, self._peer(destination_device), source, self._peer(source_device))
         with self._on(destination_device):
             self._call(self.calls.copy_peer, *ends, nbytes, stream)
 
@@ -226,7 +226,7 @@ class CudaLikeRuntime(VendorRuntime):
             raise self._error(self.calls.enable_peer_access, status)
 
     def _peer(self, device: int) -> int:
-        """What ``enable_peer_access`` calls a peer."""
+        """What copies between devices and ``enable_peer_access`` call a device."""
         return device
 
     # Events

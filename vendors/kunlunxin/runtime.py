@@ -32,6 +32,8 @@ KINDS = {
     CopyKind.DEVICE_TO_HOST: CONSTANT["XPU_DEVICE_TO_HOST"],
     CopyKind.DEVICE_TO_DEVICE: CONSTANT["XPU_DEVICE_TO_DEVICE"],
 }
+#: All but those that say that work is under way.
+FAILURES = frozenset(ERROR.values()) - {ERROR["XPUERR_BUSY"], ERROR["XPUERR_TIMEOUT"]}
 #: FastDeploy opens handles with this flag; its name is not public.
 IPC_OPEN_FLAG = 1
 ERROR_KINDS: dict[type[DeviceError], frozenset[str]] = {
@@ -132,8 +134,7 @@ class KunlunxinRuntime(CudaLikeRuntime):
             if not self._has("xpu_event_query"):
                 raise self._unsupported("xpu_event_query")
             status = abs(self._c["xpu_event_query"](event))
-        failures = set(ERROR.values()) - {ERROR["XPUERR_BUSY"], ERROR["XPUERR_TIMEOUT"]}
-        if status != 0 and status in failures:
+        if status != 0 and status in FAILURES:
             raise self._error("xpu_event_query", status)
         return bool(status == 0)
 

@@ -66,6 +66,7 @@ CALLS = Calls(
     stream_destroy="cuStreamDestroy",
     stream_synchronize="cuStreamSynchronize",
     stream_wait_event=Call("cuStreamWaitEvent", (0,)),
+    copy_peer="cuMemcpyPeerAsync",  # goes through the host, inside the driver, where they can't reach each other
     can_access_peer="cuDeviceCanAccessPeer",
     enable_peer_access="cuCtxEnablePeerAccess",
     peer_enabled="CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED",
@@ -154,20 +155,6 @@ class NvidiaRuntime(CudaLikeRuntime):
                 columns[2].ctypes.data_as(ctypes.POINTER(ctypes.c_size_t)), len(copies),
                 ctypes.byref(attributes), ctypes.byref(ctypes.c_size_t(0)), 1, stream,
             )  # fmt: skip
-
-    def copy_peer_async(
-        self,
-        destination: int,
-        destination_device: int,
-        source: int,
-        source_device: int,
-        nbytes: int,
-        stream: int,
-    ) -> None:
-        """Goes through the host, inside the driver, where the devices can't reach each other."""
-        contexts = self._context(destination_device), self._context(source_device)
-        with self._on(destination_device):
-            self._call("cuMemcpyPeerAsync", destination, contexts[0], source, contexts[1], nbytes, stream)
 
     def _peer(self, device: int) -> int:
         return self._context(device)

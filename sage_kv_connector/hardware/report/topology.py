@@ -78,14 +78,8 @@ def live_machine(tool_seconds: float = TOOL_SECONDS) -> LiveMachine:
 
 def _found(vendor: str, machine: Machine, functions: list[PciFunction]) -> Findings:
     run: VendorProbe = vendor_module(vendor, "probe").probe
-    try:
-        with third_party(vendor, "its probe"):
-            return run(machine, functions)
-    except BrokenVendor as error:
-        # What is wrong with a tool's output or a recording is no fault of the vendor's code.
-        if isinstance(error.__cause__, (ToolFormatError, RecordingError)):
-            raise error.__cause__ from None
-        raise
+    with third_party(vendor, "its probe", (ToolFormatError, RecordingError)):
+        return run(machine, functions)
 
 
 def _grouped(notes: list[Note]) -> list[Note]:
