@@ -31,9 +31,8 @@ def default_lanes() -> int:
 
 
 class NativeBackend:
-    """Common part; a subclass makes the endpoint and names its scheme and capabilities."""
+    """Common part; a subclass makes the endpoint and names its capabilities."""
 
-    scheme: ClassVar[str]
     capabilities: ClassVar[Capabilities]
 
     def __init__(self, endpoint: _data_plane.Endpoint) -> None:
@@ -46,7 +45,7 @@ class NativeBackend:
         self._endpoint.deregister_memory(region)
 
     def listen(self, address: str) -> str:
-        return f"{self.scheme}://{self._endpoint.listen(self._without_scheme(address))}"
+        return f"{self.capabilities.name}://{self._endpoint.listen(self._without_scheme(address))}"
 
     def connect(self, address: str, timeout_s: float) -> int:
         return self._endpoint.connect(self._without_scheme(address), timeout_s)
@@ -114,7 +113,7 @@ class NativeBackend:
         self._endpoint.close()
 
     def _without_scheme(self, address: str) -> str:
-        scheme, separator, rest = address.partition("://")
-        if not separator or scheme != self.scheme:
-            raise ValueError(f"address {address!r} must start with {self.scheme}://")
-        return rest
+        scheme = f"{self.capabilities.name}://"
+        if not address.startswith(scheme):
+            raise ValueError(f"address {address!r} must start with {scheme}")
+        return address.removeprefix(scheme)

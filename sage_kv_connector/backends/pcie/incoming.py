@@ -86,10 +86,10 @@ class Incoming:
     def _offered(self, connection: int, offer: pm.Offered) -> None:
         window = self._windows.get(offer.window)
         if window is None or window.connection != connection or window.ended:
-            self._take_back(connection, offer, Status.CANCELLED, "the window is closed")
+            self._answer(connection, offer, Status.CANCELLED, "the window is closed")
             return
         if window.generation != offer.generation:
-            self._take_back(connection, offer, Status.STALE_GENERATION, "")
+            self._answer(connection, offer, Status.STALE_GENERATION, "")
             return
         rows = pm.rows_of(offer)
         try:
@@ -101,7 +101,7 @@ class Incoming:
         except (DeviceError, ValueError) as error:
             status = Status.IO_ERROR if isinstance(error, DeviceError) else Status.OUT_OF_BOUNDS
             self._window_failed(offer.window, status, str(error))
-            self._take_back(connection, offer, status, str(error))
+            self._answer(connection, offer, status, str(error))
             return
         job = next(self._ids)
         self._copies[job] = _Copy(connection, offer, int(rows[:, 3].sum()))
@@ -149,7 +149,7 @@ class Incoming:
                 window.ended = True
                 self._emit(EventKind.WINDOW_DONE, copy.connection, copy.window, Status.OK, window.size, "")
         status = Status.IO_ERROR if error else Status.CANCELLED if copy.revoked else Status.OK
-        self._tell(copy.connection, pm.Taken(copy.post, copy.part, status, error[: pm.MAX_DETAIL]))
+        self._answer(copy.connection, copy, status, error)
 
     def _cancel(self, job: int, status: Status, detail: str) -> None:
         """Wait for it or take it off the lane; the sender is told."""
@@ -158,10 +158,11 @@ class Incoming:
             return
         self.lane.cancel(job)
         if status != Status.CONNECTION_LOST:
-            self._tell(copy.connection, pm.Taken(copy.post, copy.part, status, detail))
+            self._answer(copy.connection, copy, status, detail)
 
-    def _take_back(self, connection: int, offer: pm.Offered, status: Status, detail: str) -> None:
-        self._tell(connection, pm.Taken(offer.post, offer.part, status, detail[: pm.MAX_DETAIL]))
+    def _answer(self, connection: int, offered: pm.Offered | _Copy, status: Status, detail: str) -> None:
+        """Tell the sender how one offer ended."""
+        self._tell(connection, pm.Taken(offered.post, offered.part, status, detail[: pm.MAX_DETAIL]))
 
     def _window_failed(self, window: int, status: Status, detail: str) -> None:
         known = self._windows.get(window)

@@ -17,7 +17,6 @@ DEFAULT_ARENA_BYTES = 32 << 20
 class ShmBackend(NativeBackend):
     """Addresses are ``shm://NAME``; ``listen("shm://")`` chooses an unguessable name."""
 
-    scheme: ClassVar[str] = "shm"
     capabilities: ClassVar[Capabilities] = Capabilities("shm", rank=20, crosses_nodes=False)
 
     def __init__(
