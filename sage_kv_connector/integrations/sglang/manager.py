@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each scheduler rank of a prefill or decode server builds once: the engine and its rooms.
 
-SGLang names a request by its bootstrap room. A room has two transfers: its KV pages, and once
-they are complete the row of metadata buffers with the first token. SGLang's scheduler thread only
-enqueues; what ended comes on the engine's control thread and becomes a status.
+SGLang names a request by its bootstrap room (``prefill.py``). Its scheduler thread only enqueues;
+what ended comes on the engine's control thread and becomes a status.
 """
 
 from __future__ import annotations

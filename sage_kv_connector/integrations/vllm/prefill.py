@@ -84,9 +84,9 @@ class PrefillHalf:
     def begin_step(self, steps: Sequence[Progress]) -> None:
         """Before the forward pass: the block tables of this step, and what earlier steps completed."""
         self._in_step = steps
+        sizes = [group.page_size for group in self._view.groups]
         for progress in steps:
             offer = self._on_offer.get(progress.transfer_id) or self._offer(progress)
-            sizes = [group.page_size for group in self._view.groups]
             before = tuple(progress.tokens_before // size for size in sizes)
             offer.pages_after = tuple(
                 -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
