@@ -115,6 +115,16 @@ class Event(NamedTuple):
     payload: bytes
     detail: str
 
+    @property
+    def status_name(self) -> str:
+        """The status as it is shown to people."""
+        return Status(self.status).name.lower()
+
+    @property
+    def why(self) -> str:
+        """What went wrong: the detail, or the status where there is none."""
+        return self.detail or self.status_name
+
 
 class Capabilities(NamedTuple):
     """What the layer above may rely on; it composes backends by these alone.

@@ -30,6 +30,7 @@ from sage_kv_connector.engine.control.listen_address import advertised_host as a
 from sage_kv_connector.engine.control.reachability import capabilities_of as capabilities_of
 from sage_kv_connector.engine.control.reachability import enabled_backends as enabled_backends
 from sage_kv_connector.engine.control.reachability import order_addresses as order_addresses
+from sage_kv_connector.engine.control.reachability import scheme_of as scheme_of
 from sage_kv_connector.engine.conversion.wire_plan import SAME as SAME
 from sage_kv_connector.engine.conversion.wire_plan import planned_wire_dtype as planned_wire_dtype
 from sage_kv_connector.engine.core import CALL_TIMEOUT_S as CALL_TIMEOUT_S

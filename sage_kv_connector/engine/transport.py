@@ -23,7 +23,7 @@ from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferReport, TransferStats
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine.control.reachability import enabled_backends, order_addresses
+from sage_kv_connector.engine.control.reachability import order_addresses
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.pages.memory import MemorySource
 from sage_kv_connector.engine.pages.target import MemoryTarget
@@ -108,7 +108,7 @@ class TransportEngine:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Outcome] = loop.create_future()
         started: list[Subscription] = []
-        enabled = enabled_backends(self._config)
+        enabled = tuple(self._core.backends)
         peer = PeerAddress(src.engine_id, 0, order_addresses(src.addresses, src.node, enabled))
         target = MemoryTarget(_segments(chunk))
         wanted = Wanted(chunk.key(), target, False, deadline_s or self._config.deadline_s)

@@ -35,6 +35,7 @@ from sage_kv_connector.engine import (
     enabled_backends,
     gathered_segments,
     order_addresses,
+    scheme_of,
 )
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.backoff import Backoff
@@ -73,7 +74,7 @@ class StoreClient:
         """
         config = config or KVTransportConfig()
         enabled = enabled_backends(config)
-        unusable = [a for a in addresses if a.partition("://")[0] not in enabled]
+        unusable = [a for a in addresses if scheme_of(a) not in enabled]
         if unusable or not addresses:
             raise ValueError(
                 f"address is {list(addresses)}; at least one is needed, and each must begin with "

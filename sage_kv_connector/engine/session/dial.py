@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from sage_kv_connector.contract.peer import PeerAddress
-
-if TYPE_CHECKING:
-    from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session
 
 #: Called once with the open session, or with why there is none.
-OnSession = Callable[["Session | None", str], None]
+OnSession = Callable[[Session | None, str], None]
 
 
 class Dial:

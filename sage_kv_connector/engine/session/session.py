@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 
 from sage_kv_connector.backends.base import Backend
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
-from sage_kv_connector.engine.session.dial import Dial
 from sage_kv_connector.engine.session.handshake import AcceptorHandshake, ConnectorHandshake, Peer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Session:
         backend: Backend,
         connection: int,
         handshake: ConnectorHandshake | AcceptorHandshake,
-        dial: Dial | None = None,
+        dialled: PeerAddress | None = None,
         address: str = "",
     ) -> None:
         self._loop = loop
@@ -40,7 +40,7 @@ class Session:
         self.backend = backend
         self.connection = connection
         self.handshake = handshake
-        self.dial = dial  #: what asked for it; None when the peer connected to us
+        self.dialled = dialled  #: whom we asked for it; None when the peer connected to us
         self.address = address
         self.peer: Peer | None = None
         self.plan: TransportPlan | None = None

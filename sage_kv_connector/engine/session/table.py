@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
+from sage_kv_connector.backends.base import Backend, Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.control.reachability import scheme_of
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import plan_session, schema_verdict
 from sage_kv_connector.engine.session.dial import Dial, OnSession
@@ -81,7 +82,7 @@ class SessionTable:
             assert isinstance(session.handshake, ConnectorHandshake)
             backend.send(event.connection, session.handshake.hello)
         elif event.kind == EventKind.CLOSED:
-            self._closed(session, event.detail or Status(event.status).name.lower())
+            self._closed(session, event.why)
         elif event.kind == EventKind.MESSAGE:
             self._message(session, event.payload)
 
@@ -90,11 +91,11 @@ class SessionTable:
         backend: Backend,
         connection: int,
         handshake: ConnectorHandshake | AcceptorHandshake,
-        dial: Dial | None = None,
+        dialled: PeerAddress | None = None,
         address: str = "",
     ) -> None:
         timeout_s = self._config.peer_timeout_s
-        session = Session(self._loop, timeout_s, backend, connection, handshake, dial, address)
+        session = Session(self._loop, timeout_s, backend, connection, handshake, dialled, address)
         self._sessions[(id(backend), connection)] = session
         session.deadline = self._loop.call_later(self._config.connect_timeout_s, self._late, session)
 
@@ -106,7 +107,7 @@ class SessionTable:
 
     def _dial_next(self, dial: Dial) -> None:
         while (address := dial.next_address()) is not None:
-            backend = self._backends.get(address.partition("://")[0])
+            backend = self._backends.get(scheme_of(address))
             if backend is None:
                 dial.failed(address, "backend not enabled here")
                 continue
@@ -116,7 +117,7 @@ class SessionTable:
                 dial.failed(address, str(error))
                 continue
             handshake = ConnectorHandshake(self._identity, dial.peer.engine_id)
-            self._add(backend, connection, handshake, dial, address)
+            self._add(backend, connection, handshake, dial.peer, address)
             return
         self._dials.pop(dial.peer, None)
         dial.gave_up()
@@ -165,10 +166,9 @@ class SessionTable:
         elif session.verdict.must_convert:
             logger.info("%s: KV is converted on the way: %s", session.label, session.verdict.must_convert)
         logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
-        if session.dial is not None:
-            self._dials.pop(session.dial.peer, None)
-            self._by_peer[session.dial.peer] = session
-            session.dial.opened(session)
+        if session.dialled is not None:
+            self._by_peer[session.dialled] = session
+            self._dials.pop(session.dialled).opened(session)
 
     def _refuse(self, session: Session, code: str, detail: str) -> None:
         logger.warning("%s: %s (%s)", session.label, detail, code)
@@ -176,19 +176,19 @@ class SessionTable:
         self._reject(session, detail)
 
     def _reject(self, session: Session, detail: str) -> None:
-        if session.dial is not None and not session.open:
-            session.dial.failed(session.address, detail)
+        if session.dialled is not None and not session.open:
+            self._dials[session.dialled].failed(session.address, detail)
         session.close()
 
     def _closed(self, session: Session, why: str) -> None:
         session.close_timers()
         self._sessions.pop((id(session.backend), session.connection), None)
-        dial = session.dial
         if session.open:
-            if dial is not None:
-                self._by_peer.pop(dial.peer, None)
+            if session.dialled is not None:
+                self._by_peer.pop(session.dialled, None)
             logger.info("session with %s ended: %s", session.label, why)
             self._on_closed(session, why)
-        elif dial is not None:
+        elif session.dialled is not None:
+            dial = self._dials[session.dialled]
             dial.failed(session.address, why)
             self._dial_next(dial)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.base import Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
@@ -26,7 +26,7 @@ from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
 from sage_kv_connector.engine.transfer.part_fetch import PartFetch
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
-from sage_kv_connector.engine.transfer.windows import Windows
+from sage_kv_connector.engine.transfer.windows import Windows, failure
 
 
 class Consumer:
@@ -203,9 +203,8 @@ class Consumer:
         if event.kind == EventKind.WINDOW_DONE:
             self._done(subscription, session, event.time_ns / 1e9)
             return
-        status = Status(event.status).name.lower()
-        where = f"{status} at bytes {event.offset} to {event.offset + event.length}"
-        self._fail(subscription, where + (f": {event.detail}" if event.detail else ""))
+        where = f"at bytes {event.offset} to {event.offset + event.length}"
+        self._fail(subscription, failure(event, where))
 
     def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
         plan = session.plan

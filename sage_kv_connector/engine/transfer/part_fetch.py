@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.base import Event, EventKind
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.staging import Lease
 from sage_kv_connector.engine.conversion.wire_plan import Part, WirePlan, plan_parts, plan_wire
@@ -24,7 +24,7 @@ from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.transfer_messages import SubscribePart
 from sage_kv_connector.engine.transfer.subscription import Subscription
-from sage_kv_connector.engine.transfer.windows import Windows, new_number
+from sage_kv_connector.engine.transfer.windows import Windows, failure, new_number
 from sage_kv_connector.format.converter import Span
 
 #: Part of the staging memory that one part may take, so that several are under way.
@@ -162,9 +162,7 @@ class PartFetch:
         if self._on_done is None:
             return
         if event.kind == EventKind.WINDOW_FAILED:
-            status = Status(event.status).name.lower()
-            detail = f": {event.detail}" if event.detail else ""
-            self._end(f"{status} in a part of group {under_way.part.group}{detail}")
+            self._end(failure(event, f"in a part of group {under_way.part.group}"))
             return
         self._close_window(under_way)
         try:

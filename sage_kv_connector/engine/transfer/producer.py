@@ -163,7 +163,7 @@ class Producer:
         offer, stream = known
         stream.posts.discard(event.id)
         if event.status != Status.OK:
-            self._broken(offer, stream, "send_failed", event.detail or Status(event.status).name.lower())
+            self._broken(offer, stream, "send_failed", event.why)
         elif offer.is_serving(stream) and stream.delivered:
             self._delivered(offer, stream)
 

@@ -22,6 +22,11 @@ def new_number() -> int:
     return secrets.randbits(63) | 1
 
 
+def failure(event: Event, where: str) -> str:
+    """Of a WINDOW_FAILED: status, ``where`` it happened, and the backend's words."""
+    return f"{event.status_name} {where}" + (f": {event.detail}" if event.detail else "")
+
+
 class Windows:
     """Of one engine. Control thread only."""
 

@@ -35,7 +35,6 @@ from sage_kv_connector.engine import (
     MemoryTarget,
     Subscription,
     Wanted,
-    enabled_backends,
     order_addresses,
 )
 from sage_kv_connector.integrations.sage.payload import HostMemory, Tagged, to_receive, to_send
@@ -81,7 +80,7 @@ class PointToPoint:
 
     def join(self, table: dict[int, DeviceSpec]) -> None:
         """Where every rank is. Raises ValueError for a peer that no enabled backend reaches."""
-        enabled = enabled_backends(self._config)
+        enabled = tuple(self._core.backends)
         for rank, spec in table.items():
             addresses = order_addresses(spec.addresses, spec.node, enabled)
             if rank != self.rank and not addresses:

@@ -21,7 +21,7 @@ from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
 from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted, enabled_backends
+from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
 from sage_kv_connector.integrations.common.landing import Landing
 from sage_kv_connector.integrations.common.outcome_text import outcome_text
@@ -62,7 +62,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             prefill: PrefillEngine = known[0][FIELD]
             shape = self.kv_mgr.shape
             decode = DecodeRank(shape.tp_rank, shape.tp_size, shape.total_heads)
-            self._peers = read_peers(decode, prefill, enabled_backends(self.kv_mgr.config))
+            self._peers = read_peers(decode, prefill, tuple(self.kv_mgr.core.backends))
         except (OSError, ValueError) as error:
             self._refuse(
                 f"prefill at {self.bootstrap_addr}: {error} (sage_kvt must be the transfer backend on both sides)"
