@@ -21,6 +21,7 @@ SNAPSHOTS: dict[str, dict[str, Any]] = json.loads(
 #: Hooks that came later, and what their absence means in releases that never call them.
 OPTIONAL = {
     "on_new_request": "a queued request does not renew its lease",
+    "handle_preemptions": "what was given up is withdrawn when the step's metadata is bound",
     "has_pending_push_work": "orders wait for the next step",
     "get_transfer_results": "get_finished and get_block_ids_with_load_errors are asked instead",
     "get_loaded_kv_cache_group_ids": "one group, or all of them",

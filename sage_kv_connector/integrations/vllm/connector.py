@@ -79,6 +79,14 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def get_handshake_metadata(self) -> SageKVHandshakeMetadata | None:
         return self.worker_side.handshake_metadata()
 
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        """Comes before the step's blocks are zeroed or copied to, which binding its metadata may not.
+
+        Releases before 0.19 pass ids of requests: there binding has to do.
+        """
+        if isinstance(kv_connector_metadata, SageKVConnectorMetadata):
+            self.worker_side.withdraw(kv_connector_metadata)
+
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         super().bind_connector_metadata(connector_metadata)
         assert isinstance(connector_metadata, SageKVConnectorMetadata)

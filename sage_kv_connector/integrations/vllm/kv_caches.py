@@ -129,6 +129,11 @@ def sliding_window(spec: Any) -> int:
     return int(getattr(spec, "sliding_window", None) or 0)
 
 
+def first_in_window(tokens: int, window: int) -> int:
+    """The first token that the one behind ``tokens`` looks at, itself being the window's last."""
+    return max(0, tokens + 1 - window) if window else 0
+
+
 def _kind(spec: Any) -> str:
     name = type(spec).__name__.removesuffix("Spec").lower()
     window = sliding_window(spec)

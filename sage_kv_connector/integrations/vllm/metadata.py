@@ -28,15 +28,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Progress:
-    """A step of a prefill on offer: its block tables (page ids by group) and tokens before and after the step.
+    """A step of a prefill on offer: its block tables (page ids by group), and what is final once the step ran.
 
-    ``complete``: after the step the whole prompt is computed, so its last, partial page is final too.
+    ``tokens_after``: the first so many tokens are computed then. ``complete``: they are the whole prompt, so its
+    last, partial page is final too.
     """
 
     request_id: str
     transfer_id: str
     page_ids: PageTables
-    tokens_before: int
     tokens_after: int
     complete: bool
 

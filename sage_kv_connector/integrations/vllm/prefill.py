@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill half of a worker: prefills on offer follow the scheduler's progress, and are freed when fetched.
 
+One rule says when a page is final: **a page of a layer is final when the forward pass ran after which the
+scheduler counts all its tokens as computed**, never before, whoever wrote it: this request, another one of the
+same step or of a step before, or another connector. A worker runs its steps in order, so at the end of a pass
+whatever any earlier step was to write is written. What the scheduler can't vouch for even then is
+reported with no tokens until the prefill finished (``scheduler_offers.py``).
+
 Methods are called on vLLM's thread unless they say otherwise.
 """
 
@@ -82,18 +88,17 @@ class PrefillHalf:
         self._core.withdraw(transfer_ids, "aborted", "prefill was aborted or preempted")
 
     def begin_step(self, steps: Sequence[Progress]) -> None:
-        """Before the forward pass: the block tables of this step, and what earlier steps completed."""
+        """Before the forward pass: the block tables of this step. Nothing becomes final here."""
         self._in_step = steps
         sizes = [group.page_size for group in self._view.groups]
         for progress in steps:
             offer = self._on_offer.get(progress.transfer_id) or self._offer(progress)
-            before = tuple(progress.tokens_before // size for size in sizes)
             offer.pages_after = tuple(
                 -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
                 for size in sizes
             )
             end = offer.pages_after if progress.complete else None
-            self._core.update(progress.transfer_id, _follow, offer.source, progress.page_ids, before, end)
+            self._core.update(progress.transfer_id, _follow, offer.source, progress.page_ids, end)
 
     def layer_saved(self, layer_name: str) -> None:
         """A layer's KV of this step is written: stream it to whoever subscribed already."""
@@ -125,7 +130,8 @@ class PrefillHalf:
             return
         offer.finished = True
         pages = tuple(-(-finished.tokens // group.page_size) for group in self._view.groups)
-        self._core.update(finished.transfer_id, _follow, offer.source, finished.page_ids, pages, pages)
+        self._core.update(finished.transfer_id, _follow, offer.source, finished.page_ids, pages)
+        self._core.update(finished.transfer_id, offer.source.advance_all, pages)
         self._core.finish(finished.transfer_id)
         if finished.first_token is not None:
             self._first_tokens.offer(finished.transfer_id, finished.first_token)
@@ -150,13 +156,10 @@ class PrefillHalf:
             self._results.add_sent(offer.request_id)
 
 
-def _follow(
-    source: PagedSource, page_ids: PageTables, ready: tuple[int, ...], end: tuple[int, ...] | None
-) -> None:
-    """Control thread: vLLM's block tables, the pages that are final by group, and the last one if it is known."""
+def _follow(source: PagedSource, page_ids: PageTables, end: tuple[int, ...] | None) -> None:
+    """Control thread: vLLM's block tables, and the last page by group if it is known."""
     for group, ids in enumerate(page_ids):
         table = np.asarray(ids, dtype=np.int64)
         source.set_pages(group, np.where(table == VLLM_NULL_BLOCK, NULL_PAGE, table))
     if end is not None:
         source.end(end)
-    source.advance_all(ready)

@@ -25,32 +25,17 @@ from sage_kv_connector.contract.bootstrap_room import (
 from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
-from sage_kv_connector.integrations.vllm.kv_caches import sliding_window, transfer_groups
+from sage_kv_connector.integrations.vllm.kv_caches import first_in_window, sliding_window, transfer_groups
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
-    PageTables,
-    Progress,
     SageKVConnectorMetadata,
     SageKVHandshakeMetadata,
 )
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
+from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
 
 logger = logging.getLogger(__name__)
-
-
-class _Prefill:
-    """One request on offer. ``in_room``: decode may be an engine that needs its first token."""
-
-    def __init__(self, transfer_id: str, request: Any, in_room: bool) -> None:
-        self.transfer_id = transfer_id
-        self.request = request
-        self.in_room = in_room
-        self.tables: list[list[int]] = []
-        self.scheduled = False
-
-    def snapshot(self) -> PageTables:
-        return tuple(tuple(table) for table in self.tables)
 
 
 class SchedulerSide:
@@ -64,7 +49,7 @@ class SchedulerSide:
         self._groups = transfer_groups(kv_cache_config)
         self._group_count = len(kv_cache_config.kv_cache_groups)
         self._parallel = vllm_config.parallel_config
-        self._prefills: dict[str, _Prefill] = {}
+        self._offers = SchedulerOffers(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
         self._held: dict[str, str] = {}
         self._loading: dict[str, RemotePrefill] = {}
@@ -108,10 +93,11 @@ class SchedulerSide:
             self._next.expected.append(remote)
 
     def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
-        if self._remote(request) is None:
-            return 0, False
-        missing = len(request.prompt_token_ids or ()) - computed
-        return (missing, True) if missing > 0 else (0, False)
+        missing = 0
+        if self._remote(request) is not None:
+            missing = max(0, len(request.prompt_token_ids or ()) - computed)
+        self._offers.expect(request.request_id, computed + missing)
+        return missing, missing > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, external: int) -> None:
         params = request.kv_transfer_params or {}
@@ -134,9 +120,7 @@ class SchedulerSide:
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
         meta, self._next = self._next, SageKVConnectorMetadata()
         meta.has_forward = bool(output.total_num_scheduled_tokens)
-        if self._prefills:
-            self._withdraw_preempted(meta)
-            self._report_progress(meta, output)
+        self._offers.report(meta, output)
         return meta
 
     def update_connector_output(self, output: Any) -> None:
@@ -149,6 +133,7 @@ class SchedulerSide:
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         request_id = request.request_id
+        self._offers.forget(request_id)
         if self._loading.pop(request_id, None) is not None:
             self._next.cancelled_loads.append(request_id)
             return False, None
@@ -158,7 +143,7 @@ class SchedulerSide:
             self._no_longer_expected(request_id)
             self._next.releases.append(remote)
             return False, None
-        prefill = self._prefills.pop(request_id, None)
+        prefill = self._offers.pop(request_id)
         if prefill is None:
             return False, None
         good = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
@@ -167,8 +152,8 @@ class SchedulerSide:
             self._next.withdrawn.append(prefill.transfer_id)
             return False, None
         self._held[request_id] = prefill.transfer_id
-        tables = self._tables(block_ids)
-        tokens = len(request.prompt_token_ids or ())
+        tokens = prefill.prompt_tokens
+        tables = self._offers.tables(block_ids, tokens)
         first_token = int(request.output_token_ids[0]) if prefill.in_room else None
         self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens, first_token))
         return True, self._params(prefill)
@@ -180,7 +165,7 @@ class SchedulerSide:
 
     # -- inside
 
-    def _params(self, prefill: _Prefill) -> dict[str, Any]:
+    def _params(self, prefill: PrefillOffer) -> dict[str, Any]:
         """What the router takes from prefill's answer to decode's request."""
         return {
             "do_remote_prefill": True,
@@ -207,7 +192,7 @@ class SchedulerSide:
             return None
 
     def _offer(self, request: Any, params: dict[str, Any]) -> None:
-        if request.request_id in self._prefills:
+        if request.request_id in self._offers:
             return
         try:
             named = parse_room(params, on_decode=False)
@@ -226,7 +211,7 @@ class SchedulerSide:
             )
             return
         self._transfer_ids.add(transfer_id)
-        self._prefills[request.request_id] = _Prefill(transfer_id, request, named is not None)
+        self._offers.add(transfer_id, request, named is not None)
 
     def _no_longer_expected(self, request_id: str) -> None:
         remote = self._expected.pop(request_id, None)
@@ -239,8 +224,7 @@ class SchedulerSide:
         for group, (group_id, kv_group) in enumerate(self._groups):
             spec = kv_group.kv_cache_spec
             size = int(spec.block_size)
-            window = sliding_window(spec)
-            first = max(first_token, prompt - window) // size if window else first_token // size
+            first = max(first_token, first_in_window(prompt, sliding_window(spec))) // size
             table = blocks.blocks[group_id]
             chosen = [
                 (i, int(block.block_id))
@@ -252,50 +236,3 @@ class SchedulerSide:
                 ids = np.array([block_id for _, block_id in chosen], dtype=np.int64)
                 wanted.append(GroupPages(group, runs, ids, range(runs[0][0] * size, prompt)))
         return tuple(wanted)
-
-    def _tables(self, block_ids: tuple[list[int], ...]) -> PageTables:
-        return tuple(tuple(block_ids[group_id]) for group_id, _ in self._groups)
-
-    def _withdraw_preempted(self, meta: SageKVConnectorMetadata) -> None:
-        """A preempted prefill lost its pages; whatever was streamed of them is void, decode recomputes."""
-        for request_id, prefill in list(self._prefills.items()):
-            if prefill.scheduled and prefill.request.status == RequestStatus.PREEMPTED:
-                meta.withdrawn.append(prefill.transfer_id)
-                prefill.scheduled = False
-                prefill.tables = []
-                logger.info("prefill %s was preempted; its transfer starts over", request_id)
-
-    def _report_progress(self, meta: SageKVConnectorMetadata, output: Any) -> None:
-        for new in output.scheduled_new_reqs:
-            prefill = self._prefills.get(new.req_id)
-            if prefill is not None:
-                prefill.tables = [list(ids) for ids in new.block_ids]
-                self._progress(meta, prefill, new.req_id, new.num_computed_tokens, output)
-        cached = output.scheduled_cached_reqs
-        resumed = getattr(cached, "resumed_req_ids", None)
-        for i, request_id in enumerate(cached.req_ids):
-            prefill = self._prefills.get(request_id)
-            if prefill is None:
-                continue
-            new_ids = cached.new_block_ids[i]
-            restart = not prefill.scheduled or (
-                request_id in resumed if resumed is not None else cached.resumed_from_preemption[i]
-            )
-            if new_ids is not None:
-                if restart:
-                    prefill.tables = [list(ids) for ids in new_ids]
-                else:
-                    for table, ids in zip(prefill.tables, new_ids, strict=True):
-                        table.extend(ids)
-            self._progress(meta, prefill, request_id, cached.num_computed_tokens[i], output)
-
-    def _progress(
-        self, meta: SageKVConnectorMetadata, prefill: _Prefill, request_id: str, computed: int, output: Any
-    ) -> None:
-        prefill.scheduled = True
-        after = computed + output.num_scheduled_tokens[request_id]
-        prompt = len(prefill.request.prompt_token_ids or ())
-        tables = tuple(tuple(prefill.tables[group_id]) for group_id, _ in self._groups)
-        meta.progress.append(
-            Progress(request_id, prefill.transfer_id, tables, computed, min(after, prompt), after >= prompt)
-        )

@@ -151,13 +151,19 @@ class WorkerSide:
 
     # -- a step
 
+    def withdraw(self, meta: SageKVConnectorMetadata) -> None:
+        """Before pages that were given up are written again."""
+        known, transfer_ids = self._registered, list(meta.withdrawn)
+        meta.withdrawn.clear()
+        if known is not None and transfer_ids:
+            known.prefill.withdraw(transfer_ids)
+
     def begin_step(self, meta: SageKVConnectorMetadata) -> None:
-        """Before the forward pass, and before pages that were given up are written again."""
+        """Before the forward pass."""
         known = self._registered
         if known is None:
             return
-        if meta.withdrawn:
-            known.prefill.withdraw(meta.withdrawn)
+        self.withdraw(meta)
         known.prefill.begin_step(meta.progress)
         for finished in meta.finished:
             known.prefill.finish(finished)
