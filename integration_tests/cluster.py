@@ -34,6 +34,7 @@ class Cluster:
     concurrent: Process  #: router that asks both at once
     proxy: TcpProxy
     audit: Path
+    bootstrap: str  #: address of the prefill's bootstrap server
 
     def hand_over(self, decode: Process, prompt: list[int], max_tokens: int = 8) -> Answer:
         """Both requests, as a sequential router sends them."""

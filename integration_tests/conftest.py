@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from integration_tests.cluster import TIMES, Cluster
+from integration_tests.request_kinds import CHAT_TEMPLATE
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -20,7 +21,7 @@ from sage_kv_connector.launch.vllm import VllmOptions, router, vllm_server
 
 MAX_MODEL_LEN = 8192 + 512
 #: fp32, so that neither chunking nor batching changes a greedy token.
-COMMON = ("--dtype", "float32", "--max-num-batched-tokens", "2048")
+COMMON = ("--dtype", "float32", "--max-num-batched-tokens", "2048", "--chat-template", CHAT_TEMPLATE)
 
 
 @pytest.fixture(scope="session")
@@ -85,5 +86,6 @@ def cluster(scratch: Path, model: Path, secret: dict[str, str]) -> Iterator[Clus
     sequential = router(prefill, decode_shm, scratch, mode="nixl")
     concurrent = router(prefill, decode_shm, scratch, mode="mooncake", bootstrap_port=bootstrap_port)
     with running(prefill, decode_shm, decode_tcp), running(sequential, concurrent):
-        yield Cluster(model, prefill, decode_shm, decode_tcp, sequential, concurrent, proxy, audit)
+        bootstrap = f"http://127.0.0.1:{bootstrap_port}"
+        yield Cluster(model, prefill, decode_shm, decode_tcp, sequential, concurrent, proxy, audit, bootstrap)
     proxy.close()

@@ -51,5 +51,6 @@ from sage_kv_connector.engine.session.questions import Question as Question
 from sage_kv_connector.engine.session.questions import Reply as Reply
 from sage_kv_connector.engine.session.transfer_messages import PageRuns as PageRuns
 from sage_kv_connector.engine.transfer.audit import TransferAudit as TransferAudit
+from sage_kv_connector.engine.transfer.offer import OfferTerms as OfferTerms
 from sage_kv_connector.engine.transfer.subscription import Subscription as Subscription
 from sage_kv_connector.engine.transfer.subscription import Wanted as Wanted

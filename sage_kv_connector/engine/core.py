@@ -21,6 +21,7 @@ from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, Event
 from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress, bracket
+from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine.control.listen_address import advertised_host, listen_host
@@ -36,7 +37,7 @@ from sage_kv_connector.engine.session.questions import Handler, OnReply, Questio
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
 from sage_kv_connector.engine.transfer.consumer import Consumer
-from sage_kv_connector.engine.transfer.offer import OnReleased
+from sage_kv_connector.engine.transfer.offer import NO_TERMS, OfferTerms, OnReleased
 from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
 
@@ -138,18 +139,10 @@ class EngineCore:
     # -- producer
 
     def offer(
-        self,
-        transfer_id: str,
-        source: Source,
-        on_released: OnReleased,
-        *,
-        consumers: int = 1,
-        only_for: str = "",
-        finished: bool = False,
+        self, transfer_id: str, source: Source, on_released: OnReleased, terms: OfferTerms = NO_TERMS
     ) -> None:
         """See :class:`Producer`."""
-        offered = (transfer_id, source, on_released, consumers, only_for, finished)
-        self._loop.submit(self._producer.offer, *offered)
+        self._loop.submit(self._producer.offer, transfer_id, source, on_released, terms)
 
     def update(self, transfer_id: str, change: Callable[..., object], *arguments: Any) -> None:
         """Run ``change(*arguments)`` (of the offer's source) on the control thread, then post what became ready."""
@@ -199,9 +192,16 @@ class EngineCore:
         """
         self._loop.call(CALL_TIMEOUT_S, self._consumer.cancel_all, subscriptions)
 
-    def release(self, peer: PeerAddress, transfer_id: str, consumers: int = 1, detail: str = "") -> None:
+    def release(
+        self,
+        peer: PeerAddress,
+        transfer_id: str,
+        consumers: int = 1,
+        detail: str = "",
+        prompt: PromptDigest = UNBOUND,
+    ) -> None:
         """See :class:`Consumer`. ``detail``: why what was needed is given up, empty if it never was."""
-        self._loop.submit(self._consumer.release, peer, m.Release(transfer_id, consumers, detail))
+        self._loop.submit(self._consumer.release, peer, m.Release(transfer_id, consumers, detail, prompt))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         self._loop.submit(self._consumer.renew, peer, transfer_ids)

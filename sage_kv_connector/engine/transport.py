@@ -27,6 +27,7 @@ from sage_kv_connector.engine.control.reachability import order_addresses
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.pages.memory import MemorySource
 from sage_kv_connector.engine.pages.target import MemoryTarget
+from sage_kv_connector.engine.transfer.offer import OfferTerms
 from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
 
 
@@ -91,7 +92,7 @@ class TransportEngine:
         done: asyncio.Future[Outcome] = loop.create_future()
         key = chunk.key()
         source = MemorySource(_segments(chunk))
-        self._core.offer(key, source, _settle(loop, done), only_for=dest.engine_id, finished=True)
+        self._core.offer(key, source, _settle(loop, done), OfferTerms(only_for=dest.engine_id, finished=True))
         try:
             return _unwrap(await done)
         except asyncio.CancelledError:

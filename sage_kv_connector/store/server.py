@@ -26,6 +26,7 @@ from sage_kv_connector.engine import (
     EngineCore,
     ItemSource,
     MemoryTarget,
+    OfferTerms,
     Question,
     Wanted,
     gathered_segments,
@@ -168,7 +169,9 @@ class KVStore:
                 for entry in found:
                     self._entries.close(entry)
 
-            self._core.offer(transfer_id, source, released, only_for=peer.engine_id, finished=True)
+            self._core.offer(
+                transfer_id, source, released, OfferTerms(only_for=peer.engine_id, finished=True)
+            )
         question.answer(sm.encode(sm.Offered(transfer_id, tuple(entry is not None for entry in opened))))
 
     def _segments(self, entry: Entry) -> Segments:

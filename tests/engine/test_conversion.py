@@ -16,7 +16,7 @@ from sage_kv_connector.engine.session.agreement import SchemaVerdict
 from sage_kv_connector.format.reference import RAW, decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.format.wire_format import WireFormat, tile_tokens
 from tests.engine.converting_side import DIM, TOTAL_LAYERS, ConvertingSide, Shape
-from tests.engine.test_transfer import eventually
+from tests.engine.paged_side import eventually
 
 MakeCore = Callable[..., EngineCore]
 TOKENS = 150

@@ -11,8 +11,8 @@ from sage_kv_connector.devices.runtime import DeviceOutOfMemory
 from sage_kv_connector.engine.conversion.bounce import box_runs
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
+from tests.engine.paged_side import eventually
 from tests.engine.test_conversion import TOKENS, MakeCore, check, pages_for, write_content
-from tests.engine.test_transfer import eventually
 from tests.vendors.rig import Rig
 
 PAGES = 24

@@ -20,8 +20,8 @@ from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.vendors import VENDORS
 from tests.engine.converting_side import Shape
 from tests.engine.device_side import DeviceSide
+from tests.engine.paged_side import eventually
 from tests.engine.test_conversion import TOKENS, pages_for
-from tests.engine.test_transfer import eventually
 from tests.vendors.rig import Rig
 
 PAGES = 24

@@ -40,6 +40,7 @@ from sage_kv_connector.backends.base import Descriptors, Event, EventKind, Statu
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
 from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
@@ -411,6 +412,7 @@ class Simulation:
                 checksum=False,
                 finished=False,
                 timeout_ms=1000,
+                prompt=Prompt(request.prompt_token_ids).whole,
             ),
         )
 
@@ -435,7 +437,7 @@ class Simulation:
         assert isinstance(ours, SageKVConnectorMetadata)
         self.half.withdraw(ours.withdrawn)
         computed = self._update_states(output)
-        self.half.begin_step(ours.progress)
+        self.half.begin_step(ours.offers, ours.progress)
         if self.old_rule:
             for progress in ours.progress:
                 source = self.half._on_offer[progress.transfer_id].source

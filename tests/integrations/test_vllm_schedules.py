@@ -12,7 +12,8 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata
+from sage_kv_connector.contract.prompt import Prompt
+from sage_kv_connector.integrations.vllm.metadata import Offered, SageKVConnectorMetadata
 from sage_kv_connector.integrations.vllm.scheduler_offers import SchedulerOffers
 from tests.integrations.simulated_vllm import VARIANTS, Simulation, Variant
 
@@ -65,13 +66,14 @@ def test_tokens_taken_back_begin_a_new_run_over_the_same_blocks() -> None:
     request = SimpleNamespace(
         request_id="r", num_prompt_tokens=20, max_tokens=1, status=RequestStatus.RUNNING
     )
-    offers.add("t", request, False)
+    offered = Offered("r", "t", "", Prompt(range(20)), False)
+    offers.add(offered, request, False)
     meta = SageKVConnectorMetadata()
     offers.report(meta, _step("r", 0, 8, ([5, 6],), first=True))
     offers.report(meta, _step("r", 8, 8, ([7, 8],)))
     assert meta.withdrawn == []
     offers.report(meta, _step("r", 4, 4, None))  # blocks from the second on turned out to be invalid
-    assert meta.withdrawn == ["t"]
+    assert (meta.withdrawn, meta.offers) == (["t"], [offered])
     assert [(one.page_ids, one.tokens_after) for one in meta.progress] == [
         (((5, 6),), 8),
         (((5, 6, 7, 8),), 16),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.integrations.sage.payload import Tagged, to_receive, to_send
 from sage_kv_connector.integrations.sage.point_to_point import MessageError, PointToPoint
-from tests.engine.test_transfer import eventually
+from tests.engine.paged_side import eventually
 
 Pair = tuple[PointToPoint, PointToPoint]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sage_kv_connector.contract.prompt import DIGEST_BYTES, UNBOUND, PromptDigest
 from sage_kv_connector.engine.session.bounds import (
     MAX_CONSUMERS,
     MAX_UINT64,
@@ -49,7 +50,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
 
     An empty ``selection`` means everything that the producer offers under that id.
     ``finished``: the consumer knows that prefill is over, so an unknown id is an error at once.
-    ``consumers``: so many read this transfer from this producer.
+    ``consumers``: so many read this transfer from this producer. ``prompt``: whose KV it must be.
     """
 
     transfer_id: str
@@ -61,6 +62,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     finished: bool
     timeout_ms: int
     consumers: int = 1
+    prompt: PromptDigest = UNBOUND
 
     @property
     def consumer(self) -> int:
@@ -85,7 +87,7 @@ class SubscribePart(msgspec.Struct, tag="subscribe_part", array_like=True, froze
     ``group`` and the layers are the producer's, heads count over the whole model, tokens from the
     request's first. ``formats``: one for each canonical plane of the group. All parts of one
     consumer carry the same ``consumer``; ``last`` marks its last one. ``consumers``: so many
-    read this transfer from this producer.
+    read this transfer from this producer. ``prompt``: whose KV it must be.
     """
 
     transfer_id: str
@@ -106,6 +108,7 @@ class SubscribePart(msgspec.Struct, tag="subscribe_part", array_like=True, froze
     checksum: bool
     finished: bool
     timeout_ms: int
+    prompt: PromptDigest = UNBOUND
 
     def check(self) -> None:
         _check_subscription(self)
@@ -129,6 +132,13 @@ def _check_subscription(message: Subscribe | SubscribePart) -> None:
             f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
         )
     check_number("consumers", message.consumers, 1, MAX_CONSUMERS)
+    _check_prompt(message.prompt)
+
+
+def _check_prompt(prompt: PromptDigest) -> None:
+    check_number("prompt.tokens", prompt.tokens, 0, 1 << 40)
+    if len(prompt.digest) not in (0, DIGEST_BYTES):
+        raise ProtocolError(f"prompt.digest has {len(prompt.digest)} bytes, allowed: 0 or {DIGEST_BYTES}")
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
@@ -156,15 +166,17 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
 class Release(msgspec.Struct, tag="release", array_like=True, frozen=True):
     """Consumer → producer: this consumer, one of ``consumers``, wants nothing of this transfer (any more).
 
-    ``detail``: why it gave up what it needed; empty if it never needed it.
+    ``detail``: why it gave up what it needed; empty if it never needed it. ``prompt``: of which of the id's prompts.
     """
 
     transfer_id: str
     consumers: int = 1
     detail: str = ""
+    prompt: PromptDigest = UNBOUND
 
     def check(self) -> None:
         check_transfer_id(self.transfer_id)
+        _check_prompt(self.prompt)
 
 
 class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):

@@ -162,6 +162,7 @@ class Consumer:
                 finished=wanted.finished,
                 timeout_ms=max(1, int(wanted.deadline_s * 1000)),
                 consumers=wanted.consumers,
+                prompt=wanted.prompt,
             )
         )
 
@@ -224,7 +225,7 @@ class Consumer:
     def _refuse(self, subscription: Subscription, session: Session, why: str) -> None:
         """This transfer can't come from there; nothing was asked for yet."""
         wanted = subscription.wanted
-        session.send(m.Release(wanted.transfer_id, wanted.consumers, why[: m.MAX_DETAIL]))
+        session.send(m.Release(wanted.transfer_id, wanted.consumers, why[: m.MAX_DETAIL], wanted.prompt))
         self._fail(subscription, why)
 
     def _fail(

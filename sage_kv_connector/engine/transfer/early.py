@@ -1,69 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came before its offer: subscriptions that wait for it, releases, and transfers given up in advance.
 
-All three are bounded. A waiting stream holds its session and has a timer. Control thread only.
+A subscription waits long for an id that nobody offered yet, and ``SIBLING_S`` where something is known of the id
+that it can't have: another prompt's KV, or KV that others fetched. A request with several prompts has several offers
+of one id, which come one after the other.
+
+All of it is bounded. A waiting stream holds its session and has a timer. Control thread only.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer.offer import Stream
+from sage_kv_connector.engine.transfer.offer import Difference, Offer, Stream
 
 #: Subscriptions that may wait for their offer, and releases that came before it.
 MAX_EARLY = 4096
+#: The offers of one request's prompts come within this time of each other.
+SIBLING_S = 0.5
+
+NEVER_OFFERED = "never offered here, or released already (lease expired)"
+NOT_IN_TIME = Difference("unknown_transfer", "no prefill with this transfer id arrived in time")
 
 
 class Early:
-    """Of one engine."""
+    """Of one engine. ``on_late(stream, why)``: it waited in vain, and holds its session no more."""
 
-    def __init__(self, loop: ControlLoop, timeout_s: float) -> None:
+    def __init__(
+        self, loop: ControlLoop, timeout_s: float, on_late: Callable[[Stream, Difference], None]
+    ) -> None:
         self._loop = loop
         self._timeout_s = timeout_s
+        self._on_late = on_late
         self._waiting: dict[int, Stream] = {}
         self._unwanted: OrderedDict[str, list[m.Release]] = OrderedDict()
         self._given_up: OrderedDict[str, str] = OrderedDict()
+        self._gone: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, stream: Stream) -> None:
-        """A subscription whose transfer is not on offer: it waits, or fails at once."""
+    def add(self, stream: Stream, difference: Difference | None) -> None:
+        """A subscription whose transfer is not on offer: it waits, or fails at once.
+
+        ``difference``: what stands between it and an offer of its id.
+        """
         request = stream.request
         if request.transfer_id in self._given_up:
             stream.fail("unknown_transfer", self._given_up[request.transfer_id])
-        elif request.finished:
-            stream.fail("unknown_transfer", "never offered here, or released already (lease expired)")
+            return
+        gone = self._gone.get(request.transfer_id, "")
+        known = difference or (Difference("unknown_transfer", gone) if gone else None)
+        if request.finished:
+            stream.fail(*(known or Difference("unknown_transfer", NEVER_OFFERED)))
         elif len(self._waiting) >= MAX_EARLY or request.generation in self._waiting:
             stream.fail("busy", f"more than {MAX_EARLY} subscriptions wait for their prefill")
         else:
             self._waiting[request.generation] = stream
             stream.session.hold()
-            stream.timer = self._loop.call_later(
-                min(self._timeout_s, request.timeout_ms / 1000),
-                self._drop,
-                stream,
-                "no prefill with this transfer id arrived in time",
-            )
+            self._wait(stream, SIBLING_S if known else self._timeout_s, known or NOT_IN_TIME)
 
-    def take(self, transfer_id: str) -> tuple[list[Stream], list[m.Release]]:
-        """What came for a transfer that is on offer now; its streams go on holding their sessions."""
-        self._given_up.pop(transfer_id, None)
-        streams = [s for s in self._waiting.values() if s.transfer_id == transfer_id]
-        for stream in streams:
-            del self._waiting[stream.generation]
-        return streams, self._unwanted.pop(transfer_id, [])
+    def fitting(self, offer: Offer) -> list[Stream]:
+        """Those that mean this offer. Those that name it and don't fit won't wait much longer."""
+        found = []
+        for stream in self._waiting.values():
+            request = stream.request
+            if request.transfer_id in offer.names:
+                difference = offer.differs(request.prompt)
+                if difference is None:
+                    found.append(stream)
+                else:
+                    self._wait(stream, SIBLING_S, difference)
+            elif request.prompt.digest and offer.prompt is not None and request.prompt == offer.prompt.whole:
+                found.append(stream)
+        return found
+
+    def take(self, stream: Stream) -> None:
+        """Its offer is there; it goes on holding its session."""
+        del self._waiting[stream.generation]
+
+    def leave_to_siblings(self, stream: Stream) -> None:
+        """It fits an offer that others took; another one of the same prompt may follow."""
+        self._wait(stream, SIBLING_S, Difference("unknown_transfer", "as many as were expected fetch it"))
+
+    def take_releases(self, offer: Offer) -> list[m.Release]:
+        """Releases of this offer; what was said of its id before is over."""
+        taken: list[m.Release] = []
+        for name in offer.names:
+            self._given_up.pop(name, None)
+            self._gone.pop(name, None)
+            releases = self._unwanted.pop(name, [])
+            taken += [one for one in releases if offer.differs(one.prompt) is None]
+            if left := [one for one in releases if offer.differs(one.prompt) is not None]:
+                self._unwanted[name] = left
+        return taken
 
     def give_up(self, transfer_id: str, detail: str) -> None:
         """Whoever waits for it, or subscribes to it from now on, is told at once."""
         for stream in [s for s in self._waiting.values() if s.transfer_id == transfer_id]:
-            self._drop(stream, detail)
-        self._given_up[transfer_id] = detail
-        while len(self._given_up) > MAX_EARLY:
-            self._given_up.popitem(last=False)
+            self._drop(stream)
+            stream.fail("unknown_transfer", detail)
+        _remember(self._given_up, transfer_id, detail)
+
+    def gone(self, offer: Offer, why: str) -> None:
+        """It is on offer no more: whoever subscribes to it hears why."""
+        for name in offer.names:
+            _remember(self._gone, name, why or "it was fetched, or nobody needed it")
 
     def cancel(self, session: Session, consumer: int) -> None:
         """A consumer stopped to wait."""
@@ -81,13 +127,33 @@ class Early:
         while len(self._unwanted) > MAX_EARLY:
             self._unwanted.popitem(last=False)
 
-    def _leave(self, stream: Stream, why: str) -> None:
-        self._drop(stream, "")
-        self.remember(m.Release(stream.transfer_id, stream.request.consumers, why))
+    def _wait(self, stream: Stream, limit_s: float, why: Difference) -> None:
+        """A stream that has a timer keeps it if that is due earlier."""
+        limit_s = min(limit_s, stream.request.timeout_ms / 1000)
+        if stream.timer is not None:
+            if stream.waits_s <= limit_s:
+                return
+            stream.timer.cancel()
+        stream.waits_s = limit_s
+        stream.timer = self._loop.call_later(limit_s, self._late, stream, why)
 
-    def _drop(self, stream: Stream, detail: str) -> None:
-        if self._waiting.pop(stream.generation, None) is None:
-            return
-        stream.stop()
-        if detail:
-            stream.fail("unknown_transfer", detail)
+    def _late(self, stream: Stream, why: Difference) -> None:
+        self._drop(stream)
+        self._on_late(stream, why)
+
+    def _leave(self, stream: Stream, why: str) -> None:
+        self._drop(stream)
+        request = stream.request
+        self.remember(m.Release(stream.transfer_id, request.consumers, why, request.prompt))
+
+    def _drop(self, stream: Stream) -> None:
+        if self._waiting.pop(stream.generation, None) is not None:
+            stream.stop()
+            stream.timer = None
+
+
+def _remember(table: OrderedDict[str, str], transfer_id: str, detail: str) -> None:
+    table[transfer_id] = detail
+    table.move_to_end(transfer_id)
+    while len(table) > MAX_EARLY:
+        table.popitem(last=False)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
@@ -32,6 +34,7 @@ class Stream:
         self.part: PartSender | None = None
         self.posts: set[int] = set()
         self.timer: Timer | None = None
+        self.waits_s = 0.0  #: what the timer was set to, before there is an offer
 
     @property
     def transfer_id(self) -> str:
@@ -81,17 +84,45 @@ class Consuming:
         self.last_asked = False
 
 
+class Difference(NamedTuple):
+    """What stands between a consumer and an offer of the id it names."""
+
+    code: str
+    why: str
+
+
+class OfferTerms(NamedTuple):
+    """Who may have an offer.
+
+    ``consumers``: so many are to be served before it is released. ``only_for``: no engine but this one may subscribe
+    ("" = any that knows the secret). ``finished``: nothing more will become ready. ``family``: an id that it goes by
+    as well, with others. ``prompt``: whose KV it is; None for what is no prompt's, or is not known. ``exact``: it
+    can't be had for fewer tokens than these.
+    """
+
+    consumers: int = 1
+    only_for: str = ""
+    finished: bool = False
+    family: str = ""
+    prompt: Prompt | None = None
+    exact: bool = False
+
+
+NO_TERMS = OfferTerms()
+
+
 class Offer:
     """One transfer id and its memory."""
 
-    def __init__(
-        self, transfer_id: str, source: Source, on_released: OnReleased, consumers: int, only_for: str
-    ) -> None:
+    def __init__(self, transfer_id: str, source: Source, on_released: OnReleased, terms: OfferTerms) -> None:
         self.transfer_id = transfer_id
         self.source = source
         self.on_released: OnReleased | None = on_released
-        self.expected = consumers
-        self.only_for = only_for
+        self.expected = terms.consumers
+        self.only_for = terms.only_for
+        self.prompt = terms.prompt
+        self.exact = terms.exact
+        self.names = tuple({transfer_id, terms.family} - {""})
         self.offered_at = time.monotonic()
         self.stats: TransferStats | None = None
         self.streams: dict[int, Stream] = {}
@@ -107,6 +138,26 @@ class Offer:
         """Nothing is to come, and everybody who was expected was served or declined."""
         everybody = len(self.served) + self.declined >= self.expected
         return self.finished and everybody and not self.streams
+
+    def has_room(self, consumers: int) -> bool:
+        """Whether it expects one more of ``consumers`` consumers."""
+        known = len(self.served) + len(self.consuming) + self.declined
+        return known < max(self.expected, consumers)
+
+    def differs(self, prompt: PromptDigest) -> Difference | None:
+        """Why this is not the KV that a consumer means; None if it is, or if that can't be told."""
+        ours = self.prompt
+        if ours is None or not prompt.tokens:
+            return None
+        if prompt.tokens > ours.tokens:
+            return Difference("tokens", f"prefill has {ours.tokens} tokens, {prompt.tokens} asked for")
+        if self.exact and prompt.tokens < ours.tokens:
+            return Difference(
+                "tokens", f"a state after {ours.tokens} tokens, one after {prompt.tokens} asked for"
+            )
+        if prompt.digest and ours.digest(prompt.tokens) != prompt:
+            return Difference("prompt", f"its first {prompt.tokens} tokens, salt, adapter or items differ")
+        return None
 
     def streams_of(self, consumer: int) -> list[Stream]:
         return [stream for stream in self.streams.values() if stream.consumer == consumer]

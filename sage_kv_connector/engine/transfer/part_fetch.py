@@ -153,6 +153,7 @@ class PartFetch:
                 checksum=self._checksum,
                 finished=wanted.finished,
                 timeout_ms=max(1, int(left_s * 1000)),
+                prompt=wanted.prompt,
             )
         )
         self._fill()

@@ -25,7 +25,16 @@ from sage_kv_connector.engine.pages.source import SelectionError, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.early import Early
-from sage_kv_connector.engine.transfer.offer import Consuming, Offer, OnReleased, Stream
+from sage_kv_connector.engine.transfer.offer import (
+    NO_TERMS,
+    Consuming,
+    Difference,
+    Offer,
+    OfferTerms,
+    OnReleased,
+    Stream,
+)
+from sage_kv_connector.engine.transfer.offer_table import OfferTable
 from sage_kv_connector.engine.transfer.part_sender import PartSender
 
 logger = logging.getLogger(__name__)
@@ -38,8 +47,8 @@ class Producer:
         self._loop = loop
         self._lease_s = config.lease_s
         self._converters = converters
-        self._offers: dict[str, Offer] = {}
-        self._early = Early(loop, config.unmatched_timeout_s)
+        self._offers = OfferTable()
+        self._early = Early(loop, config.unmatched_timeout_s, self._late)
         self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
         self.posting_ns = 0  #: time with at least one post under way
         self._posting_since = 0
@@ -50,30 +59,23 @@ class Producer:
     # -- the engine's side
 
     def offer(
-        self,
-        transfer_id: str,
-        source: Source,
-        on_released: OnReleased,
-        consumers: int = 1,
-        only_for: str = "",
-        finished: bool = False,
+        self, transfer_id: str, source: Source, on_released: OnReleased, terms: OfferTerms = NO_TERMS
     ) -> None:
-        """Put a transfer on offer; it is released after ``consumers`` were served.
-
-        ``only_for``: no engine but this one may subscribe ("" = any that knows the secret).
-        ``finished``: nothing more will become ready, as ``finish`` says it.
-        An id that is on offer already is released at once, with that reason.
-        """
-        if transfer_id in self._offers:
+        """Put a transfer on offer. An id that is on offer already is released at once, with that reason."""
+        if self._offers.get(transfer_id) is not None:
             on_released(Outcome(transfer_id, None, f"transfer_id {transfer_id!r} is on offer already"))
             return
-        offer = self._offers[transfer_id] = Offer(transfer_id, source, on_released, consumers, only_for)
-        waiting, releases = self._early.take(transfer_id)
-        for release in releases:
+        offer = Offer(transfer_id, source, on_released, terms)
+        self._offers.add(offer)
+        for release in self._early.take_releases(offer):
             offer.decline(release)
-        for stream in waiting:
-            self._attach(offer, stream)
-        if finished:
+        for stream in self._early.fitting(offer):
+            if stream.consumer in offer.consuming or offer.has_room(stream.request.consumers):
+                self._early.take(stream)
+                self._attach(offer, stream)
+            else:
+                self._early.leave_to_siblings(stream)
+        if terms.finished:
             self.finish(transfer_id)
 
     def update(self, transfer_id: str, change: Callable[..., object], *arguments: Any) -> None:
@@ -98,13 +100,11 @@ class Producer:
     def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
         """End offers now: revoke what is in flight and tell their consumers why."""
         for transfer_id in transfer_ids:
-            offer = self._offers.get(transfer_id)
-            if offer is None:
-                continue
-            for stream in list(offer.streams.values()):
-                stream.fail(code, detail)
-                self._detach(offer, stream)
-            self._release(offer, detail)
+            if (offer := self._offers.get(transfer_id)) is not None:
+                for stream in list(offer.streams.values()):
+                    stream.fail(code, detail)
+                    self._detach(offer, stream)
+                self._release(offer, detail)
 
     def give_up(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
         """Like ``withdraw``, and whoever subscribes to them from now on is told at once."""
@@ -113,7 +113,7 @@ class Producer:
             self._early.give_up(transfer_id, detail)
 
     def close(self) -> None:
-        self.withdraw(list(self._offers), "shutting_down", "the producer shuts down")
+        self.withdraw([o.transfer_id for o in self._offers], "shutting_down", "the producer shuts down")
 
     # -- the peers' side
 
@@ -126,32 +126,34 @@ class Producer:
         if must_convert and isinstance(request, m.Subscribe) and request.selection:
             stream.fail("schema", f"pages can't go as they are: {must_convert}")
             return
-        offer = self._offers.get(request.transfer_id)
+        if self._offers.has_ended(session, request.consumer):
+            stream.fail("bad_selection", "this consumer was served already, or won't be")
+            return
+        offer, difference = self._offers.find_for(session, request)
         if offer is None:
-            self._early.add(stream)
+            self._early.add(stream, difference)
         else:
             self._attach(offer, stream)
 
     def on_cancel(self, session: Session, message: m.Cancel) -> None:
         self._early.cancel(session, message.consumer)
-        offer = self._offers.get(message.transfer_id)
-        consuming = offer.consuming.get(message.consumer) if offer is not None else None
-        if offer is not None and consuming is not None and consuming.session is session:
-            self._served(offer, message.consumer, "the consumer cancelled it")
+        offer = self._offers.of_consumer(session, message.consumer)
+        if offer is not None:
+            self._served(offer, session, message.consumer, "the consumer cancelled it")
 
     def on_release(self, message: m.Release) -> None:
-        offer = self._offers.get(message.transfer_id)
-        if offer is None:
-            self._early.remember(message)
-        else:
+        offer, difference = self._offers.find(message.transfer_id, message.prompt, message.consumers)
+        if offer is not None:
             offer.decline(message)
             self._release_if_done(offer)
+        elif difference is None:
+            self._early.remember(message)
 
     def on_renew(self, message: m.Renew) -> None:
         for transfer_id in message.transfer_ids:
-            offer = self._offers.get(transfer_id)
-            if offer is not None and offer.finished:
-                self._start_lease(offer)
+            for offer in self._offers.named(transfer_id):
+                if offer.finished:
+                    self._start_lease(offer)
 
     def on_sent(self, session: Session, event: Event) -> None:
         """SENT events of open sessions."""
@@ -169,11 +171,19 @@ class Producer:
 
     def on_closed(self, session: Session, why: str) -> None:
         self._early.on_closed(session, why)
-        for offer in list(self._offers.values()):
+        for offer in self._offers:
             for consumer in [c for c, consuming in offer.consuming.items() if consuming.session is session]:
-                self._served(offer, consumer, f"the session was lost: {why}")
+                self._served(offer, session, consumer, f"the session was lost: {why}")
 
     # -- inside
+
+    def _late(self, stream: Stream, why: Difference) -> None:
+        """It waited in vain for an offer of its own; one that others fetch still holds what it needs."""
+        offer = self._offers.find_for(stream.session, stream.request).offer
+        if offer is None:
+            stream.fail(*why)
+        else:
+            self._attach(offer, stream)
 
     def _attach(self, offer: Offer, stream: Stream) -> None:
         """Begin to serve a stream; one that waited for the offer holds its session already."""
@@ -184,12 +194,13 @@ class Producer:
             stream.timer.cancel()
         offer.streams[stream.generation] = stream
         consuming = offer.consuming.setdefault(stream.consumer, Consuming(stream.session))
+        self._offers.begin(stream.session, stream.consumer, offer)
         try:
             peer = stream.session.peer
             if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
                 raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
-            if consuming.session is not stream.session or stream.consumer in offer.served:
-                raise SelectionError("this consumer is another session's, or was served already")
+            if consuming.session is not stream.session:
+                raise SelectionError("this consumer is another session's")
             offer.expected = max(offer.expected, request.consumers)
             if isinstance(request, m.SubscribePart):
                 consuming.last_asked |= request.last
@@ -259,7 +270,7 @@ class Producer:
         """Its consumer won't get what it needs. Nothing happens if it is served no more."""
         if offer.is_serving(stream):
             stream.fail(code, why)
-            self._served(offer, stream.consumer, why)
+            self._served(offer, stream.session, stream.consumer, why)
 
     def _detach(self, offer: Offer, stream: Stream) -> None:
         if offer.streams.pop(stream.generation, None) is not None:
@@ -270,17 +281,18 @@ class Producer:
         self._detach(offer, stream)
         if not offer.expects_more_of(stream):
             offer.keep_stats(stream.consumer)
-            self._served(offer, stream.consumer)
+            self._served(offer, stream.session, stream.consumer)
         elif offer.finished and not offer.streams:
             self._start_lease(offer)
 
-    def _served(self, offer: Offer, consumer: int, trouble: str = "") -> None:
+    def _served(self, offer: Offer, session: Session, consumer: int, trouble: str = "") -> None:
         """One consumer has all it wanted, or won't get it (``trouble``): end its streams."""
         offer.trouble = offer.trouble or trouble
         for stream in offer.streams_of(consumer):
             self._detach(offer, stream)
         offer.served.add(consumer)
         offer.consuming.pop(consumer, None)
+        self._offers.end(session, consumer)
         self._release_if_done(offer)
 
     def _release_if_done(self, offer: Offer) -> None:
@@ -289,7 +301,8 @@ class Producer:
 
     def _release(self, offer: Offer, why: str) -> None:
         report, offer.on_released = offer.on_released, None
-        self._offers.pop(offer.transfer_id, None)
+        self._offers.remove(offer)
+        self._early.gone(offer, why)
         if offer.lease is not None:
             offer.lease.cancel()
         if report is not None:

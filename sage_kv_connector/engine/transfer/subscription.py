@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.pages.target import Target
 from sage_kv_connector.engine.session.session import Session
@@ -24,6 +25,7 @@ class Wanted(NamedTuple):
     """What to fetch, and where it goes.
 
     ``finished``: prefill is known to be over. ``consumers``: so many read this transfer from the same producer.
+    ``prompt``: whose KV it must be.
     """
 
     transfer_id: str
@@ -31,6 +33,7 @@ class Wanted(NamedTuple):
     finished: bool
     deadline_s: float
     consumers: int = 1
+    prompt: PromptDigest = UNBOUND
 
 
 class Subscription:

@@ -33,6 +33,7 @@ from sage_kv_connector.engine import (
     EngineCore,
     MemorySource,
     MemoryTarget,
+    OfferTerms,
     Subscription,
     Wanted,
     order_addresses,
@@ -233,7 +234,7 @@ class PointToPoint:
         peer: PeerAddress,
         consumers: int = _CONSUMERS,
     ) -> None:
-        self._core.offer(name, source, released, consumers=consumers, only_for=peer.engine_id, finished=True)
+        self._core.offer(name, source, released, OfferTerms(consumers, peer.engine_id, finished=True))
 
     def _subscribe(
         self, name: str, segments: Segments, peer: PeerAddress, deadline: float, at_end: AtEnd | None = None

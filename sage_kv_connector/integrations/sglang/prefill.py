@@ -22,7 +22,7 @@ from sglang.srt.disaggregation.common.conn import CommonKVSender
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import MemorySource, PagedSource
+from sage_kv_connector.engine import MemorySource, OfferTerms, PagedSource
 from sage_kv_connector.integrations.common.outcome_text import outcome_text
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
 
@@ -94,7 +94,7 @@ class PrefillRooms:
             metadata_transfer(transfer),
             MemorySource(rows),
             partial(self._released, number, room, False),
-            finished=True,
+            OfferTerms(finished=True),
         )
 
     def close(self, room: int, why: str) -> Delivered:

@@ -15,12 +15,13 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
 from sage_kv_connector.integrations.common.landing import Landing
 from sage_kv_connector.integrations.common.outcome_text import outcome_text
 from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
-from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata
+from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata, Unneeded
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
@@ -72,8 +73,8 @@ class DecodeHalf:
             self._directory.resolve(load.remote, partial(self._subscribe, loading))
         for request_id in meta.cancelled_loads:
             self._cancel(request_id)
-        for remote in meta.releases:
-            self._directory.resolve(remote, partial(self._release, remote))
+        for unneeded in meta.releases:
+            self._directory.resolve(unneeded.remote, partial(self._release, unneeded))
         self._renew(meta)
 
     def take(self, sent: set[str], received: dict[str, str]) -> StepResults:
@@ -98,7 +99,7 @@ class DecodeHalf:
             return
         for read in peers:
             unread = () if read.consumers else (remote.transfer_id,)
-            self._let_go(read, (*unread, *remote.companions))
+            self._let_go(read, (*unread, *remote.companions), load.prompt)
         landing = loading.landing = Landing(self._core, partial(self._landed, loading))
         if loading.cancelled:
             landing.cancel()
@@ -106,7 +107,10 @@ class DecodeHalf:
         deadline_s = self._config.deadline_s
         landing.start(
             [
-                (peer, Wanted(remote.transfer_id, target, remote.finished, deadline_s, consumers))
+                (
+                    peer,
+                    Wanted(remote.transfer_id, target, remote.finished, deadline_s, consumers, load.prompt),
+                )
                 for peer, consumers in peers
                 if consumers
             ]
@@ -138,16 +142,17 @@ class DecodeHalf:
             if loading.landing is not None:
                 loading.landing.cancel()
 
-    def _release(self, remote: RemotePrefill, peers: Sequence[ReadPeer], why: str) -> None:
+    def _release(self, unneeded: Unneeded, peers: Sequence[ReadPeer], why: str) -> None:
         """Any thread: nothing of this prefill is needed."""
+        remote = unneeded.remote
         if not peers:
             logger.warning("transfer %s can't be released: %s", remote.transfer_id, why)
         for read in peers:
-            self._let_go(read, remote.transfers)
+            self._let_go(read, remote.transfers, unneeded.prompt)
 
-    def _let_go(self, read: ReadPeer, transfer_ids: Sequence[str]) -> None:
+    def _let_go(self, read: ReadPeer, transfer_ids: Sequence[str], prompt: PromptDigest) -> None:
         for transfer_id in transfer_ids:
-            self._core.release(read.peer, transfer_id, max(1, read.consumers))
+            self._core.release(read.peer, transfer_id, max(1, read.consumers), prompt=prompt)
 
     def _renew(self, meta: SageKVConnectorMetadata) -> None:
         """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""

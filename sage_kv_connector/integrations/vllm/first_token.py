@@ -9,7 +9,7 @@ import numpy as np
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import EngineCore, MemorySource
+from sage_kv_connector.engine import EngineCore, MemorySource, OfferTerms
 
 logger = logging.getLogger(__name__)
 
@@ -40,4 +40,4 @@ class FirstTokenOffers:
         def ended(_: Outcome) -> None:
             self._free.append(slot)
 
-        self._core.offer(transfer, MemorySource(segment), ended, finished=True)
+        self._core.offer(transfer, MemorySource(segment), ended, OfferTerms(finished=True))

@@ -63,7 +63,7 @@ def _canonical(
     planes: list[tuple[str, Any, Sequence[str]]], spec: Any, pages: int, packing: str
 ) -> tuple[CanonicalPlane, ...]:
     """Where K and V (or a latent) lie in a page; empty where that can't be told."""
-    if _recurrent(spec):
+    if recurrent(spec):
         return ()
     dim, size = int(spec.head_size), int(spec.block_size)
     if packing and planes[0][0] != "latent":  # vLLM's CPU kernels keep latents in plain order
@@ -150,16 +150,17 @@ def _dtype(vllm_config: Any) -> str:
 def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, Any, Sequence[str]]]:
     """One tensor, or a tuple or list of them (K and V, recurrent states)."""
     if isinstance(cache, tuple | list):
-        names = ("k", "v") if len(cache) == 2 and not _recurrent(spec) else None
+        names = ("k", "v") if len(cache) == 2 and not recurrent(spec) else None
         return [
             (names[i] if names else f"state{i}", tensor, _axes(layer, tensor, spec, pages))
             for i, tensor in enumerate(cache)
         ]
-    name = "latent" if cache.dim() == 3 and not _recurrent(spec) else "kv"
+    name = "latent" if cache.dim() == 3 and not recurrent(spec) else "kv"
     return [(name, cache, _axes(layer, cache, spec, pages))]
 
 
-def _recurrent(spec: Any) -> bool:
+def recurrent(spec: Any) -> bool:
+    """Whether a group's layers keep a state instead of every token's K and V."""
     return not hasattr(spec, "num_kv_heads")
 
 
@@ -206,7 +207,7 @@ def _packing(vllm_config: Any, spec: Any) -> str:
     """The order in which vLLM's CPU kernels pack a page; it depends on the machine's instruction set."""
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu() or _recurrent(spec):
+    if not current_platform.is_cpu() or recurrent(spec):
         return ""
     try:
         from vllm.v1.attention.backends.cpu_attn import _get_attn_isa

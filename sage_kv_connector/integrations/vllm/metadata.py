@@ -10,6 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 
+from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine import GroupPages
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
@@ -19,11 +20,34 @@ PageTables = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Load:
-    """Fetch pages: those of each kv group that has some to fill, as the transport takes them."""
+    """Fetch pages: those of each kv group that has some to fill, as the transport takes them; of this prompt only."""
 
     request_id: str
     remote: RemotePrefill
     pages: tuple[GroupPages, ...]
+    prompt: PromptDigest
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Nothing of what prefill has for this prompt is needed."""
+
+    remote: RemotePrefill
+    prompt: PromptDigest
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A prefill is on offer from now on. ``family``: the transfer id that its request came with, if another's too.
+
+    ``exact``: the KV can't be had for fewer tokens (recurrent states).
+    """
+
+    request_id: str
+    transfer_id: str
+    family: str
+    prompt: Prompt
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -61,9 +85,10 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
     loads: list[Load] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
-    releases: list[RemotePrefill] = field(default_factory=list)
+    releases: list[Unneeded] = field(default_factory=list)
     expected: list[RemotePrefill] = field(default_factory=list)
     no_longer_expected: list[str] = field(default_factory=list)
+    offers: list[Offered] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)

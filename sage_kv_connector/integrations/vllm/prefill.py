@@ -20,11 +20,11 @@ import numpy as np
 
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import NULL_PAGE, EngineCore, PagedSource, TransferAudit
+from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, TransferAudit
 from sage_kv_connector.integrations.common.outcome_text import outcome_text
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
-from sage_kv_connector.integrations.vllm.metadata import Finished, PageTables, Progress
+from sage_kv_connector.integrations.vllm.metadata import Finished, Offered, PageTables, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +87,14 @@ class PrefillHalf:
             self._on_offer.pop(transfer_id, None)
         self._core.withdraw(transfer_ids, "aborted", "prefill was aborted or preempted")
 
-    def begin_step(self, steps: Sequence[Progress]) -> None:
-        """Before the forward pass: the block tables of this step. Nothing becomes final here."""
-        self._in_step = steps
+    def begin_step(self, offers: Sequence[Offered], steps: Sequence[Progress]) -> None:
+        """Before the forward pass: new offers, and the block tables of this step. Nothing becomes final here."""
+        for offered in offers:
+            self._offer(offered)
+        self._in_step = [progress for progress in steps if progress.transfer_id in self._on_offer]
         sizes = [group.page_size for group in self._view.groups]
-        for progress in steps:
-            offer = self._on_offer.get(progress.transfer_id) or self._offer(progress)
+        for progress in self._in_step:
+            offer = self._on_offer[progress.transfer_id]
             offer.pages_after = tuple(
                 -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
                 for size in sizes
@@ -136,17 +138,16 @@ class PrefillHalf:
         if finished.first_token is not None:
             self._first_tokens.offer(finished.transfer_id, finished.first_token)
 
-    def _offer(self, progress: Progress) -> _OnOffer:
-        offer = _OnOffer(progress.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
-        self._on_offer[progress.transfer_id] = offer
-        released = partial(self._released, progress.transfer_id)
-        self._core.offer(progress.transfer_id, offer.source, released)
-        return offer
+    def _offer(self, offered: Offered) -> None:
+        offer = _OnOffer(offered.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
+        self._on_offer[offered.transfer_id] = offer
+        released = partial(self._released, offered.transfer_id, offer)
+        terms = OfferTerms(family=offered.family, prompt=offered.prompt, exact=offered.exact)
+        self._core.offer(offered.transfer_id, offer.source, released, terms)
 
-    def _released(self, transfer_id: str, outcome: Outcome) -> None:
+    def _released(self, transfer_id: str, offer: _OnOffer, outcome: Outcome) -> None:
         """Control thread: the pages of an offer are free."""
-        offer = self._on_offer.get(transfer_id)
-        if offer is None:
+        if self._on_offer.get(transfer_id) is not offer:
             return
         if outcome.stats is not None:
             self._audit.sent(offer.source, outcome)

@@ -16,7 +16,8 @@ class RemotePrefill:
     """One transfer. ``prefill``: None when the bootstrap server at ``bootstrap`` must be asked.
 
     ``finished``: prefill is over, so the transfer must be known there. ``companions``: transfer ids of what
-    is offered beside the pages and vLLM does not need (the metadata of a bootstrap room).
+    is offered beside the pages and vLLM does not need (the metadata of a bootstrap room). ``tokens``: how many
+    prefill has, where it said so.
     """
 
     transfer_id: str
@@ -24,6 +25,7 @@ class RemotePrefill:
     bootstrap: str
     finished: bool
     companions: tuple[str, ...] = ()
+    tokens: int | None = None
 
     @property
     def transfers(self) -> tuple[str, ...]:
@@ -59,7 +61,10 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
         node = str(params.get("remote_node", ""))
         prefill = PrefillEngine(ranks_of(engine_id, by_rank, node), stages)
         companions = _in_room(transfer_id) if params.get("in_room") is True else ()
-        return RemotePrefill(transfer_id, prefill, "", True, companions)
+        tokens = params.get("remote_tokens")
+        if tokens is not None and (not isinstance(tokens, int) or tokens < 0):
+            raise ValueError(f"remote_tokens is {tokens!r}, must be a number of tokens")
+        return RemotePrefill(transfer_id, prefill, "", True, companions, tokens)
     bootstrap = params.get("remote_bootstrap_addr")
     if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
         return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False)

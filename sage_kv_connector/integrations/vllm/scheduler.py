@@ -25,13 +25,21 @@ from sage_kv_connector.contract.bootstrap_room import (
 from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
-from sage_kv_connector.integrations.vllm.kv_caches import first_in_window, sliding_window, transfer_groups
+from sage_kv_connector.integrations.vllm.kv_caches import (
+    first_in_window,
+    recurrent,
+    sliding_window,
+    transfer_groups,
+)
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
+    Offered,
     SageKVConnectorMetadata,
     SageKVHandshakeMetadata,
+    Unneeded,
 )
+from sage_kv_connector.integrations.vllm.prompts import prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
 
@@ -47,7 +55,9 @@ class SchedulerSide:
         self._config = config
         self._engine_id = engine_id
         self._groups = transfer_groups(kv_cache_config)
-        self._group_count = len(kv_cache_config.kv_cache_groups)
+        specs = [group.kv_cache_spec for _, group in self._groups]
+        self._exact = any(recurrent(spec) for spec in specs)
+        self._left_out = 1 if self._exact or any(sliding_window(spec) for spec in specs) else 0
         self._parallel = vllm_config.parallel_config
         self._offers = SchedulerOffers(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
@@ -86,35 +96,37 @@ class SchedulerSide:
     # -- a request's life
 
     def on_new_request(self, request: Any) -> None:
-        """Tell the producer early that its pages will be fetched, so that the lease holds while we queue."""
+        """A prefill is on offer from its first moment; a producer hears early that its pages will be fetched."""
+        if self._offers_prefill(request):
+            return
         remote = self._remote(request)
         if remote is not None and remote.finished:
             self._expected[request.request_id] = remote
             self._next.expected.append(remote)
 
     def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
-        missing = 0
-        if self._remote(request) is not None:
-            missing = max(0, len(request.prompt_token_ids or ()) - computed)
+        self._offers_prefill(request)  # releases before 0.22 have no on_new_request
+        remote, missing = self._remote(request), 0
+        if remote is not None:
+            missing = max(0, self._handed_over(request, remote) - computed)
         self._offers.expect(request.request_id, computed + missing)
         return missing, missing > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, external: int) -> None:
-        params = request.kv_transfer_params or {}
-        if params.get("do_remote_decode"):
-            self._offer(request, params)
-            return
         remote = self._remote(request)
         if remote is None:
             return
-        params["do_remote_prefill"] = False  # one transfer a request: a retry computes locally
+        tokens = self._handed_over(request, remote)
+        digest = prompt_of(request).digest(tokens)
+        request.kv_transfer_params["do_remote_prefill"] = (
+            False  # one transfer a request: a retry computes locally
+        )
         self._no_longer_expected(request.request_id)
         if external <= 0:
-            self._next.releases.append(remote)
+            self._next.releases.append(Unneeded(remote, digest))
             return
-        prompt = len(request.prompt_token_ids or ())
-        pages = self._wanted_pages(blocks, prompt - external, prompt)
-        self._next.loads.append(Load(request.request_id, remote, pages))
+        pages = self._wanted_pages(blocks, tokens - external, tokens)
+        self._next.loads.append(Load(request.request_id, remote, pages, digest))
         self._loading[request.request_id] = remote
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
@@ -139,9 +151,10 @@ class SchedulerSide:
             return False, None
         remote = self._remote(request)
         if remote is not None:  # aborted before it was ever scheduled
+            digest = prompt_of(request).digest(self._handed_over(request, remote))
             request.kv_transfer_params["do_remote_prefill"] = False
             self._no_longer_expected(request_id)
-            self._next.releases.append(remote)
+            self._next.releases.append(Unneeded(remote, digest))
             return False, None
         prefill = self._offers.pop(request_id)
         if prefill is None:
@@ -149,6 +162,7 @@ class SchedulerSide:
         good = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
         if not good or not any(block_ids):
             self._transfer_ids.discard(prefill.transfer_id)
+            self._next.offers = [one for one in self._next.offers if one.transfer_id != prefill.transfer_id]
             self._next.withdrawn.append(prefill.transfer_id)
             return False, None
         self._held[request_id] = prefill.transfer_id
@@ -161,7 +175,9 @@ class SchedulerSide:
     def has_pending_push_work(self) -> bool:
         """Orders that no scheduled request carries still have to reach the workers."""
         meta = self._next
-        return bool(meta.releases or meta.expected or meta.no_longer_expected or meta.withdrawn)
+        return bool(
+            meta.offers or meta.releases or meta.expected or meta.no_longer_expected or meta.withdrawn
+        )
 
     # -- inside
 
@@ -172,6 +188,7 @@ class SchedulerSide:
             "do_remote_decode": False,
             "transfer_id": prefill.transfer_id,
             "in_room": prefill.in_room,
+            "remote_tokens": prefill.prompt_tokens,
             "remote_engine_id": self._engine_id,
             "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
             "remote_node": next((meta.node for meta in self._ranks.values()), ""),
@@ -191,27 +208,58 @@ class SchedulerSide:
             params["do_remote_prefill"] = False
             return None
 
+    def _offers_prefill(self, request: Any) -> bool:
+        """Whether this is a prefill to be handed over; the first time it is put on offer."""
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_decode"):
+            return False
+        if request.request_id not in self._offers:
+            try:
+                self._offer(request, params)
+            except ValueError as error:
+                params["do_remote_decode"] = False
+                logger.warning("request %s is not handed over: %s", request.request_id, error)
+        return True
+
     def _offer(self, request: Any, params: dict[str, Any]) -> None:
-        if request.request_id in self._offers:
-            return
-        try:
-            named = parse_room(params, on_decode=False)
-        except ValueError as error:
-            logger.warning("request %s is not handed over: %s", request.request_id, error)
-            return
+        named = parse_room(params, on_decode=False)
         given = params.get("transfer_id")
-        transfer_id = given if isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID else ""
+        family = given if isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID else ""
         if named is not None:
-            transfer_id = pages_transfer(named.room)
-        elif not transfer_id:
-            transfer_id = f"{self._engine_id}-{secrets.token_hex(12)}"
-        if transfer_id in self._transfer_ids:
-            logger.warning(
-                "transfer_id %r is in use; request %s is not handed over", transfer_id, request.request_id
-            )
-            return
+            family = pages_transfer(named.room)
+        own = f"{self._engine_id}-{secrets.token_hex(12)}"
+        # A request's several prompts, and its several samples, come under one id.
+        transfer_id = own if not family or family in self._transfer_ids else family
+        if named is None:
+            self._leave_out(request)
+        prompt = prompt_of(request)
+        offered = Offered(request.request_id, transfer_id, family, prompt, self._exact)
         self._transfer_ids.add(transfer_id)
-        self._offers.add(transfer_id, request, named is not None)
+        self._next.offers.append(offered)
+        self._offers.add(offered, request, named is not None)
+
+    def _leave_out(self, request: Any) -> None:
+        """Let prefill stop before the tokens that decode computes again, where that must not be done twice.
+
+        Decode computes a prompt's last token itself. A recurrent state must not have seen it then, and a window
+        must still reach as far back as that token looks.
+        """
+        if not self._left_out or request.num_prompt_tokens <= self._left_out:
+            return
+        if request.prompt_token_ids is not None:
+            del request.prompt_token_ids[-self._left_out :]
+        if getattr(request, "prompt_embeds", None) is not None:
+            request.prompt_embeds = request.prompt_embeds[: -self._left_out]
+        del request._all_token_ids[-self._left_out :]
+        request.num_prompt_tokens -= self._left_out
+        request.max_tokens = 1
+        request.block_hashes.clear()
+        request.update_block_hashes()
+
+    def _handed_over(self, request: Any, remote: RemotePrefill) -> int:
+        """How many of a decode request's first tokens prefill computes for it."""
+        tokens = max(0, int(request.num_prompt_tokens) - self._left_out)
+        return tokens if remote.tokens is None else min(tokens, remote.tokens)
 
     def _no_longer_expected(self, request_id: str) -> None:
         remote = self._expected.pop(request_id, None)

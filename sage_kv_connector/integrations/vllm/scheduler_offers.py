@@ -20,7 +20,12 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.integrations.vllm.kv_caches import first_in_window, sliding_window, transfer_groups
-from sage_kv_connector.integrations.vllm.metadata import PageTables, Progress, SageKVConnectorMetadata
+from sage_kv_connector.integrations.vllm.metadata import (
+    Offered,
+    PageTables,
+    Progress,
+    SageKVConnectorMetadata,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +33,8 @@ logger = logging.getLogger(__name__)
 class PrefillOffer:
     """One request on offer. ``in_room``: decode may be an engine that needs its first token."""
 
-    def __init__(self, transfer_id: str, request: Any, in_room: bool) -> None:
-        self.transfer_id = transfer_id
+    def __init__(self, offered: Offered, request: Any, in_room: bool) -> None:
+        self.offered = offered
         self.request = request
         self.in_room = in_room
         #: Of this run: block ids by vLLM's group, and tokens computed once the steps scheduled so far ran.
@@ -38,8 +43,12 @@ class PrefillOffer:
         self.streams = True
 
     @property
+    def transfer_id(self) -> str:
+        return self.offered.transfer_id
+
+    @property
     def prompt_tokens(self) -> int:
-        return int(self.request.num_prompt_tokens)
+        return self.offered.prompt.tokens
 
 
 class SchedulerOffers:
@@ -56,8 +65,8 @@ class SchedulerOffers:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._offers
 
-    def add(self, transfer_id: str, request: Any, in_room: bool) -> None:
-        self._offers[request.request_id] = PrefillOffer(transfer_id, request, in_room)
+    def add(self, offered: Offered, request: Any, in_room: bool) -> None:
+        self._offers[request.request_id] = PrefillOffer(offered, request, in_room)
 
     def pop(self, request_id: str) -> PrefillOffer | None:
         return self._offers.pop(request_id, None)
@@ -75,7 +84,8 @@ class SchedulerOffers:
         if not self._offers:
             return
         for offer in self._offers.values():
-            if offer.tables is not None and offer.request.status == RequestStatus.PREEMPTED:
+            # A preempted one may wait for another connector's load by now.
+            if offer.tables is not None and offer.request.status != RequestStatus.RUNNING:
                 self._end_run(meta, offer, "was preempted")
         for request_id, computed, new_ids, anew in _scheduled(output):
             if request_id in self._offers:
@@ -130,6 +140,7 @@ class SchedulerOffers:
     def _end_run(self, meta: SageKVConnectorMetadata, offer: PrefillOffer, why: str) -> None:
         """Whatever was streamed is void; who fetched it recomputes."""
         meta.withdrawn.append(offer.transfer_id)
+        meta.offers.append(offer.offered)
         offer.tables = None
         logger.info("prefill %s %s; its transfer starts over", offer.request.request_id, why)
 

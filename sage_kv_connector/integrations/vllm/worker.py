@@ -164,7 +164,7 @@ class WorkerSide:
         if known is None:
             return
         self.withdraw(meta)
-        known.prefill.begin_step(meta.progress)
+        known.prefill.begin_step(meta.offers, meta.progress)
         for finished in meta.finished:
             known.prefill.finish(finished)
         known.decode.begin_step(meta)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All offers of an engine, and which of them a consumer means.
+
+A transfer id may name several offers: a request with several prompts has one id and one KV each. A consumer names
+the id and the digest of its prompt. It gets an offer of that id whose prompt begins so and that still expects
+consumers; else an offer of any id for just this prompt (vLLM answers a list of prompts with the first one's id);
+else it hears what differs. Control thread only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+from sage_kv_connector.contract.prompt import PromptDigest
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.transfer.offer import Difference, Offer
+
+#: Consumers that were served or gave up, and whose messages may still be under way.
+MAX_ENDED = 4096
+
+_Key = TypeVar("_Key")
+
+
+class Found(NamedTuple):
+    """``offer``, or why none of this id fits; neither if nothing of this id is on offer."""
+
+    offer: Offer | None = None
+    difference: Difference | None = None
+
+
+class OfferTable:
+    def __init__(self) -> None:
+        self._offers: dict[str, Offer] = {}
+        self._named: dict[str, list[Offer]] = {}
+        #: By the whole prompt.
+        self._prompts: dict[PromptDigest, list[Offer]] = {}
+        self._consumers: dict[tuple[int, int], Offer] = {}
+        self._ended: OrderedDict[tuple[int, int], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._offers)
+
+    def __iter__(self) -> Iterator[Offer]:
+        return iter(list(self._offers.values()))
+
+    def get(self, transfer_id: str) -> Offer | None:
+        return self._offers.get(transfer_id)
+
+    def add(self, offer: Offer) -> None:
+        self._offers[offer.transfer_id] = offer
+        for name in offer.names:
+            self._named.setdefault(name, []).append(offer)
+        if offer.prompt is not None:
+            self._prompts.setdefault(offer.prompt.whole, []).append(offer)
+
+    def remove(self, offer: Offer) -> None:
+        if self._offers.pop(offer.transfer_id, None) is None:
+            return
+        for consumer, consuming in offer.consuming.items():
+            self.end(consuming.session, consumer)
+        for name in offer.names:
+            _drop(self._named, name, offer)
+        if offer.prompt is not None:
+            _drop(self._prompts, offer.prompt.whole, offer)
+
+    def named(self, name: str) -> list[Offer]:
+        return list(self._named.get(name, ()))
+
+    def find_for(self, session: Session, request: m.Subscribe | m.SubscribePart) -> Found:
+        """The offer that this consumer is served from, or one for it."""
+        known = self._consumers.get((id(session), request.consumer))
+        return Found(known) if known else self.find(request.transfer_id, request.prompt, request.consumers)
+
+    def find(self, transfer_id: str, prompt: PromptDigest, consumers: int) -> Found:
+        """The offer for a new consumer of a prompt, one of ``consumers``."""
+        named = self._named.get(transfer_id, [])
+        fitting = [offer for offer in named if not offer.differs(prompt)]
+        same = self._prompts.get(prompt, []) if prompt.digest else []
+        with_room = (offer for offer in (*fitting, *same) if offer.has_room(consumers))
+        offer = next(with_room, fitting[0] if fitting else None)
+        if offer is not None:
+            return Found(offer)
+        return Found(None, named[0].differs(prompt)) if named else Found()
+
+    # -- consumers that are being served
+
+    def of_consumer(self, session: Session, consumer: int) -> Offer | None:
+        return self._consumers.get((id(session), consumer))
+
+    def has_ended(self, session: Session, consumer: int) -> bool:
+        return (id(session), consumer) in self._ended
+
+    def begin(self, session: Session, consumer: int, offer: Offer) -> None:
+        self._consumers[(id(session), consumer)] = offer
+
+    def end(self, session: Session, consumer: int) -> None:
+        if self._consumers.pop((id(session), consumer), None) is not None:
+            self._ended[(id(session), consumer)] = None
+            while len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+
+
+def _drop(table: dict[_Key, list[Offer]], key: _Key, offer: Offer) -> None:
+    left = [other for other in table[key] if other is not offer]
+    if left:
+        table[key] = left
+    else:
+        del table[key]
