@@ -37,7 +37,10 @@ class Sent(NamedTuple):
 
 @dataclass
 class Row:
-    """One kind in one order of dispatch. ``held``: what the servers still had ten seconds later."""
+    """One kind in one order of dispatch.
+
+    ``refused``: loads of decode that failed. ``held``: what the servers still had ten seconds later.
+    """
 
     name: str
     engine: str
@@ -45,6 +48,7 @@ class Row:
     right: bool = True
     seconds: float = 0.0
     stalls: int = 0
+    refused: int = 0
     held: dict[str, float] = field(default_factory=dict)
     why: str = ""
 
@@ -171,6 +175,10 @@ def judge(row: Row, pair: Pair, dispatch: Dispatch, sent: Sent, answer: Callable
 # -- the kinds: each yields requests, and how it asks them
 
 
+#: Kinds in which every answer is handed over, and those in which nothing may be.
+ALL_HANDED_OVER = {"one prompt", "list of prompts", "the same prompt twice in a list", "n = 3", "chat, n = 2"}
+ALL_REFUSED = {"another prompt's parameters", "another cache salt"}
+
 Kind = Callable[[Pair, Dispatch, Row], None]
 KINDS: dict[str, Kind] = {}
 
@@ -279,9 +287,6 @@ def _truncated(pair: Pair, dispatch: Dispatch, row: Row) -> None:
 def _salt(pair: Pair, dispatch: Dispatch, row: Row) -> None:
     sent = completion(prompt_of(500), cache_salt="b")
     judge(row, pair, dispatch, sent, lambda: pair.hand_over(sent, dispatch, on_prefill={"cache_salt": "a"}))
-    refused = gauges(pair.decode).get("failed_loads", 0)
-    if not refused:
-        row.wrong("KV of another salt was loaded")
 
 
 @kind("parameters used twice")
@@ -340,8 +345,14 @@ def held(pair: Pair, timeout_s: float = 10.0) -> dict[str, float]:
 def run(pair: Pair, name: str, dispatch: Dispatch, engine: str = "vllm") -> Row:
     row = Row(name, engine, dispatch)
     try:
+        before = gauges(pair.decode).get("failed_loads", 0)
         KINDS[name](pair, dispatch, row)
         row.held = held(pair)
+        row.refused = int(gauges(pair.decode).get("failed_loads", 0) - before)
+        if row.refused and name in ALL_HANDED_OVER:
+            row.wrong(f"{row.refused} loads failed, though prefill had what they asked for")
+        if not row.refused and name in ALL_REFUSED:
+            row.wrong("KV of another prompt was loaded")
     except ServerError as error:
         row.wrong(f"a server was lost: {error}")
     return row

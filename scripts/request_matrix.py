@@ -4,8 +4,8 @@
     python -m scripts.request_matrix [--only TEXT] [--json]
 
 Starts three real vLLM servers on a small model: a prefill, a decode, and one that computes everything itself. JSON:
-``rows`` of name, engine, dispatch, right, seconds (the slowest request), stalls, held, why; ``wrong``: rows that are
-not right; ``failed``: rows that stalled or left something behind; ``not_run``: what this machine can't run, and why.
+``rows`` of name, engine, dispatch, right, seconds (the slowest request), stalls, refused, held, why; ``wrong``: rows
+that are not right; ``failed``: rows that stalled or left something behind; ``not_run``: what can't run here, and why.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def main() -> int:
 def _line(row: kinds.Row) -> str:
     state = "right" if row.right else f"WRONG ({row.why})"
     held = f", held {row.held}" if row.held else ""
-    return f"{row.engine} {row.dispatch:10} {row.name}: {state}, {row.seconds} s, {row.stalls} stalls{held}"
+    counted = f"{row.seconds} s, {row.stalls} stalls, {row.refused} refused{held}"
+    return f"{row.engine} {row.dispatch:10} {row.name}: {state}, {counted}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer, parse_room
+from sage_kv_connector.contract.prompt import DIGEST_BYTES, UNBOUND, PromptDigest
 from sage_kv_connector.engine import MAX_TRANSFER_ID
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 
@@ -16,8 +17,8 @@ class RemotePrefill:
     """One transfer. ``prefill``: None when the bootstrap server at ``bootstrap`` must be asked.
 
     ``finished``: prefill is over, so the transfer must be known there. ``companions``: transfer ids of what
-    is offered beside the pages and vLLM does not need (the metadata of a bootstrap room). ``tokens``: how many
-    prefill has, where it said so.
+    is offered beside the pages and vLLM does not need (the metadata of a bootstrap room). ``prompt``: what
+    prefill has, where it said so (of a request with several prompts the first one).
     """
 
     transfer_id: str
@@ -25,7 +26,7 @@ class RemotePrefill:
     bootstrap: str
     finished: bool
     companions: tuple[str, ...] = ()
-    tokens: int | None = None
+    prompt: PromptDigest = UNBOUND
 
     @property
     def transfers(self) -> tuple[str, ...]:
@@ -36,6 +37,19 @@ class RemotePrefill:
 def _in_room(pages: str) -> tuple[str, ...]:
     """The companions of a room's pages."""
     return (metadata_transfer(pages),)
+
+
+def _prompt(given: object) -> PromptDigest:
+    """``[tokens, hexadecimal digest]``, as prefill's answer has it; absent in those of other releases."""
+    if given is None:
+        return UNBOUND
+    try:
+        tokens, digest = given  # type: ignore[misc]
+        if isinstance(tokens, int) and tokens > 0 and len(bytes.fromhex(digest)) == DIGEST_BYTES:
+            return PromptDigest(tokens, bytes.fromhex(digest))
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"remote_prompt is {given!r}, must be [tokens, {2 * DIGEST_BYTES} hexadecimal digits]")
 
 
 def parse_remote(params: dict[str, Any]) -> RemotePrefill:
@@ -61,10 +75,7 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
         node = str(params.get("remote_node", ""))
         prefill = PrefillEngine(ranks_of(engine_id, by_rank, node), stages)
         companions = _in_room(transfer_id) if params.get("in_room") is True else ()
-        tokens = params.get("remote_tokens")
-        if tokens is not None and (not isinstance(tokens, int) or tokens < 0):
-            raise ValueError(f"remote_tokens is {tokens!r}, must be a number of tokens")
-        return RemotePrefill(transfer_id, prefill, "", True, companions, tokens)
+        return RemotePrefill(transfer_id, prefill, "", True, companions, _prompt(params.get("remote_prompt")))
     bootstrap = params.get("remote_bootstrap_addr")
     if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
         return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False)

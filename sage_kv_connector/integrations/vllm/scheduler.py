@@ -64,6 +64,7 @@ class SchedulerSide:
         self._held: dict[str, str] = {}
         self._loading: dict[str, RemotePrefill] = {}
         self._expected: dict[str, RemotePrefill] = {}
+        self._goes_on: dict[str, bool] = {}
         self._next = SageKVConnectorMetadata()
         self._ranks: dict[int, SageKVHandshakeMetadata] = {}
         self._bootstrap: BootstrapServer | None = None
@@ -118,6 +119,7 @@ class SchedulerSide:
             return
         tokens = self._handed_over(request, remote)
         digest = prompt_of(request).digest(tokens)
+        self._goes_on.pop(request.request_id, None)
         request.kv_transfer_params["do_remote_prefill"] = (
             False  # one transfer a request: a retry computes locally
         )
@@ -153,6 +155,7 @@ class SchedulerSide:
         if remote is not None:  # aborted before it was ever scheduled
             digest = prompt_of(request).digest(self._handed_over(request, remote))
             request.kv_transfer_params["do_remote_prefill"] = False
+            self._goes_on.pop(request_id, None)
             self._no_longer_expected(request_id)
             self._next.releases.append(Unneeded(remote, digest))
             return False, None
@@ -188,7 +191,7 @@ class SchedulerSide:
             "do_remote_decode": False,
             "transfer_id": prefill.transfer_id,
             "in_room": prefill.in_room,
-            "remote_tokens": prefill.prompt_tokens,
+            "remote_prompt": [prefill.prompt_tokens, prefill.offered.prompt.whole.digest.hex()],
             "remote_engine_id": self._engine_id,
             "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
             "remote_node": next((meta.node for meta in self._ranks.values()), ""),
@@ -257,9 +260,18 @@ class SchedulerSide:
         request.update_block_hashes()
 
     def _handed_over(self, request: Any, remote: RemotePrefill) -> int:
-        """How many of a decode request's first tokens prefill computes for it."""
+        """How many of a decode request's first tokens prefill computes for it.
+
+        All that prefill can, but where this prompt goes on behind the one that prefill's answer names.
+        """
         tokens = max(0, int(request.num_prompt_tokens) - self._left_out)
-        return tokens if remote.tokens is None else min(tokens, remote.tokens)
+        there = remote.prompt
+        if not 0 < there.tokens < tokens:
+            return tokens
+        known = self._goes_on.get(request.request_id)
+        if known is None:
+            known = self._goes_on[request.request_id] = prompt_of(request).digest(there.tokens) == there
+        return there.tokens if known else tokens
 
     def _no_longer_expected(self, request_id: str) -> None:
         remote = self._expected.pop(request_id, None)
