@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers lint bench shell build wheel clean
+.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint bench shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -37,6 +37,11 @@ test-vendor-headers:
 
 # Real engines, started once for all cases.
 test-engines: test-vllm test-sglang
+
+# With the cases that another one of their kind stands for in make test.
+test-full:
+	$(MAKE) test-unit test-cpp test-vendor-headers test-wheel
+	$(MAKE) test-engines ARGS=--full
 
 # Tests that want SGLang skip themselves here.
 test-vllm:

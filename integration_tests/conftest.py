@@ -24,6 +24,18 @@ MAX_MODEL_LEN = 8192 + 512
 COMMON = ("--dtype", "float32", "--max-num-batched-tokens", "2048", "--chat-template", CHAT_TEMPLATE)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run cases marked full too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="make test-full runs it"))
+
+
 @pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")

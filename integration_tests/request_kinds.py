@@ -59,12 +59,16 @@ class Row:
 
 @dataclass
 class Pair:
-    """Two servers and, for concurrent dispatch, the prefill's bootstrap server. ``alone``: the judge."""
+    """Two servers and, for concurrent dispatch, the prefill's bootstrap server.
+
+    ``alone``: the judge. ``stranger``: a prefill whose model has other weights, and its bootstrap server.
+    """
 
     prefill: Process
     decode: Process
     alone: Process
     bootstrap: str
+    stranger: tuple[Process, str] | None = None
 
     def hand_over(
         self, sent: Sent, dispatch: Dispatch, *, on_prefill: dict[str, Any] | None = None
@@ -303,6 +307,16 @@ def _again(pair: Pair, dispatch: Dispatch, row: Row) -> None:
         judge(row, pair, dispatch, sent, lambda sent=sent, body=body: ask(pair.decode, sent.path, body))  # type: ignore[misc]
 
 
+@kind("other weights of the same shape")
+def _other_weights(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    if pair.stranger is None:
+        return
+    strange = Pair(pair.stranger[0], pair.decode, pair.alone, pair.stranger[1])
+    sent = completion(prompt_of(500))
+    judge(row, pair, dispatch, sent, lambda: strange.hand_over(sent, dispatch))
+    row.held |= {f"stranger.{name}": value for name, value in held(strange).items() if "prefill" in name}
+
+
 BAD_ADDRESSES = (
     "ftp://x",
     "http://",
@@ -347,7 +361,7 @@ def run(pair: Pair, name: str, dispatch: Dispatch, engine: str = "vllm") -> Row:
     try:
         before = gauges(pair.decode).get("failed_loads", 0)
         KINDS[name](pair, dispatch, row)
-        row.held = held(pair)
+        row.held |= held(pair)
         row.refused = int(gauges(pair.decode).get("failed_loads", 0) - before)
         if row.refused and name in ALL_HANDED_OVER:
             row.wrong(f"{row.refused} loads failed, though prefill had what they asked for")

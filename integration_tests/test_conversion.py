@@ -123,10 +123,10 @@ def decode_server(
 @pytest.mark.parametrize(
     ("name", "block_size", "extra"),
     [
-        ("page-64", 64, ()),
+        pytest.param("page-64", 64, (), marks=pytest.mark.full),
         ("page-96", 96, ()),
         ("tp-2", 128, ("--tensor-parallel-size", "2")),
-        ("page-32-tp-2", 32, ("--tensor-parallel-size", "2")),
+        pytest.param("page-32-tp-2", 32, ("--tensor-parallel-size", "2"), marks=pytest.mark.full),
     ],
 )
 def test_another_page_size_or_tp_size_changes_no_element(
@@ -147,7 +147,7 @@ def test_another_page_size_or_tp_size_changes_no_element(
     [
         pytest.param("fp8-cache", ("--kv-cache-dtype", "fp8"), {}, marks=fp8_cache),
         ("fp8-wire", (), {"target_dtype": "fp8_e4m3", "backend": "tcp"}),
-        ("int4-wire", (), {"target_dtype": "int4", "backend": "tcp"}),
+        pytest.param("int4-wire", (), {"target_dtype": "int4", "backend": "tcp"}, marks=pytest.mark.full),
         pytest.param(
             "int4-wire-fp8-cache-page-64",
             ("--kv-cache-dtype", "fp8"),
@@ -194,7 +194,7 @@ def prefill_of(
 @pytest.mark.parametrize(
     ("name", "block_size", "extra"),
     [
-        ("smaller-pages", 96, ()),
+        pytest.param("smaller-pages", 96, (), marks=pytest.mark.full),
         ("tp-2-page-64", 64, ("--tensor-parallel-size", "2")),
     ],
 )

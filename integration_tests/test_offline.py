@@ -13,7 +13,7 @@ import pytest
 from integration_tests.cluster import TIMES, Cluster, new_prompt
 
 
-@pytest.mark.parametrize("form", ["word", "object"])
+@pytest.mark.parametrize("form", ["word", pytest.param("object", marks=pytest.mark.full)])
 def test_an_offline_llm_decodes_what_a_server_prefilled(
     cluster: Cluster, secret: dict[str, str], form: str
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -125,6 +126,23 @@ def test_another_page_size_and_tp_size_over_tcp(servers: Servers, tokens: int) -
     records = audited(servers, 3)
     assert {(r["side"], r["rank"]) for r in records} == {("producer", 0), ("consumer", 0), ("consumer", 1)}
     assert all(r["checksum"] and r["backend"] == "tcp" for r in records)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_samples_of_one_prompt_are_all_handed_over(servers: Servers, n: int) -> None:
+    """SGLang sends them all to one bootstrap room."""
+    prompt, expected = recall_prompt(60 + n, 500)
+    sampling = {"n": n, "temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    body = json.dumps({"input_ids": prompt, "sampling_params": sampling}).encode()
+    asked = urllib.request.Request(
+        f"{servers.router.url}/generate", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=60) as response:
+        answers = json.loads(response.read())
+    assert [answer["output_ids"] for answer in answers] == [expected] * n
+    next_prompt, next_expected = recall_prompt(70 + n, 300)
+    assert generate(servers.router.url, next_prompt, max_tokens=8).token_ids == next_expected
+    servers.audit.write_text("")
 
 
 def test_many_at_once(servers: Servers) -> None:

@@ -3,7 +3,8 @@
 
     python -m scripts.request_matrix [--only TEXT] [--json]
 
-Starts three real vLLM servers on a small model: a prefill, a decode, and one that computes everything itself. JSON:
+Starts real vLLM servers on a small model: a prefill, a decode, one that computes everything itself, and a prefill with
+other weights. JSON:
 ``rows`` of name, engine, dispatch, right, seconds (the slowest request), stalls, refused, held, why; ``wrong``: rows
 that are not right; ``failed``: rows that stalled or left something behind; ``not_run``: what can't run here, and why.
 """
@@ -43,7 +44,7 @@ def main() -> int:
     random.seed(given.seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        scratch, port = Path(folder), free_port()
+        scratch, port, strange_port = Path(folder), free_port(), free_port()
         model = build(scratch, "small")
         options = VllmOptions(
             model,
@@ -57,8 +58,16 @@ def main() -> int:
         prefill = vllm_server("prefill", options, f"{words},bootstrap_port={port}", first)
         decode = vllm_server("decode", options, words, second)
         alone = vllm_server("alone", options, None, second)
-        with running(prefill, decode, alone):
-            pair = kinds.Pair(prefill, decode, alone, f"http://127.0.0.1:{port}")
+        others = dataclasses.replace(options, model=build(scratch, "small", seed=1))
+        stranger = vllm_server("stranger", others, f"{words},bootstrap_port={strange_port}", first)
+        with running(prefill, decode, alone, stranger):
+            pair = kinds.Pair(
+                prefill,
+                decode,
+                alone,
+                f"http://127.0.0.1:{port}",
+                (stranger, f"http://127.0.0.1:{strange_port}"),
+            )
             for name in kinds.KINDS:
                 if given.only not in name:
                     continue

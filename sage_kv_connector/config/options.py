@@ -82,6 +82,10 @@ class KVTransportConfig(BaseModel):
     secret_file: Path | None = Field(
         None, description=f"file with the shared secret; else ${SECRET_FILE_ENV}"
     )
+    same_weights: bool = Field(
+        True,
+        description="refuse KV of a model with other weights, config or quantization; false: only shapes are compared",
+    )
     deadline_s: float = Field(
         120.0, gt=0, description="a transfer that takes longer fails, and decode recomputes"
     )

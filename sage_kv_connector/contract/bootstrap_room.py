@@ -9,6 +9,7 @@ that decode needs to go on (``MetadataKind``).
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -38,6 +39,32 @@ class BootstrapRoom(NamedTuple):
 def new_room() -> int:
     """A room that no other request has."""
     return secrets.randbits(62) | 1
+
+
+#: Between the rooms of one request's samples: a multiple of 1 to 16, as data parallel ranks go by room % ranks.
+_STEP = 720720 * 1_000_003
+#: Rooms that are remembered; a router takes new ones at random.
+MAX_ROOMS = 1 << 16
+
+
+class RoomUses:
+    """SGLang sends all samples of a request (``n``) to one room: each use gets a room of its own.
+
+    Prefill and decode see the uses of a room in the same order and have the same prompt in all of them, so both
+    sides count alike.
+    """
+
+    def __init__(self) -> None:
+        self._uses: OrderedDict[int, int] = OrderedDict()
+
+    def next(self, room: int) -> int:
+        """The room for the next use of this one: itself the first time."""
+        uses = self._uses.pop(room, 0)
+        self._uses[room] = uses + 1
+        if len(self._uses) > MAX_ROOMS:
+            self._uses.popitem(last=False)
+        apart = uses * _STEP
+        return room + apart if room + apart <= MAX_ROOM else room - apart
 
 
 def pages_transfer(room: int) -> str:

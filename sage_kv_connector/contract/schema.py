@@ -91,7 +91,8 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
     ``packing`` names an order inside a page that the axes can't express, such as
     the one that an engine's CPU kernels pack for an instruction set ("" = none).
     ``memory`` is "host" or "device": the latter's pages only go through a backend that takes
-    device memory, or are staged in host memory, which needs canonical planes.
+    device memory, or are staged in host memory, which needs canonical planes. ``weights``: what the model's
+    weights are ("" = not known, or not to be compared); KV of other weights means something else.
     """
 
     engine: str
@@ -109,6 +110,7 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
     pp_rank: int = 0
     pp_size: int = 1
     memory: str = "host"
+    weights: str = ""
 
     def digest(self) -> str:
         """A short hash of every field that decides about a transfer."""
@@ -131,6 +133,8 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
             if name in _INFORMATIVE:
                 continue
             local, remote = getattr(self, name), getattr(other, name)
+            if name == "weights" and not (local and remote):
+                continue
             if name == "groups":
                 fields += _compare_groups(self.groups, other.groups, canonical)
             elif name in ("head_start", "head_count"):

@@ -16,7 +16,7 @@ from sage_kv_connector.contract.schema import (
 def schema(**changes: object) -> KVCacheSchema:
     plane = PlaneSchema("kv", (("head", 2), ("token", 16), ("content", 64)), 4096)
     group = GroupSchema("fullattention", ("a", "b"), 16, (plane,))
-    base = KVCacheSchema("vllm 1", "model", "bf16", 2, 2, 0, 2, 32, (group,), packing="cpu-amx")
+    base = KVCacheSchema("vllm 1", "model", "bf16", 2, 2, 0, 2, 32, (group,), packing="cpu-amx", weights="a")
     return msgspec.structs.replace(base, **changes)
 
 
@@ -26,6 +26,11 @@ def test_equal_schemas_are_identical_whatever_engine_and_model_are_called() -> N
     assert schema().digest() == schema(engine="x").digest()
 
 
+def test_weights_that_one_side_does_not_tell_are_not_compared() -> None:
+    assert schema().compare(schema(weights="")).verdict is Verdict.IDENTICAL
+    assert schema(weights="").compare(schema()).verdict is Verdict.IDENTICAL
+
+
 @pytest.mark.parametrize(
     ("change", "field", "ours", "theirs"),
     [
@@ -33,6 +38,7 @@ def test_equal_schemas_are_identical_whatever_engine_and_model_are_called() -> N
         ({"tp_size": 2}, "tp_size", "1", "2"),
         ({"packing": "cpu-vec"}, "packing", "cpu-amx", "cpu-vec"),
         ({"head_dim": 64}, "head_dim", "32", "64"),
+        ({"weights": "b"}, "weights", "a", "b"),
     ],
 )
 def test_a_difference_names_the_field_and_both_values(

@@ -28,7 +28,13 @@ def namespace(rank: dict[str, Any] | None = None, pool: dict[str, Any] | None = 
         SimpleNamespace(**{**POOL, **(pool or {})}),
         more.get("pieces", (512, 512)),
         more.get("name", ""),
+        more.get("weights", ""),
     )
+
+
+def test_the_weights_tell_models_apart_not_their_served_names() -> None:
+    assert namespace(weights="a") == namespace({"model_name": "other"}, weights="a")
+    assert namespace(weights="a") != namespace(weights="b")
 
 
 def test_two_servers_of_one_model_share() -> None:

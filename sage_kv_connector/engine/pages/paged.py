@@ -59,6 +59,10 @@ class PagedSource:
         """
         group, table = request.group, self.pages[request.group]
         size = self._view.groups[group].page_size
+        if self._last is not None and request.prompt.tokens > self._last[group] * size:
+            raise SelectionError(
+                f"prefill ended with {self._last[group] * size} tokens at most, {request.prompt.tokens} asked for"
+            )
         first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
         held = end if self._last is None or self._padding_page is None else min(end, self._last[group])
         layers = slice(request.first_layer, request.first_layer + request.layers)

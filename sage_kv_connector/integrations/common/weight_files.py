@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
 
 #: Read of each tensor: so many bytes at so many places, the first and the last of them among these.
 SAMPLE_BYTES, PLACES = 64, 5
@@ -33,6 +36,40 @@ _VOLATILE = {
 }
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _CONFIGS = ("config.json", "adapter_config.json")
+
+
+def weights_identity(
+    model: str,
+    revision: str = "",
+    quantization: str = "",
+    overrides: object = None,
+    load_format: str = "auto",
+) -> str:
+    """What a server's weights are, as another server with the same ones says it too.
+
+    ``model``: a folder, or a name on a hub, of which the files in the local cache are read. ``quantization``: what the
+    engine does to the weights, "" for nothing. ``overrides``: changes of the model's config. Where no file can be read,
+    name and revision have to do.
+    """
+    what = "dummy" if load_format == "dummy" else _read(model, revision)
+    what = what or f"{model}@{revision or 'main'}"
+    changed = f"+{json.dumps(overrides, sort_keys=True, default=str)}" if overrides else ""
+    return f"{quantization or 'as stored'}: {what}{changed}"
+
+
+def _read(model: str, revision: str) -> str:
+    try:
+        return weights_digest(Path(model) if os.path.isdir(model) else _cached(model, revision))
+    except (OSError, ValueError) as error:
+        logger.warning("the weights of %s are known by name only: %s", model, error)
+        return ""
+
+
+def _cached(model: str, revision: str) -> Path:
+    """Where the hub's client keeps the files. Raises OSError or ValueError where it has none."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision or None, local_files_only=True))
 
 
 def weights_digest(folder: Path) -> str:

@@ -21,6 +21,7 @@ from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
 from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
 from sage_kv_connector.integrations.common.landing import Landing
@@ -44,7 +45,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self._peers: list[ReadPeer] = []
         self._landing: Landing | None = None
         self._renewed_at = time.monotonic()
-        super().__init__(mgr, bootstrap_addr, bootstrap_room)
+        #: As SGLang knows it; ``bootstrap_room`` is this use's own.
+        self._named_room = bootstrap_room
+        room = None if bootstrap_room is None else mgr.room_uses.next(bootstrap_room)
+        super().__init__(mgr, bootstrap_addr, room)
 
     # -- where prefill is
 
@@ -95,7 +99,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         wanted: list[tuple[PeerAddress, Wanted]] = []
         if len(pages):
             target = self._pages_target(pages, decode_prefix_len or 0)
-            wanted += [(read.peer, self._wanted(self._pages, target, read)) for read in reading]
+            # SGLang tells no number of tokens: the last page holds at least one.
+            size = self.kv_mgr.view.groups[0].page_size
+            prompt = PromptDigest(target.groups[0].tokens.stop - size + 1)
+            wanted += [(read.peer, self._wanted(self._pages, target, read, prompt)) for read in reading]
         # The last pipeline stage samples the first token.
         first_token = MemoryTarget(self._metadata_segments(aux_index))
         wanted.append(
@@ -112,8 +119,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self.init_time = time.time()
         self._landing.start(wanted)
 
-    def _wanted(self, transfer_id: str, target: Target, read: ReadPeer) -> Wanted:
-        return Wanted(transfer_id, target, False, self._deadline_s(), read.consumers)
+    def _wanted(
+        self, transfer_id: str, target: Target, read: ReadPeer, prompt: PromptDigest = UNBOUND
+    ) -> Wanted:
+        return Wanted(transfer_id, target, False, self._deadline_s(), read.consumers, prompt)
 
     def _pages_target(self, pages: npt.NDArray[np.int64], prefix: int) -> PagesTarget:
         size = self.kv_mgr.view.groups[0].page_size
@@ -144,7 +153,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         error = landing.outcome().error
         if row is not None and not error:
             try:
-                self.kv_mgr.first_tokens.commit(row, room)
+                self.kv_mgr.first_tokens.commit(row, self._named_room)
             except ValueError as wrong:
                 error = str(wrong)
         if error:

@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.integrations.sglang.hicache_keys import page_namespace
 from sage_kv_connector.integrations.sglang.hicache_options import HiCacheOptions
+from sage_kv_connector.integrations.sglang.weights import own_weights
 from sage_kv_connector.store.bounce import Bounce, Bytes
 from sage_kv_connector.store.client import StoreClient
 
@@ -36,7 +37,7 @@ _Move = Callable[[Sequence[str], Sequence[Segments]], list[bool]]
 class _Pool:
     """One of SGLang's host pools: where its pages lie, and what their keys begin with."""
 
-    def __init__(self, pool: Any, name: str, storage_config: Any, namespace: str) -> None:
+    def __init__(self, pool: Any, name: str, storage_config: Any, namespace: str, weights: str) -> None:
         """Raises ValueError for a pool whose pages have no addresses."""
         self._pool = pool
         self.page_size = int(getattr(pool, "page_size", 1) or 1)
@@ -54,7 +55,7 @@ class _Pool:
             for at, size in zip(pointers, sizes, strict=True)
         ):
             raise ValueError(f"host pool {name} ({type(pool).__name__}) names pages outside of its buffers")
-        digest = page_namespace(storage_config, pool, self._pieces, namespace)
+        digest = page_namespace(storage_config, pool, self._pieces, namespace, weights)
         self.prefix = f"{digest}:{name}:"
         #: Flat copies of pages may be in another order than their pieces.
         self.flat_prefix = f"{digest}:{name}.flat:"
@@ -86,6 +87,7 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         options = HiCacheOptions.load(storage_config.extra_config)
         self._storage_config = storage_config
         self._namespace = options.namespace
+        self._weights = own_weights() if options.transport.same_weights else ""
         self._client = StoreClient(options.addresses, options.transport, deadline_s=options.deadline_s)
         self._bounce: Bounce | None = None
         self._bounce_lock = threading.Lock()
@@ -105,7 +107,7 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         self._register(host_pool, host_pool_name)
 
     def _register(self, host_pool: Any, name: Any) -> None:
-        pool = _Pool(host_pool, str(name), self._storage_config, self._namespace)
+        pool = _Pool(host_pool, str(name), self._storage_config, self._namespace, self._weights)
         fresh = pool.extents() - self._registered
         self._client.register_memory(sorted(fresh))
         self._registered |= fresh

@@ -18,11 +18,14 @@ _POOL_ATTRIBUTES = (
 )  # fmt: skip
 
 
-def page_namespace(storage_config: Any, pool: Any, piece_sizes: tuple[int, ...], name: str = "") -> str:
+def page_namespace(
+    storage_config: Any, pool: Any, piece_sizes: tuple[int, ...], name: str, weights: str
+) -> str:
     """The digest for pages of ``pool`` as ``HiCacheStorageConfig`` describes this rank; 32 hex digits.
 
     ``piece_sizes``: bytes of the pieces of one page, in the order in which they are stored. ``name`` is the
-    user's own, which separates what SGLang can't tell apart. Ranks that hold replicas (MLA) share.
+    user's own, which separates what SGLang can't tell apart. ``weights``: what the model's weights are; its name
+    is the server's choice and says nothing. Ranks that hold replicas (MLA) share.
     ``dp_rank`` is left out: ranks of data parallel attention hold the same kind of pages.
     """
     of_rank = {
@@ -35,7 +38,7 @@ def page_namespace(storage_config: Any, pool: Any, piece_sizes: tuple[int, ...],
     if storage_config.is_mla_model:
         del of_rank["tp_rank"], of_rank["tp_size"]
     described = {
-        "model": storage_config.model_name,
+        "weights": weights or storage_config.model_name,
         "name": name,
         "rank": of_rank,
         "pool": type(pool).__name__,

@@ -30,6 +30,7 @@ class PoolShape(NamedTuple):
     tp_size: int
     pp_rank: int
     pp_size: int
+    weights: str = ""
 
 
 class _Buffer(NamedTuple):
@@ -115,6 +116,7 @@ def cache_schema(view: KVCacheView, shape: PoolShape) -> KVCacheSchema:
         tp_size=shape.tp_size,
         pp_rank=shape.pp_rank,
         pp_size=shape.pp_size,
+        weights=shape.weights,
     )
 
 

@@ -17,6 +17,7 @@ from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
+from sage_kv_connector.contract.bootstrap_room import RoomUses
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.engine import EngineCore, TransferAudit
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
@@ -32,6 +33,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.registered import write_rank
+from sage_kv_connector.integrations.sglang.weights import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         _refuse_topology()
         self.config = options_from_environment()
         self.shape = _pool_shape(args, server_args, bool(is_mla_backend))
+        if self.config.same_weights:
+            self.shape = self.shape._replace(weights=weights_of(server_args))
         self.view = cache_view(args, self.shape)
         schema = cache_schema(self.view, self.shape)
         rank = self.shape.pp_rank * self.shape.tp_size + self.shape.tp_rank
@@ -60,6 +64,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core.start()
         write_rank(self.core, schema)
         self.rooms = PrefillRooms(self)
+        self.room_uses = RoomUses()
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
             rank,

@@ -149,10 +149,11 @@ class SageKVSender(CommonKVSender):  # type: ignore[misc]
         req_has_disagg_prefill_dp_rank: bool = False,
         **more: Any,
     ) -> None:
-        super().__init__(mgr, bootstrap_addr, bootstrap_room, req_has_disagg_prefill_dp_rank, **more)
-        if mgr.request_status.get(bootstrap_room) == KVPoll.Bootstrapping:
-            mgr.rooms.open(bootstrap_room)
-            mgr.update_status(bootstrap_room, KVPoll.WaitingForInput)
+        room = mgr.room_uses.next(bootstrap_room)
+        super().__init__(mgr, bootstrap_addr, room, req_has_disagg_prefill_dp_rank, **more)
+        if mgr.request_status.get(room) == KVPoll.Bootstrapping:
+            mgr.rooms.open(room)
+            mgr.update_status(room, KVPoll.WaitingForInput)
 
     def pop_decode_prefix_len(self) -> int:
         """Everything is offered; decode asks only for what its own cache lacks."""

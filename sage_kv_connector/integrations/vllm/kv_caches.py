@@ -16,6 +16,7 @@ from sage_kv_connector.contract.cache_view import (
 from sage_kv_connector.contract.dtypes import dtype_of_engine
 from sage_kv_connector.contract.element_order import packed_cpu_planes
 from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.integrations.common.weight_files import weights_identity
 
 
 def transfer_groups(kv_cache_config: Any) -> list[tuple[int, Any]]:
@@ -90,7 +91,7 @@ def _scales(layer: Any, planes: int) -> tuple[float, ...]:
 
 
 def cache_schema(
-    view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int, pp_rank: int = 0
+    view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int, pp_rank: int, weights: str
 ) -> KVCacheSchema:
     """Describe this worker's part of the cache."""
     import vllm
@@ -116,6 +117,19 @@ def cache_schema(
         tp_size=size,
         pp_rank=pp_rank,
         pp_size=int(parallel.pipeline_parallel_size),
+        weights=weights,
+    )
+
+
+def weights_of(vllm_config: Any) -> str:
+    """What the model's weights are; reads a little of each file."""
+    model, load = vllm_config.model_config, vllm_config.load_config
+    return weights_identity(
+        str(getattr(model, "model_weights", None) or model.model),
+        str(getattr(model, "revision", None) or ""),
+        str(getattr(model, "quantization", None) or ""),
+        getattr(model, "hf_overrides", None),
+        str(getattr(load, "load_format", "auto")),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,12 @@ def _prompt(given: object) -> PromptDigest:
     """``[tokens, hexadecimal digest]``, as prefill's answer has it; absent in those of other releases."""
     if given is None:
         return UNBOUND
-    try:
-        tokens, digest = given  # type: ignore[misc]
-        if isinstance(tokens, int) and tokens > 0 and len(bytes.fromhex(digest)) == DIGEST_BYTES:
-            return PromptDigest(tokens, bytes.fromhex(digest))
-    except (TypeError, ValueError):
-        pass
+    tokens, digest = given if isinstance(given, list | tuple) and len(given) == 2 else (0, "")
+    if isinstance(tokens, int) and tokens > 0 and isinstance(digest, str):
+        with contextlib.suppress(ValueError):
+            raw = bytes.fromhex(digest)
+            if len(raw) == DIGEST_BYTES:
+                return PromptDigest(tokens, raw)
     raise ValueError(f"remote_prompt is {given!r}, must be [tokens, {2 * DIGEST_BYTES} hexadecimal digits]")
 
 

@@ -23,7 +23,7 @@ from sage_kv_connector.integrations.vllm.accelerator import device_of, open_devi
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
 from sage_kv_connector.integrations.vllm.decode import DecodeHalf
-from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view
+from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view, weights_of
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
@@ -81,7 +81,10 @@ class WorkerSide:
         config = self._config
         device = device_of([t for cache in kv_caches.values() for t in _tensors(cache)])
         view = cache_view(kv_caches, self._vllm_config, self._kv_cache_config)
-        schema = cache_schema(view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage)
+        weights = weights_of(self._vllm_config) if config.same_weights else ""
+        schema = cache_schema(
+            view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage, weights
+        )
         directory = PrefillDirectory(
             DecodeRank(self._tp_rank, self._tp_size, schema.total_kv_heads),
             int(self._vllm_config.parallel_config.pipeline_parallel_size),
