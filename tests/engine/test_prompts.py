@@ -102,6 +102,14 @@ def test_a_subscription_waits_for_its_own_prompt_of_an_id(sides: tuple[Side, Sid
     assert_pages_equal(prefill, [10, 11, 12], decode, [7, 8, 9])
 
 
+def test_a_subscription_that_waits_hears_that_another_prompt_came(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "t", range(3), [7, 8, 9], prompt=Y.whole)
+    eventually(lambda: prefill.core.counters()["offers"] == 1)
+    prefill.prefilled("t", [3, 4, 5], OfferTerms(prompt=X))
+    assert "(prompt)" in error(decode)
+
+
 def test_what_was_fetched_is_said_soon_to_whoever_comes_late(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     prefill.prefilled("t", [3, 4, 5], OfferTerms(prompt=X))
