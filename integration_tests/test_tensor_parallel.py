@@ -27,7 +27,8 @@ def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, s
     sequential = router(prefill, decode, scratch, mode="nixl")
     concurrent = router(prefill, decode, scratch, mode="mooncake", bootstrap_port=bootstrap)
     with running(prefill), running(decode), running(sequential, concurrent):
-        pair = Cluster(model, prefill, decode, decode, sequential, concurrent, TcpProxy(free_port()), audit)
+        proxy, address = TcpProxy(free_port()), f"http://127.0.0.1:{bootstrap}"
+        pair = Cluster(model, prefill, decode, decode, sequential, concurrent, proxy, audit, address)
         for front in (sequential, concurrent):
             prompt = new_prompt(900)
             answer = complete(front.url, prompt, max_tokens=8)
