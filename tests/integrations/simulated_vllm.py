@@ -307,9 +307,8 @@ class Simulation:
         self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
         self.completions = Completions()
         core: Any = _InlineCore(self.producer)
-        audit: Any = None
+        audit: Any = _NoAudit()
         self.half = PrefillHalf(core, KVCacheView(views), self.completions, audit, layered=True)
-        self.half._audit = _NoAudit()  # type: ignore[assignment]
         self.offered: dict[str, tuple[str, Request]] = {}
         self._families = [self._tokens(self.rng.randrange(2, 8) * PAGE) for _ in range(3)]
         self._prompts: dict[str, list[int]] = {}
@@ -359,7 +358,7 @@ class Simulation:
         if len(self.scheduler.requests) < 8 and rng.random() < 0.5:
             for _ in range(rng.choice((1, 1, 1, 2, 4))):
                 self._add()
-        waiting = [pair for pair in self.offered.values()]
+        waiting = list(self.offered.values())
         if waiting and rng.random() < 0.6:
             transfer_id, request = rng.choice(waiting)
             self._subscribe(transfer_id, request)

@@ -71,7 +71,7 @@ class OfferTable:
 
     def find_for(self, session: Session, request: m.Subscribe | m.SubscribePart) -> Found:
         """The offer that this consumer is served from, or one for it."""
-        known = self._consumers.get((id(session), request.consumer))
+        known = self.of_consumer(session, request.consumer)
         return Found(known) if known else self.find(request.transfer_id, request.prompt, request.consumers)
 
     def find(self, transfer_id: str, prompt: PromptDigest, consumers: int) -> Found:
