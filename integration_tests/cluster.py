@@ -22,6 +22,12 @@ PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
 TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 6, "unmatched_timeout_s": 8}
 
 
+def bare_word(**options: Any) -> str:
+    """What a test server is started with: the connector's word with these options, on loopback, with ``TIMES``."""
+    given = {"host": "127.0.0.1", **options, **TIMES}
+    return "sage_kvt:" + ",".join(f"{key}={value}" for key, value in given.items())
+
+
 @dataclass
 class Cluster:
     """The servers of most tests, started once."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_tests.cluster import PREFILL_PARAMS, TIMES, new_prompt
+from integration_tests.cluster import PREFILL_PARAMS, bare_word, new_prompt
 from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
 from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
@@ -46,9 +46,7 @@ def hybrid_model(scratch: Path) -> Path:
 def test_both_kv_groups_are_handed_over(scratch: Path, hybrid_model: Path, secret: dict[str, str]) -> None:
     audit = scratch / "audit-hybrid.jsonl"
     audit.touch()
-    words = f"sage_kvt:host=127.0.0.1,audit_file={audit}," + ",".join(
-        f"{key}={value}" for key, value in TIMES.items()
-    )
+    words = bare_word(audit_file=audit)
     options = VllmOptions(hybrid_model, scratch, 4096, extra=("--dtype", "float32"), env=secret)
     first, second = core_halves()
     prefill = vllm_server("prefill-hybrid", options, words, first)

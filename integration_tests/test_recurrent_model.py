@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from integration_tests import request_kinds as kinds
-from integration_tests.cluster import TIMES, gauges
+from integration_tests.cluster import bare_word, gauges
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
@@ -50,7 +50,7 @@ def pair(scratch: Path, secret: dict[str, str]) -> Iterator[kinds.Pair]:
                 weight.normal_(0.0, 0.5 if "self_attn" in name else 0.12)
     model.save_pretrained(path)
     port = free_port()
-    words = "sage_kvt:host=127.0.0.1," + ",".join(f"{key}={value}" for key, value in TIMES.items())
+    words = bare_word()
     options = VllmOptions(path, scratch, 4096, extra=("--dtype", "float32"), env=secret)
     first, second = core_halves()
     prefill = vllm_server("prefill-recurrent", options, f"{words},bootstrap_port={port}", first)

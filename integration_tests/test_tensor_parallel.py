@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from integration_tests.cluster import TIMES, Cluster, new_prompt
+from integration_tests.cluster import Cluster, bare_word, new_prompt
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import core_halves, running
@@ -16,11 +16,10 @@ def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, s
     audit = scratch / "audit-tp.jsonl"
     audit.touch()
     bootstrap = free_port()
-    words = ",".join(f"{key}={value}" for key, value in TIMES.items())
     options = VllmOptions(
         model, scratch, 2048, extra=("--dtype", "float32", "--tensor-parallel-size", "2"), env=secret
     )
-    common = f"sage_kvt:host=127.0.0.1,audit_file={audit},{words}"
+    common = bare_word(audit_file=audit)
     first, second = core_halves()
     prefill = vllm_server("prefill-tp2", options, f"{common},bootstrap_port={bootstrap}", first)
     decode = vllm_server("decode-tp2", options, common, second)

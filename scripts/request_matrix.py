@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from integration_tests import request_kinds as kinds
-from integration_tests.cluster import TIMES
+from integration_tests.cluster import bare_word
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import core_halves, running
@@ -53,7 +53,7 @@ def main() -> int:
             extra=("--dtype", "float32", "--chat-template", kinds.CHAT_TEMPLATE),
             env={SECRET_ENV: secrets.token_urlsafe(16)},
         )
-        words = "sage_kvt:host=127.0.0.1," + ",".join(f"{key}={value}" for key, value in TIMES.items())
+        words = bare_word()
         first, second = core_halves()
         prefill = vllm_server("prefill", options, f"{words},bootstrap_port={port}", first)
         decode = vllm_server("decode", options, words, second)
