@@ -8,6 +8,7 @@ import random
 import re
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,14 @@ def wait_until(
 
 
 def gauges(process: Process) -> dict[str, float]:
-    """sage_kvt's gauges and vLLM's use of its block pool, from /metrics."""
+    """sage_kvt's metrics, summed over codes and engines, and vLLM's use of its block pool, from /metrics."""
     with urllib.request.urlopen(f"{process.url}/metrics", timeout=10) as response:
         text = response.read().decode()
     found = re.findall(r"^vllm:(sage_kvt_\w+|kv_cache_usage_perc)\{[^}]*\} (\S+)$", text, re.MULTILINE)
-    return {name.removeprefix("sage_kvt_"): float(value) for name, value in found}
+    sums: Counter[str] = Counter()
+    for name, value in found:
+        sums[name.removeprefix("sage_kvt_").removesuffix("_total")] += float(value)  # type: ignore[assignment]
+    return dict(sums)
 
 
 def holdings(process: Process) -> dict[str, int]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.troubleshooting_document import DOCUMENT, document
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sage_kv_connector"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +52,7 @@ def test_each_step_exists(file: str, function: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_troubleshooting_is_made_from_the_table() -> None:
+    assert DOCUMENT.read_text() == document(), "run python -m scripts.troubleshooting_document"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sage_kv_connector.contract.failure import printable
 from sage_kv_connector.contract.schema import KVCacheSchema
 
 
@@ -14,6 +15,15 @@ class PeerAddress(NamedTuple):
     engine_id: str
     rank: int
     addresses: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return rank_label(self.engine_id, self.rank)
+
+
+def rank_label(engine_id: str, rank: int) -> str:
+    """A rank of an engine in log lines."""
+    return f"{printable(engine_id)}[{rank}]"
 
 
 class RegisteredKV(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.contract.failure import Failure, Stage
 
 
 class TransportPlan(msgspec.Struct, frozen=True):
@@ -63,17 +64,14 @@ class TransferStats(msgspec.Struct, frozen=True):
 
 
 class Outcome(NamedTuple):
-    """How a transfer ended: ``stats`` if every byte landed and held, else ``error`` says why not.
+    """How a transfer ended: ``stats`` if every byte landed and held, else ``failure`` says why not.
 
     On the producer neither is there when no consumer needed anything of it.
-
-    ``reached`` is False if there never was a session with the peer, so it knows nothing of this.
     """
 
     transfer_id: str
-    stats: TransferStats | None
-    error: str
-    reached: bool = True
+    stats: TransferStats | None = None
+    failure: Failure | None = None
 
     @property
     def ok(self) -> bool:
@@ -82,7 +80,22 @@ class Outcome(NamedTuple):
     @property
     def unneeded(self) -> bool:
         """Nothing moved, and nothing went wrong: nobody needed it."""
-        return self.stats is None and not self.error
+        return self.stats is None and self.failure is None
+
+    @property
+    def aborted(self) -> bool:
+        """It ended because somebody here wanted it so."""
+        return self.failure is not None and self.failure.aborted
+
+    @property
+    def reached(self) -> bool:
+        """False if there never was a session with the peer, so it knows nothing of this."""
+        return self.failure is None or self.failure.stage not in (Stage.RESOLVE, Stage.CONNECT)
+
+    @property
+    def error(self) -> str:
+        """Code and detail of a failure, "" if there is none."""
+        return "" if self.failure is None else str(self.failure.reason)
 
 
 class TransferReport(msgspec.Struct, frozen=True):

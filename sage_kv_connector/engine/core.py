@@ -20,6 +20,7 @@ from sage_kv_connector.backends import create_backend
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
 from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress, bracket
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.contract.schema import KVCacheSchema
@@ -155,20 +156,21 @@ class EngineCore:
     def finish(self, transfer_id: str) -> None:
         self._loop.submit(self._producer.finish, transfer_id)
 
-    def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str, *, wait: bool = True) -> None:
+    def withdraw(self, transfer_ids: Iterable[str], detail: str, *, wait: bool = True) -> None:
         """Returns when no byte of these transfers' memory is read, or trusted at the peer, any more.
 
-        Without ``wait`` it returns at once, and ``on_released`` of each offer says the same later.
+        ``detail``: why, for the consumers. Without ``wait`` it returns at once, and ``on_released`` of each offer
+        says the same later.
         """
-        withdrawn = (tuple(transfer_ids), code, detail)
+        withdrawn = (tuple(transfer_ids), Reason(Code.WITHDRAWN, detail))
         if wait:
             self._loop.call(CALL_TIMEOUT_S, self._producer.withdraw, *withdrawn)
         else:
             self._loop.submit(self._producer.withdraw, *withdrawn)
 
-    def give_up(self, transfer_ids: Iterable[str], detail: str) -> None:
+    def give_up(self, transfer_ids: Iterable[str], why: Reason) -> None:
         """``withdraw``, also what is not on offer (any more): nobody is to wait for it."""
-        self._loop.call(CALL_TIMEOUT_S, self._producer.give_up, tuple(transfer_ids), "aborted", detail)
+        self._loop.call(CALL_TIMEOUT_S, self._producer.give_up, tuple(transfer_ids), why)
 
     # -- consumer
 
@@ -283,7 +285,9 @@ class EngineCore:
             case m.Failed():
                 self._consumer.on_failed(session, message)
             case m.Reject():
-                logger.warning("%s ended the session (%s): %s", session.label, message.code, message.detail)
+                logger.warning(
+                    "%s ended the session: %s", session.label, reason_of_peer(message.code, message.detail)
+                )
                 session.close()
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in an open session")

@@ -19,6 +19,7 @@ import numpy as np
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import DeviceSpec, KVChunk, Segment
+from sage_kv_connector.contract.failure import Code, Failure, Stage
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferReport, TransferStats
@@ -32,7 +33,11 @@ from sage_kv_connector.engine.transfer.subscription import Subscription, Wanted
 
 
 class TransferError(Exception):
-    """A transfer ended without its bytes; the message says why."""
+    """A transfer ended without its bytes; the message says why, and so does ``failure`` (None: nobody needed it)."""
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class TransportEngine:
@@ -96,7 +101,7 @@ class TransportEngine:
         try:
             return _unwrap(await done)
         except asyncio.CancelledError:
-            self._core.withdraw([key], "aborted", "the sender cancelled it")
+            self._core.withdraw([key], "the sender cancelled it")
             raise
 
     async def recv_kv_chunk(
@@ -136,9 +141,9 @@ class TransportEngine:
                     return await asyncio.wait_for(self.send_kv_chunk(chunk, plan.peer), plan.deadline_s)
                 return await self.recv_kv_chunk(chunk, plan.peer, deadline_s=plan.deadline_s)
             except TimeoutError:
-                raise TransferError(
-                    f"{chunk.key()}: the deadline of {plan.deadline_s:.0f} s passed"
-                ) from None
+                why = f"the deadline of {plan.deadline_s:.0f} s passed"
+                late = Failure(Code.DEADLINE, Stage.HOLD, why)
+                raise TransferError(f"{chunk.key()}: {late.reason}", late) from None
             finally:
                 window.release()
 
@@ -178,5 +183,6 @@ def _settle(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Outcome]) -> C
 
 def _unwrap(outcome: Outcome) -> TransferStats:
     if outcome.stats is None:
-        raise TransferError(f"{outcome.transfer_id}: {outcome.error or 'nobody needed it'}")
+        why = outcome.error or "nobody needed it"
+        raise TransferError(f"{outcome.transfer_id}: {why}", outcome.failure)
     return outcome.stats

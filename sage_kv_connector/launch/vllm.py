@@ -156,7 +156,8 @@ def _read_stream(response: http.client.HTTPResponse, begun: float) -> Answer:
 
 
 def gauge(server: Process, name: str) -> float:
-    """One of our gauges at a server's /metrics, summed over its engines; 0 before the first step."""
+    """One of our metrics at a server's /metrics, summed over its engines and codes; 0 before the first step."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:sage_kvt_{name}{{"))
+    names = tuple(f"vllm:sage_kvt_{name}{ending}{{" for ending in ("", "_total"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))

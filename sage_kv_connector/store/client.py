@@ -163,7 +163,7 @@ class StoreClient:
             body = sm.Put(transfer_id, keys, sizes, _milliseconds(until))
             return self._flags(sm.PUT, body, len(keys), until)
         finally:
-            self._core.withdraw([transfer_id], "aborted", "the put is over")
+            self._core.withdraw([transfer_id], "the put is over")
 
     def _get(
         self, keys: tuple[str, ...], items: Sequence[Segments], sizes: tuple[int, ...], until: float

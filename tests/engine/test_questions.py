@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sage_kv_connector.contract.failure import Reason
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.session import messages as m
@@ -156,8 +157,8 @@ def test_a_number_that_is_open_ends_the_session(cores: tuple[EngineCore, EngineC
     replies: queue.Queue[Reply] = queue.Queue()
     asker.ask(address(asked), "silent", b"", replies.put, 30.0)
 
-    def again(session: Session | None, why: str) -> None:
-        assert session is not None
+    def again(session: Session | Reason) -> None:
+        assert isinstance(session, Session)
         session.send(m.Ask(1, "silent", b""))
 
     asker.update("", lambda: asker.sessions.get(address(asked), again))

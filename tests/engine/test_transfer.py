@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.backends.base import Status
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.pages.layout import NULL_PAGE
@@ -79,7 +80,7 @@ def test_withdrawn_offer_is_revoked_before_withdraw_returns(sides: tuple[Side, S
     decode.subscribe(prefill, "t", range(2), [1, 2])
     prefill.ready("t", source, slice(None), 2)
     eventually(lambda: prefill.backend().counters()["posts"] > 0)
-    prefill.core.withdraw(["t"], "aborted", "preempted")
+    prefill.core.withdraw(["t"], "preempted")
     assert prefill.backend().counters()["posts"] == 0
     assert "preempted" in decode.outcomes.get(timeout=5).error
     assert not prefill.released.get(timeout=5).ok
@@ -92,7 +93,8 @@ def test_cancelled_subscription_frees_the_producer(sides: tuple[Side, Side]) -> 
     started = decode.subscribe(prefill, "t", range(2), [1, 2])
     eventually(lambda: prefill.core.is_streaming("t"))
     decode.core.cancel(started[0])
-    assert decode.outcomes.get(timeout=5).error == "cancelled"
+    cancelled = decode.outcomes.get(timeout=5)
+    assert cancelled.aborted and cancelled.error.startswith("cancelled: ")
     prefill.core.finish("t")
     assert "cancelled" in prefill.released.get(timeout=5).error
     assert decode.backend().counters()["windows"] == 0
@@ -119,7 +121,7 @@ def test_what_decode_gave_up_is_no_success_on_prefill(sides: tuple[Side, Side], 
     if not offered:
         prefill.offer("t", [1])
     prefill.core.finish("t")
-    assert prefill.released.get(timeout=5).error == "the request was aborted"
+    assert prefill.released.get(timeout=5).error == "declined: told by the peer: the request was aborted"
 
 
 def test_lease_runs_out_and_renewal_holds_it(make_core: MakeCore) -> None:
@@ -222,7 +224,7 @@ def test_what_was_given_up_is_refused_at_once_until_it_is_offered_again(sides: t
     until = time.monotonic() + 5
     while prefill.core.counters()["offers"] == 0 and time.monotonic() < until:
         time.sleep(0.01)
-    prefill.core.give_up(["room"], "prefill was aborted")
+    prefill.core.give_up(["room"], Reason(Code.WITHDRAWN, "prefill was aborted"))
     assert "prefill was aborted" in decode.outcomes.get(timeout=5).error
     decode.subscribe(prefill, "room", range(2), [0, 1])
     assert "prefill was aborted" in decode.outcomes.get(timeout=5).error
@@ -255,4 +257,4 @@ def test_cancel_all_returns_when_nothing_is_written_any_more(sides: tuple[Side, 
     prefill.offer("room", [4, 5])
     started = decode.subscribe(prefill, "room", range(2), [0, 1])
     decode.core.cancel_all(started)
-    assert decode.outcomes.get_nowait().error == "cancelled"
+    assert decode.outcomes.get_nowait().aborted

@@ -39,6 +39,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from sage_kv_connector.backends.base import Descriptors, Event, EventKind, Status
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.engine.control.timers import Timer
@@ -120,8 +121,8 @@ class _InlineCore:
 
     def register_host_memory(self, address: int, length: int) -> None: ...
 
-    def withdraw(self, transfer_ids: Any, code: str, detail: str) -> None:
-        self._producer.withdraw(transfer_ids, code, detail)
+    def withdraw(self, transfer_ids: Any, detail: str) -> None:
+        self._producer.withdraw(transfer_ids, Reason(Code.WITHDRAWN, detail))
 
 
 class _Post(NamedTuple):
@@ -133,7 +134,7 @@ class _Post(NamedTuple):
 class Subscriber:
     """A decode side: a session with one subscription. Bytes "arrive" when their post was sent."""
 
-    peer = None
+    peer, label = None, "decode"
     plan = TransportPlan("memory", "direct", "", 1, False)
     verdict = SchemaVerdict()
     connection = 1

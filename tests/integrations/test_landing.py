@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.failure import Code, Failure, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.engine.core import EngineCore
@@ -17,6 +18,10 @@ from sage_kv_connector.integrations.common.landing import Landing
 
 PEER = PeerAddress("e", 0, ())
 STATS = TransferStats("t", 8, 0.0, 0.0, "shm", "direct", False)
+
+
+def failed(code: Code, stage: Stage = Stage.MOVE) -> Outcome:
+    return Outcome("t", None, Failure(code, stage, "here"))
 
 
 class Core:
@@ -35,7 +40,7 @@ class Core:
 
     def cancel_all(self, handles: list[Subscription]) -> None:
         for on_outcome in self.asked:
-            on_outcome(Outcome("t", None, "cancelled"))
+            on_outcome(failed(Code.CANCELLED))
 
 
 def landing(core: Core) -> tuple[Landing, list[tuple[int, str]]]:
@@ -55,19 +60,28 @@ def landing(core: Core) -> tuple[Landing, list[tuple[int, str]]]:
 def test_it_lands_when_pages_and_metadata_landed() -> None:
     core = Core()
     made, said = landing(core)
-    core.asked[1](Outcome("t", STATS, ""))
+    core.asked[1](Outcome("t", STATS))
     assert not said and not made.ended
-    core.asked[0](Outcome("t", STATS, ""))
+    core.asked[0](Outcome("t", STATS))
     assert said == [(1, "")] and made.ended
 
 
 def test_the_first_failure_is_the_reason_and_ends_the_rest() -> None:
     core = Core()
     _, said = landing(core)
-    core.asked[0](Outcome("t", None, "the session was lost"))
+    core.asked[0](failed(Code.SESSION_LOST))
     assert "pages-aux" in core.cancelled and not said
-    core.asked[1](Outcome("t", None, "cancelled"))
-    assert said == [(0, "the session was lost")]
+    core.asked[1](failed(Code.CANCELLED))
+    assert said == [(0, "session_lost: here")]
+
+
+def test_a_peer_that_was_not_reached_is_the_reason_whatever_ended_first() -> None:
+    """Its ranks are looked up anew then."""
+    core = Core()
+    made, said = landing(core)
+    core.asked[0](failed(Code.CANCELLED))
+    core.asked[1](failed(Code.UNREACHABLE, Stage.CONNECT))
+    assert said == [(0, "unreachable: here")] and not made.outcome().reached
 
 
 def test_who_stops_it_knows_why() -> None:

@@ -18,6 +18,7 @@ from sagellm_protocol.pd_sep_types import KVTransferRequest, KVTransferResult, K
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import Segment
+from sage_kv_connector.contract.failure import Code, Failure, Stage
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.hardware.report.run import run_probe
 from sage_kv_connector.integrations.sage import mapping
@@ -60,15 +61,16 @@ def test_a_request_survives_the_way_there_and_back(request: KVTransferRequest) -
 @given(requests, st.integers(0, 1 << 40), st.floats(0, 1000), st.floats(0, 1000), st.text(min_size=1))
 def test_outcomes(request: KVTransferRequest, nbytes: int, wait: float, took: float, why: str) -> None:
     name = str(request.transfer_id)
-    well = Outcome(name, TransferStats(name, nbytes, wait, took, "tcp", "stream", True), "")
+    well = Outcome(name, TransferStats(name, nbytes, wait, took, "tcp", "stream", True))
     result = mapping.result_from_outcome(request, well)
     assert (result.state, result.bytes_transferred) == (KVTransferState.DONE, nbytes)
     assert result.duration_ms == pytest.approx((wait + took) * 1e3)
     back = mapping.outcome_from_result(result)
     assert back.stats is not None and back.stats.nbytes == nbytes
-    failed = mapping.result_from_outcome(request, Outcome(name, None, why))
+    outcome = Outcome(name, None, Failure(Code.EXPIRED, Stage.HOLD, why))
+    failed = mapping.result_from_outcome(request, outcome)
     assert failed.state is KVTransferState.FAILED
-    assert mapping.outcome_from_result(failed) == Outcome(name, None, why)
+    assert mapping.outcome_from_result(failed) == outcome
 
 
 def test_dtypes() -> None:

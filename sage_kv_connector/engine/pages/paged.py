@@ -7,6 +7,7 @@ import numpy as np
 
 from sage_kv_connector.backends.base import Descriptors, Segments
 from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, LayerView
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.engine.pages.layout import NULL_PAGE, PageIds, page_indices, placed
 from sage_kv_connector.engine.pages.source import Cursor, PartCursor, SelectionError
 from sage_kv_connector.engine.pages.target import window_segments
@@ -52,6 +53,14 @@ class PagedSource:
         """The request has so many pages in each group, once they are ready."""
         self._last = pages
 
+    def check_end(self, group: int, index: int) -> None:
+        """Raises SelectionError for the page of this index if the request ended before it."""
+        if self._last is not None and index >= self._last[group]:
+            why = (
+                f"prefill ended with {self._last[group]} pages of group {group}, number {index + 1} asked for"
+            )
+            raise SelectionError(why, Code.TOKENS)
+
     def part_pages(self, request: SubscribePart) -> list[int] | None:
         """Page ids of a part's tokens once they are final in all its layers; None until then.
 
@@ -60,8 +69,9 @@ class PagedSource:
         group, table = request.group, self.pages[request.group]
         size = self._view.groups[group].page_size
         if self._last is not None and request.prompt.tokens > self._last[group] * size:
+            ended, wanted = self._last[group] * size, request.prompt.tokens
             raise SelectionError(
-                f"prefill ended with {self._last[group] * size} tokens at most, {request.prompt.tokens} asked for"
+                f"prefill ended with {ended} tokens at most, {wanted} asked for", Code.TOKENS
             )
         first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
         held = end if self._last is None or self._padding_page is None else min(end, self._last[group])
@@ -143,6 +153,8 @@ class _PagedCursor:
 
     def take_ready(self) -> Descriptors | None:
         found = []
+        for group in {cursor.group for cursor in self._open}:
+            self._source.check_end(group, int(self._indices[group][-1]))
         for cursor in self._open:
             indices = self._indices[cursor.group]
             ready = int(np.searchsorted(indices, self._source.ready[cursor.group][cursor.index]))

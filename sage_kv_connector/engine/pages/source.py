@@ -19,11 +19,21 @@ from typing import Protocol
 
 from sage_kv_connector.backends.base import Descriptors
 from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.session.transfer_messages import PageRuns, SubscribePart
 
 
 class SelectionError(ValueError):
     """A subscription asks for something that this source does not have."""
+
+    def __init__(self, detail: str, code: Code = Code.BAD_SELECTION) -> None:
+        super().__init__(detail)
+        self.reason = Reason(code, detail)
+
+
+def refusal(error: ValueError) -> Reason:
+    """Why a selection is refused, of what a source or a view raised."""
+    return error.reason if isinstance(error, SelectionError) else Reason(Code.BAD_SELECTION, str(error))
 
 
 class Cursor(Protocol):

@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from sage_kv_connector.backends.base import Capabilities, ConnectionInfo
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 
 
 class SchemaVerdict(NamedTuple):
-    """``refusal``: why no KV may move; ``must_convert``: why pages can't go as they are. Empty if nothing is said."""
+    """``refusal``: why no KV may move; ``must_convert``: why pages can't go as they are."""
 
-    refusal: str = ""
+    refusal: Reason | None = None
     must_convert: str = ""
 
 
@@ -26,7 +27,9 @@ def schema_verdict(
         return SchemaVerdict()
     comparison = ours.compare(theirs)
     if comparison.verdict is Verdict.INCOMPATIBLE:
-        return SchemaVerdict(refusal=comparison.explain())
+        wrong = {field.field for field in comparison.differences if field.verdict is Verdict.INCOMPATIBLE}
+        code = Code.WEIGHTS if wrong == {"weights"} else Code.SCHEMA
+        return SchemaVerdict(Reason(code, comparison.explain()))
     if comparison.verdict is Verdict.CONVERTIBLE:
         return SchemaVerdict(must_convert=comparison.explain())
     if ours.memory == "host" or capabilities.device_memory:
@@ -34,7 +37,7 @@ def schema_verdict(
     staged = f"memory: {ours.memory} on both sides, {capabilities.name} takes host"
     if all(group.canonical for group in ours.groups):
         return SchemaVerdict(must_convert=staged)
-    return SchemaVerdict(f"{staged}; pages of unknown order can't be staged", staged)
+    return SchemaVerdict(Reason(Code.SCHEMA, f"{staged}; pages of unknown order can't be staged"), staged)
 
 
 def plan_session(backend: str, info: ConnectionInfo, config: KVTransportConfig) -> TransportPlan:

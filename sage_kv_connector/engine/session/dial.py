@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.session.session import Session
 
 #: Called once with the open session, or with why there is none.
-OnSession = Callable[[Session | None, str], None]
+OnSession = Callable[[Session | Reason], None]
 
 
 class Dial:
@@ -18,7 +19,7 @@ class Dial:
     def __init__(self, peer: PeerAddress) -> None:
         self.peer = peer
         self._untried = list(peer.addresses)
-        self._errors: dict[str, str] = {}
+        self._errors: dict[str, Reason] = {}
         self._waiting: list[OnSession] = []
 
     def wait(self, on_session: OnSession) -> None:
@@ -28,16 +29,20 @@ class Dial:
         """The next one to try; None when all were."""
         return self._untried.pop(0) if self._untried else None
 
-    def failed(self, address: str, why: str) -> None:
+    def failed(self, address: str, why: Reason) -> None:
         """The first reason of an address counts: what follows only says that its connection ended."""
         self._errors.setdefault(address, why)
 
     def opened(self, session: Session) -> None:
         for on_session in self._waiting:
-            on_session(session, "")
+            on_session(session)
 
     def gave_up(self) -> None:
-        why = "; ".join(f"{address}: {error}" for address, error in self._errors.items())
-        text = f"no session with {self.peer.engine_id}[{self.peer.rank}]: {why or 'the peer gave no address'}"
+        """Who answered and refused says more than addresses where nobody answered."""
+        errors = self._errors
+        why = "; ".join(f"{address}: {error.detail}" for address, error in errors.items())
+        text = f"no session with {self.peer.label}: {why or 'the peer gave no address'}"
+        refused = (error.code for error in errors.values() if error.code is not Code.UNREACHABLE)
+        reason = Reason(next(refused, Code.UNREACHABLE), text)
         for on_session in self._waiting:
-            on_session(None, text)
+            on_session(reason)

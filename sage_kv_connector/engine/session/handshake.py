@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.session.messages import (
     NONCE_BYTES,
@@ -50,7 +51,7 @@ class Peer(NamedTuple):
 class HandshakeRefused(Exception):
     """The handshake can't go on; ``code`` goes to the peer in a Reject."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: Code, detail: str) -> None:
         super().__init__(detail)
         self.code = code
 
@@ -101,10 +102,12 @@ class ConnectorHandshake:
         unsigned = encode(_without_proof(challenge))
         expected = _mac(self._identity.secret, b"acceptor", self.hello, unsigned)
         if not hmac.compare_digest(expected, challenge.proof):
-            raise HandshakeRefused("bad_secret", "the peer does not know our shared secret (secret differs)")
+            raise HandshakeRefused(
+                Code.BAD_SECRET, "the peer does not know our shared secret (secret differs)"
+            )
         if challenge.version != PROTOCOL_VERSION:
             raise HandshakeRefused(
-                "version", f"protocol version: {PROTOCOL_VERSION} here, {challenge.version} at the peer"
+                Code.VERSION, f"protocol version: {PROTOCOL_VERSION} here, {challenge.version} at the peer"
             )
         self._challenge = challenge
         schema = _encode_schema(self._identity.schema)
@@ -117,7 +120,7 @@ class ConnectorHandshake:
             raise ProtocolError("a welcome before the challenge")
         expected = _mac(self._identity.secret, b"welcome", *self._transcript, welcome.schema)
         if not hmac.compare_digest(expected, welcome.proof):
-            raise HandshakeRefused("bad_secret", "the peer's welcome is not proven with our shared secret")
+            raise HandshakeRefused(Code.BAD_SECRET, "the peer's welcome is not proven with our shared secret")
         return Peer(self._challenge.engine_id, self._challenge.rank, _decode_schema(welcome.schema))
 
 
@@ -136,12 +139,12 @@ class AcceptorHandshake:
             raise ProtocolError("a second hello in one handshake")
         if PROTOCOL_VERSION not in hello.versions:
             raise HandshakeRefused(
-                "version",
+                Code.VERSION,
                 f"protocol version: {PROTOCOL_VERSION} here, {list(hello.versions)} at the peer",
             )
         if hello.want and hello.want != self._identity.engine_id:
             raise HandshakeRefused(
-                "other_engine",
+                Code.OTHER_ENGINE,
                 f"engine_id: {self._identity.engine_id} lives at this address now, not {hello.want}",
             )
         self._hello, self._hello_raw = hello, raw
@@ -163,7 +166,9 @@ class AcceptorHandshake:
         secret = self._identity.secret
         expected = _mac(secret, b"connector", self._hello_raw, self._challenge_raw, message.schema)
         if not hmac.compare_digest(expected, message.proof):
-            raise HandshakeRefused("bad_secret", "the peer does not know our shared secret (secret differs)")
+            raise HandshakeRefused(
+                Code.BAD_SECRET, "the peer does not know our shared secret (secret differs)"
+            )
         schema = _encode_schema(self._identity.schema)
         mac = _mac(secret, b"welcome", self._hello_raw, self._challenge_raw, raw, schema)
         peer = Peer(self._hello.engine_id, self._hello.rank, _decode_schema(message.schema))

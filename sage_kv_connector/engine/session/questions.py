@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
 
+from sage_kv_connector.contract.failure import Reason
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.timers import Timer
@@ -99,11 +100,11 @@ class Questions:
         late = Reply("late", f"no answer within {timeout_s:.1f} s")
         asking.timer = self._loop.call_later(timeout_s, self._end, number, late)
 
-        def tell(session: Session | None, why: str) -> None:
+        def tell(session: Session | Reason) -> None:
             if asking.on_reply is None:
                 return
-            if session is None:
-                self._end(number, Reply("unreachable", why))
+            if isinstance(session, Reason):
+                self._end(number, Reply("unreachable", session.detail))
                 return
             asking.session = session
             session.hold()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 
 from sage_kv_connector.backends.base import Backend
-from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.peer import PeerAddress, rank_label
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.timers import Timer
@@ -57,7 +57,9 @@ class Session:
 
     @property
     def label(self) -> str:
-        return f"{self.peer.engine_id}[{self.peer.rank}]" if self.peer else f"connection {self.connection}"
+        return (
+            rank_label(self.peer.engine_id, self.peer.rank) if self.peer else f"connection {self.connection}"
+        )
 
     def send(self, message: m.Message) -> None:
         """Queue a message; a full queue (the peer reads nothing) ends the session."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import scheme_of
@@ -61,7 +62,7 @@ class SessionTable:
         """The open session with ``peer``, dialled if there is none."""
         known = self._by_peer.get(peer)
         if known is not None:
-            on_session(known, "")
+            on_session(known)
             return
         dial = self._dials.get(peer)
         if dial is not None:
@@ -109,12 +110,12 @@ class SessionTable:
         while (address := dial.next_address()) is not None:
             backend = self._backends.get(scheme_of(address))
             if backend is None:
-                dial.failed(address, "backend not enabled here")
+                dial.failed(address, Reason(Code.UNREACHABLE, "backend not enabled here"))
                 continue
             try:
                 connection = backend.connect(address, self._config.connect_timeout_s)
             except (OSError, ValueError) as error:
-                dial.failed(address, str(error))
+                dial.failed(address, Reason(Code.UNREACHABLE, str(error)))
                 continue
             handshake = ConnectorHandshake(self._identity, dial.peer.engine_id)
             self._add(backend, connection, handshake, dial.peer, address)
@@ -132,9 +133,9 @@ class SessionTable:
             else:
                 self._on_message(session, message)
         except m.ProtocolError as error:
-            self._refuse(session, "protocol", str(error))
+            self._refuse(session, Reason(Code.PROTOCOL, str(error)))
         except HandshakeRefused as error:
-            self._refuse(session, error.code, str(error))
+            self._refuse(session, Reason(error.code, str(error)))
 
     def _handshake(self, session: Session, message: m.Message, raw: bytes) -> None:
         match session.handshake, message:
@@ -149,7 +150,7 @@ class SessionTable:
             case ConnectorHandshake() as connector, m.Welcome():
                 self._opened(session, connector.on_welcome(message))
             case _, m.Reject():
-                self._reject(session, f"refused by the peer ({message.code}): {message.detail}")
+                self._reject(session, reason_of_peer(message.code, message.detail))
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in the handshake")
 
@@ -170,14 +171,14 @@ class SessionTable:
             self._by_peer[session.dialled] = session
             self._dials.pop(session.dialled).opened(session)
 
-    def _refuse(self, session: Session, code: str, detail: str) -> None:
-        logger.warning("%s: %s (%s)", session.label, detail, code)
-        session.send(m.Reject(code, detail[: m.MAX_DETAIL]))
-        self._reject(session, detail)
+    def _refuse(self, session: Session, why: Reason) -> None:
+        logger.warning("%s: %s", session.label, why)
+        session.send(m.Reject(why.code, why.detail[: m.MAX_DETAIL]))
+        self._reject(session, why)
 
-    def _reject(self, session: Session, detail: str) -> None:
+    def _reject(self, session: Session, why: Reason) -> None:
         if session.dialled is not None and not session.open:
-            self._dials[session.dialled].failed(session.address, detail)
+            self._dials[session.dialled].failed(session.address, why)
         session.close()
 
     def _closed(self, session: Session, why: str) -> None:
@@ -190,5 +191,5 @@ class SessionTable:
             self._on_closed(session, why)
         elif session.dialled is not None:
             dial = self._dials[session.dialled]
-            dial.failed(session.address, why)
+            dial.failed(session.address, Reason(Code.UNREACHABLE, why))
             self._dial_next(dial)

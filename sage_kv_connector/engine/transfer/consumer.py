@@ -15,6 +15,8 @@ from functools import partial
 
 from sage_kv_connector.backends.base import Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage, reason_of_peer
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.engine.control.loop import ControlLoop
@@ -64,20 +66,21 @@ class Consumer:
         """
         subscription = Subscription(wanted, on_outcome)
         self._open[subscription] = None
-        late = f"the deadline of {wanted.deadline_s:.0f} s passed"
+        subscription.peer = peer.label
+        late = Reason(Code.DEADLINE, f"the deadline of {wanted.deadline_s:.0f} s passed")
         subscription.deadline = self._loop.call_later(wanted.deadline_s, self._fail, subscription, late)
         if on_started is not None:
             on_started(subscription)
         if isinstance(peer, PeerAddress):
             self._sessions.get(peer, partial(self._on_session, subscription))
         elif self._sessions.find(peer.backend, peer.connection) is peer:
-            self._on_session(subscription, peer, "")
+            self._on_session(subscription, peer)
         else:
-            self._fail(subscription, "the session was lost before the subscription")
+            self._fail(subscription, Reason(Code.SESSION_LOST, "before the subscription"))
 
     def cancel(self, subscription: Subscription) -> None:
         """End it now; its outcome says so. Nothing happens if it had ended."""
-        self._fail(subscription, "cancelled")
+        self._fail(subscription, Reason(Code.CANCELLED, "nobody here wants it any more"), aborted=True)
 
     def cancel_all(self, subscriptions: Iterable[Subscription]) -> None:
         for subscription in list(subscriptions):
@@ -93,7 +96,7 @@ class Consumer:
 
     def close(self) -> None:
         for subscription in list(self._open):
-            self._fail(subscription, "the engine shuts down")
+            self._fail(subscription, Reason(Code.SHUTTING_DOWN, "this engine shuts down"), aborted=True)
 
     # -- the peers' side
 
@@ -104,27 +107,30 @@ class Consumer:
     def on_failed(self, session: Session, message: m.Failed) -> None:
         subscription = self._windows.owner(message.generation)
         if subscription is not None and subscription.session is session:
-            self._fail(subscription, f"the producer gave up ({message.code}): {message.detail}", tell=False)
+            why = reason_of_peer(message.code, message.detail)
+            self._fail(subscription, why, tell=False, stage=FAILURE_KINDS[why.code].stage)
 
     def on_closed(self, session: Session, why: str) -> None:
         for subscription in [s for s in self._open if s.session is session]:
-            self._fail(subscription, f"the session was lost: {why}", tell=False)
+            self._fail(subscription, Reason(Code.SESSION_LOST, why), tell=False)
 
     # -- inside
 
-    def _on_session(self, subscription: Subscription, session: Session | None, why: str) -> None:
+    def _on_session(self, subscription: Subscription, session: Session | Reason) -> None:
         if subscription.on_outcome is None:
             return
-        if session is None:
-            self._fail(subscription, why, reached=False)
+        if isinstance(session, Reason):
+            self._fail(subscription, session)
             return
+        subscription.stage = Stage.AGREE
         target, verdict = subscription.wanted.target, session.verdict
-        if verdict.refusal:
+        if verdict.refusal is not None:
             self._refuse(subscription, session, verdict.refusal)
         elif isinstance(target, PagesTarget) and target.has_tokens and self._must_convert(session):
             self._fetch_parts(subscription, session, target)
         elif verdict.must_convert and target.selection:
-            self._refuse(subscription, session, f"pages can't go as they are: {verdict.must_convert}")
+            why = f"pages can't go as they are: {verdict.must_convert}"
+            self._refuse(subscription, session, Reason(Code.SCHEMA, why))
         else:
             self._fetch(subscription, session)
 
@@ -147,7 +153,7 @@ class Consumer:
         try:
             window = self._windows.open(session, segments, generation, subscription, receiver)
         except (OSError, ValueError) as error:
-            self._fail(subscription, str(error))
+            self._fail(subscription, Reason(Code.MEMORY, str(error)))
             return
         subscription.window = window
         self._subscribed(subscription, session)
@@ -182,7 +188,7 @@ class Consumer:
                 partial(self._parts_ended, subscription, session),
             )
         except ValueError as error:
-            self._refuse(subscription, session, str(error))
+            self._refuse(subscription, session, Reason(Code.SCHEMA, str(error)))
             return
         subscription.parts = parts
         subscription.nbytes = parts.nbytes
@@ -191,12 +197,13 @@ class Consumer:
 
     def _subscribed(self, subscription: Subscription, session: Session) -> None:
         subscription.session = session
+        subscription.stage = Stage.WAIT
         subscription.subscribed_at = time.monotonic()
         session.hold()
 
-    def _parts_ended(self, subscription: Subscription, session: Session, error: str) -> None:
-        if error:
-            self._fail(subscription, error)
+    def _parts_ended(self, subscription: Subscription, session: Session, why: Reason | None) -> None:
+        if why is not None:
+            self._fail(subscription, why, stage=FAILURE_KINDS[why.code].stage)
         else:
             self._done(subscription, session, time.monotonic())
 
@@ -205,7 +212,8 @@ class Consumer:
             self._done(subscription, session, event.time_ns / 1e9)
             return
         where = f"at bytes {event.offset} to {event.offset + event.length}"
-        self._fail(subscription, failure(event, where))
+        why = failure(event, where)
+        self._fail(subscription, why, stage=None if why.code is Code.SESSION_LOST else Stage.MOVE)
 
     def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
         plan = session.plan
@@ -220,23 +228,32 @@ class Consumer:
             checksum=plan.checksum,
             wire_dtype=subscription.parts.plan.wire_dtype if subscription.parts else "same",
         )
-        self._end(subscription, Outcome(subscription.wanted.transfer_id, stats, ""))
+        self._end(subscription, Outcome(subscription.wanted.transfer_id, stats))
 
-    def _refuse(self, subscription: Subscription, session: Session, why: str) -> None:
+    def _refuse(self, subscription: Subscription, session: Session, why: Reason) -> None:
         """This transfer can't come from there; nothing was asked for yet."""
         wanted = subscription.wanted
-        session.send(m.Release(wanted.transfer_id, wanted.consumers, why[: m.MAX_DETAIL], wanted.prompt))
+        detail = str(why)[: m.MAX_DETAIL]
+        session.send(m.Release(wanted.transfer_id, wanted.consumers, detail, wanted.prompt))
         self._fail(subscription, why)
 
     def _fail(
-        self, subscription: Subscription, error: str, *, tell: bool = True, reached: bool = True
+        self,
+        subscription: Subscription,
+        why: Reason,
+        *,
+        tell: bool = True,
+        stage: Stage | None = None,
+        aborted: bool = False,
     ) -> None:
         if subscription.on_outcome is None:
             return
         transfer_id, session = subscription.wanted.transfer_id, subscription.session
         if tell and session is not None:
             session.send(m.Cancel(transfer_id, subscription.consumer))
-        self._end(subscription, Outcome(transfer_id, None, error, reached))
+        stage = stage or subscription.stage
+        ended = Failure(why.code, stage, why.detail, subscription.peer, subscription.nbytes, aborted)
+        self._end(subscription, Outcome(transfer_id, None, ended))
 
     def _end(self, subscription: Subscription, outcome: Outcome) -> None:
         report, subscription.on_outcome = subscription.on_outcome, None
@@ -254,6 +271,6 @@ class Consumer:
             report(outcome)
 
 
-def _tell(message: m.Message, session: Session | None, _: str) -> None:
-    if session is not None:
+def _tell(message: m.Message, session: Session | Reason) -> None:
+    if isinstance(session, Session):
         session.send(message)

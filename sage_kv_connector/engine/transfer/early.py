@@ -12,53 +12,57 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer.offer import Difference, Offer, Stream
+from sage_kv_connector.engine.transfer.offer import Offer, Stream
 
 #: Subscriptions that may wait for their offer, and releases that came before it.
 MAX_EARLY = 4096
 #: The offers of one request's prompts come within this time of each other.
 SIBLING_S = 0.5
 
-NEVER_OFFERED = "never offered here, or released already (lease expired)"
-NOT_IN_TIME = Difference("unknown_transfer", "no prefill with this transfer id arrived in time")
+NEVER_OFFERED = Reason(Code.UNKNOWN_TRANSFER, "never offered here, or released already (lease expired)")
+NOT_IN_TIME = Reason(Code.UNKNOWN_TRANSFER, "no prefill with this transfer id arrived in time")
+
+_Why = TypeVar("_Why", str, Reason)
 
 
 class Early:
     """Of one engine. ``on_late(stream, why)``: it waited in vain, and holds its session no more."""
 
     def __init__(
-        self, loop: ControlLoop, timeout_s: float, on_late: Callable[[Stream, Difference], None]
+        self, loop: ControlLoop, timeout_s: float, on_late: Callable[[Stream, Reason], None]
     ) -> None:
         self._loop = loop
         self._timeout_s = timeout_s
         self._on_late = on_late
         self._waiting: dict[int, Stream] = {}
         self._unwanted: OrderedDict[str, list[m.Release]] = OrderedDict()
-        self._given_up: OrderedDict[str, str] = OrderedDict()
+        self._given_up: OrderedDict[str, Reason] = OrderedDict()
         self._gone: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, stream: Stream, difference: Difference | None) -> None:
+    def add(self, stream: Stream, difference: Reason | None) -> None:
         """A subscription whose transfer is not on offer: it waits, or fails at once.
 
         ``difference``: what stands between it and an offer of its id.
         """
         request = stream.request
         if request.transfer_id in self._given_up:
-            stream.fail("unknown_transfer", self._given_up[request.transfer_id])
+            stream.fail(self._given_up[request.transfer_id])
             return
         gone = self._gone.get(request.transfer_id, "")
-        known = difference or (Difference("unknown_transfer", gone) if gone else None)
+        known = difference or (Reason(Code.UNKNOWN_TRANSFER, gone) if gone else None)
         if request.finished:
-            stream.fail(*(known or Difference("unknown_transfer", NEVER_OFFERED)))
+            stream.fail(known or NEVER_OFFERED)
         elif len(self._waiting) >= MAX_EARLY or request.generation in self._waiting:
-            stream.fail("busy", f"more than {MAX_EARLY} subscriptions wait for their prefill")
+            stream.fail(Reason(Code.BUSY, f"more than {MAX_EARLY} subscriptions wait for their prefill"))
         else:
             self._waiting[request.generation] = stream
             stream.session.hold()
@@ -85,7 +89,7 @@ class Early:
 
     def leave_to_siblings(self, stream: Stream) -> None:
         """It fits an offer that others took; another one of the same prompt may follow."""
-        self._wait(stream, SIBLING_S, Difference("unknown_transfer", "as many as were expected fetch it"))
+        self._wait(stream, SIBLING_S, Reason(Code.UNKNOWN_TRANSFER, "as many as were expected fetch it"))
 
     def take_releases(self, offer: Offer) -> list[m.Release]:
         """Releases of this offer; what was said of its id before is over."""
@@ -99,12 +103,12 @@ class Early:
                 self._unwanted[name] = left
         return taken
 
-    def give_up(self, transfer_id: str, detail: str) -> None:
+    def give_up(self, transfer_id: str, why: Reason) -> None:
         """Whoever waits for it, or subscribes to it from now on, is told at once."""
         for stream in [s for s in self._waiting.values() if s.transfer_id == transfer_id]:
             self._drop(stream)
-            stream.fail("unknown_transfer", detail)
-        _remember(self._given_up, transfer_id, detail)
+            stream.fail(why)
+        _remember(self._given_up, transfer_id, why)
 
     def gone(self, offer: Offer, why: str) -> None:
         """It is on offer no more: whoever subscribes to it hears why."""
@@ -127,7 +131,7 @@ class Early:
         while len(self._unwanted) > MAX_EARLY:
             self._unwanted.popitem(last=False)
 
-    def _wait(self, stream: Stream, limit_s: float, why: Difference) -> None:
+    def _wait(self, stream: Stream, limit_s: float, why: Reason) -> None:
         """A stream that has a timer keeps it if that is due earlier."""
         limit_s = min(limit_s, stream.request.timeout_ms / 1000)
         if stream.timer is not None:
@@ -137,7 +141,7 @@ class Early:
         stream.waits_s = limit_s
         stream.timer = self._loop.call_later(limit_s, self._late, stream, why)
 
-    def _late(self, stream: Stream, why: Difference) -> None:
+    def _late(self, stream: Stream, why: Reason) -> None:
         self._drop(stream)
         self._on_late(stream, why)
 
@@ -152,8 +156,8 @@ class Early:
             stream.timer = None
 
 
-def _remember(table: OrderedDict[str, str], transfer_id: str, detail: str) -> None:
-    table[transfer_id] = detail
+def _remember(table: OrderedDict[str, _Why], transfer_id: str, why: _Why) -> None:
+    table[transfer_id] = why
     table.move_to_end(transfer_id)
     while len(table) > MAX_EARLY:
         table.popitem(last=False)

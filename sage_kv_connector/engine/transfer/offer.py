@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sage_kv_connector.contract.failure import Code, Failure, Reason, reason_of_peer
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
@@ -57,9 +59,9 @@ class Stream:
             return self.part.posted
         return self.cursor is not None and self.cursor.exhausted
 
-    def fail(self, code: str, detail: str) -> None:
+    def fail(self, why: Reason) -> None:
         """Tell the consumer that it won't complete."""
-        failed = m.Failed(self.transfer_id, self.generation, code, detail[: m.MAX_DETAIL])
+        failed = m.Failed(self.transfer_id, self.generation, why.code, why.detail[: m.MAX_DETAIL])
         self.session.send(failed)
 
     def stop(self) -> None:
@@ -82,13 +84,6 @@ class Consuming:
         self.nbytes = 0
         self.wire_dtype = "same"
         self.last_asked = False
-
-
-class Difference(NamedTuple):
-    """What stands between a consumer and an offer of the id it names."""
-
-    code: str
-    why: str
 
 
 class OfferTerms(NamedTuple):
@@ -129,7 +124,8 @@ class Offer:
         self.consuming: dict[int, Consuming] = {}
         self.served: set[int] = set()
         self.declined = 0
-        self.trouble = ""  #: why a consumer did not get what it needed
+        self.trouble: Reason | None = None  #: why a consumer did not get what it needed
+        self.peer = ""  #: who consumed it last
         self.finished = False
         self.lease: Timer | None = None
 
@@ -144,19 +140,19 @@ class Offer:
         known = len(self.served) + len(self.consuming) + self.declined
         return known < max(self.expected, consumers)
 
-    def differs(self, prompt: PromptDigest) -> Difference | None:
+    def differs(self, prompt: PromptDigest) -> Reason | None:
         """Why this is not the KV that a consumer means; None if it is, or if that can't be told."""
         ours = self.prompt
         if ours is None or not prompt.tokens:
             return None
         if prompt.tokens > ours.tokens:
-            return Difference("tokens", f"prefill has {ours.tokens} tokens, {prompt.tokens} asked for")
+            return Reason(Code.TOKENS, f"prefill has {ours.tokens} tokens, {prompt.tokens} asked for")
         if self.exact and prompt.tokens < ours.tokens:
-            return Difference(
-                "tokens", f"a state after {ours.tokens} tokens, one after {prompt.tokens} asked for"
+            return Reason(
+                Code.TOKENS, f"a state after {ours.tokens} tokens, one after {prompt.tokens} asked for"
             )
         if prompt.digest and ours.digest(prompt.tokens) != prompt:
-            return Difference("prompt", f"its first {prompt.tokens} tokens, salt, adapter or items differ")
+            return Reason(Code.PROMPT, f"its first {prompt.tokens} tokens, salt, adapter or items differ")
         return None
 
     def streams_of(self, consumer: int) -> list[Stream]:
@@ -169,7 +165,8 @@ class Offer:
         """One of its consumers wants nothing (any more)."""
         self.declined += 1
         self.expected = max(self.expected, release.consumers)
-        self.trouble = self.trouble or release.detail
+        if release.detail:
+            self.trouble = self.trouble or reason_of_peer(Code.DECLINED, release.detail)
 
     def expects_more_of(self, stream: Stream) -> bool:
         """Whether the consumer of a delivered stream still has parts to come."""
@@ -196,5 +193,11 @@ class Offer:
             wire_dtype=consuming.wire_dtype,
         )
 
-    def outcome(self, why: str) -> Outcome:
-        return Outcome(self.transfer_id, self.stats, "" if self.stats else why)
+    def outcome(self, why: Reason | None) -> Outcome:
+        """Of one that is released for this reason; bytes that a consumer got count more."""
+        if self.stats is not None or why is None:
+            return Outcome(self.transfer_id, self.stats)
+        kind = FAILURE_KINDS[why.code]
+        return Outcome(
+            self.transfer_id, None, Failure(why.code, kind.stage, why.detail, self.peer, 0, kind.aborted)
+        )

@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
+from sage_kv_connector.contract.failure import Reason
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer.offer import Difference, Offer
+from sage_kv_connector.engine.transfer.offer import Offer
 
 #: Consumers that were served or gave up, and whose messages may still be under way.
 MAX_ENDED = 4096
@@ -28,7 +29,7 @@ class Found(NamedTuple):
     """``offer``, or why none of this id fits; neither if nothing of this id is on offer."""
 
     offer: Offer | None = None
-    difference: Difference | None = None
+    difference: Reason | None = None
 
 
 class OfferTable:

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from sage_kv_connector.backends.base import Event, EventKind
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.staging import Lease
 from sage_kv_connector.engine.conversion.wire_plan import Part, WirePlan, plan_parts, plan_wire
@@ -44,7 +45,7 @@ class _PartUnderWay:
 
 
 class PartFetch:
-    """One transfer from one producer. ``on_done(error)`` comes once, "" if every part was decoded.
+    """One transfer from one producer. ``on_done(reason)`` comes once, with None if every part was decoded.
 
     Construction raises ValueError when the transfer can't be planned.
     """
@@ -58,7 +59,7 @@ class PartFetch:
         converters: Converters,
         windows: Windows,
         checksum: bool,
-        on_done: Callable[[str], None],
+        on_done: Callable[[Reason | None], None],
     ) -> None:
         assert session.peer is not None and session.peer.schema is not None
         self._subscription = subscription
@@ -68,7 +69,7 @@ class PartFetch:
         self._conversions = converters.conversions
         self._windows = windows
         self._checksum = checksum
-        self._on_done: Callable[[str], None] | None = on_done
+        self._on_done: Callable[[Reason | None], None] | None = on_done
         self.plan: WirePlan = plan_wire(converters.schema, session.peer.schema, target_dtype)
         part_bytes = self._conversions.incoming.capacity // PARTS_IN_STAGING
         part_bytes = min(max(part_bytes, SMALLEST_PART_BYTES), LARGEST_PART_BYTES)
@@ -130,7 +131,7 @@ class PartFetch:
                 session, segments, under_way.generation, self._subscription, receiver
             )
         except (OSError, ValueError) as error:
-            self._end(str(error))
+            self._end(Reason(Code.MEMORY, str(error)))
             return
         left_s = self._subscription.asked_at + wanted.deadline_s - time.monotonic()
         session.send(
@@ -169,7 +170,7 @@ class PartFetch:
         try:
             self._decode(under_way)
         except ValueError as error:
-            self._end(str(error))
+            self._end(Reason(Code.CONVERSION, str(error)))
 
     def _decode(self, under_way: _PartUnderWay) -> None:
         part, plan = under_way.part, self.plan
@@ -199,9 +200,9 @@ class PartFetch:
         self._forget(under_way)
         self._left -= 1
         if error:
-            self._end(error)
+            self._end(Reason(Code.CONVERSION, error))
         elif self._left == 0:
-            self._end("")
+            self._end(None)
         else:
             self._fill()
 
@@ -214,8 +215,8 @@ class PartFetch:
         self._windows.forget(under_way.generation)
         self._conversions.incoming.release(under_way.lease)
 
-    def _end(self, error: str) -> None:
+    def _end(self, reason: Reason | None) -> None:
         done = self._on_done
         self.close()
         if done is not None:
-            done(error)
+            done(reason)

@@ -10,7 +10,6 @@ thread only.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,17 +17,16 @@ from typing import Any
 
 from sage_kv_connector.backends.base import Descriptors, Event, Status
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.pages.source import SelectionError, Source
+from sage_kv_connector.engine.pages.source import SelectionError, Source, refusal
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.early import Early
 from sage_kv_connector.engine.transfer.offer import (
     NO_TERMS,
     Consuming,
-    Difference,
     Offer,
     OfferTerms,
     OnReleased,
@@ -36,8 +34,6 @@ from sage_kv_connector.engine.transfer.offer import (
 )
 from sage_kv_connector.engine.transfer.offer_table import OfferTable
 from sage_kv_connector.engine.transfer.part_sender import PartSender
-
-logger = logging.getLogger(__name__)
 
 
 class Producer:
@@ -63,7 +59,8 @@ class Producer:
     ) -> None:
         """Put a transfer on offer. An id that is on offer already is released at once, with that reason."""
         if self._offers.get(transfer_id) is not None:
-            on_released(Outcome(transfer_id, None, f"transfer_id {transfer_id!r} is on offer already"))
+            twice = Reason(Code.DUPLICATE, f"transfer_id {transfer_id!r} is on offer already")
+            on_released(Offer(transfer_id, source, on_released, terms).outcome(twice))
             return
         offer = Offer(transfer_id, source, on_released, terms)
         self._offers.add(offer)
@@ -97,37 +94,38 @@ class Producer:
         self._start_lease(offer)
         self._release_if_done(offer)
 
-    def withdraw(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
+    def withdraw(self, transfer_ids: Iterable[str], why: Reason) -> None:
         """End offers now: revoke what is in flight and tell their consumers why."""
         for transfer_id in transfer_ids:
             if (offer := self._offers.get(transfer_id)) is not None:
                 for stream in list(offer.streams.values()):
-                    stream.fail(code, detail)
+                    stream.fail(why)
                     self._detach(offer, stream)
-                self._release(offer, detail)
+                self._release(offer, why)
 
-    def give_up(self, transfer_ids: Iterable[str], code: str, detail: str) -> None:
+    def give_up(self, transfer_ids: Iterable[str], why: Reason) -> None:
         """Like ``withdraw``, and whoever subscribes to them from now on is told at once."""
         for transfer_id in transfer_ids:
-            self.withdraw((transfer_id,), code, detail)
-            self._early.give_up(transfer_id, detail)
+            self.withdraw((transfer_id,), why)
+            self._early.give_up(transfer_id, why)
 
     def close(self) -> None:
-        self.withdraw([o.transfer_id for o in self._offers], "shutting_down", "the producer shuts down")
+        why = Reason(Code.SHUTTING_DOWN, "the producer shuts down")
+        self.withdraw([o.transfer_id for o in self._offers], why)
 
     # -- the peers' side
 
     def on_subscribe(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
         stream = Stream(session, request)
         if session.verdict.refusal:
-            stream.fail("schema", session.verdict.refusal)
+            stream.fail(session.verdict.refusal)
             return
         must_convert = session.verdict.must_convert
         if must_convert and isinstance(request, m.Subscribe) and request.selection:
-            stream.fail("schema", f"pages can't go as they are: {must_convert}")
+            stream.fail(Reason(Code.SCHEMA, f"pages can't go as they are: {must_convert}"))
             return
         if self._offers.has_ended(session, request.consumer):
-            stream.fail("bad_selection", "this consumer was served already, or won't be")
+            stream.fail(Reason(Code.BAD_SELECTION, "this consumer was served already, or won't be"))
             return
         offer, difference = self._offers.find_for(session, request)
         if offer is None:
@@ -139,7 +137,8 @@ class Producer:
         self._early.cancel(session, message.consumer)
         offer = self._offers.of_consumer(session, message.consumer)
         if offer is not None:
-            self._served(offer, session, message.consumer, "the consumer cancelled it")
+            why = Reason(Code.CANCELLED, "decode wants it no more")
+            self._served(offer, session, message.consumer, why)
 
     def on_release(self, message: m.Release) -> None:
         offer, difference = self._offers.find(message.transfer_id, message.prompt, message.consumers)
@@ -165,7 +164,7 @@ class Producer:
         offer, stream = known
         stream.posts.discard(event.id)
         if event.status != Status.OK:
-            self._broken(offer, stream, "send_failed", event.why)
+            self._broken(offer, stream, Reason(Code.SEND_FAILED, event.why))
         elif offer.is_serving(stream) and stream.delivered:
             self._delivered(offer, stream)
 
@@ -173,15 +172,15 @@ class Producer:
         self._early.on_closed(session, why)
         for offer in self._offers:
             for consumer in [c for c, consuming in offer.consuming.items() if consuming.session is session]:
-                self._served(offer, session, consumer, f"the session was lost: {why}")
+                self._served(offer, session, consumer, Reason(Code.SESSION_LOST, why))
 
     # -- inside
 
-    def _late(self, stream: Stream, why: Difference) -> None:
+    def _late(self, stream: Stream, why: Reason) -> None:
         """It waited in vain for an offer of its own; one that others fetch still holds what it needs."""
         offer = self._offers.find_for(stream.session, stream.request).offer
         if offer is None:
-            stream.fail(*why)
+            stream.fail(why)
         else:
             self._attach(offer, stream)
 
@@ -193,6 +192,7 @@ class Producer:
         else:
             stream.timer.cancel()
         offer.streams[stream.generation] = stream
+        offer.peer = stream.session.label
         consuming = offer.consuming.setdefault(stream.consumer, Consuming(stream.session))
         self._offers.begin(stream.session, stream.consumer, offer)
         try:
@@ -209,11 +209,11 @@ class Producer:
             else:
                 stream.cursor = offer.source.cursor(request.selection, request.nbytes)
         except ValueError as error:
-            self._broken(offer, stream, "bad_selection", str(error))
+            self._broken(offer, stream, refusal(error))
             return
         if offer.lease is not None:
             offer.lease.cancel()
-        late = (offer, stream, "expired", "the subscription's time is over")
+        late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
         stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
         self._pump(offer, stream)
 
@@ -227,7 +227,7 @@ class Producer:
             stream.session,
             self._converters,
             on_encoded=partial(self._post, offer, stream),
-            on_failed=partial(self._broken, offer, stream, "conversion"),
+            on_failed=lambda why: self._broken(offer, stream, Reason(Code.CONVERSION, why)),
         )
 
     def _pump_all(self, transfer_id: str) -> None:
@@ -244,7 +244,7 @@ class Producer:
             assert stream.cursor is not None
             descriptors = stream.cursor.take_ready()
         except ValueError as error:
-            self._broken(offer, stream, "bad_selection", str(error))
+            self._broken(offer, stream, refusal(error))
             return
         if descriptors is not None:
             self._post(offer, stream, descriptors)
@@ -259,17 +259,17 @@ class Producer:
                 session.connection, request.window, descriptors, request.generation, checksum=checksum
             )
         except (OSError, ValueError) as error:
-            self._broken(offer, stream, "post", str(error))
+            self._broken(offer, stream, Reason(Code.POST, str(error)))
             return
         stream.posts.add(post)
         if not self._posts:
             self._posting_since = time.monotonic_ns()
         self._posts[(id(session.backend), post)] = (offer, stream)
 
-    def _broken(self, offer: Offer, stream: Stream, code: str, why: str) -> None:
+    def _broken(self, offer: Offer, stream: Stream, why: Reason) -> None:
         """Its consumer won't get what it needs. Nothing happens if it is served no more."""
         if offer.is_serving(stream):
-            stream.fail(code, why)
+            stream.fail(why)
             self._served(offer, stream.session, stream.consumer, why)
 
     def _detach(self, offer: Offer, stream: Stream) -> None:
@@ -285,7 +285,7 @@ class Producer:
         elif offer.finished and not offer.streams:
             self._start_lease(offer)
 
-    def _served(self, offer: Offer, session: Session, consumer: int, trouble: str = "") -> None:
+    def _served(self, offer: Offer, session: Session, consumer: int, trouble: Reason | None = None) -> None:
         """One consumer has all it wanted, or won't get it (``trouble``): end its streams."""
         offer.trouble = offer.trouble or trouble
         for stream in offer.streams_of(consumer):
@@ -299,10 +299,10 @@ class Producer:
         if offer.done:
             self._release(offer, offer.trouble)
 
-    def _release(self, offer: Offer, why: str) -> None:
+    def _release(self, offer: Offer, why: Reason | None) -> None:
         report, offer.on_released = offer.on_released, None
         self._offers.remove(offer)
-        self._early.gone(offer, why)
+        self._early.gone(offer, why.detail if why else "")
         if offer.lease is not None:
             offer.lease.cancel()
         if report is not None:
@@ -315,5 +315,4 @@ class Producer:
 
     def _expired(self, offer: Offer) -> None:
         if not offer.streams:
-            logger.warning("transfer %s: nobody fetched it within its lease", offer.transfer_id)
-            self.withdraw((offer.transfer_id,), "expired", "the lease expired")
+            self.withdraw((offer.transfer_id,), Reason(Code.EXPIRED, "nobody fetched it within its lease"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from sage_kv_connector.contract.failure import Stage
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
@@ -42,8 +43,10 @@ class Subscription:
     def __init__(self, wanted: Wanted, on_outcome: OnOutcome) -> None:
         self.wanted = wanted
         self.on_outcome: OnOutcome | None = on_outcome
+        self.stage = Stage.CONNECT
         self.consumer = new_number()  #: also the generation, where pages go as they are
         self.nbytes = 0
+        self.peer = ""  #: whom it is asked of
         self.session: Session | None = None
         self.window = 0
         self.parts: PartFetch | None = None

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sage_kv_connector.backends.base import Event, Segments
+from sage_kv_connector.backends.base import Event, Segments, Status
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.session.session import Session
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ def new_number() -> int:
     return secrets.randbits(63) | 1
 
 
-def failure(event: Event, where: str) -> str:
+_CODES = {Status.CHECKSUM_MISMATCH: Code.CHECKSUM, Status.CONNECTION_LOST: Code.SESSION_LOST}
+
+
+def failure(event: Event, where: str) -> Reason:
     """Of a WINDOW_FAILED: status, ``where`` it happened, and the backend's words."""
-    return f"{event.status_name} {where}" + (f": {event.detail}" if event.detail else "")
+    text = f"{event.status_name} {where}" + (f": {event.detail}" if event.detail else "")
+    return Reason(_CODES.get(Status(event.status), Code.LANDING), text)
 
 
 class Windows:

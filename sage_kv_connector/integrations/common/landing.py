@@ -65,9 +65,12 @@ class Landing:
             self._core.cancel_all(self._subscriptions)
 
     def outcome(self) -> Outcome:
-        """Once it ended: the first failure, or the stats of all, bytes added up, times of the slowest."""
+        """Once it ended: a failure, or the stats of all, bytes added up, times of the slowest.
+
+        Of several failures the first, unless it is one of a peer that was not reached.
+        """
         if self._failed:
-            return self._failed[0]._replace(reached=all(outcome.reached for outcome in self._failed))
+            return next((outcome for outcome in self._failed if not outcome.reached), self._failed[0])
         stats = [one.outcome.stats for one in self.landed if one.outcome.stats is not None]
         together = msgspec.structs.replace(
             stats[0],
@@ -75,7 +78,7 @@ class Landing:
             wait_s=max(one.wait_s for one in stats),
             transfer_s=max(one.transfer_s for one in stats),
         )
-        return Outcome(together.transfer_id, together, "")
+        return Outcome(together.transfer_id, together)
 
     def _started(self, started: list[Subscription], subscription: Subscription) -> None:
         started.append(subscription)

@@ -18,6 +18,8 @@ from sagellm_protocol.pd_sep_types import KVTransferRequest, KVTransferResult, K
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import KVChunk, KVCoordinates, Segment
 from sage_kv_connector.contract.dtypes import DTYPE_BITS, DTYPES, dtype, dtype_of_engine
+from sage_kv_connector.contract.failure import Failure, reason_of_text
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferPlan, TransferStats
 from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, KVCacheSchema, PlaneSchema
 from sage_kv_connector.hardware.probing.profile import Device, HardwareProfile
@@ -178,9 +180,10 @@ def outcome_from_result(result: KVTransferResult) -> Outcome:
         stats = TransferStats(
             transfer_id, result.bytes_transferred, 0.0, result.duration_ms / 1e3, "", "", False
         )
-        return Outcome(transfer_id, stats, "")
+        return Outcome(transfer_id, stats)
     if result.state is KVTransferState.FAILED:
-        return Outcome(transfer_id, None, result.error or "no reason was given")
+        code, detail = reason_of_text(result.error or "no reason was given")
+        return Outcome(transfer_id, None, Failure(code, FAILURE_KINDS[code].stage, detail))
     raise ValueError(f"state is {result.state.value}; allowed: done, failed")
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
@@ -46,8 +47,6 @@ from sage_kv_connector.integrations.sage.verdict import VERDICT_BYTES, Verdict, 
 _SIZE = struct.Struct("<Q")
 #: Offers end when their message ends, not when somebody was served: a receiver may try again.
 _CONSUMERS = 1 << 20
-#: What a producer says of a subscription whose offer never came (docs/protocol.md, codes of ``failed``).
-_UNMATCHED = "(unknown_transfer)"
 #: The control thread settles a call a little after its deadline; this is for the case that it does not.
 _GRACE_S = 10.0
 #: A sender waits for its verdict already when it is offered; one that does not fetch it is gone.
@@ -55,6 +54,11 @@ _LINGER_S = 10.0
 
 
 AtEnd = Callable[[Outcome], None]
+
+
+def _unmatched(outcome: Outcome) -> bool:
+    """Whether the offer never came."""
+    return outcome.failure is not None and outcome.failure.code is Code.UNKNOWN_TRANSFER
 
 
 class MessageError(RuntimeError):
@@ -136,7 +140,7 @@ class PointToPoint:
 
                 def arrived(outcome: Outcome) -> None:
                     # Who only came too early or waited too short tries again; the sender goes on waiting.
-                    if outcome.ok or not (_UNMATCHED in outcome.error or time.monotonic() >= until):
+                    if outcome.ok or not (_unmatched(outcome) or time.monotonic() >= until):
                         self._tell(turn, name, tag, peer, outcome.error)
 
                 outcome = self._fetch(f"{name}/data", memory, peer, deadline, arrived)
@@ -162,7 +166,7 @@ class PointToPoint:
                 released.append(done)
 
             def end_offers(_: Outcome | None = None) -> None:
-                self._core.withdraw(names, "aborted", "the sender's call ended")
+                self._core.withdraw(names, "the sender's call ended")
 
             try:
                 outcome = self._subscribe(f"{name}/verdict", _array(verdict), peer, deadline, end_offers)

@@ -24,13 +24,13 @@ class Turn:
     def keep_verdict(self, core: EngineCore, name: str) -> None:
         """The sender who offered this message has read the verdict on the one before."""
         if self.verdict:
-            core.withdraw([self.verdict], "aborted", "a later message arrived", wait=False)
+            core.withdraw([self.verdict], "a later message arrived", wait=False)
         self.verdict = name
 
     def try_again(self, core: EngineCore, name: str) -> None:
         """The sender must not read the verdict on a try before this one."""
         if self.verdict == name:
-            core.withdraw([name], "aborted", "the message is tried again")
+            core.withdraw([name], "the message is tried again")
             self.verdict = ""
 
 

@@ -20,12 +20,14 @@ from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
+from sage_kv_connector.contract.failure import Code, Failure, Stage
 from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
 from sage_kv_connector.integrations.common.landing import Landing
-from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
     PrefillEngine,
@@ -68,9 +70,8 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             decode = DecodeRank(shape.tp_rank, shape.tp_size, shape.total_heads)
             self._peers = read_peers(decode, prefill, tuple(self.kv_mgr.core.backends))
         except (OSError, ValueError) as error:
-            self._refuse(
-                f"prefill at {self.bootstrap_addr}: {error} (sage_kvt must be the transfer backend on both sides)"
-            )
+            why = f"{error} (sage_kvt must be the transfer backend on both sides)"
+            self._refuse(Code.PARALLEL_SIZES if isinstance(error, ValueError) else Code.BOOTSTRAP, why)
             return
         self._prefill = prefill
         self._connection_pool_entries[key] = known
@@ -92,7 +93,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     ) -> None:
         """Decode has pages: ask for their content, and for the first token."""
         if self._prefill is None or not self._peers or aux_index is None:
-            self._refuse(f"the ranks of prefill at {self.bootstrap_addr} are not known")
+            self._refuse(Code.BOOTSTRAP, "its ranks are not known")
             return
         reading = [read for read in self._peers if read.consumers]
         pages = np.array(kv_indices, dtype=np.int64)
@@ -150,21 +151,21 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         """
         if room not in self.kv_mgr.request_status:
             return  # cleared: a failure kept now would be the next request's of this room
-        error = landing.outcome().error
-        if row is not None and not error:
+        outcome = landing.outcome()
+        if row is not None and outcome.ok:
             try:
                 self.kv_mgr.first_tokens.commit(row, self._named_room)
             except ValueError as wrong:
-                error = str(wrong)
-        if error:
-            logger.warning("KV of room %d did not arrive: %s", room, error)
-            self.kv_mgr.record_failure(room, error)
+                failure = Failure(Code.FIRST_TOKEN, Stage.MOVE, str(wrong))
+                outcome = Outcome(outcome.transfer_id, None, failure)
+        self._log(outcome)
+        if not outcome.ok:
+            self.kv_mgr.record_failure(room, outcome.error)
             self.invalidate_cached_bootstrap_infos()
             self.kv_mgr.update_status(room, KVPoll.Failed)
             return
         for one in landing.landed:
             if one.has_pages:
-                logger.info("received %s: %s", one.outcome.transfer_id, outcome_text(one.outcome))
                 self.kv_mgr.audit.received(one.subscription, one.outcome)
         self.kv_mgr.update_status(room, KVPoll.Success)
 
@@ -187,9 +188,13 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
 
     def _send_abort_notification(self, *, force_arm: bool = False) -> None:
         """Prefill learns it through the session: by the subscriptions' end, or by a release."""
+        failure = Failure(Code.CANCELLED, Stage.WAIT, "the request was aborted", aborted=True)
         if self._landing is not None:
+            if not self._landing.ended:
+                self._log(Outcome(self._pages, None, failure))
             self._landing.stop()
             return
+        self._log(Outcome(self._pages, None, failure))
         for read in self._peers:
             for transfer in (self._pages, metadata_transfer(self._pages)):
                 self._release(read, transfer, "decode aborted the request")
@@ -207,7 +212,13 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     def _release(self, read: ReadPeer, transfer_id: str, detail: str = "") -> None:
         self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.consumers), detail)
 
-    def _refuse(self, why: str) -> None:
-        self.kv_mgr.record_failure(self.bootstrap_room, why)
+    def _log(self, outcome: Outcome) -> None:
+        log_outcome(logger, Side.DECODE, f"room {self._named_room}", outcome)
+
+    def _refuse(self, code: Code, why: str) -> None:
+        failure = Failure(code, Stage.RESOLVE, f"prefill at {self.bootstrap_addr}: {why}")
+        outcome = Outcome(self._pages, None, failure)
+        self._log(outcome)
+        self.kv_mgr.record_failure(self.bootstrap_room, outcome.error)
         self.conclude_state = KVPoll.Failed
         self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Failed)

@@ -21,9 +21,10 @@ from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVSender
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import MemorySource, OfferTerms, PagedSource
-from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class PrefillRooms:
             return Delivered(0, None)
         if known.settled < 2:
             pages = pages_transfer(room)
-            self._core.give_up((pages, metadata_transfer(pages)), why)
+            self._core.give_up((pages, metadata_transfer(pages)), Reason(Code.WITHDRAWN, why))
         return Delivered(known.nbytes, known.transfer_s)
 
     def delivered(self, room: int) -> Delivered:
@@ -113,7 +114,10 @@ class PrefillRooms:
 
     def _released(self, number: int, room: _Room, is_kv: bool, outcome: Outcome) -> None:
         """Control thread: one of a room's transfers ended."""
-        if self._rooms.get(number) is not room:
+        known = self._rooms.get(number) is room
+        if is_kv or (known and outcome.failure is not None):
+            log_outcome(logger, Side.PREFILL, f"room {number}", outcome)
+        if not known:
             return
         if outcome.error:
             self._manager.record_failure(number, f"{outcome.transfer_id}: {outcome.error}")
@@ -124,7 +128,6 @@ class PrefillRooms:
             room.nbytes += outcome.stats.nbytes
             if is_kv:
                 room.transfer_s = outcome.stats.transfer_s
-                logger.info("sent %s: %s", outcome.transfer_id, outcome_text(outcome))
                 self._manager.audit.sent(room.source, outcome)
         if room.settled == 2:
             self._manager.update_status(number, KVPoll.Success)

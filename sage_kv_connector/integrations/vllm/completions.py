@@ -6,6 +6,8 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
+from sage_kv_connector.contract.plan import Outcome
+
 
 class Completions:
     """Completions since the last step; filled on the control thread, emptied on vLLM's."""
@@ -14,23 +16,23 @@ class Completions:
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         self._sent: set[str] = set()
-        self._received: dict[str, str] = {}
+        self._received: dict[str, Outcome] = {}
 
     def add_sent(self, request_id: str) -> None:
         with self._lock:
             self._sent.add(request_id)
         self._arrived.set()
 
-    def add_received(self, request_id: str, error: str) -> None:
+    def add_received(self, request_id: str, outcome: Outcome) -> None:
         with self._lock:
-            self._received[request_id] = error
+            self._received[request_id] = outcome
         self._arrived.set()
 
     def wait(self, timeout_s: float) -> None:
         self._arrived.wait(timeout_s)
 
-    def take(self) -> tuple[set[str], dict[str, str]]:
-        """(requests sent, requests received → error or "")."""
+    def take(self) -> tuple[set[str], dict[str, Outcome]]:
+        """(requests sent, requests received → how that ended)."""
         with self._lock:
             self._arrived.clear()
             sent, self._sent = self._sent, set()

@@ -18,7 +18,7 @@ from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
-from sage_kv_connector.integrations.vllm.stats import SageKVPromMetrics, SageKVStats
+from sage_kv_connector.integrations.vllm.stats import HeldByRanks, SageKVPromMetrics, SageKVStats
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
 
 
@@ -52,6 +52,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         engine_id = str(transfer.engine_id)
         self._single_group = len(transfer_groups(kv_cache_config)) == 1
         self._has_forward = False
+        self._held = HeldByRanks()
         self._invalid_blocks: set[int] = set()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
@@ -121,9 +122,8 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return invalid
 
     def get_kv_connector_stats(self) -> SageKVStats | None:
-        """Of the worker's half; the scheduler's has none of its own."""
-        counters = self._worker.changed_counters() if self._worker is not None else {}
-        return SageKVStats(data=counters) if counters else None
+        """A worker's report; on the scheduler's side what all workers hold, since each tells of itself only."""
+        return self._held.take() if self._worker is None else self._worker.report()
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> SageKVStats:
@@ -164,6 +164,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self.scheduler_side.on_new_request(request)
 
     def update_connector_output(self, connector_output: Any) -> None:
+        self._held.hear(getattr(connector_output, "kv_connector_stats", None))
         self.scheduler_side.update_connector_output(connector_output)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.failure import Failure, Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
 from sage_kv_connector.integrations.common.landing import Landing
-from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
 from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
 from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata, Unneeded
@@ -59,7 +61,9 @@ class DecodeHalf:
         self._loads: dict[str, _Loading] = {}
         self._expected: dict[str, RemotePrefill] = {}
         self._renewed_at = 0.0
-        self.failed_loads = 0
+        #: Loads that failed, by code, and those that were aborted.
+        self.failed: Counter[str] = Counter()
+        self.aborted = 0
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -77,27 +81,31 @@ class DecodeHalf:
             self._directory.resolve(unneeded.remote, partial(self._release, unneeded))
         self._renew(meta)
 
-    def take(self, sent: set[str], received: dict[str, str]) -> StepResults:
+    def take(self, sent: set[str], received: dict[str, Outcome]) -> StepResults:
         """What ended since the last step, and of the loads that failed the pages that hold nothing."""
         failed: set[str] = set()
         invalid: set[int] = set()
-        for request_id, error in received.items():
+        for request_id, outcome in received.items():
             loading = self._loads.pop(request_id, None)
-            if error and loading is not None:
-                self.failed_loads += 1
+            if outcome.failure is not None and loading is not None:
+                if outcome.aborted:
+                    self.aborted += 1
+                else:
+                    self.failed[outcome.failure.code] += 1
                 failed.add(request_id)
                 for pages in loading.load.pages:
                     invalid.update(pages.ids.tolist())
         return StepResults(sent, set(received), failed, invalid)
 
-    def _subscribe(self, loading: _Loading, peers: Sequence[ReadPeer], why: str) -> None:
+    def _subscribe(self, loading: _Loading, found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread: prefill's ranks are known, or why they are not."""
         load = loading.load
         remote = load.remote
-        if not peers:
-            self._received(load, Outcome(remote.transfer_id, None, why))
+        if isinstance(found, Reason):
+            failure = Failure(found.code, Stage.RESOLVE, found.detail, aborted=loading.cancelled)
+            self._received(load, Outcome(remote.transfer_id, None, failure))
             return
-        for read in peers:
+        for read in found:
             unread = () if read.consumers else (remote.transfer_id,)
             self._let_go(read, (*unread, *remote.companions), load.prompt)
         landing = loading.landing = Landing(self._core, partial(self._landed, loading))
@@ -111,7 +119,7 @@ class DecodeHalf:
                     peer,
                     Wanted(remote.transfer_id, target, remote.finished, deadline_s, consumers, load.prompt),
                 )
-                for peer, consumers in peers
+                for peer, consumers in found
                 if consumers
             ]
         )
@@ -129,11 +137,8 @@ class DecodeHalf:
         self._received(load, outcome)
 
     def _received(self, load: Load, outcome: Outcome) -> None:
-        if outcome.ok:
-            logger.info("received %s: %s", outcome.transfer_id, outcome_text(outcome))
-        else:
-            logger.warning("KV of %s did not arrive: %s", load.request_id, outcome.error)
-        self._results.add_received(load.request_id, outcome.error)
+        log_outcome(logger, Side.DECODE, load.request_id, outcome)
+        self._results.add_received(load.request_id, outcome)
 
     def _cancel(self, request_id: str) -> None:
         loading = self._loads.get(request_id)
@@ -142,12 +147,14 @@ class DecodeHalf:
             if loading.landing is not None:
                 loading.landing.cancel()
 
-    def _release(self, unneeded: Unneeded, peers: Sequence[ReadPeer], why: str) -> None:
+    def _release(self, unneeded: Unneeded, found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread: nothing of this prefill is needed."""
         remote = unneeded.remote
-        if not peers:
-            logger.warning("transfer %s can't be released: %s", remote.transfer_id, why)
-        for read in peers:
+        log_outcome(logger, Side.DECODE, unneeded.request_id, Outcome(remote.transfer_id))
+        if isinstance(found, Reason):
+            logger.warning("transfer %s can't be released: %s", remote.transfer_id, found)
+            return
+        for read in found:
             self._let_go(read, remote.transfers, unneeded.prompt)
 
     def _let_go(self, read: ReadPeer, transfer_ids: Sequence[str], prompt: PromptDigest) -> None:
@@ -167,7 +174,8 @@ class DecodeHalf:
         by_peer: dict[PeerAddress, list[str]] = {}
         for remote in self._expected.values():
             if remote.prefill is not None:
-                for peer, _ in self._directory.peers(remote.prefill)[0]:
+                found = self._directory.peers(remote.prefill)
+                for peer, _ in () if isinstance(found, Reason) else found:
                     by_peer.setdefault(peer, []).extend(remote.transfers)
         for peer, transfer_ids in by_peer.items():
             self._core.renew(peer, tuple(transfer_ids))

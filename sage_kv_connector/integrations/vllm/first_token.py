@@ -8,6 +8,7 @@ import logging
 import numpy as np
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import EngineCore, MemorySource, OfferTerms
 
@@ -31,7 +32,8 @@ class FirstTokenOffers:
         transfer = metadata_transfer(pages)
         if not self._free:
             logger.warning("%s: the first tokens of %d prefills wait for decode, no more fit", pages, SLOTS)
-            self._core.give_up((transfer,), f"{SLOTS} first tokens wait for decode at prefill, no more fit")
+            why = f"{SLOTS} first tokens wait for decode at prefill, no more fit"
+            self._core.give_up((transfer,), Reason(Code.FIRST_TOKEN, why))
             return
         slot = self._free.pop()
         self._slots[slot] = token

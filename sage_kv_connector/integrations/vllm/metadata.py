@@ -32,6 +32,7 @@ class Load:
 class Unneeded:
     """Nothing of what prefill has for this prompt is needed."""
 
+    request_id: str
     remote: RemotePrefill
     prompt: PromptDigest
 

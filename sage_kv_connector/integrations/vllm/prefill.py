@@ -13,6 +13,7 @@ Methods are called on vLLM's thread unless they say otherwise.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,7 +22,7 @@ import numpy as np
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, TransferAudit
-from sage_kv_connector.integrations.common.outcome_text import outcome_text
+from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
 from sage_kv_connector.integrations.vllm.metadata import Finished, Offered, PageTables, Progress
@@ -66,6 +67,7 @@ class PrefillHalf:
             for index, layer in enumerate(layers.layers)
         }
         self._on_offer: dict[str, _OnOffer] = {}
+        self.failed: Counter[str] = Counter()  #: offers that were not fetched, by code
         self._in_step: Sequence[Progress] = ()
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class PrefillHalf:
         """Returns when nothing reads their pages any more."""
         for transfer_id in transfer_ids:
             self._on_offer.pop(transfer_id, None)
-        self._core.withdraw(transfer_ids, "aborted", "prefill was aborted or preempted")
+        self._core.withdraw(transfer_ids, "prefill was aborted or preempted")
 
     def begin_step(self, offers: Sequence[Offered], steps: Sequence[Progress]) -> None:
         """Before the forward pass: new offers, and the block tables of this step. Nothing becomes final here."""
@@ -147,13 +149,15 @@ class PrefillHalf:
 
     def _released(self, transfer_id: str, offer: _OnOffer, outcome: Outcome) -> None:
         """Control thread: the pages of an offer are free."""
-        if self._on_offer.get(transfer_id) is not offer:
-            return
         if outcome.stats is not None:
             self._audit.sent(offer.source, outcome)
-            logger.info("sent %s: %s", transfer_id, outcome_text(outcome))
+        if outcome.failure is not None and not outcome.aborted:
+            self.failed[outcome.failure.code] += 1
+        log_outcome(logger, Side.PREFILL, offer.request_id, outcome)
+        if self._on_offer.get(transfer_id) is not offer:
+            return  # withdrawn: vLLM has its pages already
+        del self._on_offer[transfer_id]
         if offer.finished:
-            del self._on_offer[transfer_id]
             self._results.add_sent(offer.request_id)
 
 

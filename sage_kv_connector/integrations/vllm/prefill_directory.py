@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from sage_kv_connector.contract.failure import Code, Reason, printable
 from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
@@ -15,8 +16,8 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
 )
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
-#: Called with the peers, or none and why.
-UsePeers = Callable[[list[ReadPeer], str], None]
+#: Called with the peers, or why there are none.
+UsePeers = Callable[[list[ReadPeer] | Reason], None]
 
 
 class PrefillDirectory:
@@ -35,30 +36,32 @@ class PrefillDirectory:
     def close(self) -> None:
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
-    def peers(self, prefill: PrefillEngine) -> tuple[list[ReadPeer], str]:
+    def peers(self, prefill: PrefillEngine) -> list[ReadPeer] | Reason:
         """The ranks to read from; those that nobody reads are rank 0's, with no consumers."""
         if self._stages > 1:
-            return [], "pp_size: decode must have 1 pipeline stage, this one has more (incompatible)"
+            why = f"pp_size: {self._stages} here; decode must have 1 pipeline stage (incompatible)"
+            return Reason(Code.PARALLEL_SIZES, why)
         try:
-            return read_peers(self._decode, prefill, self._enabled), ""
+            return read_peers(self._decode, prefill, self._enabled)
         except ValueError as error:
-            return [], str(error)
+            return Reason(Code.PARALLEL_SIZES, str(error))
 
     def resolve(self, remote: RemotePrefill, use: UsePeers) -> None:
         """Call ``use`` now, or on a thread of the pool if a bootstrap server must be asked."""
         known = remote.prefill or self._known.get(remote.bootstrap)
         if known is not None:  # a router may still name the engine that was there before a restart
-            use(*self.peers(known))
+            use(self.peers(known))
             return
 
         def ask() -> None:
             try:
                 answer = query_bootstrap(remote.bootstrap, self._connect_timeout_s)
             except Exception as error:  # whatever a client may have named, its request must end
-                use([], f"bootstrap server {remote.bootstrap}: {error or type(error).__name__}")
+                why = f"bootstrap server {printable(remote.bootstrap)}: {error or type(error).__name__}"
+                use(Reason(Code.BOOTSTRAP, why))
                 return
             self._known[remote.bootstrap] = answer
-            use(*self.peers(answer))
+            use(self.peers(answer))
 
         self._resolver.submit(ask)
 

@@ -125,7 +125,7 @@ class SchedulerSide:
         )
         self._no_longer_expected(request.request_id)
         if external <= 0:
-            self._next.releases.append(Unneeded(remote, digest))
+            self._next.releases.append(Unneeded(request.request_id, remote, digest))
             return
         pages = self._wanted_pages(blocks, tokens - external, tokens)
         self._next.loads.append(Load(request.request_id, remote, pages, digest))
@@ -157,7 +157,7 @@ class SchedulerSide:
             request.kv_transfer_params["do_remote_prefill"] = False
             self._goes_on.pop(request_id, None)
             self._no_longer_expected(request_id)
-            self._next.releases.append(Unneeded(remote, digest))
+            self._next.releases.append(Unneeded(request.request_id, remote, digest))
             return False, None
         prefill = self._offers.pop(request_id)
         if prefill is None:

@@ -27,6 +27,7 @@ from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_vi
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
+from sage_kv_connector.integrations.vllm.stats import Reports, SageKVStats, Totals
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class WorkerSide:
         request_amx_tiles()
         self._results = Completions()
         self._registered: _Registered | None = None
-        self._last_counters: dict[str, int] = {}
+        self._reports = Reports(self._rank)
 
     # -- start and end
 
@@ -129,23 +130,20 @@ class WorkerSide:
             raise RuntimeError("vLLM has not registered its KV caches yet")
         return self._engine_id, self._rank, known.schema, known.core.addresses, node_id()
 
-    def counters(self) -> dict[str, int]:
+    def totals(self) -> Totals:
         known = self._registered
         if known is None:
-            return {"loads": 0, "on_offer": 0, "failed_loads": 0}
-        return known.core.counters() | {
+            return Totals({}, {})
+        counters = known.core.counters() | {
             "loads": len(known.decode),
             "on_offer": len(known.prefill),
-            "failed_loads": known.decode.failed_loads,
+            "aborted_loads": known.decode.aborted,
         }
+        return Totals(counters, {"failed_loads": known.decode.failed, "failed_offers": known.prefill.failed})
 
-    def changed_counters(self) -> dict[str, dict[str, int]]:
-        """Rank (text) → counters, or nothing if they are what they were at the last call."""
-        counters = self.counters()
-        if counters == self._last_counters:
-            return {}
-        self._last_counters = counters
-        return {str(self._rank): counters}
+    def report(self) -> SageKVStats | None:
+        """What changed since the last report; None if nothing did."""
+        return self._reports.take(self.totals())
 
     def shutdown(self) -> None:
         if self._registered is not None:
