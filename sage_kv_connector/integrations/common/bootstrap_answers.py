@@ -8,14 +8,18 @@ in it. ``GET /route`` is what SGLang's decode asks before it makes a receiver.
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from sage_kv_connector.contract.failure import printable
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 
+#: How vLLM ends the id of a data parallel rank's engine.
+DP_ENGINE = re.compile(r"_dp(\d{1,6})$")
 #: The field of registrations and answers that is ours.
 FIELD = "sage_kvt"
 MAX_ANSWER_BYTES = 1 << 20
@@ -53,17 +57,46 @@ def topology_answer(engine: PrefillEngine) -> dict[str, Any]:
 
 
 def query_bootstrap(url: str, timeout_s: float, dp_rank: int = 0) -> PrefillEngine:
-    """Ask ``url``/query. Raises OSError when nobody answers, ValueError when the answer is not ours."""
+    """The engine of a data parallel rank. Raises OSError when nobody answers, ValueError as ``query_engines``."""
+    engines = query_engines(url, timeout_s)
+    if dp_rank not in engines:
+        known = ", ".join(map(str, engines)) or "none"
+        raise ValueError(f"{url}/query: data parallel rank {dp_rank} is not among {known}")
+    return engines[dp_rank]
+
+
+def query_engine(url: str, timeout_s: float, engine_id: str) -> PrefillEngine:
+    """The engine of this id, or the one that took its place when its server was restarted.
+
+    Raises as ``query_bootstrap``, and ValueError if none of several can be the one.
+    """
+    engines = query_engines(url, timeout_s)
+    by_id = {engine.ranks[0].engine_id: engine for engine in engines.values()}
+    if engine_id in by_id:
+        return by_id[engine_id]
+    if len(engines) == 1:  # a router may still name the engine that was there before
+        return next(iter(engines.values()))
+    named = DP_ENGINE.search(engine_id)
+    if named is not None and int(named[1]) in engines:
+        return engines[int(named[1])]
+    raise ValueError(
+        f"{url}/query: engine_id {printable(engine_id)!r} is not among {', '.join(by_id) or 'none'}"
+    )
+
+
+def query_engines(url: str, timeout_s: float) -> dict[int, PrefillEngine]:
+    """Ask ``url``/query for all data parallel ranks. Raises OSError, and ValueError when the answer is not ours."""
     with urllib.request.urlopen(f"{url}/query", timeout=timeout_s) as response:
         data = response.read(MAX_ANSWER_BYTES + 1)
     if len(data) > MAX_ANSWER_BYTES:
         raise ValueError(f"{url}/query answered more than {MAX_ANSWER_BYTES} bytes")
     try:
         answer = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
-        if str(dp_rank) not in answer:
-            raise ValueError(f"data parallel rank {dp_rank} is not among {', '.join(answer) or 'none'}")
-        if FIELD not in answer[str(dp_rank)]:
-            raise ValueError(f"it has no field {FIELD!r}")
-        return msgspec.convert(answer[str(dp_rank)][FIELD], PrefillEngine)
+        engines = {}
+        for dp_rank, fields in answer.items():
+            if FIELD not in fields:
+                raise ValueError(f"it has no field {FIELD!r}")
+            engines[int(dp_rank)] = msgspec.convert(fields[FIELD], PrefillEngine)
+        return engines
     except (msgspec.DecodeError, ValueError) as error:
         raise ValueError(f"{url}/query is not answered by a sage_kvt prefill engine: {error}") from error

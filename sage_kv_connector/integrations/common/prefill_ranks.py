@@ -43,11 +43,13 @@ class PrefillEngine(msgspec.Struct, frozen=True):
 
 
 class DecodeRank(NamedTuple):
-    """Who reads: its tensor parallel rank, of how many, and the kv heads of the whole model."""
+    """Who reads: its tensor parallel rank, of how many, the kv heads of the whole model, its pipeline stage."""
 
     tp_rank: int
     tp_size: int
     total_heads: int
+    stage: int = 0
+    stages: int = 1
 
 
 class ReadPeer(NamedTuple):
@@ -58,16 +60,26 @@ class ReadPeer(NamedTuple):
 
 
 def read_peers(decode: DecodeRank, prefill: PrefillEngine, enabled: tuple[str, ...]) -> list[ReadPeer]:
-    """Whom this decode rank reads from; rank 0 also has those that nobody reads, to tell them.
+    """Whom this decode rank reads from; rank 0 of a stage also has those that nobody reads, to tell them.
 
-    Raises ValueError naming both sizes where heads can't be divided over the ranks.
+    One stage reads those of all prefill's stages; with several each reads the stage of its number. Raises ValueError
+    naming both sizes where heads can't be divided over the ranks, or stages do not match.
     """
-    tp_rank, tp_size, heads = decode
-    count = len(prefill.ranks)
-    reads = map_ranks(tp_rank, tp_size, count, prefill.pp_size, heads)
-    if tp_rank == 0:
-        reads += [ReadFrom(rank, 0) for rank in unread_ranks(tp_size, count, prefill.pp_size, heads)]
-    return [ReadPeer(_address(prefill.ranks[rank], enabled), consumers) for rank, consumers in reads]
+    stages, count = prefill.pp_size, len(prefill.ranks)
+    if decode.stages not in (1, stages):
+        raise ValueError(
+            f"pp_size: {decode.stages} here, {stages} at prefill; here it must be 1 or as many (incompatible)"
+        )
+    reads = map_ranks(decode.tp_rank, decode.tp_size, count, stages, decode.total_heads)
+    if decode.tp_rank == 0:
+        reads += [
+            ReadFrom(rank, 0) for rank in unread_ranks(decode.tp_size, count, stages, decode.total_heads)
+        ]
+    return [
+        ReadPeer(_address(prefill.ranks[rank], enabled), consumers)
+        for rank, consumers in reads
+        if decode.stages == 1 or rank // prefill.tp_size == decode.stage
+    ]
 
 
 def _address(rank: PrefillRank, enabled: tuple[str, ...]) -> PeerAddress:

@@ -17,6 +17,7 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.parallel import own_ports, refuse_context_parallel
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
 from sage_kv_connector.integrations.vllm.stats import HeldByRanks, SageKVPromMetrics, SageKVStats
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
@@ -48,7 +49,10 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 "sage_kvt needs kv_cache_config, which this vLLM does not pass to its connectors"
             )
         transfer = vllm_config.kv_transfer_config
-        config = KVTransportConfig.load(transfer.kv_connector_extra_config)
+        refuse_context_parallel(vllm_config.parallel_config)
+        config = own_ports(
+            KVTransportConfig.load(transfer.kv_connector_extra_config), vllm_config.parallel_config
+        )
         engine_id = str(transfer.engine_id)
         self._single_group = len(transfer_groups(kv_cache_config)) == 1
         self._has_forward = False

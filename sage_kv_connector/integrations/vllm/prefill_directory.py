@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from sage_kv_connector.contract.failure import Code, Reason, printable
-from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap
+from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap, query_engine
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
     PrefillEngine,
@@ -21,16 +21,13 @@ UsePeers = Callable[[list[ReadPeer] | Reason], None]
 
 
 class PrefillDirectory:
-    """``decode`` is who asks, ``enabled`` the backends it has, ``stages`` its pipeline stages."""
+    """``decode`` is who asks, ``enabled`` the backends it has."""
 
-    def __init__(
-        self, decode: DecodeRank, stages: int, enabled: tuple[str, ...], connect_timeout_s: float
-    ) -> None:
+    def __init__(self, decode: DecodeRank, enabled: tuple[str, ...], connect_timeout_s: float) -> None:
         self._decode = decode
-        self._stages = stages
         self._enabled = enabled
         self._connect_timeout_s = connect_timeout_s
-        self._known: dict[str, PrefillEngine] = {}
+        self._known: dict[tuple[str, str], PrefillEngine] = {}
         self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
 
     def close(self) -> None:
@@ -38,9 +35,6 @@ class PrefillDirectory:
 
     def peers(self, prefill: PrefillEngine) -> list[ReadPeer] | Reason:
         """The ranks to read from; those that nobody reads are rank 0's, with no consumers."""
-        if self._stages > 1:
-            why = f"pp_size: {self._stages} here; decode must have 1 pipeline stage (incompatible)"
-            return Reason(Code.PARALLEL_SIZES, why)
         try:
             return read_peers(self._decode, prefill, self._enabled)
         except ValueError as error:
@@ -48,23 +42,28 @@ class PrefillDirectory:
 
     def resolve(self, remote: RemotePrefill, use: UsePeers) -> None:
         """Call ``use`` now, or on a thread of the pool if a bootstrap server must be asked."""
-        known = remote.prefill or self._known.get(remote.bootstrap)
+        known = remote.prefill or self._known.get(remote.place)
         if known is not None:  # a router may still name the engine that was there before a restart
             use(self.peers(known))
             return
 
         def ask() -> None:
             try:
-                answer = query_bootstrap(remote.bootstrap, self._connect_timeout_s)
+                answer = _ask(remote, self._connect_timeout_s)
             except Exception as error:  # whatever a client may have named, its request must end
                 why = f"bootstrap server {printable(remote.bootstrap)}: {error or type(error).__name__}"
                 use(Reason(Code.BOOTSTRAP, why))
                 return
-            self._known[remote.bootstrap] = answer
+            self._known[remote.place] = answer
             use(self.peers(answer))
 
         self._resolver.submit(ask)
 
     def forget(self, remote: RemotePrefill) -> bool:
         """Prefill may have been restarted since it was asked; whether there was anything to forget."""
-        return self._known.pop(remote.bootstrap, None) is not None
+        return self._known.pop(remote.place, None) is not None
+
+
+def _ask(remote: RemotePrefill, timeout_s: float) -> PrefillEngine:
+    url, engine_id = remote.place
+    return query_engine(url, timeout_s, engine_id) if engine_id else query_bootstrap(url, timeout_s)

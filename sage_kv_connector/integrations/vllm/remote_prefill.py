@@ -19,7 +19,8 @@ class RemotePrefill:
 
     ``finished``: prefill is over, so the transfer must be known there. ``companions``: transfer ids of what
     is offered beside the pages and vLLM does not need (the metadata of a bootstrap room). ``prompt``: what
-    prefill has, where it said so (of a request with several prompts the first one).
+    prefill has, where it said so (of a request with several prompts the first one). ``engine_id``: which of the
+    engines behind the bootstrap server, where that was said.
     """
 
     transfer_id: str
@@ -28,6 +29,12 @@ class RemotePrefill:
     finished: bool
     companions: tuple[str, ...] = ()
     prompt: PromptDigest = UNBOUND
+    engine_id: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The bootstrap server to ask, and for which engine."""
+        return self.bootstrap, self.engine_id
 
     @property
     def transfers(self) -> tuple[str, ...]:
@@ -79,7 +86,7 @@ def parse_remote(params: dict[str, Any]) -> RemotePrefill:
         return RemotePrefill(transfer_id, prefill, "", True, companions, _prompt(params.get("remote_prompt")))
     bootstrap = params.get("remote_bootstrap_addr")
     if isinstance(bootstrap, str) and bootstrap.startswith(("http://", "https://")):
-        return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False)
+        return RemotePrefill(transfer_id, None, bootstrap.rstrip("/"), False, engine_id=engine_id)
     raise ValueError(
         f"remote_ranks is {ranks!r} and remote_bootstrap_addr {bootstrap!r}: one must say where prefill is"
     )

@@ -39,6 +39,7 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVHandshakeMetadata,
     Unneeded,
 )
+from sage_kv_connector.integrations.vllm.parallel import data_parallel_rank
 from sage_kv_connector.integrations.vllm.prompts import prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
@@ -76,8 +77,6 @@ class SchedulerSide:
         self._ranks = ranks
         if self._config.bootstrap_port is not None and self._bootstrap is None:
             port = self._config.bootstrap_port
-            if port:
-                port += int(getattr(self._parallel, "data_parallel_index", 0))
             host = "0.0.0.0" if self._config.host == "auto" else self._config.host
             addresses = {rank: meta.addresses for rank, meta in ranks.items()}
             node = next(iter(ranks.values())).node
@@ -86,7 +85,7 @@ class SchedulerSide:
                 int(self._parallel.pipeline_parallel_size),
                 MetadataKind.FIRST_TOKEN,
             )
-            self._bootstrap = BootstrapServer(host, port, engine)
+            self._bootstrap = BootstrapServer(host, port, engine, data_parallel_rank(self._parallel))
             logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
 
     def shutdown(self) -> None:

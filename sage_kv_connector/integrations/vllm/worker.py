@@ -67,7 +67,7 @@ class WorkerSide:
         self._config = config
         self._tp_rank = int(get_tensor_model_parallel_rank())
         self._tp_size = int(vllm_config.parallel_config.tensor_parallel_size)
-        self._stage = int(get_pp_group().rank_in_group)
+        self._stage, self._stages = int(get_pp_group().rank_in_group), int(get_pp_group().world_size)
         self._rank = self._stage * self._tp_size + self._tp_rank
         self._engine_id = engine_id
         request_amx_tiles()
@@ -87,8 +87,7 @@ class WorkerSide:
             view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage, weights
         )
         directory = PrefillDirectory(
-            DecodeRank(self._tp_rank, self._tp_size, schema.total_kv_heads),
-            int(self._vllm_config.parallel_config.pipeline_parallel_size),
+            DecodeRank(self._tp_rank, self._tp_size, schema.total_kv_heads, self._stage, self._stages),
             enabled_backends(config, on_device=device is not None),
             config.connect_timeout_s,
         )
