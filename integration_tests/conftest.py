@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from integration_tests.cluster import TIMES, Cluster
-from integration_tests.request_kinds import CHAT_TEMPLATE
+from integration_tests.request_pair import CHAT_TEMPLATE
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port

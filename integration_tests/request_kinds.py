@@ -1,195 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kinds of requests that users send, each against a single server's tokens, in both orders of dispatch.
 
-A kind asks a pair of servers and says which answers are right. What it leaves behind counts as well: whether decode's
-own answers to the prompts it used are still right afterwards, whether both servers hold nothing any more.
+A kind asks a pair of servers (``request_pair.py``) and says which answers are right.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 from integration_tests.cluster import PREFILL_PARAMS, gauges
-from sage_kv_connector.launch.process import Process, ServerError
-
-Dispatch = Literal["sequential", "concurrent"]
-#: A request that took this much longer than the same one on a single server has waited for something.
-STALL_S = 3.0
-TOKENS = 8
-#: The small models have none; servers are started with it.
-CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-
-class Sent(NamedTuple):
-    """A request as a client writes it, and the text of a prompt that must be right for everybody afterwards."""
-
-    path: str
-    body: dict[str, Any]
-    prompts: list[list[int]]
-
-
-@dataclass
-class Row:
-    """One kind in one order of dispatch.
-
-    ``refused``: loads of decode that failed. ``held``: what the servers still had ten seconds later.
-    """
-
-    name: str
-    engine: str
-    dispatch: str
-    right: bool = True
-    seconds: float = 0.0
-    stalls: int = 0
-    refused: int = 0
-    held: dict[str, float] = field(default_factory=dict)
-    why: str = ""
-
-    def wrong(self, why: str) -> None:
-        self.right = False
-        self.why = self.why or why
-
-
-@dataclass
-class Pair:
-    """Two servers and, for concurrent dispatch, the prefill's bootstrap server.
-
-    ``alone``: the judge. ``stranger``: a prefill whose model has other weights, and its bootstrap server.
-    """
-
-    prefill: Process
-    decode: Process
-    alone: Process
-    bootstrap: str
-    stranger: tuple[Process, str] | None = None
-
-    def hand_over(
-        self, sent: Sent, dispatch: Dispatch, *, on_prefill: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """What decode answers. ``on_prefill``: what differs in the request that prefill gets."""
-        first = {**sent.body, **(on_prefill or {}), "max_tokens": 1}
-        if dispatch == "sequential":
-            params = ask(self.prefill, sent.path, {**first, "kv_transfer_params": PREFILL_PARAMS})[
-                "kv_transfer_params"
-            ]
-            return ask(self.decode, sent.path, {**sent.body, "kv_transfer_params": params})
-        prefill_params, decode_params = self.both()
-        thread = threading.Thread(
-            target=_quietly, args=(self.prefill, sent.path, {**first, "kv_transfer_params": prefill_params})
-        )
-        thread.start()
-        try:
-            return ask(self.decode, sent.path, {**sent.body, "kv_transfer_params": decode_params})
-        finally:
-            thread.join()
-
-    def both(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters of a request that is sent to both servers at once."""
-        transfer = f"xfer-{random.getrandbits(64):x}"
-        engine = self.engine_id()
-        return {**PREFILL_PARAMS, "transfer_id": transfer}, {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "transfer_id": transfer,
-            "remote_engine_id": engine,
-            "remote_bootstrap_addr": self.bootstrap,
-        }
-
-    def engine_id(self) -> str:
-        connection = http.client.HTTPConnection(self.bootstrap.removeprefix("http://"), timeout=10)
-        connection.request("GET", "/query")
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
-        return str(answer["0"]["engine_id"])
-
-
-def ask(server: Process, path: str, body: dict[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
-    """One request that is answered at once. Raises ServerError for any answer but a good one."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=timeout_s)
-    whole = {"model": "model", "temperature": 0, "ignore_eos": True, "return_token_ids": True, **body}
-    try:
-        connection.request("POST", path, json.dumps(whole), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        text = response.read()
-        if response.status != 200:
-            raise ServerError(
-                f"{server.url}{path} answered {response.status}: {text[:500].decode(errors='replace')}"
-            )
-        answer: dict[str, Any] = json.loads(text)
-        return answer
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{server.url}{path}: {type(error).__name__}: {error}") from error
-    finally:
-        connection.close()
-
-
-def _quietly(server: Process, path: str, body: dict[str, Any]) -> None:
-    """Prefill's own answer is nobody's concern."""
-    try:
-        ask(server, path, body)
-    except ServerError:
-        return
-
-
-def choices(answer: dict[str, Any]) -> list[list[int]]:
-    """Token ids of each choice, by its index."""
-    return [one["token_ids"] for one in sorted(answer["choices"], key=lambda one: one["index"])]
-
-
-def prompt_of(tokens: int) -> list[int]:
-    return [random.randint(1, 255) for _ in range(tokens)]
-
-
-def completion(prompt: Any, **more: Any) -> Sent:
-    prompts = [list(one) for one in (prompt if isinstance(prompt[0], list) else [prompt])]
-    return Sent("/v1/completions", {"prompt": prompt, "max_tokens": TOKENS, **more}, prompts)
-
-
-def judge(row: Row, pair: Pair, dispatch: Dispatch, sent: Sent, answer: Callable[[], dict[str, Any]]) -> None:
-    """Ask, compare with a single server, and ask decode itself afterwards."""
-    began = time.monotonic()
-    right = choices(ask(pair.alone, sent.path, sent.body))
-    alone_s = time.monotonic() - began
-    began = time.monotonic()
-    try:
-        if choices(answer()) != right:
-            row.wrong("other tokens than one server's")
-    except ServerError as error:
-        row.wrong(str(error))
-    took = time.monotonic() - began
-    row.seconds = round(max(row.seconds, took), 2)
-    row.stalls += took > alone_s + STALL_S
-    for prompt in sent.prompts:
-        again = completion(prompt, **{key: sent.body[key] for key in ("cache_salt",) if key in sent.body})
-        try:
-            if choices(ask(pair.decode, again.path, again.body)) != choices(
-                ask(pair.alone, again.path, again.body)
-            ):
-                row.wrong("decode's own answer is wrong afterwards")
-        except ServerError as error:
-            row.wrong(f"afterwards: {error}")
-
-
-# -- the kinds: each yields requests, and how it asks them
-
+from integration_tests.request_models import embedded, pictured
+from integration_tests.request_pair import (
+    TOKENS,
+    Dispatch,
+    Pair,
+    Row,
+    Sent,
+    ask,
+    choices,
+    completion,
+    held,
+    judge,
+    prompt_of,
+)
+from sage_kv_connector.launch.process import ServerError
 
 #: Kinds in which every answer is handed over, and those in which nothing may be.
-ALL_HANDED_OVER = {"one prompt", "list of prompts", "the same prompt twice in a list", "n = 3", "chat, n = 2"}
-ALL_REFUSED = {"another prompt's parameters", "another cache salt"}
+ALL_HANDED_OVER = {
+    "one prompt", "list of prompts", "the same prompt twice in a list", "n = 3", "chat, n = 2", "each LoRA adapter",
+    "prompt embeddings", "an image",
+}  # fmt: skip
+ALL_REFUSED = {
+    "another prompt's parameters", "another cache salt", "another LoRA adapter's KV", "another prompt's embeddings",
+    "another image of the same size",
+}  # fmt: skip
 
 Kind = Callable[[Pair, Dispatch, Row], None]
+#: Those that any pair of servers can be asked.
 KINDS: dict[str, Kind] = {}
+#: Those that need servers of their own (``request_setups.py``).
+SPECIAL: dict[str, Kind] = {}
 
 
-def kind(name: str) -> Callable[[Kind], Kind]:
+def kind(name: str, *, special: bool = False) -> Callable[[Kind], Kind]:
     def register(function: Kind) -> Kind:
-        KINDS[name] = function
+        (SPECIAL if special else KINDS)[name] = function
         return function
 
     return register
@@ -337,30 +197,132 @@ def _bad_address(pair: Pair, dispatch: Dispatch, row: Row) -> None:
         judge(row, pair, dispatch, sent, lambda sent=sent, body=body: ask(pair.decode, sent.path, body, 40.0))  # type: ignore[misc]
 
 
-def held(pair: Pair, timeout_s: float = 10.0) -> dict[str, float]:
-    """What the servers still hold after some time; nothing, if all is well. vLLM reports with a step only."""
-    until = time.monotonic() + timeout_s
-    while True:
-        for server in (pair.prefill, pair.decode):
-            ask(server, "/v1/completions", {"prompt": prompt_of(8), "max_tokens": 2})
-        time.sleep(0.3)
-        names = ("offers", "on_offer", "loads", "subscriptions", "posts", "windows")
-        left = {
-            f"{role}.{name}": value
-            for role, server in (("prefill", pair.prefill), ("decode", pair.decode))
-            for name, value in gauges(server).items()
-            if name in names and value
-        }
-        if not left or time.monotonic() > until:
-            return left
-        time.sleep(1.0)
+@kind("two requests with one's parameters at once")
+def _second_subscriber(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    """Another prompt's request subscribes beside the one that the parameters are for."""
+    x, y = prompt_of(500), prompt_of(500)
+    if dispatch == "sequential":
+        first = {"prompt": x, "max_tokens": 1, "kv_transfer_params": PREFILL_PARAMS}
+        params = ask(pair.prefill, "/v1/completions", first)["kv_transfer_params"]
+    else:
+        prefill_params, params = pair.both()
+    requests = [completion(x), completion(y)]
+
+    def asked(sent: Sent) -> dict[str, Any]:
+        return ask(pair.decode, sent.path, {**sent.body, "kv_transfer_params": dict(params)})
+
+    with ThreadPoolExecutor(3) as pool:
+        if dispatch == "concurrent":
+            first = {"prompt": x, "max_tokens": 1, "kv_transfer_params": prefill_params}
+            pool.submit(ask, pair.prefill, "/v1/completions", first)
+        answers = [pool.submit(asked, sent) for sent in requests]
+    for sent, answer in zip(requests, answers, strict=True):
+        judge(row, pair, dispatch, sent, answer.result)
 
 
-def run(pair: Pair, name: str, dispatch: Dispatch, engine: str = "vllm") -> Row:
-    row = Row(name, engine, dispatch)
+# -- kinds that need servers of their own
+
+
+@kind("each LoRA adapter", special=True)
+def _adapters(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    prompt = prompt_of(500)
+    for model in ("a", "b", "model"):
+        sent = completion(prompt, model=model)
+        judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
+
+
+@kind("another LoRA adapter's KV", special=True)
+def _another_adapter(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    for there, here in (("a", "b"), ("model", "a"), ("a", "model")):
+        sent, other = completion(prompt_of(500), model=here), {"model": there}
+        judge(
+            row,
+            pair,
+            dispatch,
+            sent,
+            lambda sent=sent, other=other: pair.hand_over(sent, dispatch, on_prefill=other),  # type: ignore[misc]
+        )
+
+
+@kind("prompt embeddings", special=True)
+def _embeddings(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    for tokens in (100, 300):
+        sent = embedded(tokens)
+        judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
+
+
+@kind("another prompt's embeddings", special=True)
+def _other_embeddings(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    sent, other = embedded(300), embedded(300).body
+    judge(row, pair, dispatch, sent, lambda: pair.hand_over(sent, dispatch, on_prefill=other))
+
+
+@kind("an image", special=True)
+def _image(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    for _ in range(2):
+        sent = pictured()
+        judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
+
+
+@kind("another image of the same size", special=True)
+def _other_image(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    sent, other = pictured(), pictured().body
+    judge(row, pair, dispatch, sent, lambda: pair.hand_over(sent, dispatch, on_prefill=other))
+
+
+@kind("parameters from before a restart of prefill", special=True)
+def _restart(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    x, y = prompt_of(500), prompt_of(500)
+    prefill_params, params = pair.both()
+    first = {"prompt": x, "max_tokens": 1, "kv_transfer_params": PREFILL_PARAMS}
+    if dispatch == "sequential":
+        params = ask(pair.prefill, "/v1/completions", first)["kv_transfer_params"]
+    pair.prefill.stop()
+    pair.prefill.start()
+    pair.prefill.wait_until_healthy()
+    for prompt in (y, x):
+        if dispatch == "concurrent":  # a router may still name the engine that was there before
+            ask(pair.prefill, "/v1/completions", first | {"kv_transfer_params": prefill_params})
+        sent = completion(prompt)
+        body = {**sent.body, "kv_transfer_params": dict(params)}
+        judge(row, pair, dispatch, sent, lambda sent=sent, body=body: ask(pair.decode, sent.path, body))  # type: ignore[misc]
+    sent = completion(x)
+    judge(row, pair, dispatch, sent, lambda: pair.hand_over(sent, dispatch))
+
+
+@kind("prefix caches reset with running requests", special=True)
+def _reset(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    over = threading.Event()
+
+    def reset() -> None:
+        while not over.wait(0.15):
+            for server in (pair.prefill, pair.decode):
+                # vLLM answers 500 while a request waits for KV, and resets what it can.
+                with suppress(ServerError):
+                    ask(server, "/reset_prefix_cache?reset_running_requests=true", {}, empty=True)
+
+    head = prompt_of(256)
+    requests = [completion(head + prompt_of(400)) for _ in range(8)]
+    right = [choices(ask(pair.alone, sent.path, sent.body)) for sent in requests]
+    resets = threading.Thread(target=reset)
+    resets.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda sent: pair.hand_over(sent, dispatch), requests))
+    finally:
+        over.set()
+        resets.join()
+    if [choices(answer) for answer in answers] != right:
+        row.wrong("other tokens than one server's")
+    for sent in requests[:3]:
+        judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
+
+
+def run(pair: Pair, name: str, dispatch: Dispatch, way: str = "by hand", engine: str = "vllm") -> Row:
+    row = Row(name, engine, way, dispatch)
     try:
         before = gauges(pair.decode).get("failed_loads", 0)
-        KINDS[name](pair, dispatch, row)
+        (KINDS | SPECIAL)[name](pair, dispatch, row)
         row.held |= held(pair)
         row.refused = int(gauges(pair.decode).get("failed_loads", 0) - before)
         if row.refused and name in ALL_HANDED_OVER:
