@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint bench shell build wheel clean
+.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint matrix bench shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -50,6 +50,10 @@ test-vllm:
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:
 	$(RUN) --sglang python -m pytest -q --durations 25 $(SGLANG_TESTS:%=integration_tests/test_%.py) $(ARGS)
+
+# Every kind of request against one server, on pairs of real ones (docs/requests.md). ARGS="--setup lora --json"
+matrix:
+	$(RUN) python -m scripts.request_matrix $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

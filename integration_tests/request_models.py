@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 from integration_tests.request_pair import TOKENS, Sent
-from sage_kv_connector.launch.tiny_model import SHAPES
+from sage_kv_connector.launch.tiny_model import SHAPES, VOCABULARY, save_tokenizer
 
 SHAPE = SHAPES["small"]
 IMAGE_SIDE = 56
@@ -59,3 +59,82 @@ def pictured() -> Sent:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is it " * 30}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": TOKENS}
     return Sent("/v1/chat/completions", body, [])
+
+
+def build_vision_model(directory: Path) -> Path:
+    """A LLaVA with random weights: 16 tokens an image."""
+    import torch
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    path = directory / "vision"
+    if (path / "model.safetensors").exists():
+        return path
+    save_tokenizer(path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<eos>"})
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=VOCABULARY + 2, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=4096, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=IMAGE_SIDE,
+        patch_size=14, projection_dim=64,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(0.0, 0.4 if "self_attn" in name else 0.12)
+    model.save_pretrained(path)
+    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    images = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIDE}, crop_size=size)
+    LlavaProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(path)  # fmt: skip
+    return path
+
+
+def build_draft(directory: Path) -> Path:
+    """An EAGLE head with random weights for the small model: one layer, whose KV is of the model's shape."""
+    import torch
+    from safetensors.torch import save_file
+
+    path = directory / "eagle"
+    path.mkdir(exist_ok=True)
+    width, kv_width = SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim
+    hidden, inner = SHAPE.hidden, 2 * SHAPE.hidden
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        "fc.weight": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj.weight": (width, hidden),
+        "layers.0.self_attn.k_proj.weight": (kv_width, hidden),
+        "layers.0.self_attn.v_proj.weight": (kv_width, hidden),
+        "layers.0.self_attn.o_proj.weight": (hidden, width),
+        "layers.0.mlp.gate_proj.weight": (inner, hidden),
+        "layers.0.mlp.up_proj.weight": (inner, hidden),
+        "layers.0.mlp.down_proj.weight": (hidden, inner),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) * 0.12 for name, shape in shapes.items()}
+    tensors["layers.0.post_attention_layernorm.weight"] = torch.ones(hidden)
+    save_file(tensors, path / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": 1, "num_attention_heads": SHAPE.heads,
+        "num_key_value_heads": SHAPE.kv_heads, "head_dim": SHAPE.head_dim, "max_position_embeddings": 40960,
+        "bos_token_id": 256, "eos_token_id": 257, "torch_dtype": "float32", "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    return path

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from integration_tests.cluster import TIMES, bare_word
 from integration_tests.request_kinds import KINDS
-from integration_tests.request_models import build_adapter
+from integration_tests.request_models import build_adapter, build_draft, build_vision_model
 from integration_tests.request_pair import CHAT_TEMPLATE, Pair
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -135,6 +136,13 @@ def embeddings(shop: Workshop) -> Iterator[Sequence[Way]]:
 
 
 @contextmanager
+def images(shop: Workshop) -> Iterator[Sequence[Way]]:
+    options = dataclasses.replace(shop.options, model=build_vision_model(shop.scratch), max_model_len=2048)
+    with shop.pair(options, options) as pair:
+        yield [Way("images", pair, ("an image", "another image of the same size", "chat, n = 2"))]
+
+
+@contextmanager
 def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
     """Two engines on each side, with fixed ports; by hand and through the router's data parallel mode."""
     options = shop.with_extra("--data-parallel-size", "2")
@@ -155,24 +163,26 @@ def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
             ]
 
 
-@contextmanager
-def ngram(shop: Workshop) -> Iterator[Sequence[Way]]:
-    """Drafts by n-grams on both sides."""
-    drafts = shop.with_extra(
-        "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}'
-    )
-    with shop.pair(drafts, drafts, shop.options) as pair:
-        yield [Way("n-gram drafts", pair, BOUND)]
+def _drafts(
+    name: str, speculative: Callable[[Workshop], dict[str, Any]], *, both: bool
+) -> Callable[[Workshop], Any]:
+    """Drafts on both sides, or on decode alone. The judge drafts too: sampling goes another way with drafts."""
+
+    @contextmanager
+    def drafting(shop: Workshop) -> Iterator[Sequence[Way]]:
+        drafts = shop.with_extra("--speculative-config", json.dumps(speculative(shop)))
+        with shop.pair(drafts if both else shop.options, drafts, drafts) as pair:
+            yield [Way(f"{name} drafts" if both else f"{name} drafts on decode", pair, BOUND)]
+
+    return drafting
 
 
-@contextmanager
-def ngram_on_decode(shop: Workshop) -> Iterator[Sequence[Way]]:
-    """Drafts by n-grams on decode only."""
-    drafts = shop.with_extra(
-        "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}'
-    )
-    with shop.pair(shop.options, drafts) as pair:
-        yield [Way("n-gram drafts on decode", pair, BOUND)]
+def _ngram(_: Workshop) -> dict[str, Any]:
+    return {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+
+
+def _eagle(shop: Workshop) -> dict[str, Any]:
+    return {"method": "eagle", "model": str(build_draft(shop.scratch)), "num_speculative_tokens": 2}
 
 
 def beside_a_store(
@@ -220,9 +230,12 @@ SETUPS: dict[str, Callable[[Workshop], Any]] = {
     "converting": converting,
     "lora": lora,
     "embeddings": embeddings,
+    "images": images,
     "data_parallel": data_parallel,
-    "ngram": ngram,
-    "ngram_on_decode": ngram_on_decode,
+    "ngram": _drafts("n-gram", _ngram, both=True),
+    "ngram_on_decode": _drafts("n-gram", _ngram, both=False),
+    "eagle": _drafts("EAGLE", _eagle, both=True),
+    "eagle_on_decode": _drafts("EAGLE", _eagle, both=False),
     "store_behind": _stores(True),
     "store_before": _stores(False),
 }

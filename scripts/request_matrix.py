@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind of request against a single server, in both orders of dispatch (integration_tests/request_kinds.py).
 
-    python -m scripts.request_matrix [--setup NAME] [--only TEXT] [--json]
+    make matrix ARGS="[--setup NAME] [--only TEXT] [--json]"
 
 Starts real vLLM servers on a small model, one setup after the other: a prefill, a decode, one that computes everything
-itself, and what the setup is about (integration_tests/request_setups.py).
+itself, and what the setup is about (integration_tests/request_setups.py). The setup ``sglang`` runs in SGLang's own
+environment (integration_tests/request_sglang.py).
 JSON: ``rows`` of name, engine, way, dispatch, right, seconds (the slowest request), stalls, refused, held, why;
 ``wrong``: rows that are not right; ``failed``: rows that stalled or left something behind; ``lost``: setups whose
 servers did not start or ended, and why; ``not_run``: what can't run here, and why.
@@ -16,9 +17,11 @@ import argparse
 import dataclasses
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from integration_tests import request_kinds as kinds
@@ -26,6 +29,7 @@ from integration_tests.request_pair import Row
 from integration_tests.request_setups import SETUPS, Workshop
 from sage_kv_connector.launch.process import ServerError
 
+SGLANG = "sglang"
 NOT_RUN = {
     "second model runner": "vLLM 0.32's CPU build has it, but it needs Triton for CPUs, which is not published",
 }
@@ -35,7 +39,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--setup", action="append", choices=SETUPS, help="only this one; may be given again")
+    parser.add_argument(
+        "--setup", action="append", choices=[*SETUPS, SGLANG], help="only this one; may be given again"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="kinds whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one object on stdout")
@@ -44,13 +50,13 @@ def main() -> int:
     random.seed(given.seed)
     rows: list[Row] = []
     lost: dict[str, str] = {}
-    for name in given.setup or SETUPS:
+    for name in given.setup or (*SETUPS, SGLANG):
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder) if given.logs is None else given.logs / name
             scratch.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
             try:
-                rows += _run(name, scratch, given.only)
+                rows += _in_sglang(given) if name == SGLANG else _run(name, scratch, given.only)
             except ServerError as error:
                 lost[name] = str(error)
                 print(f"{name}: LOST: {error}", file=sys.stderr, flush=True)
@@ -70,6 +76,36 @@ def main() -> int:
             f"{len(lost)} setups lost"
         )
     return 1 if found["wrong"] or found["failed"] or lost else 0
+
+
+def _in_sglang(given: argparse.Namespace) -> list[Row]:
+    """Its rows, from a process in its environment if this one is another."""
+    if find_spec("sglang") is None:
+        words = [
+            sys.executable,
+            "scripts/environment.py",
+            "--sglang",
+            "python",
+            "-m",
+            "scripts.request_matrix",
+        ]
+        words += ["--setup", SGLANG, "--only", given.only, "--seed", str(given.seed), "--json"]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if not done.stdout.strip():
+            raise ServerError(f"{' '.join(words)} ended with status {done.returncode}")
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        if found["lost"]:
+            raise ServerError(found["lost"][SGLANG])
+        return [Row(**row) for row in found["rows"]]
+    from integration_tests import request_sglang
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, request_sglang.servers(Path(folder)) as pair:
+        for name in request_sglang.KINDS:
+            if given.only in name:
+                rows.append(request_sglang.run(pair, name))
+                print(_line(rows[-1]), file=sys.stderr, flush=True)
+    return rows
 
 
 def _run(setup: str, scratch: Path, only: str) -> list[Row]:
