@@ -166,13 +166,14 @@ def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
 def _drafts(
     name: str, speculative: Callable[[Workshop], dict[str, Any]], *, both: bool
 ) -> Callable[[Workshop], Any]:
-    """Drafts on both sides, or on decode alone. The judge drafts too: sampling goes another way with drafts."""
+    """Drafts on both sides, or on decode alone. Greedy only: how often a seeded sample draws depends on drafts."""
 
     @contextmanager
     def drafting(shop: Workshop) -> Iterator[Sequence[Way]]:
         drafts = shop.with_extra("--speculative-config", json.dumps(speculative(shop)))
+        greedy = ["the same prompt twice in a list" if name == "n = 3" else name for name in BOUND]
         with shop.pair(drafts if both else shop.options, drafts, drafts) as pair:
-            yield [Way(f"{name} drafts" if both else f"{name} drafts on decode", pair, BOUND)]
+            yield [Way(f"{name} drafts" if both else f"{name} drafts on decode", pair, greedy)]
 
     return drafting
 

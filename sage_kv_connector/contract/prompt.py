@@ -9,6 +9,7 @@ it was computed for, and to no other. Layout of what is hashed: docs/protocol.md
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import msgspec
 
 #: Bytes of a digest, of SHA-256's 32.
 DIGEST_BYTES = 16
-_TAG = b"sage_kvt prompt 1\0"
+_TAG = b"sage_kvt prompt 2\0"
 
 
 class PromptDigest(msgspec.Struct, frozen=True, array_like=True):
@@ -56,7 +57,7 @@ class Prompt:
         embeddings: bytes = b"",
     ) -> None:
         self.tokens = len(token_ids)
-        self._ids = array("q", token_ids).tobytes()
+        self._ids = _packed(token_ids)
         self._context = _texts(salt, adapter)
         self._items = tuple(items)
         self._embeddings = embeddings
@@ -76,7 +77,7 @@ class Prompt:
 
     def _compute(self, tokens: int) -> bytes:
         hashed = hashlib.sha256(_TAG + tokens.to_bytes(8, "little") + self._context)
-        hashed.update(memoryview(self._ids)[: 8 * tokens])
+        hashed.update(memoryview(self._ids)[:tokens])
         for item in self._items:
             if item.offset < tokens:
                 place = item.offset.to_bytes(8, "little") + item.length.to_bytes(8, "little")
@@ -84,6 +85,17 @@ class Prompt:
         if self._embeddings:
             hashed.update(b"embeddings" + self._embeddings[: 16 * tokens])
         return hashed.digest()[:DIGEST_BYTES]
+
+
+def _packed(token_ids: Sequence[int]) -> array[int]:
+    """4 bytes an id, little-endian: much faster to make and to hash than 8."""
+    try:
+        packed = array("I", token_ids)
+    except OverflowError:  # no token has such an id; still a client may name one
+        packed = array("I", [token_id & 0xFFFFFFFF for token_id in token_ids])
+    if sys.byteorder != "little":
+        packed.byteswap()
+    return packed
 
 
 def _texts(*texts: str) -> bytes:

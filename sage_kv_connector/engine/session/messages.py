@@ -26,7 +26,7 @@ from sage_kv_connector.engine.session.transfer_messages import (
     SubscribePart,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 NONCE_BYTES = 32
 #: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
