@@ -213,6 +213,7 @@ def test_smaller_pages_and_more_ranks_of_prefill_change_no_element(
 
 
 @fp8_cache
+@pytest.mark.full
 def test_tp_2_and_an_fp8_prefill_hand_over_to_tp_1_in_bf16(scratch: Path, secret: dict[str, str]) -> None:
     extra = ("--tensor-parallel-size", "2", "--kv-cache-dtype", "fp8")
     with prefill_of(scratch, secret, "tp2-fp8", *extra, block_size=96) as source:

@@ -147,6 +147,16 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
                 fields.append(_compare_field(name, local, remote, convertible))
         return SchemaComparison(tuple(fields))
 
+    def missing_from(self, other: KVCacheSchema) -> tuple[str, ...]:
+        """Layers of this worker that a peer without pipeline stages does not have: those of a draft model.
+
+        Empty where the peer is one stage of several: the others may have them.
+        """
+        if other.pp_size > 1:
+            return ()
+        theirs = {layer for group in other.groups for layer in group.layers}
+        return tuple(layer for group in self.groups for layer in group.layers if layer not in theirs)
+
     @property
     def head_end(self) -> int:
         """One past the last kv head of this worker."""

@@ -13,10 +13,14 @@ from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 
 
 class SchemaVerdict(NamedTuple):
-    """``refusal``: why no KV may move; ``must_convert``: why pages can't go as they are."""
+    """``refusal``: why no KV may move; ``must_convert``: why pages can't go as they are.
+
+    ``no_kv_of``: layers of ours that the peer does not have, and that come without KV.
+    """
 
     refusal: Reason | None = None
     must_convert: str = ""
+    no_kv_of: tuple[str, ...] = ()
 
 
 def schema_verdict(
@@ -31,7 +35,7 @@ def schema_verdict(
         code = Code.WEIGHTS if wrong == {"weights"} else Code.SCHEMA
         return SchemaVerdict(Reason(code, comparison.explain()))
     if comparison.verdict is Verdict.CONVERTIBLE:
-        return SchemaVerdict(must_convert=comparison.explain())
+        return SchemaVerdict(must_convert=comparison.explain(), no_kv_of=ours.missing_from(theirs))
     if ours.memory == "host" or capabilities.device_memory:
         return SchemaVerdict()
     staged = f"memory: {ours.memory} on both sides, {capabilities.name} takes host"

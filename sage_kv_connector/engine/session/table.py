@@ -166,6 +166,13 @@ class SessionTable:
             logger.error("%s: KV can't move: %s", session.label, session.verdict.refusal)
         elif session.verdict.must_convert:
             logger.info("%s: KV is converted on the way: %s", session.label, session.verdict.must_convert)
+        if session.verdict.no_kv_of:
+            logger.warning(
+                "%s: it has no KV of %s: their drafts begin without the prompt (tokens stay right). Give both servers "
+                "the same draft model to hand its KV over as well",
+                session.label,
+                ", ".join(session.verdict.no_kv_of),
+            )
         logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
         if session.dialled is not None:
             self._by_peer[session.dialled] = session
