@@ -62,48 +62,49 @@ def pictured() -> Sent:
 
 
 def build_vision_model(directory: Path) -> Path:
-    """A LLaVA with random weights: 16 tokens an image."""
+    """An Idefics3 with random weights: 4 tokens an image."""
     import torch
     from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
         LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
         PreTrainedTokenizerFast,
     )
+    from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
     path = directory / "vision"
     if (path / "model.safetensors").exists():
         return path
     save_tokenizer(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<eos>"})
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    special = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special, "pad_token": "<eos>"})
     torch.manual_seed(0)
     text = LlamaConfig(
-        vocab_size=VOCABULARY + 2, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=4096, bos_token_id=256, eos_token_id=257,
+        vocab_size=VOCABULARY + len(special), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096, bos_token_id=256,
+        eos_token_id=257, pad_token_id=257,
     )  # fmt: skip
-    vision = CLIPVisionConfig(
+    vision = Idefics3VisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=IMAGE_SIDE,
-        patch_size=14, projection_dim=64,
+        patch_size=14,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
-    config.architectures = ["LlavaForConditionalGeneration"]
-    model = LlavaForConditionalGeneration(config)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = Idefics3Config(
+        vision_config=vision, text_config=text, image_token_id=image, scale_factor=2, pad_token_id=257,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = Idefics3ForConditionalGeneration(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
                 weight.normal_(0.0, 0.4 if "self_attn" in name else 0.12)
     model.save_pretrained(path)
-    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
-    images = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIDE}, crop_size=size)
-    LlavaProcessor(
-        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", image_token="<image>",
-        num_additional_image_tokens=1,
-    ).save_pretrained(path)  # fmt: skip
+    side = {"longest_edge": IMAGE_SIDE}
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    Idefics3Processor(images, tokenizer, image_seq_len=4).save_pretrained(path)
     return path
 
 

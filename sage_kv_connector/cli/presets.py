@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.console import emit, progress
@@ -81,9 +80,5 @@ def explain(name: Name, as_json: AsJson = False) -> None:
 
 
 def _refused(error: ValueError) -> typer.Exit:
-    if isinstance(error, ValidationError):
-        for one in error.errors():
-            progress.print(f"{'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg']}")
-    else:
-        progress.print(str(error))
+    progress.print(str(error), markup=False, soft_wrap=True)
     return typer.Exit(2)

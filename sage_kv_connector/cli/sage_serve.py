@@ -106,7 +106,7 @@ def with_options(serve: Callable[..., Any]) -> Callable[..., Any]:
         try:
             configure(words or [], path)
         except ValueError as error:
-            progress.print(f"--kv-transport: {_plainly(error)}", markup=False, soft_wrap=True)
+            progress.print(f"--kv-transport: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(2) from error
         with contextlib.ExitStack() as started:
             if engine is Engine.vllm:
@@ -153,16 +153,6 @@ def configure(words: Sequence[str], path: Path) -> KVTransportConfig:
     os.environ[CONFIG_FILE_ENV] = str(path.resolve())
     progress.print(f"KV transport: options written to {path.resolve()}", markup=False, soft_wrap=True)
     return config
-
-
-def _plainly(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(
-        f"{'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg']}" for one in error.errors()
-    )
 
 
 def _groups_named(app: Any, name: str) -> Iterator[Any]:

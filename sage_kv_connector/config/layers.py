@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sage_kv_connector.config.file import read_options
+from sage_kv_connector.config.refusal import SECRET_FIELDS
 
 #: A kv_transport.yaml for every engine that is started with it, unless its options name another.
 CONFIG_FILE_ENV = "SAGE_KVT_CONFIG_FILE"
@@ -25,8 +26,8 @@ class Layers(NamedTuple):
     origins: dict[str, str]
 
 
-def layered(options: Mapping[str, Any]) -> Layers:
-    """Preset, then the user's file, then the options themselves; later ones win.
+def layered(options: Mapping[str, Any], origin: str = "given") -> Layers:
+    """Preset, then the user's file, then the options themselves (of ``origin``); later ones win.
 
     The file is the one that ``config_file`` or else ``$SAGE_KVT_CONFIG_FILE`` names. The preset may
     be named by the file or by the options. Raises ValueError for an unknown preset and for a file
@@ -45,12 +46,12 @@ def layered(options: Mapping[str, Any]) -> Layers:
         layers.append((f"preset {name}", known[name]["settings"]))
     if path is not None:
         layers.append((str(path), from_file))
-    layers.append(("given", options))
+    layers.append((origin, options))
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for origin, layer in layers:
+    for name, layer in layers:
         merged.update(layer)
-        origins.update(dict.fromkeys(layer, origin))
+        origins.update(dict.fromkeys(layer, name))
     return Layers(merged, origins)
 
 
@@ -63,8 +64,15 @@ def options_of_words(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
-            raise ValueError(f"option {word!r} is not of the form key=value")
-        options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+            # What follows a secret may be a part of it, behind a comma.
+            shown = "**********" if SECRET_FIELDS & set(options) else word
+            raise ValueError(f"option {shown!r} is not of the form key=value")
+        name = key.strip().replace("-", "_")
+        try:
+            # A secret of digits is text all the same.
+            options[name] = value if name in SECRET_FIELDS else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{name} has a value that is not YAML") from None
     return options
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
 from sage_kv_connector.config.layers import layered, options_of_words, presets
+from sage_kv_connector.config.refusal import option_error
 from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 
 SECRET_ENV = "SAGE_KVT_SECRET"
@@ -22,7 +23,7 @@ SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
 class KVTransportConfig(BaseModel):
     """Options of one engine's transport. Unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     preset: str | None = Field(None, description="named set of options that the others override")
     config_file: Path | None = Field(
@@ -103,20 +104,20 @@ class KVTransportConfig(BaseModel):
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
     )
 
+    # A field's own check says what is allowed; ``option_error`` makes the sentence around it.
+
     @field_validator("target_dtype")
     @classmethod
     def _on_the_wire(cls, value: str) -> str:
         if value != "auto" and value not in WIRE_DTYPES:
-            raise ValueError(f"target_dtype is {value!r}; allowed: auto, {', '.join(WIRE_DTYPES)}")
+            raise ValueError(f"auto, {', '.join(WIRE_DTYPES)}")
         return value
 
     @field_validator("backend")
     @classmethod
     def _available(cls, value: str) -> str:
         if value != "auto" and value not in backend_names():
-            raise ValueError(
-                f"backend {value!r} is not part of this release; allowed: auto, {', '.join(backend_names())}"
-            )
+            raise ValueError(f"auto, {', '.join(backend_names())}")
         return value
 
     def resolved_secret(self) -> bytes:
@@ -140,17 +141,22 @@ class KVTransportConfig(BaseModel):
         return text
 
     @classmethod
-    def load(cls, options: Mapping[str, Any] | None = None) -> KVTransportConfig:
+    def load(cls, options: Mapping[str, Any] | None = None, origin: str = "given") -> KVTransportConfig:
         """From a mapping (``kv_connector_extra_config``, YAML); ``preset`` and ``config_file`` are layers below.
 
-        Raises ValueError (of which pydantic.ValidationError is one) naming field, value and what is allowed.
+        ``origin``: where the mapping came from. Raises ValueError naming field, value, origin and what is allowed.
         """
-        return cls.model_validate(layered(options or {}).options)
+        layers = layered(options or {}, origin)
+        try:
+            return cls.model_validate(layers.options)
+        except ValidationError as error:
+            refused = option_error(error, cls.model_json_schema(), layers.origins)
+        raise refused  # outside, so that no traceback shows pydantic's own text with the values
 
     @classmethod
     def from_file(cls, path: Path) -> KVTransportConfig:
         """From ``kv_transport.yaml`` or ``config.yaml``. Raises ValueError naming file, field and value."""
-        return cls.load(read_options(path))
+        return cls.load(read_options(path), str(path))
 
     def to_file(self, path: Path) -> None:
         """Write the options that were set, for ``from_file``; a ``config.yaml`` keeps its other sections.
@@ -163,6 +169,6 @@ class KVTransportConfig(BaseModel):
         write_options(path, self.model_dump(include=wanted))
 
     @classmethod
-    def from_words(cls, words: Iterable[str]) -> KVTransportConfig:
-        """From ``key=value`` words; values are read as YAML, dashes in keys as underscores."""
-        return cls.load(options_of_words(words))
+    def from_words(cls, words: Iterable[str], origin: str = "given") -> KVTransportConfig:
+        """From ``key=value`` words; values are read as YAML, dashes in keys as underscores. Raises as ``load``."""
+        return cls.load(options_of_words(words), origin)

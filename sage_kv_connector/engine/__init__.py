@@ -27,6 +27,7 @@ Whoever stands on the engine imports from here.
 """
 
 from sage_kv_connector.engine.control.listen_address import advertised_host as advertised_host
+from sage_kv_connector.engine.control.listen_address import listen_host as listen_host
 from sage_kv_connector.engine.control.reachability import capabilities_of as capabilities_of
 from sage_kv_connector.engine.control.reachability import enabled_backends as enabled_backends
 from sage_kv_connector.engine.control.reachability import order_addresses as order_addresses

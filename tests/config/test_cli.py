@@ -43,7 +43,7 @@ def test_show_layers_and_writes(tmp_path: Path) -> None:
 
 def test_bad_overrides_are_named() -> None:
     for words, says in (
-        (["--set", "lease_s=-1"], "lease_s=-1: Input should be greater than 0"),
+        (["--set", "lease_s=-1"], "lease_s is -1 (from given); allowed: a number above 0"),
         (["--set", "nothing"], "is not of the form key=value"),
         (["fast"], "preset 'fast' is unknown"),
     ):

@@ -183,3 +183,27 @@ def test_a_peer_out_of_reach_is_named() -> None:
         first.join({0: first.spec, 1: second.spec})
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("backend", ["shm", "tcp"])
+def test_a_tag_that_is_used_again_at_once_is_another_message(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verdict is not the one on the message before, which may still be on offer."""
+    first, second = make_pair(backend=backend, deadline_s=20)
+    names: list[str] = []
+    offer = second._core.offer
+
+    def noted(name: str, *rest: Any) -> None:
+        names.append(name)
+        offer(name, *rest)
+
+    monkeypatch.setattr(second._core, "offer", noted)
+    for number in range(20):
+        sent = later(first.send, Tagged(bytes([number]) * 100, "handle"), 1)
+        got = bytearray(100)
+        second.recv(Tagged(got, "handle"), 0)
+        assert sent.result(10) == 100 and got == bytes([number]) * 100
+    assert len(names) == len(set(names)) == 20
+    for side in (first, second):
+        side.close()

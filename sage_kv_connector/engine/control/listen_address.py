@@ -36,10 +36,13 @@ def _reachable_host(host: str) -> str:
         try:
             sock.connect((probe, 9))  # a datagram socket sends nothing: this only looks up the route
             return str(sock.getsockname()[0])
-        except OSError:
-            return "127.0.0.1" if family == socket.AF_INET else "::1"
+        except OSError as error:
+            raise ValueError(
+                f"advertise_host is not set, and this machine has no default route that would tell it ({error}): set "
+                "it to the address at which peers reach this machine, or host=127.0.0.1 for peers on this one"
+            ) from error
 
 
 def advertised_host(config: KVTransportConfig) -> str:
-    """Where peers reach this node. Raises ValueError as ``listen_host``."""
+    """Where peers reach this node. Raises ValueError as ``listen_host``, and where nothing but an option could tell."""
     return config.advertise_host or _reachable_host(listen_host(config, config.resolved_secret()))

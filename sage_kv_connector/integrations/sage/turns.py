@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sage_kv_connector.engine import EngineCore
 
 MAX_TAG = 128
+#: Pairs and tags whose messages are counted; of more than these the longest unused are forgotten, on both sides alike.
+MAX_TURNS = 1 << 16
 
 
 class Turn:
@@ -39,7 +42,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._turns: dict[tuple[str, int, str], Turn] = {}
+        self._turns: OrderedDict[tuple[str, int, str], Turn] = OrderedDict()
 
     @contextmanager
     def take(self, verb: str, rank: int, tag: str) -> Iterator[Turn]:
@@ -49,6 +52,7 @@ class Turns:
         key = (verb, rank, tag)
         with self._changed:
             turn = self._turns.setdefault(key, Turn())
+            self._turns.move_to_end(key)
             ticket = turn.tickets
             turn.tickets += 1
             self._changed.wait_for(lambda: turn.served == ticket)
@@ -57,6 +61,18 @@ class Turns:
         finally:
             with self._changed:
                 turn.served += 1
-                if tag and turn.number and turn.served == turn.tickets:
-                    self._turns.pop(key, None)  # tags are many, and each is used once or seldom
+                self._forget_old()
                 self._changed.notify_all()
+
+    def _forget_old(self) -> None:
+        """Tags are many, and each is used once or seldom.
+
+        A tag that is used again counts on: else its next message had the name of the one before, whose verdict
+        may still be on offer.
+        """
+        while len(self._turns) > MAX_TURNS:
+            key, oldest = next(iter(self._turns.items()))
+            if not key[2] or oldest.served != oldest.tickets:
+                self._turns.move_to_end(key)
+                return
+            del self._turns[key]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 
 #: SGLang's own keys in the same object.
@@ -45,5 +45,13 @@ class HiCacheOptions(NamedTuple):
         transport = extra.get("transport")
         if transport is not None and not isinstance(transport, Mapping):
             raise ValueError(f"transport is {transport!r}, must be an object of the transport's options")
-        config = options_from_environment() if transport is None else KVTransportConfig.load(transport)
+        if "secret" in (transport or {}):
+            raise ValueError(
+                "transport.secret would stand in SGLang's log; name a secret_file instead, or set $"
+                + SECRET_ENV
+            )
+        origin = "transport in --hicache-storage-backend-extra-config"
+        config = (
+            options_from_environment() if transport is None else KVTransportConfig.load(transport, origin)
+        )
         return cls(addresses, float(deadline_s), namespace, config)

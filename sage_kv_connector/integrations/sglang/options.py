@@ -14,4 +14,4 @@ CONFIG_ENV = "SAGE_KVT_CONFIG"
 def options_from_environment() -> KVTransportConfig:
     """Raises ValueError naming the option that is not known or not allowed."""
     words = [word for word in os.environ.get(CONFIG_ENV, "").split(",") if word]
-    return KVTransportConfig.from_words(words)
+    return KVTransportConfig.from_words(words, f"${CONFIG_ENV}")

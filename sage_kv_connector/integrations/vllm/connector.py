@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.integrations.vllm.given_options import ORIGIN
 from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
@@ -51,7 +52,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         transfer = vllm_config.kv_transfer_config
         refuse_context_parallel(vllm_config.parallel_config)
         config = own_ports(
-            KVTransportConfig.load(transfer.kv_connector_extra_config), vllm_config.parallel_config
+            KVTransportConfig.load(transfer.kv_connector_extra_config, ORIGIN), vllm_config.parallel_config
         )
         engine_id = str(transfer.engine_id)
         self._single_group = len(transfer_groups(kv_cache_config)) == 1

@@ -7,16 +7,16 @@ and again when an ``EngineArgs`` is made, so ``register`` is idempotent.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.integrations.vllm.given_options import BARE_WORD, CONNECTOR_CLASS, take_options
 
-BARE_WORD = "sage_kvt"
 CONNECTOR_MODULE = "sage_kv_connector.integrations.vllm.connector"
-CONNECTOR_CLASS = "SageKVConnector"
 
 
 def register() -> None:
@@ -30,6 +30,7 @@ def register() -> None:
     if not hasattr(EngineArgs, "_sage_kvt_bare_word"):
         EngineArgs._sage_kvt_bare_word = True
         EngineArgs.add_cli_args = staticmethod(_with_bare_word(EngineArgs.add_cli_args))
+        EngineArgs.__post_init__ = _with_taken_options(EngineArgs.__post_init__)
         EngineArgs.create_engine_config = _with_expanded_word(EngineArgs.create_engine_config)
 
 
@@ -46,11 +47,11 @@ def expand_bare_word(text: str) -> Any:
     from vllm.config import KVTransferConfig
 
     words = [word for word in text[len(BARE_WORD) + 1 :].split(",") if word]
-    config = KVTransportConfig.from_words(words)
+    config = KVTransportConfig.from_words(words, f"--kv-transfer-config {BARE_WORD}")
     # A config_file's options are in the model by now; workers on other nodes need not have the file.
     options = config.model_dump(mode="json", exclude_unset=True, exclude={"config_file"})
     if config.secret is not None:
-        options["secret"] = config.secret.get_secret_value()
+        options["secret"] = config.secret
     wanted = {
         "kv_connector": BARE_WORD,
         "kv_role": "kv_both",
@@ -75,11 +76,31 @@ def _with_bare_word(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parse_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        return expand_bare_word(text) if is_bare_word(text) else original(text)
+        given = None if is_bare_word(text) else original(text)
+        try:
+            if given is None:
+                return expand_bare_word(text)
+            take_options(given)
+            return given
+        except ValueError as error:
+            why = str(error)
+        raise argparse.ArgumentTypeError(f"sage_kvt: {why}")  # argparse shows the text of no other error
 
     parse.sage_kvt = True  # type: ignore[attr-defined]
     parse.__name__ = getattr(original, "__name__", "kv_transfer_config")
     return parse
+
+
+def _with_taken_options(post_init: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that come by Python and not by the command line; they are logged after this."""
+
+    @functools.wraps(post_init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        post_init(self, *args, **kwargs)
+        if self.kv_transfer_config is not None and not isinstance(self.kv_transfer_config, str):
+            take_options(self.kv_transfer_config)
+
+    return wrapped
 
 
 def _with_expanded_word(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:

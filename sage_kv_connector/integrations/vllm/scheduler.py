@@ -22,7 +22,7 @@ from sage_kv_connector.contract.bootstrap_room import (
     pages_transfer,
     parse_room,
 )
-from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
+from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs, listen_host
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
 from sage_kv_connector.integrations.vllm.kv_caches import (
@@ -77,7 +77,7 @@ class SchedulerSide:
         self._ranks = ranks
         if self._config.bootstrap_port is not None and self._bootstrap is None:
             port = self._config.bootstrap_port
-            host = "0.0.0.0" if self._config.host == "auto" else self._config.host
+            host = listen_host(self._config, self._config.resolved_secret())
             addresses = {rank: meta.addresses for rank, meta in ranks.items()}
             node = next(iter(ranks.values())).node
             engine = PrefillEngine(

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bad option in words: the field, its value, where it came from, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+#: Fields whose values are never shown.
+SECRET_FIELDS = frozenset({"secret"})
+_HIDDEN = "**********"
+_TYPES = {
+    "boolean": "true, false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "password": "text",
+    "path": "a path",
+}
+
+
+class OptionError(ValueError):
+    """One or several options can't be used; the message has a sentence for each."""
+
+
+def option_error(
+    error: ValidationError, schema: Mapping[str, Any], origins: Mapping[str, str]
+) -> OptionError:
+    """``schema``: the model's JSON schema. ``origins``: where each option came from."""
+    sentences = [_sentence(one, schema["properties"], origins) for one in error.errors(include_url=False)]
+    return OptionError("; ".join(sentences))
+
+
+def _sentence(one: ErrorDetails, fields: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    name = str(one["loc"][0]) if one["loc"] else "options"
+    origin = f" (from {origins[name]})" if name in origins else ""
+    if one["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(sorted(fields))}"
+        return f"option {name!r}{origin} is unknown; {hint}"
+    shown = _HIDDEN if name in SECRET_FIELDS else repr(one["input"])
+    own_check = one["type"] == "value_error"
+    allowed = "" if own_check else _allowed(fields.get(name, {}))
+    allowed = allowed or one["msg"].removeprefix("Value error, ")
+    return f"{name} is {shown}{origin}; allowed: {allowed}"
+
+
+def _allowed(field: Mapping[str, Any]) -> str:
+    """Names, a range, or a type; empty where only the field's own check knows."""
+    kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
+    found = [text for text in map(_allowed_of_kind, kinds) if text]
+    return " or ".join(found)
+
+
+def _allowed_of_kind(kind: Mapping[str, Any]) -> str:
+    if "enum" in kind:
+        return ", ".join(map(str, kind["enum"]))
+    low, high = kind.get("minimum"), kind.get("maximum")
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    if "exclusiveMinimum" in kind:
+        return f"a number above {kind['exclusiveMinimum']:g}"
+    if low is not None:
+        return f"{low} or more"
+    return _TYPES.get(kind.get("format", kind.get("type", "")), "")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bad option says field, value, where it came from and what is allowed; a secret is never shown."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_kv_connector.config import KVTransportConfig, options_of_words
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"backend": "rdmaa"}, "backend is 'rdmaa' (from here); allowed: auto, pcie, shm, tcp"),
+        ({"integrity": "md5"}, "integrity is 'md5' (from here); allowed: auto, crc, generation"),
+        ({"port": 70000}, "port is 70000 (from here); allowed: 0 to 65535"),
+        ({"lease_s": -1}, "lease_s is -1 (from here); allowed: a number above 0"),
+        ({"zero_copy": "maybe"}, "zero_copy is 'maybe' (from here); allowed: true, false"),
+        ({"target_dtype": "fp7"}, "target_dtype is 'fp7' (from here); allowed: auto, fp32, fp16"),
+        ({"chunk_sise": 1}, "option 'chunk_sise' (from here) is unknown; did you mean chunk_size?"),
+        ({"xyzzy": 1}, "option 'xyzzy' (from here) is unknown; allowed: advertise_host, "),
+        ({"secret": [1]}, "secret is ********** (from here); allowed: text"),
+        ({"secret_file": 5}, "secret_file is 5 (from here); allowed: a path"),
+    ],
+)
+def test_one_sentence_a_bad_option(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        KVTransportConfig.load(options, "here")
+    assert str(refused.value).startswith(says)
+
+
+def test_the_layer_is_named_and_every_bad_option_has_its_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "kv_transport.yaml"
+    path.write_text("port: 70000\nlease_s: 5\n")
+    with pytest.raises(ValueError) as refused:
+        KVTransportConfig.load({"config_file": path, "lease_s": 0}, "the bare word")
+    sentences = str(refused.value).split("; allowed")
+    assert len(sentences) == 3
+    assert f"port is 70000 (from {path})" in str(refused.value)
+    assert "lease_s is 0 (from the bare word)" in str(refused.value)
+
+
+SECRETS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=12)
+
+
+@given(SECRETS, st.sampled_from(["secret", "secrets", "sekret"]))
+def test_no_part_of_a_secret_is_in_an_error(secret: str, name: str) -> None:
+    for value in (secret, [secret], {"a": secret}):
+        try:
+            KVTransportConfig.load({name: value, "port": -1})
+        except ValueError:
+            assert secret not in traceback.format_exc()
+
+
+@given(SECRETS | st.sampled_from(["12345", "yes", "1e5", "null"]))
+def test_a_secret_among_words_is_taken_as_it_is(secret: str) -> None:
+    assert options_of_words([f"secret={secret}"]) == {"secret": secret}
+    assert KVTransportConfig.from_words([f"secret={secret}"]).resolved_secret() == secret.encode()

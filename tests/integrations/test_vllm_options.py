@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our options in vLLM's arguments: a bad one is named by its parser, a secret is in none of its texts."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.integrations.vllm import plugin
+
+SECRET = "correct-horse-battery"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    plugin.register()
+
+
+def parsed(text: str) -> Any:
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    return parser.parse_args(["--model", "m", "--kv-transfer-config", text])
+
+
+def as_json(connector: str = "sage_kvt", **options: Any) -> str:
+    given = {"kv_connector": connector, "kv_role": "kv_both", "kv_connector_extra_config": options}
+    return json.dumps(given)
+
+
+def beside_another(**options: Any) -> str:
+    return as_json(
+        "MultiConnector", connectors=[json.loads(as_json(**options)), json.loads(as_json("Other"))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("sage_kvt:backend=rdmaa", "--kv-transfer-config sage_kvt"),
+        (as_json(backend="rdmaa"), "kv_connector_extra_config"),
+        (as_json("SageKVConnector", backend="rdmaa"), "kv_connector_extra_config"),
+        (beside_another(backend="rdmaa"), "kv_connector_extra_config"),
+    ],
+)
+def test_a_bad_option_is_named_by_vllms_parser(
+    capsys: pytest.CaptureFixture[str], text: str, origin: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(text)
+    said = capsys.readouterr().err
+    assert f"sage_kvt: backend is 'rdmaa' (from {origin}); allowed: auto, pcie, shm, tcp" in said
+    assert "invalid" not in said
+
+
+def test_options_of_others_are_theirs() -> None:
+    given = parsed(as_json("NixlConnector", backend="UCX")).kv_transfer_config
+    assert given.kv_connector_extra_config == {"backend": "UCX"}
+
+
+@pytest.mark.parametrize(
+    "text", [f"sage_kvt:secret={SECRET}", as_json(secret=SECRET), beside_another(secret=SECRET)]
+)
+def test_a_secret_reaches_the_workers_and_no_log(text: str) -> None:
+    arguments = parsed(text)
+    assert SECRET not in repr(arguments)
+    config = arguments.kv_transfer_config
+    assert SECRET not in repr(config) and SECRET not in str(EngineArgs(model="m", kv_transfer_config=config))
+    there = pickle.loads(pickle.dumps(config)).kv_connector_extra_config
+    options = there["connectors"][0]["kv_connector_extra_config"] if "connectors" in there else there
+    assert KVTransportConfig.load(options).resolved_secret() == SECRET.encode()
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_secret_given_in_python_is_hidden_too(as_dict: bool) -> None:
+    given = json.loads(as_json(secret=SECRET))
+    arguments = EngineArgs(model="m", kv_transfer_config=given if as_dict else KVTransferConfig(**given))
+    assert SECRET not in repr(arguments)
+    with pytest.raises(ValueError, match="option 'sekret' \\(from kv_connector_extra_config\\) is unknown"):
+        EngineArgs(model="m", kv_transfer_config=KVTransferConfig(**json.loads(as_json(sekret=SECRET))))
