@@ -17,6 +17,7 @@ import numpy as np
 
 from sage_kv_connector.backends import backend_class, backend_names, create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, EventKind
+from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 
 
@@ -39,6 +40,7 @@ def examine() -> list[Finding]:
         ("vllm router", _router),
         ("sglang plugin", _sglang_plugin),
         ("sage", _sage),
+        ("mooncake", _mooncake),
         ("secret", _secret),
     ]
     findings = []
@@ -181,6 +183,14 @@ def _sage() -> Finding:
         if sage_app.problems:
             return Finding("sage", "broken", "isage-cli does not take " + "; ".join(sage_app.problems))
     return Finding("sage", "ok", ", ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def _mooncake() -> Finding:
+    """Only `sage-kvt bench` wants it, to compare with."""
+    if importlib.util.find_spec("mooncake") is None:
+        return Finding("mooncake", "missing", "not installed here; `make bench` installs it to compare with")
+    lacking = what_to_install(missing_libraries("mooncake"))
+    return Finding("mooncake", "broken" if lacking else "ok", lacking or "its libraries are here")
 
 
 def _secret() -> Finding:

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.bench.transfer import CHECKOUT
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
@@ -110,7 +111,7 @@ def bench_handover(
     target_dtype: str = "auto",
     real_attention: bool = False,
 ) -> dict[str, Any]:
-    """Run it. Raises ServerError when servers don't start."""
+    """Run it. A peer whose servers do not start is in ``missing``. Raises ServerError when ours do not."""
     if not (CHECKOUT / "baselines").is_dir():
         raise ServerError(
             "the peers' programs are not part of the installed package: run this from a checkout"
@@ -118,7 +119,8 @@ def bench_handover(
     sys.path.insert(0, str(CHECKOUT))
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:
         ours = f"backend={backend},host=127.0.0.1,target_dtype={target_dtype}"
-        pairs = _start(Path(name), against, max(tokens), ours, stack, real_attention=real_attention)
+        missing: dict[str, str] = {}
+        pairs = _start(Path(name), against, max(tokens), ours, stack, missing, real_attention=real_attention)
         sizes = {}
         for count in tokens:
             rounds = [
@@ -134,6 +136,7 @@ def bench_handover(
             "prefill_attention": "real" if real_attention else "stubbed on all servers",
             "repeats": repeats,
             "tokens": sizes,
+            "missing": missing,
         }
 
 
@@ -153,6 +156,8 @@ def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             text = f"{share['thread_s'] * 1e3:.0f} ms of threads beside the engines, "
             text += f"{share['of_request']:.2%} of a request"
             yield f"{tokens} tokens, conversion", text
+    for name, why in result["missing"].items():
+        yield name, f"left out: {why.splitlines()[0]}"
 
 
 def _start(
@@ -161,9 +166,11 @@ def _start(
     most_tokens: int,
     options_of_ours: str,
     stack: ExitStack,
+    missing: dict[str, str],
     *,
     real_attention: bool,
 ) -> list[ServerPair]:
+    """``missing``: takes the reason of each peer whose servers do not start."""
     from baselines.vllm_peers import PLUGINS, PeerPair, ServerSide, mooncake, nixl
 
     bootstrap = free_port()
@@ -191,7 +198,15 @@ def _start(
             servers.append(vllm_server(f"{name}-{role}", options, side.kv_transfer_config, core))
         pair = ServerPair(name, servers[0], servers[1], sides.bootstrap_port)
         stack.callback(pair.signal, signal.SIGCONT)
-        stack.enter_context(running(*servers))
+        try:
+            stack.enter_context(running(*servers))
+        except ServerError as error:
+            if name == "ours":
+                raise
+            lacking = what_to_install(missing_libraries(name))
+            missing[name] = f"{lacking}: {error}" if lacking else str(error)
+            progress.print(f"{name} is left out: {missing[name]}", markup=False)
+            continue
         stack.callback(pair.signal, signal.SIGCONT)
         pair.signal(signal.SIGSTOP)
         pairs.append(pair)

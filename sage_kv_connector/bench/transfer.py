@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from sage_kv_connector.backends import backend_class
+from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.console import bytes_text, progress
 
 
@@ -66,8 +67,11 @@ class Contender:
     def ask(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ContenderError(f"{self._module} ended: {error}") from error
         answer: dict[str, Any] = json.loads(self._line())
         self._signal(signal.SIGSTOP)
         return answer
@@ -117,12 +121,15 @@ def bench_transfer(
                 peers[name] = Contender(module, (transport, *sizes))
                 stack.callback(peers[name].close)
             except ContenderError as error:
-                missing[name] = str(error)
-                progress.print(f"{name} is left out: {error}")
+                _leave_out(name, error, missing)
         rounds = [
-            _round(ours, peers, "limit" in against, f"round {i} of {repeats}") for i in range(repeats + 1)
+            _round(ours, peers, missing, "limit" in against, f"round {i} of {repeats}")
+            for i in range(repeats + 1)
         ][1:]  # the first warms up
-        verified = {name: bool(c.ask("verify")["verified"]) for name, c in {"ours": ours, **peers}.items()}
+        verified = {"ours": bool(ours.ask("verify")["verified"])}
+        for name, contender in list(peers.items()):
+            with _costs_its_own_row(name, peers, missing):
+                verified[name] = bool(contender.ask("verify")["verified"])
         return {
             "backend": backend,
             "mode": ours.about["mode"],
@@ -175,13 +182,32 @@ def transfer_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"left out: {why}"
 
 
-def _round(ours: Contender, peers: dict[str, Contender], limit: bool, what: str) -> dict[str, dict[str, Any]]:
+def _leave_out(name: str, error: ContenderError, missing: dict[str, str]) -> None:
+    lacking = what_to_install(missing_libraries(name))
+    missing[name] = f"{error} ({lacking})" if lacking else str(error)
+    progress.print(f"{name} is left out: {missing[name]}", markup=False)
+
+
+@contextmanager
+def _costs_its_own_row(name: str, peers: dict[str, Contender], missing: dict[str, str]) -> Iterator[None]:
+    """A peer that fails under way is left out from there; what it did before counts for nothing."""
+    try:
+        yield
+    except ContenderError as error:
+        del peers[name]
+        _leave_out(name, error, missing)
+
+
+def _round(
+    ours: Contender, peers: dict[str, Contender], missing: dict[str, str], limit: bool, what: str
+) -> dict[str, dict[str, Any]]:
     begun = time.monotonic()
     out = {"ours": ours.ask("run") | ours.ask("small")}
     if limit:
         out["limit"] = ours.ask("limit")
-    for name, peer in peers.items():
-        out[name] = peer.ask("run") | peer.ask("small")
+    for name, peer in list(peers.items()):
+        with _costs_its_own_row(name, peers, missing):
+            out[name] = peer.ask("run") | peer.ask("small")
     progress.print(f"  {what}: {time.monotonic() - begun:.1f} s")
     return out
 
