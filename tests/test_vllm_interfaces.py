@@ -26,6 +26,9 @@ OPTIONAL = {
     "get_transfer_results": "get_finished and get_block_ids_with_load_errors are asked instead",
     "get_loaded_kv_cache_group_ids": "one group, or all of them",
     "set_xfer_handshake_metadata_pp_aware": "set_xfer_handshake_metadata is called instead",
+    "supports_sleep_mode": "sleep mode is refused when the connector is built",
+    "unregister_kv_caches": "sleep mode is refused when the connector is built",
+    "restore_kv_caches": "sleep mode is refused when the connector is built",
 }
 #: Names the adapter imports that a release may lack, because it looks for them with getattr.
 LOOKED_FOR = {"SupportsHMA", "KVConnectorTransferResults"}
@@ -52,7 +55,7 @@ def takes(node: ast.FunctionDef, parameters: list[str]) -> bool:
 
 def test_every_release_since_0_16_has_a_snapshot() -> None:
     minors = {int(version.split(".")[1]) for version in SNAPSHOTS}
-    assert minors >= set(range(16, 33))
+    assert minors >= set(range(16, 34))
 
 
 @pytest.mark.parametrize("version", SNAPSHOTS)
@@ -68,7 +71,7 @@ def test_abstract_methods_are_ours_and_take_what_the_release_passes(version: str
 @pytest.mark.parametrize("version", SNAPSHOTS)
 def test_hooks_that_we_rely_on_are_called_by_the_release(version: str) -> None:
     hooks = set(SNAPSHOTS[version]["hooks"])
-    own = {"scheduler_side", "worker_side"}
+    own = {"scheduler_side", "worker_side", "weights_replaced"}
     missing = {n for n in OURS if not n.startswith("_")} - hooks - own - set(OPTIONAL)
     assert not missing
 
@@ -85,3 +88,11 @@ def test_what_the_adapter_imports_or_wraps_is_there(version: str) -> None:
     assert snapshot["register_connector"] == ["name", "module_path", "class_name"]
     assert {"kv_connector", "kv_role", "kv_connector_extra_config"} <= set(snapshot["config_fields"])
     assert len([p for p in snapshot["constructor"] if not p.endswith("?")]) in (2, 3)
+
+
+def test_sleep_mode_is_told_of_since_0_33() -> None:
+    """The three hooks came together, so that one of them tells ``refuse_sleep_mode`` of all."""
+    sleeps = {"supports_sleep_mode", "unregister_kv_caches", "restore_kv_caches"}
+    for version, snapshot in SNAPSHOTS.items():
+        found = sleeps & set(snapshot["hooks"])
+        assert found == (sleeps if int(version.split(".")[1]) >= 33 else set()), version

@@ -84,7 +84,7 @@ class CanonicalPlane(NamedTuple):
 class GroupView(NamedTuple):
     """Layers that share one block table.
 
-    ``heads`` and ``canonical`` (empty: not known) are what conversion needs; ``scales`` as in GroupSchema.
+    ``heads`` and ``canonical`` (empty: not known) are for conversion; ``scales`` and ``dtype`` as in GroupSchema.
     """
 
     kind: str
@@ -94,6 +94,7 @@ class GroupView(NamedTuple):
     heads: int = 0
     canonical: tuple[CanonicalPlane, ...] = ()
     scales: tuple[tuple[float, ...], ...] = ()
+    dtype: str = ""
 
     def schema(self) -> GroupSchema:
         return GroupSchema(
@@ -103,6 +104,7 @@ class GroupView(NamedTuple):
             planes=tuple(plane.schema for plane in self.layers[0].planes),
             canonical=tuple(CanonicalPlaneSchema(plane.name, plane.dim) for plane in self.canonical),
             scales=self.scales,
+            dtype=self.dtype,
         )
 
 
@@ -164,11 +166,18 @@ def plane_view(name: str, tensor: Any, axes: Sequence[str], pages: int) -> Plane
     return PlaneView(schema, address, strides[page_axis] * split, pages, offsets, run)
 
 
-def strided_planes(name: str, tensor: Any, axes: Sequence[str], plane: int = 0) -> tuple[CanonicalPlane, ...]:
+def strided_planes(
+    name: str,
+    tensor: Any,
+    axes: Sequence[str],
+    plane: int = 0,
+    channels: tuple[int, int] | None = None,
+) -> tuple[CanonicalPlane, ...]:
     """The canonical planes of an unpacked tensor whose axes are among page, plane, head, token, dim, content.
 
-    A ``plane`` axis of 2 holds K and V; a last axis ``content`` holds K's channels, then V's, of each
-    token; without either the tensor is plane ``name`` (k, v or latent). Empty if the axes don't say.
+    A ``plane`` axis of 2 holds K and V; a last axis ``content`` holds K's channels, then V's, of each token:
+    ``channels`` of them, half each where that is None; without either the tensor is plane ``name`` (k, v or
+    latent). Empty if the axes don't say.
     """
     _, shape, strides, _ = _layout(tensor)
     at = {axis: index for index, axis in enumerate(axes)}
@@ -176,18 +185,20 @@ def strided_planes(name: str, tensor: Any, axes: Sequence[str], plane: int = 0) 
     if len(at) != len(axes) or "token" not in at or last not in at or not at.keys() <= _NAMED_AXES:
         return ()
     head = strides[at["head"]] if "head" in at else 0
-    channels = shape[at[last]]
+    size = shape[at[last]]
 
     def found(label: str, dim: int, offset: int) -> CanonicalPlane:
         order = strided(offset, head, strides[at["token"]], strides[at[last]])
         return CanonicalPlane(label, dim, plane, order)
 
     if "plane" in at:
-        return (found("k", channels, 0), found("v", channels, strides[at["plane"]]))
-    if last == "content" and name == "kv":
-        half = channels // 2
-        return (found("k", half, 0), found("v", half, half * strides[at[last]]))
-    return (found(name, channels, 0),)
+        return (found("k", size, 0), found("v", size, strides[at["plane"]]))
+    if name == "kv":
+        keys, values = channels or (size // 2, size // 2)
+        if last != "content" or keys + values != size:
+            return ()
+        return (found("k", keys, 0), found("v", values, keys * strides[at[last]]))
+    return (found(name, size, 0),)
 
 
 _NAMED_AXES = {PAGE_AXIS, "plane", "head", "token", "dim", "content"}
@@ -202,6 +213,7 @@ def group_view(
     heads: int = 0,
     canonical: tuple[CanonicalPlane, ...] = (),
     scales: tuple[tuple[float, ...], ...] = (),
+    dtype: str = "",
 ) -> GroupView:
     """A group from (layer name, [(plane name, tensor, axes), …]); all layers must have equal planes."""
     views = tuple(
@@ -214,7 +226,7 @@ def group_view(
     for view in views[1:]:
         if [plane.schema for plane in view.planes] != first:
             raise ValueError(f"layer {view.name!r} has other planes than {views[0].name!r} of the same group")
-    return GroupView(kind, page_size, pages, views, heads, canonical, scales)
+    return GroupView(kind, page_size, pages, views, heads, canonical, scales, dtype)
 
 
 def _layout(tensor: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:

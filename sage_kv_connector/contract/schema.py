@@ -57,13 +57,14 @@ class CanonicalPlaneSchema(msgspec.Struct, frozen=True):
 
 
 class GroupSchema(msgspec.Struct, frozen=True):
-    """Layers that share one block table (a KV cache group of a hybrid model).
+    """Layers that share one block table (a KV cache group of a hybrid model); several groups may share one, too.
 
     ``layers`` are global layer names in model order; ``page_size`` is in tokens.
     All layers of a group have the same planes. ``canonical``: the planes by which pages of
     another size, order or dtype can be mapped to these; empty where that is not known (recurrent
     states, unknown packings). ``scales``: by layer, one for each canonical plane, of fp8 caches
-    (value = code x scale); empty means 1.
+    (value = code x scale); empty means 1. ``dtype``: of the elements where that is not the whole cache's
+    (an indexer's codes, recurrent states, layers that are not quantized); such pages only go as they are.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class GroupSchema(msgspec.Struct, frozen=True):
     planes: tuple[PlaneSchema, ...]
     canonical: tuple[CanonicalPlaneSchema, ...] = ()
     scales: tuple[tuple[float, ...], ...] = ()
+    dtype: str = ""
 
     @property
     def page_bytes(self) -> int:
@@ -136,15 +138,12 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
             if name == "weights" and not (local and remote):
                 continue
             if name == "groups":
-                fields += _compare_groups(self.groups, other.groups, canonical)
+                fields += _compare_groups(self, other, canonical)
             elif name in ("head_start", "head_count"):
                 overlap = max(self.head_start, other.head_start) < min(self.head_end, other.head_end)
                 fields.append(_compare_field(name, local, remote, canonical and overlap))
             else:
-                convertible = canonical and name in _CONVERTIBLE
-                if name == "dtype":
-                    convertible = convertible and {local, remote} <= set(CONVERTIBLE_DTYPES)
-                fields.append(_compare_field(name, local, remote, convertible))
+                fields.append(_compare_field(name, local, remote, canonical and name in _CONVERTIBLE))
         return SchemaComparison(tuple(fields))
 
     def missing_from(self, other: KVCacheSchema) -> tuple[str, ...]:
@@ -191,9 +190,15 @@ class SchemaComparison(NamedTuple):
 
 
 def _canonical(local: KVCacheSchema, remote: KVCacheSchema) -> bool:
-    """Whether every group can be mapped by canonical coordinates."""
-    return 0 < len(local.groups) == len(remote.groups) and all(
-        a.canonical and a.canonical == b.canonical for a, b in zip(local.groups, remote.groups, strict=True)
+    """Whether every group can be mapped by canonical coordinates, of elements that conversion knows."""
+    known = {local.dtype, remote.dtype} <= set(CONVERTIBLE_DTYPES)
+    return (
+        known
+        and 0 < len(local.groups) == len(remote.groups)
+        and all(
+            a.canonical and a.canonical == b.canonical and not (a.dtype or b.dtype)
+            for a, b in zip(local.groups, remote.groups, strict=True)
+        )
     )
 
 
@@ -203,13 +208,13 @@ def _compare_field(name: str, local: object, remote: object, convertible: bool =
     return FieldComparison(name, str(local), str(remote), verdict)
 
 
-def _compare_groups(
-    local: tuple[GroupSchema, ...], remote: tuple[GroupSchema, ...], canonical: bool
-) -> list[FieldComparison]:
-    fields = [_compare_field("groups", len(local), len(remote))]
-    for index, (a, b) in enumerate(zip(local, remote, strict=False)):
+def _compare_groups(local: KVCacheSchema, remote: KVCacheSchema, canonical: bool) -> list[FieldComparison]:
+    fields = [_compare_field("groups", len(local.groups), len(remote.groups))]
+    for index, (a, b) in enumerate(zip(local.groups, remote.groups, strict=False)):
         prefix = f"groups[{index}]"
         shared = bool(set(a.layers) & set(b.layers))
+        if a.dtype or b.dtype:
+            fields.append(_compare_field(f"{prefix}.dtype", a.dtype or local.dtype, b.dtype or remote.dtype))
         fields += [
             _compare_field(f"{prefix}.kind", a.kind, b.kind),
             _compare_field(f"{prefix}.page_size", a.page_size, b.page_size, canonical),

@@ -82,13 +82,13 @@ class EngineCore:
             self._loop, identity, config, self.backends, self._on_message, self._on_closed
         )
         self._conversions: Conversions | None = None
-        converters: Converters | None = None
+        self._converters: Converters | None = None
         if schema is not None and any(group.canonical for group in schema.groups):
             self._conversions = self._start_conversions()
             self._conversions.attach(self._loop)
-            converters = Converters(schema, self._conversions)
-        self._producer = Producer(self._loop, config, converters)
-        self._consumer = Consumer(self._loop, self.sessions, config, converters)
+            self._converters = Converters(schema, self._conversions)
+        self._producer = Producer(self._loop, config, self._converters)
+        self._consumer = Consumer(self._loop, self.sessions, config, self._converters)
         self._questions = Questions(self._loop, self.sessions)
         self._closed = False
         self.addresses: tuple[str, ...] = ()
@@ -136,6 +136,18 @@ class EngineCore:
         """The same for host memory that is no part of the KV cache, wherever that lies."""
         for backend in self.backends.values():
             backend.register_memory(address, length)
+
+    def describe(self, schema: KVCacheSchema) -> None:
+        """The same cache holds KV of something else from now on, such as other weights.
+
+        Every session ends whose peer heard otherwise; they dial again.
+        """
+        self._loop.call(CALL_TIMEOUT_S, self._describe, schema)
+
+    def _describe(self, schema: KVCacheSchema) -> None:
+        if self._converters is not None:
+            self._converters.schema = schema
+        self.sessions.describe(schema)
 
     # -- producer
 

@@ -138,3 +138,12 @@ def test_split_planes_latents_and_unknown_axes() -> None:
     (found,) = canonical_elements(latent, "latent", ("page", "token", "content"), 1, 4)
     np.testing.assert_array_equal(found[0], latent[4])
     assert strided_planes("kv", split, ("page", "axis1", "head", "dim")) == ()
+
+
+def test_k_and_v_of_different_width_lie_side_by_side() -> None:
+    tensor = np.random.default_rng(4).normal(size=(PAGES, 2, TOKENS, 24)).astype(np.float16)
+    axes = ("page", "head", "token", "content")
+    key, value = strided_planes("kv", tensor, axes, channels=(16, 8))
+    assert (key.dim, value.dim) == (16, 8)
+    assert value.order.offset - key.order.offset == 16 * tensor.itemsize
+    assert strided_planes("kv", tensor, axes, channels=(16, 16)) == (), "the page holds something else"

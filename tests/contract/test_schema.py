@@ -108,3 +108,23 @@ def test_what_no_conversion_covers_stays_incompatible_and_is_named() -> None:
         comparison = canonical().compare(canonical(**change))
         assert comparison.verdict is Verdict.INCOMPATIBLE
         assert message in comparison.explain()
+
+
+def test_elements_of_a_dtype_that_no_conversion_knows_only_go_as_they_are() -> None:
+    planes = (CanonicalPlaneSchema("k", 32), CanonicalPlaneSchema("v", 32))
+    group = msgspec.structs.replace(schema().groups[0], canonical=planes)
+    ours = schema(groups=(group,), dtype="int8_per_token_head")
+    assert ours.compare(ours).verdict is Verdict.IDENTICAL
+    larger = msgspec.structs.replace(ours, groups=(msgspec.structs.replace(group, page_size=32),))
+    assert ours.compare(larger).verdict is Verdict.INCOMPATIBLE
+
+
+def test_a_groups_own_dtype_is_compared_with_what_the_other_holds() -> None:
+    group = schema().groups[0]
+    codes = msgspec.structs.replace(group, dtype="uint8")
+    ours, theirs = schema(groups=(group, codes)), schema(groups=(group, group))
+    assert ours.compare(ours).verdict is Verdict.IDENTICAL
+    assert ours.compare(theirs).verdict is Verdict.INCOMPATIBLE
+    assert "groups[1].dtype: uint8 here, bf16 at the peer" in ours.compare(theirs).explain()
+    said = schema(groups=(group, msgspec.structs.replace(group, dtype="bf16")))
+    assert said.compare(theirs).verdict is Verdict.IDENTICAL, "said or left out, it is the same"

@@ -258,3 +258,21 @@ def test_cancel_all_returns_when_nothing_is_written_any_more(sides: tuple[Side, 
     started = decode.subscribe(prefill, "room", range(2), [0, 1])
     decode.core.cancel_all(started)
     assert decode.outcomes.get_nowait().aborted
+
+
+def test_a_cache_described_anew_ends_sessions_that_were_agreed_on_something_else(make_core: MakeCore) -> None:
+    described = [
+        KVCacheSchema("e", "m", "bf16", 1, 1, 0, 1, DIM, (), weights=weights) for weights in ("old", "new")
+    ]
+    prefill, decode = (Side(make_core(schema=described[0]), seed) for seed in (1, 2))
+    for weights, arrives in ((None, True), (prefill, False), (decode, True)):
+        if weights is not None:
+            weights.core.describe(described[1])
+        name = f"t{arrives}{weights is None}"
+        prefill.prefilled(name, [5, 1])
+        decode.subscribe(prefill, name, range(2), [7, 3], finished=True)
+        outcome = decode.outcomes.get(timeout=5)
+        assert outcome.ok is arrives
+        if not arrives:
+            assert "weights: old here, new at the peer" in outcome.error
+    eventually(lambda: len(prefill.core.sessions) == len(decode.core.sessions) == 1)

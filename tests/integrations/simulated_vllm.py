@@ -30,6 +30,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -48,7 +49,8 @@ from sage_kv_connector.engine.session.agreement import SchemaVerdict
 from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.integrations.vllm import plugin
 from sage_kv_connector.integrations.vllm.completions import Completions
-from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata
+from sage_kv_connector.integrations.vllm.connector import SageKVConnector
+from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -123,6 +125,9 @@ class _InlineCore:
 
     def withdraw(self, transfer_ids: Any, detail: str) -> None:
         self._producer.withdraw(transfer_ids, Reason(Code.WITHDRAWN, detail))
+
+    def give_up(self, transfer_ids: Any, why: Reason) -> None:
+        self._producer.give_up(transfer_ids, why)
 
 
 class _Post(NamedTuple):
@@ -290,7 +295,7 @@ class Simulation:
         self.variant = variant
         self.old_rule = old_rule
         self.differences: list[str] = []
-        self.steps = self.posted = self.completed = self._last_id = 0
+        self.steps = self.posted = self.completed = self.sleeps = self._last_id = 0
         self.posts: dict[int, _Post] = {}
         self.groups = [(PAGE, 0), (PAGE, WINDOW)] if variant.window else [(PAGE, 0)]
         config = vllm_config(variant)
@@ -305,17 +310,26 @@ class Simulation:
         )
         self._hasher = get_request_block_hasher(PAGE, sha256)
         self.loop = _InlineLoop()
-        self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
         self.completions = Completions()
-        core: Any = _InlineCore(self.producer)
-        audit: Any = _NoAudit()
-        self.half = PrefillHalf(core, KVCacheView(views), self.completions, audit, layered=True)
+        self._view = KVCacheView(views)
+        self._register()
         self.offered: dict[str, tuple[str, Request]] = {}
         self._families = [self._tokens(self.rng.randrange(2, 8) * PAGE) for _ in range(3)]
         self._prompts: dict[str, list[int]] = {}
         self._running: dict[str, _Running] = {}
         self._ahead: deque[Any] = deque()
         self._loading: list[StoreLoad] = []
+
+    def _register(self) -> None:
+        self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
+        core: Any = _InlineCore(self.producer)
+        audit: Any = _NoAudit()
+        self.half = PrefillHalf(core, self._view, self.completions, audit, layered=True)
+        for connector in (self.scheduler.connector, *getattr(self.scheduler.connector, "_connectors", ())):
+            if isinstance(connector, SageKVConnector):
+                connector.set_xfer_handshake_metadata(
+                    {0: SageKVHandshakeMetadata(("memory://",), "node", "")}
+                )
 
     def _caches(self) -> tuple[Any, tuple[Any, ...]]:
         self.memory: dict[tuple[int, int], Numbers] = {}
@@ -373,9 +387,34 @@ class Simulation:
             except RuntimeError:
                 pass  # a request waits for a load
         if rng.random() < 0.1:
-            for lease in self.loop.take("_expired"):
-                lease.fire()
-                lease.cancel()
+            self._sleep()
+        if rng.random() < 0.1:
+            self._expire()
+
+    def _expire(self) -> None:
+        for lease in self.loop.take("_expired"):
+            lease.fire()
+            lease.cancel()
+
+    def _sleep(self) -> None:
+        """As vLLM does it in mode "keep": what is held drains, all that runs is preempted, the cache is lost."""
+        self.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+        for _ in range(4):
+            self._expire()
+            self._ahead.append(self.scheduler.schedule())
+            while self._ahead:
+                self._execute(self._ahead.popleft())
+        self.scheduler.set_pause_state(PauseState.UNPAUSED)
+        try:
+            self.scheduler.reset_prefix_cache(reset_running_requests=True)
+        except RuntimeError:
+            return  # a request waits for a load, or for its pages to be fetched
+        self.sleeps += 1
+        self.half.void("vLLM discards its KV cache (sleep)")
+        assert not self.posts, "discarded memory is read"
+        for memory in self.memory.values():
+            memory[:] = -9
+        self._register()
 
     def _add(self) -> None:
         rng = self.rng

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
-from sage_kv_connector.contract.dtypes import CAST_DTYPES, DTYPE_BITS
+from sage_kv_connector.contract.dtypes import CAST_DTYPES, CONVERTIBLE_DTYPES, DTYPE_BITS
 from sage_kv_connector.contract.schema import GroupSchema, KVCacheSchema, Verdict
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter
 from sage_kv_connector.format.defaults import default_format
@@ -53,7 +53,7 @@ def needs_conversion(
     if local.memory != "host" and not device_memory:
         return True
     wanted = target_dtype not in ("auto", local.dtype)
-    return wanted and all(group.canonical for group in local.groups)
+    return wanted and local.dtype in CONVERTIBLE_DTYPES and all(group.canonical for group in local.groups)
 
 
 def plan_wire(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> WirePlan:

@@ -13,6 +13,7 @@ from sage_kv_connector.backends.base import Backend, Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import scheme_of
 from sage_kv_connector.engine.session import messages as m
@@ -71,6 +72,14 @@ class SessionTable:
         dial = self._dials[peer] = Dial(peer)
         dial.wait(on_session)
         self._dial_next(dial)
+
+    def describe(self, schema: KVCacheSchema) -> None:
+        """Say this of our cache from now on, and end every session that was agreed on something else."""
+        self._identity = self._identity._replace(schema=schema)
+        for session in list(self._sessions.values()):
+            if session.dialled is not None and session.open:
+                self._by_peer.pop(session.dialled, None)
+            session.close()
 
     def handle(self, backend: Backend, event: Event) -> None:
         """Connection events and messages; what belongs to windows and posts is not passed here."""
@@ -192,8 +201,8 @@ class SessionTable:
         session.close_timers()
         self._sessions.pop((id(session.backend), session.connection), None)
         if session.open:
-            if session.dialled is not None:
-                self._by_peer.pop(session.dialled, None)
+            if session.dialled is not None and self._by_peer.get(session.dialled) is session:
+                del self._by_peer[session.dialled]
             logger.info("session with %s ended: %s", session.label, why)
             self._on_closed(session, why)
         elif session.dialled is not None:

@@ -44,17 +44,19 @@ def weights_identity(
     quantization: str = "",
     overrides: object = None,
     load_format: str = "auto",
+    version: str = "",
 ) -> str:
     """What a server's weights are, as another server with the same ones says it too.
 
     ``model``: a folder, or a name on a hub, of which the files in the local cache are read. ``quantization``: what the
     engine does to the weights, "" for nothing. ``overrides``: changes of the model's config. Where no file can be read,
-    name and revision have to do.
+    name and revision have to do. ``version``: what the engine was told of weights that were replaced while it ran.
     """
     what = "dummy" if load_format == "dummy" else _read(model, revision)
     what = what or f"{model}@{revision or 'main'}"
     changed = f"+{json.dumps(overrides, sort_keys=True, default=str)}" if overrides else ""
-    return f"{quantization or 'as stored'}: {what}{changed}"
+    replaced = f", version {version}" if version else ""
+    return f"{quantization or 'as stored'}: {what}{changed}{replaced}"
 
 
 def _read(model: str, revision: str) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.integrations.sglang.hicache_keys import page_namespace
 from sage_kv_connector.integrations.sglang.hicache_options import HiCacheOptions
-from sage_kv_connector.integrations.sglang.weights import own_weights
+from sage_kv_connector.integrations.sglang.weights import follow_weights, own_weights
 from sage_kv_connector.store.bounce import Bounce, Bytes
 from sage_kv_connector.store.client import StoreClient
 
@@ -35,7 +37,10 @@ _Move = Callable[[Sequence[str], Sequence[Segments]], list[bool]]
 
 
 class _Pool:
-    """One of SGLang's host pools: where its pages lie, and what their keys begin with."""
+    """One of SGLang's host pools: where its pages lie, and what their keys begin with (``prefix``).
+
+    Flat copies of pages may be in another order than their pieces: ``flat_prefix``.
+    """
 
     def __init__(self, pool: Any, name: str, storage_config: Any, namespace: str, weights: str) -> None:
         """Raises ValueError for a pool whose pages have no addresses."""
@@ -55,10 +60,14 @@ class _Pool:
             for at, size in zip(pointers, sizes, strict=True)
         ):
             raise ValueError(f"host pool {name} ({type(pool).__name__}) names pages outside of its buffers")
-        digest = page_namespace(storage_config, pool, self._pieces, namespace, weights)
-        self.prefix = f"{digest}:{name}:"
-        #: Flat copies of pages may be in another order than their pieces.
-        self.flat_prefix = f"{digest}:{name}.flat:"
+        self._name = name
+        self._digest = partial(page_namespace, storage_config, pool, self._pieces, namespace)
+        self.holds_kv_of(weights)
+
+    def holds_kv_of(self, weights: str) -> None:
+        """From now on the pool's pages are KV of these weights."""
+        digest = self._digest(weights)
+        self.prefix, self.flat_prefix = f"{digest}:{self._name}:", f"{digest}:{self._name}.flat:"
 
     def segments(self, host_indices: torch.Tensor, pages: int) -> Sequence[Segments] | None:
         """Segments of each page, or None where SGLang's indices are not those of so many pages."""
@@ -93,8 +102,23 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         self._bounce_lock = threading.Lock()
         self._pools: dict[str, _Pool] = {}
         self._registered: set[tuple[int, int]] = set()
+        self._with_old_kv: WeakSet[threading.Thread] = WeakSet()
+        if options.transport.same_weights:
+            follow_weights(self._weights_replaced)
         if not storage_config.extra_config.get("interface_v1"):
             logger.info("sage_kvt: pages are copied on their way; set interface_v1 to 1 in the extra config")
+
+    def _weights_replaced(self, version: str) -> None:
+        """SGLang's scheduler thread: keys are another's from now on.
+
+        What SGLang's storage threads hold is KV of the weights before until the cache is flushed, which starts other
+        threads; theirs is neither kept nor looked for any more.
+        """
+        self._with_old_kv = WeakSet(set(threading.enumerate()) - {threading.current_thread()})
+        self._weights = own_weights()
+        for pool in self._pools.values():
+            pool.holds_kv_of(self._weights)
+        logger.info("sage_kvt: the weights were replaced (version %s), keys begin anew", version)
 
     # -- SGLang's pools
 
@@ -135,6 +159,8 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
                 "sage_kvt: pool %s is not registered, or indices are not of %d pages", name, len(keys)
             )
             return [False] * len(keys)
+        if threading.current_thread() in self._with_old_kv:
+            return [False] * len(keys)
         return move([pool.prefix + key for key in keys], items)
 
     # -- which pages are there
@@ -171,7 +197,7 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
 
     def _held(self, name: Any, keys: Sequence[str]) -> list[bool]:
         pool = self._pools.get(str(name))
-        if pool is None or not keys:
+        if pool is None or not keys or threading.current_thread() in self._with_old_kv:
             return [False] * len(keys)
         prefix = pool.prefix if self._storage_config.extra_config.get("interface_v1") else pool.flat_prefix
         return self._client.held([prefix + key for key in keys])
@@ -189,6 +215,8 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         if len(arrays) != len(keys) or any(array is None for array in arrays):
             logger.error("sage_kvt: batch_set wants a contiguous host tensor for each key")
             return False
+        if threading.current_thread() in self._with_old_kv:
+            return False
         return all(
             self._copies().put(self._flat_keys(keys), [array for array in arrays if array is not None])
         )
@@ -204,6 +232,8 @@ class SageKVHiCache(HiCacheStorage):  # type: ignore[misc]
         arrays = [None if target is None else _flat_bytes(target) for target in targets]
         if len(arrays) != len(keys) or any(array is None for array in arrays):
             logger.error("sage_kvt: batch_get wants a contiguous host tensor for each key")
+            return [None] * len(keys)
+        if threading.current_thread() in self._with_old_kv:
             return [None] * len(keys)
         landed = self._copies().get(self._flat_keys(keys), [array for array in arrays if array is not None])
         return [target if flag else None for target, flag in zip(targets, landed, strict=True)]

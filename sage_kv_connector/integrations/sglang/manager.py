@@ -33,7 +33,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.registered import write_rank
-from sage_kv_connector.integrations.sglang.weights import weights_of
+from sage_kv_connector.integrations.sglang.weights import follow_weights, own_version, own_weights, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.config = options_from_environment()
         self.shape = _pool_shape(args, server_args, bool(is_mla_backend))
         if self.config.same_weights:
-            self.shape = self.shape._replace(weights=weights_of(server_args))
+            self.shape = self.shape._replace(weights=weights_of(server_args, own_version()))
         self.view = cache_view(args, self.shape)
         schema = cache_schema(self.view, self.shape)
         rank = self.shape.pp_rank * self.shape.tp_size + self.shape.tp_rank
@@ -63,6 +63,9 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         self.core.register_memory([self.first_tokens.extent()])
         self.core.start()
         write_rank(self.core, schema)
+        self._schema = schema
+        if self.config.same_weights:
+            follow_weights(self._weights_replaced)
         self.rooms = PrefillRooms(self)
         self.room_uses = RoomUses()
         logger.info(
@@ -85,6 +88,13 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         """Registration with the bootstrap server carries where this rank's transport listens."""
         ours = PrefillRank(self.core.engine_id, self.core.rank, self.core.addresses, node_id())
         super()._register_topology_row(url, payload | {FIELD: msgspec.to_builtins(ours)})
+
+    def _weights_replaced(self, version: str) -> None:
+        """Sessions with peers that know other weights end, and what is under way on them."""
+        self._schema = msgspec.structs.replace(self._schema, weights=own_weights())
+        self.core.describe(self._schema)
+        write_rank(self.core, self._schema)
+        logger.info("sage_kvt: the weights were replaced (version %s)", version)
 
     # -- SGLang's senders
 

@@ -36,14 +36,13 @@ class BootstrapServer:
     """
 
     def __init__(self, host: str, port: int, engine: PrefillEngine, dp_rank: int = 0) -> None:
+        self._dp_rank = dp_rank
         self._engines = {dp_rank: engine}
-        own = json.dumps(query_answer(self._engines)).encode()
-        route, health = json.dumps(topology_answer(engine)).encode(), b'"OK"'
         answers: dict[str, Callable[[], bytes]] = {
             "/query": lambda: json.dumps(query_answer(self._all_engines())).encode(),
-            "/own/query": lambda: own,
-            "/route": lambda: route,
-            "/health": lambda: health,
+            "/own/query": lambda: json.dumps(query_answer({dp_rank: self._engines[dp_rank]})).encode(),
+            "/route": lambda: json.dumps(topology_answer(self._engines[dp_rank])).encode(),
+            "/health": lambda: b'"OK"',
         }
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +70,10 @@ class BootstrapServer:
             target=self._server.serve_forever, args=(3600.0,), name="sage-kvt-bootstrap", daemon=True
         )
         self._thread.start()
+
+    def describe(self, engine: PrefillEngine) -> None:
+        """What is answered of this engine from now on."""
+        self._engines[self._dp_rank] = engine
 
     def _all_engines(self) -> dict[int, PrefillEngine]:
         """With those of the siblings on this node that follow; they may start later than this one."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sage_kv_connector.contract.plan import Outcome
@@ -28,6 +29,12 @@ class Completions:
             self._received[request_id] = outcome
         self._arrived.set()
 
+    def drop_received(self, request_ids: Collection[str]) -> None:
+        """What these loads came to counts no more."""
+        with self._lock:
+            for request_id in request_ids:
+                self._received.pop(request_id, None)
+
     def wait(self, timeout_s: float) -> None:
         self._arrived.wait(timeout_s)
 
@@ -47,3 +54,14 @@ class StepResults(NamedTuple):
     received: set[str]
     failed: set[str]
     invalid_blocks: set[int]
+
+    def and_also(self, other: StepResults) -> StepResults:
+        return StepResults(
+            self.sent | other.sent,
+            self.received | other.received,
+            self.failed | other.failed,
+            self.invalid_blocks | other.invalid_blocks,
+        )
+
+
+NOTHING = StepResults(set(), set(), set(), set())

@@ -15,12 +15,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.integrations.vllm.given_options import ORIGIN
-from sage_kv_connector.integrations.vllm.kv_caches import transfer_groups
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.parallel import own_ports, refuse_context_parallel
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
+from sage_kv_connector.integrations.vllm.specs import transfer_groups
 from sage_kv_connector.integrations.vllm.stats import HeldByRanks, SageKVPromMetrics, SageKVStats
+from sage_kv_connector.integrations.vllm.weights import follow_weights
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
 
 
@@ -31,6 +32,16 @@ class _NoHMA:
 SupportsHMA: Any = getattr(base, "SupportsHMA", _NoHMA)
 #: Since this class exists a step's results are one value, and whole requests can be reported as failed.
 TransferResults: Any = getattr(base, "KVConnectorTransferResults", None)
+
+
+def refuse_sleep_mode(vllm_config: Any, base: type) -> None:
+    """Raises ValueError where sleep would discard the cache under transfers."""
+    asked = bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+    if asked and not hasattr(base, "unregister_kv_caches"):
+        raise ValueError(
+            "enable_sleep_mode is True, and this vLLM does not tell its connectors before it discards the KV cache: "
+            "with sage_kvt it must be False, or vLLM 0.33 or later"
+        )
 
 
 class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
@@ -55,6 +66,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             KVTransportConfig.load(transfer.kv_connector_extra_config, ORIGIN), vllm_config.parallel_config
         )
         engine_id = str(transfer.engine_id)
+        refuse_sleep_mode(vllm_config, KVConnectorBase_V1)
         self._single_group = len(transfer_groups(kv_cache_config)) == 1
         self._has_forward = False
         self._held = HeldByRanks()
@@ -64,6 +76,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         follow_vllm_logging()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config, engine_id)
+            follow_weights()
         else:
             self._worker = WorkerSide(vllm_config, kv_cache_config, config, engine_id)
 
@@ -81,6 +94,16 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         self.worker_side.register_kv_caches(kv_caches)
+
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: Any) -> bool:
+        return True
+
+    def unregister_kv_caches(self) -> None:
+        self.worker_side.unregister_kv_caches()
+
+    def restore_kv_caches(self) -> None:
+        self.worker_side.restore_kv_caches()
 
     def get_handshake_metadata(self) -> SageKVHandshakeMetadata | None:
         return self.worker_side.handshake_metadata()
@@ -179,6 +202,14 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.scheduler_side.request_finished(request, block_ids)
+
+    def reset_cache(self) -> bool:
+        self.scheduler_side.reset_cache()
+        return True
+
+    def weights_replaced(self, version: str) -> None:
+        """No hook of vLLM's: ``weights.py`` calls it."""
+        self.scheduler_side.weights_replaced(version)
 
     def has_pending_push_work(self) -> bool:
         return self.scheduler_side.has_pending_push_work()

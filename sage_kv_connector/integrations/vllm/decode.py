@@ -7,14 +7,15 @@ Methods are called on vLLM's thread unless they say otherwise.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
-from sage_kv_connector.contract.failure import Failure, Reason, Stage
+from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import PromptDigest
@@ -31,13 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class _Loading:
-    """A load under way. ``again``: prefill's ranks were looked up anew after they were not reached."""
+    """A load under way. ``again``: prefill's ranks were looked up anew after they were not reached.
+
+    ``void``: vLLM was told that it failed, whatever still comes of it.
+    """
 
     def __init__(self, load: Load) -> None:
         self.load = load
         self.landing: Landing | None = None
         self.again = False
         self.cancelled = False
+        self.void = False
 
 
 class DecodeHalf:
@@ -59,6 +64,7 @@ class DecodeHalf:
         self._results = results
         self._audit = audit
         self._loads: dict[str, _Loading] = {}
+        self._voiding = threading.Lock()  #: what a load comes to, against that it is void
         self._expected: dict[str, RemotePrefill] = {}
         self._renewed_at = 0.0
         #: Loads that failed, by code, and those that were aborted.
@@ -70,6 +76,26 @@ class DecodeHalf:
 
     def close(self) -> None:
         self._directory.close()
+
+    def void(self, why: str) -> StepResults:
+        """End every load; returns when nothing writes into their pages any more.
+
+        All of them failed, also those whose pages landed since the last step.
+        """
+        with self._voiding:
+            ended, self._loads = self._loads, {}
+            for loading in ended.values():
+                loading.void = True
+        for loading in ended.values():
+            if loading.landing is not None:
+                loading.landing.stop()
+        self._results.drop_received(ended)
+        failure = Failure(Code.WITHDRAWN, Stage.WAIT, why)
+        for request_id, loading in ended.items():
+            self.failed[failure.code] += 1
+            outcome = Outcome(loading.load.remote.transfer_id, None, failure)
+            log_outcome(logger, Side.DECODE, request_id, outcome)
+        return not_landed(loading.load for loading in ended.values())
 
     def begin_step(self, meta: SageKVConnectorMetadata) -> None:
         for load in meta.loads:
@@ -93,8 +119,7 @@ class DecodeHalf:
                 else:
                     self.failed[outcome.failure.code] += 1
                 failed.add(request_id)
-                for pages in loading.load.pages:
-                    invalid.update(pages.ids.tolist())
+                invalid |= _page_ids(loading.load)
         return StepResults(sent, set(received), failed, invalid)
 
     def _subscribe(self, loading: _Loading, found: Sequence[ReadPeer] | Reason) -> None:
@@ -103,29 +128,37 @@ class DecodeHalf:
         remote = load.remote
         if isinstance(found, Reason):
             failure = Failure(found.code, Stage.RESOLVE, found.detail, aborted=loading.cancelled)
-            self._received(load, Outcome(remote.transfer_id, None, failure))
+            self._received(loading, Outcome(remote.transfer_id, None, failure))
             return
         for read in found:
             unread = () if read.consumers else (remote.transfer_id,)
             self._let_go(read, (*unread, *remote.companions), load.prompt)
-        landing = loading.landing = Landing(self._core, partial(self._landed, loading))
-        if loading.cancelled:
-            landing.cancel()
+        landing = Landing(self._core, partial(self._landed, loading))
         target = PagesTarget(self._view, load.pages)
         deadline_s = self._config.deadline_s
-        landing.start(
-            [
-                (
-                    peer,
-                    Wanted(remote.transfer_id, target, remote.finished, deadline_s, consumers, load.prompt),
-                )
-                for peer, consumers in found
-                if consumers
-            ]
-        )
+        with self._voiding:
+            if loading.void:
+                return
+            loading.landing = landing
+            if loading.cancelled:
+                landing.cancel()
+            landing.start(
+                [
+                    (
+                        peer,
+                        Wanted(
+                            remote.transfer_id, target, remote.finished, deadline_s, consumers, load.prompt
+                        ),
+                    )
+                    for peer, consumers in found
+                    if consumers
+                ]
+            )
 
     def _landed(self, loading: _Loading, landing: Landing) -> None:
         """Control thread: every peer's transfer ended."""
+        if loading.void:
+            return
         outcome, load = landing.outcome(), loading.load
         if not (outcome.reached or loading.again) and self._directory.forget(load.remote):
             loading.again = True
@@ -134,11 +167,15 @@ class DecodeHalf:
         if outcome.ok:
             for one in landing.landed:
                 self._audit.received(one.subscription, outcome)
-        self._received(load, outcome)
+        self._received(loading, outcome)
 
-    def _received(self, load: Load, outcome: Outcome) -> None:
-        log_outcome(logger, Side.DECODE, load.request_id, outcome)
-        self._results.add_received(load.request_id, outcome)
+    def _received(self, loading: _Loading, outcome: Outcome) -> None:
+        request_id = loading.load.request_id
+        with self._voiding:
+            if loading.void:
+                return
+            self._results.add_received(request_id, outcome)
+        log_outcome(logger, Side.DECODE, request_id, outcome)
 
     def _cancel(self, request_id: str) -> None:
         loading = self._loads.get(request_id)
@@ -179,3 +216,16 @@ class DecodeHalf:
                     by_peer.setdefault(peer, []).extend(remote.transfers)
         for peer, transfer_ids in by_peer.items():
             self._core.renew(peer, tuple(transfer_ids))
+
+
+def not_landed(loads: Iterable[Load]) -> StepResults:
+    """What vLLM hears of loads none of whose pages hold anything."""
+    failed, invalid = set(), set()
+    for load in loads:
+        failed.add(load.request_id)
+        invalid |= _page_ids(load)
+    return StepResults(set(), set(failed), failed, invalid)
+
+
+def _page_ids(load: Load) -> set[int]:
+    return {page for pages in load.pages for page in pages.ids.tolist()}

@@ -1,87 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's KV cache tensors as a KVCacheView, and the schema that describes them."""
+"""vLLM's KV cache tensors as a KVCacheView.
+
+A group of vLLM's is one block table. Layers of one table may keep different things (an indexer beside latents, other
+head counts by layer, layers that are not quantized): those that keep the same are one group of ours, in the order of
+each group's first layer, so that two servers with the same layers come to the same groups.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.cache_view import (
     CanonicalPlane,
     GroupView,
     KVCacheView,
     group_view,
+    plane_view,
     strided_planes,
 )
-from sage_kv_connector.contract.dtypes import dtype_of_engine
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, DTYPE_BITS
 from sage_kv_connector.contract.element_order import packed_cpu_planes
-from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.integrations.common.weight_files import weights_identity
+from sage_kv_connector.integrations.vllm.packing import packing
+from sage_kv_connector.integrations.vllm.specs import (
+    cache_dtype,
+    channels,
+    first_spec,
+    kind,
+    latent,
+    layer_dtype,
+    layer_spec,
+    packed,
+    recurrent,
+    transfer_groups,
+)
+
+#: Name, tensor and axes of each plane of a layer.
+_Planes = list[tuple[str, Any, Sequence[str]]]
 
 
-def transfer_groups(kv_cache_config: Any) -> list[tuple[int, Any]]:
-    """(group id, group) of the kv groups that take part in transfers."""
-    ids = getattr(kv_cache_config, "transfer_group_ids", None)
-    groups = list(kv_cache_config.kv_cache_groups)
-    return [(i, groups[i]) for i in (range(len(groups)) if ids is None else ids)]
+class VllmCaches(NamedTuple):
+    """``tables``: by group of ``view``, the block table that it follows, by its place among ``transfer_groups``."""
+
+    view: KVCacheView
+    tables: tuple[int, ...]
 
 
-def cache_view(kv_caches: dict[str, Any], vllm_config: Any, kv_cache_config: Any) -> KVCacheView:
+class _Layer(NamedTuple):
+    name: str
+    spec: Any
+    planes: _Planes
+
+
+def vllm_caches(kv_caches: dict[str, Any], vllm_config: Any, kv_cache_config: Any) -> VllmCaches:
     """The pages of every transferable group.
 
     Raises ValueError naming the layer for a tensor whose page axis can't be found.
     """
-    pages = int(kv_cache_config.num_blocks)
-    attention = getattr(vllm_config.compilation_config, "static_forward_context", {})
-    groups: list[GroupView] = []
-    for _, group in transfer_groups(kv_cache_config):
-        spec = group.kv_cache_spec
-        layers = []
+    pages, whole = int(kv_cache_config.num_blocks), cache_dtype(vllm_config)
+    heads = attention_heads(kv_cache_config)
+    views: list[GroupView] = []
+    tables: list[int] = []
+    for table, (_, group) in enumerate(transfer_groups(kv_cache_config)):
+        alike: dict[object, list[_Layer]] = {}
         for name in group.layer_names:
             if name not in kv_caches:
                 continue  # a layer that shares another layer's cache
-            layer_spec = getattr(spec, "kv_cache_specs", {}).get(name, spec)
-            layers.append((name, _planes(name, kv_caches[name], layer_spec, pages)))
-        canonical = _canonical(layers[0][1], spec, pages, _packing(vllm_config, spec)) if layers else ()
-        scales: tuple[tuple[float, ...], ...] = ()
-        if canonical and _dtype(vllm_config).startswith("fp8"):
-            scales = tuple(_scales(attention.get(name), len(canonical)) for name, _ in layers)
-        groups.append(
-            group_view(
-                _kind(spec),
-                int(spec.block_size),
-                pages,
-                layers,
-                heads=int(getattr(spec, "num_kv_heads", 0)),
-                canonical=canonical,
-                scales=scales,
-            )
-        )
-    return KVCacheView(tuple(groups))
+            spec = layer_spec(group, name)
+            planes = _planes(name, kv_caches[name], spec, pages)
+            seen = tuple(plane_view(*plane, pages).schema for plane in planes)
+            keeps = (kind(spec), layer_dtype(spec, whole), getattr(spec, "num_kv_heads", 0), seen)
+            alike.setdefault(keeps, []).append(_Layer(name, spec, planes))
+        for layers in alike.values():
+            views.append(_group(layers, vllm_config, pages, whole, heads))
+            tables.append(table)
+    return VllmCaches(KVCacheView(tuple(views)), tuple(tables))
 
 
-def _canonical(
-    planes: list[tuple[str, Any, Sequence[str]]], spec: Any, pages: int, packing: str
-) -> tuple[CanonicalPlane, ...]:
-    """Where K and V (or a latent) lie in a page; empty where that can't be told."""
-    if recurrent(spec):
+def attention_heads(kv_cache_config: Any) -> int:
+    """KV heads of the first layer with attention; 0 where there is none. Groups with others only go as they are."""
+    specs = [first_spec(group.kv_cache_spec) for _, group in transfer_groups(kv_cache_config)]
+    return next((int(spec.num_kv_heads) for spec in specs if not recurrent(spec)), 0)
+
+
+def _group(layers: list[_Layer], vllm_config: Any, pages: int, whole: str, heads: int) -> GroupView:
+    spec, dtype = layers[0].spec, layer_dtype(layers[0].spec, whole)
+    canonical: tuple[CanonicalPlane, ...] = ()
+    if dtype == whole and int(getattr(spec, "num_kv_heads", 0)) == heads:
+        canonical = _canonical(layers, dtype, pages, packing(vllm_config, spec))
+    scales: tuple[tuple[float, ...], ...] = ()
+    if canonical and whole.startswith("fp8"):
+        attention = getattr(vllm_config.compilation_config, "static_forward_context", {})
+        scales = tuple(_scales(attention.get(layer.name), len(canonical)) for layer in layers)
+    return group_view(
+        kind(spec),
+        int(spec.block_size),
+        pages,
+        [(layer.name, layer.planes) for layer in layers],
+        heads=int(getattr(spec, "num_kv_heads", 0)),
+        canonical=canonical,
+        scales=scales,
+        dtype="" if dtype == whole else dtype,
+    )
+
+
+def _canonical(layers: list[_Layer], dtype: str, pages: int, packing: str) -> tuple[CanonicalPlane, ...]:
+    """Where K and V (or a latent) lie in a page of any of the layers; empty where that can't be told."""
+    spec, planes = layers[0].spec, layers[0].planes
+    if recurrent(spec) or packed(spec) or dtype not in CONVERTIBLE_DTYPES:
         return ()
+    if any(8 * int(tensor.element_size()) != DTYPE_BITS[dtype] for _, tensor, _ in planes):
+        return ()
+    if packing:
+        return _packed_planes(spec, planes, pages, packing)
+    found = _plain_planes(layers[0], pages)
+    alike = all(_plain_planes(layer, pages) == found for layer in layers) and _one_stride(layers)
+    return found if alike else ()
+
+
+def _packed_planes(spec: Any, planes: _Planes, pages: int, packing: str) -> tuple[CanonicalPlane, ...]:
     dim, size = int(spec.head_size), int(spec.block_size)
-    if packing and planes[0][0] != "latent":  # vLLM's CPU kernels keep latents in plain order
-        name, tensor, _ = planes[0]
-        shape = (pages, int(spec.num_kv_heads), size, 2 * dim)
-        if len(planes) != 1 or name != "kv" or tuple(tensor.shape) != shape or not tensor[0].is_contiguous():
-            return ()
-        orders = packed_cpu_planes(packing, int(tensor.element_size()), size, dim)
-        if orders is None:
-            return ()
-        return (CanonicalPlane("k", dim, 0, orders[0]), CanonicalPlane("v", dim, 0, orders[1]))
+    name, tensor, _ = planes[0]
+    shape = (pages, int(spec.num_kv_heads), size, 2 * dim)
+    if len(planes) != 1 or name != "kv" or channels(spec) != (dim, dim):
+        return ()
+    if tuple(tensor.shape) != shape or not tensor[0].is_contiguous():
+        return ()
+    orders = packed_cpu_planes(packing, int(tensor.element_size()), size, dim)
+    if orders is None:
+        return ()
+    return (CanonicalPlane("k", dim, 0, orders[0]), CanonicalPlane("v", dim, 0, orders[1]))
+
+
+def _plain_planes(layer: _Layer, pages: int) -> tuple[CanonicalPlane, ...]:
     found: list[CanonicalPlane] = []
-    for index, (name, tensor, axes) in enumerate(planes):
+    for index, (name, tensor, axes) in enumerate(layer.planes):
         if tensor.shape[list(axes).index("page")] != pages:
             return ()  # the engine's kernels use smaller pages than its block table
-        found += strided_planes(name, tensor, axes, index)
-    return tuple(found)
+        found += strided_planes(name, tensor, axes, index, channels(layer.spec))
+    keys, values = channels(layer.spec)
+    dims = {"k": keys, "v": values, "latent": keys}
+    complete = {plane.name for plane in found} in ({"k", "v"}, {"latent"})
+    return tuple(found) if complete and all(plane.dim == dims[plane.name] for plane in found) else ()
+
+
+def _one_stride(layers: list[_Layer]) -> bool:
+    """Whether pages of each plane are equally far from each other in all layers."""
+    strides = {
+        tuple(tensor.stride(list(axes).index("page")) for _, tensor, axes in one.planes) for one in layers
+    }
+    return len(strides) == 1
 
 
 def _scales(layer: Any, planes: int) -> tuple[float, ...]:
@@ -90,78 +158,7 @@ def _scales(layer: Any, planes: int) -> tuple[float, ...]:
     return tuple(float(getattr(layer, name, 1.0)) for name in names)
 
 
-def cache_schema(
-    view: KVCacheView, vllm_config: Any, kv_cache_config: Any, tp_rank: int, pp_rank: int, weights: str
-) -> KVCacheSchema:
-    """Describe this worker's part of the cache."""
-    import vllm
-
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    first = transfer_groups(kv_cache_config)[0][1].kv_cache_spec
-    heads = int(getattr(first, "num_kv_heads", 1))
-    latent = any(plane.name == "latent" for group in view.groups for plane in group.canonical)
-    total = 1 if latent else int(model.get_total_num_kv_heads())
-    size = int(parallel.tensor_parallel_size)
-    return KVCacheSchema(
-        engine=f"vllm {vllm.__version__}",
-        model=str(model.model),
-        dtype=_dtype(vllm_config),
-        total_layers=int(model.get_total_num_hidden_layers()),
-        total_kv_heads=total,
-        head_start=first_head(tp_rank, size, total),
-        head_count=heads,
-        head_dim=int(getattr(first, "head_size", 0)),
-        groups=tuple(group.schema() for group in view.groups),
-        packing=_packing(vllm_config, first),
-        tp_rank=tp_rank,
-        tp_size=size,
-        pp_rank=pp_rank,
-        pp_size=int(parallel.pipeline_parallel_size),
-        weights=weights,
-    )
-
-
-def weights_of(vllm_config: Any) -> str:
-    """What the model's weights are; reads a little of each file."""
-    model, load = vllm_config.model_config, vllm_config.load_config
-    return weights_identity(
-        str(getattr(model, "model_weights", None) or model.model),
-        str(getattr(model, "revision", None) or ""),
-        str(getattr(model, "quantization", None) or ""),
-        getattr(model, "hf_overrides", None),
-        str(getattr(load, "load_format", "auto")),
-    )
-
-
-def first_head(tp_rank: int, tp_size: int, total_heads: int) -> int:
-    """First kv head of a tensor parallel rank; with fewer heads than ranks, neighbours hold the same one."""
-    return tp_rank * total_heads // tp_size
-
-
-def sliding_window(spec: Any) -> int:
-    """Tokens that a group's layers look back, 0 = all."""
-    return int(getattr(spec, "sliding_window", None) or 0)
-
-
-def first_in_window(tokens: int, window: int) -> int:
-    """The first token that the one behind ``tokens`` looks at, itself being the window's last."""
-    return max(0, tokens + 1 - window) if window else 0
-
-
-def _kind(spec: Any) -> str:
-    name = type(spec).__name__.removesuffix("Spec").lower()
-    window = sliding_window(spec)
-    return f"{name}:{window}" if window else name
-
-
-def _dtype(vllm_config: Any) -> str:
-    name = str(vllm_config.cache_config.cache_dtype)
-    if name == "auto":
-        name = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    return dtype_of_engine(name) or name
-
-
-def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, Any, Sequence[str]]]:
+def _planes(layer: str, cache: Any, spec: Any, pages: int) -> _Planes:
     """One tensor, or a tuple or list of them (K and V, recurrent states)."""
     if isinstance(cache, tuple | list):
         names = ("k", "v") if len(cache) == 2 and not recurrent(spec) else None
@@ -169,13 +166,8 @@ def _planes(layer: str, cache: Any, spec: Any, pages: int) -> list[tuple[str, An
             (names[i] if names else f"state{i}", tensor, _axes(layer, tensor, spec, pages))
             for i, tensor in enumerate(cache)
         ]
-    name = "latent" if cache.dim() == 3 and not recurrent(spec) else "kv"
+    name = "latent" if not recurrent(spec) and (latent(spec) or cache.dim() == 3) else "kv"
     return [(name, cache, _axes(layer, cache, spec, pages))]
-
-
-def recurrent(spec: Any) -> bool:
-    """Whether a group's layers keep a state instead of every token's K and V."""
-    return not hasattr(spec, "num_kv_heads")
 
 
 def _axes(layer: str, tensor: Any, spec: Any, pages: int) -> Sequence[str]:
@@ -215,20 +207,3 @@ def _axes(layer: str, tensor: Any, spec: Any, pages: int) -> Sequence[str]:
         else:
             names.append(f"axis{i}")
     return names
-
-
-def _packing(vllm_config: Any, spec: Any) -> str:
-    """The order in which vLLM's CPU kernels pack a page; it depends on the machine's instruction set."""
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu() or recurrent(spec):
-        return ""
-    try:
-        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-    except ImportError:
-        return "cpu"
-    known = (vllm_config.model_config.dtype, int(spec.block_size), int(spec.head_size))
-    try:
-        return f"cpu-{_get_attn_isa(*known, vllm_config.cache_config.cache_dtype)}"
-    except TypeError:  # releases before the cache dtype was an argument
-        return f"cpu-{_get_attn_isa(*known)}"

@@ -82,7 +82,11 @@ class Finished:
 
 @dataclass
 class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
-    """One step's orders from the scheduler's half to each worker's."""
+    """One step's orders from the scheduler's half to each worker's.
+
+    ``void``: why KV that waits to be handed over is void, "" if it is not. ``weights``: what vLLM calls the weights
+    that it has had since its last step, "" for the same as before. Both come before the other orders.
+    """
 
     loads: list[Load] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
@@ -93,6 +97,8 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     progress: list[Progress] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
+    void: str = ""
+    weights: str = ""
     has_forward: bool = False
 
 

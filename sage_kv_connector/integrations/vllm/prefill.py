@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
 
 from sage_kv_connector.contract.cache_view import KVCacheView
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, TransferAudit
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
@@ -89,6 +90,18 @@ class PrefillHalf:
             self._on_offer.pop(transfer_id, None)
         self._core.withdraw(transfer_ids, "prefill was aborted or preempted")
 
+    def void(self, detail: str, *, only_finished: bool = False, again: Collection[str] = ()) -> None:
+        """Give up what is on offer, or what of it is finished; returns when nothing reads its pages any more.
+
+        Whoever asks for it later hears at once why, but for those that come on offer ``again``.
+        """
+        offers = {i: one for i, one in list(self._on_offer.items()) if one.finished or not only_finished}
+        for transfer_id, offer in offers.items():
+            if self._on_offer.pop(transfer_id, None) is offer and offer.finished:
+                self._results.add_sent(offer.request_id)
+        self._core.withdraw([i for i in offers if i in again], detail)
+        self._core.give_up([i for i in offers if i not in again], Reason(Code.WITHDRAWN, detail))
+
     def begin_step(self, offers: Sequence[Offered], steps: Sequence[Progress]) -> None:
         """Before the forward pass: new offers, and the block tables of this step. Nothing becomes final here."""
         for offered in offers:
@@ -154,9 +167,8 @@ class PrefillHalf:
         if outcome.failure is not None and not outcome.aborted:
             self.failed[outcome.failure.code] += 1
         log_outcome(logger, Side.PREFILL, offer.request_id, outcome)
-        if self._on_offer.get(transfer_id) is not offer:
+        if self._on_offer.get(transfer_id) is not offer or self._on_offer.pop(transfer_id, None) is not offer:
             return  # withdrawn: vLLM has its pages already
-        del self._on_offer[transfer_id]
         if offer.finished:
             self._results.add_sent(offer.request_id)
 

@@ -18,19 +18,12 @@ from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import (
-    MetadataKind,
     pages_transfer,
     parse_room,
 )
-from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs, listen_host
-from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
-from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
-from sage_kv_connector.integrations.vllm.kv_caches import (
-    first_in_window,
-    recurrent,
-    sliding_window,
-    transfer_groups,
-)
+from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
+from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
+from sage_kv_connector.integrations.vllm.listening_ranks import ListeningRanks
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
     Load,
@@ -39,10 +32,15 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVHandshakeMetadata,
     Unneeded,
 )
-from sage_kv_connector.integrations.vllm.parallel import data_parallel_rank
 from sage_kv_connector.integrations.vllm.prompts import prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
+from sage_kv_connector.integrations.vllm.specs import (
+    first_in_window,
+    recurrent,
+    sliding_window,
+    transfer_groups,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +51,11 @@ class SchedulerSide:
     def __init__(
         self, vllm_config: Any, kv_cache_config: Any, config: KVTransportConfig, engine_id: str
     ) -> None:
-        self._config = config
         self._engine_id = engine_id
         self._groups = transfer_groups(kv_cache_config)
         specs = [group.kv_cache_spec for _, group in self._groups]
         self._exact = any(recurrent(spec) for spec in specs)
         self._left_out = 1 if self._exact or any(sliding_window(spec) for spec in specs) else 0
-        self._parallel = vllm_config.parallel_config
         self._offers = SchedulerOffers(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
         self._held: dict[str, str] = {}
@@ -67,31 +63,34 @@ class SchedulerSide:
         self._expected: dict[str, RemotePrefill] = {}
         self._goes_on: dict[str, bool] = {}
         self._next = SageKVConnectorMetadata()
-        self._ranks: dict[int, SageKVHandshakeMetadata] = {}
-        self._bootstrap: BootstrapServer | None = None
+        self._weights = FIRST_VERSION
+        self._listening = ListeningRanks(engine_id, config, vllm_config.parallel_config)
 
     # -- start and end
 
     def set_ranks(self, ranks: dict[int, SageKVHandshakeMetadata]) -> None:
-        """What the workers listen on, by tensor parallel rank; starts the bootstrap server if one is asked for."""
-        self._ranks = ranks
-        if self._config.bootstrap_port is not None and self._bootstrap is None:
-            port = self._config.bootstrap_port
-            host = listen_host(self._config, self._config.resolved_secret())
-            addresses = {rank: meta.addresses for rank, meta in ranks.items()}
-            node = next(iter(ranks.values())).node
-            engine = PrefillEngine(
-                ranks_of(self._engine_id, addresses, node),
-                int(self._parallel.pipeline_parallel_size),
-                MetadataKind.FIRST_TOKEN,
-            )
-            self._bootstrap = BootstrapServer(host, port, engine, data_parallel_rank(self._parallel))
-            logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
+        """What the workers listen on, by tensor parallel rank; starts the bootstrap server if one is asked for.
+
+        Comes once more when vLLM woke up: the workers know nothing of what was ordered before.
+        """
+        if self._listening.known:
+            self._offers.again(self._next)
+            self._next.expected += [one for one in self._expected.values() if one not in self._next.expected]
+        self._listening.set_ranks(ranks)
+
+    def reset_cache(self) -> None:
+        """KV of before is void, and with it what waits to be fetched and what is being fetched."""
+        self._next.void = "the KV cache was reset"
+
+    def weights_replaced(self, version: str) -> None:
+        """vLLM was told what its weights are called now."""
+        if version == self._weights:
+            return
+        self._weights = self._next.weights = version
+        self._offers.again(self._next)
 
     def shutdown(self) -> None:
-        if self._bootstrap is not None:
-            self._bootstrap.close()
-            self._bootstrap = None
+        self._listening.close()
 
     # -- a request's life
 
@@ -178,7 +177,13 @@ class SchedulerSide:
         """Orders that no scheduled request carries still have to reach the workers."""
         meta = self._next
         return bool(
-            meta.offers or meta.releases or meta.expected or meta.no_longer_expected or meta.withdrawn
+            meta.offers
+            or meta.releases
+            or meta.expected
+            or meta.no_longer_expected
+            or meta.withdrawn
+            or meta.void
+            or meta.weights
         )
 
     # -- inside
@@ -191,11 +196,7 @@ class SchedulerSide:
             "transfer_id": prefill.transfer_id,
             "in_room": prefill.in_room,
             "remote_prompt": [prefill.prompt_tokens, prefill.offered.prompt.whole.digest.hex()],
-            "remote_engine_id": self._engine_id,
-            "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
-            "remote_node": next((meta.node for meta in self._ranks.values()), ""),
-            "tp_size": int(self._parallel.tensor_parallel_size),
-            "pp_size": int(self._parallel.pipeline_parallel_size),
+            **self._listening.params(),
         }
 
     def _remote(self, request: Any) -> RemotePrefill | None:

@@ -19,13 +19,13 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
-from sage_kv_connector.integrations.vllm.kv_caches import first_in_window, sliding_window, transfer_groups
 from sage_kv_connector.integrations.vllm.metadata import (
     Offered,
     PageTables,
     Progress,
     SageKVConnectorMetadata,
 )
+from sage_kv_connector.integrations.vllm.specs import first_in_window, sliding_window, transfer_groups
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,18 @@ class SchedulerOffers:
             if request_id in self._offers:
                 scheduled = int(output.num_scheduled_tokens[request_id])
                 self._step(meta, self._offers[request_id], computed, scheduled, new_ids, anew)
+
+    def again(self, meta: SageKVConnectorMetadata) -> None:
+        """Workers gave up what was on offer: what has not begun (anew) is put on offer once more.
+
+        What runs goes on in memory that nobody can vouch for; it ends without being handed over.
+        """
+        known = {offered.transfer_id for offered in meta.offers}
+        for offer in self._offers.values():
+            if offer.request.status != RequestStatus.RUNNING:
+                offer.tables = None
+                if offer.transfer_id not in known:
+                    meta.offers.append(offer.offered)
 
     def tables(self, block_ids: Any, tokens: int) -> PageTables:
         """Of the groups that take part; pages that a window had left behind after ``tokens`` have no memory."""

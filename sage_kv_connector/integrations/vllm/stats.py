@@ -49,6 +49,18 @@ class Totals(NamedTuple):
     counters: Mapping[str, int]
     failures: Mapping[str, Mapping[str, int]]
 
+    def go_on(self, since: Totals) -> Totals:
+        """What grew goes on from these to ``since``, counted by a transport made anew; what is held is its own."""
+        grown = {name: self.counters.get(name, 0) + since.counters.get(name, 0) for name in COUNTERS}
+        failures = {
+            name: Tally(self.failures.get(name, {})) + Tally(since.failures.get(name, {}))
+            for name in FAILURES
+        }
+        return Totals({**since.counters, **grown}, failures)
+
+
+NONE_YET = Totals({}, {})
+
 
 class Reports:
     """What a rank reports: growth since the last report, and what it holds, whenever either changed."""

@@ -12,46 +12,25 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import msgspec
-
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.engine import EngineCore, TransferAudit, enabled_backends
-from sage_kv_connector.integrations.common.prefill_ranks import DecodeRank
-from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device, wait_for_compute
+from sage_kv_connector.integrations.vllm.accelerator import wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
-from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
-from sage_kv_connector.integrations.vllm.decode import DecodeHalf
-from sage_kv_connector.integrations.vllm.kv_caches import cache_schema, cache_view, weights_of
+from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
+from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults
+from sage_kv_connector.integrations.vllm.decode import not_landed
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
-from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
-from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
-from sage_kv_connector.integrations.vllm.stats import Reports, SageKVStats, Totals
+from sage_kv_connector.integrations.vllm.registered import Memory, Place, Registered
+from sage_kv_connector.integrations.vllm.stats import NONE_YET, Reports, SageKVStats, Totals
 
 logger = logging.getLogger(__name__)
 
 #: A step without a forward pass waits this long for a completion; new requests wait no longer for it.
 #: Shorter waits cost the copy its core: between steps vLLM's worker polls its queue without sleeping.
 IDLE_STEP_WAIT_S = 0.005
-
-
-def _tensors(cache: Any) -> list[Any]:
-    """The tensors of one layer."""
-    return list(cache) if isinstance(cache, tuple | list) else [cache]
-
-
-class _Registered:
-    """What there is once vLLM has registered its caches. ``device``: torch's, None for host memory."""
-
-    def __init__(
-        self, core: EngineCore, schema: KVCacheSchema, prefill: PrefillHalf, decode: DecodeHalf, device: Any
-    ) -> None:
-        self.core = core
-        self.schema = schema
-        self.prefill = prefill
-        self.decode = decode
-        self.device = device
+#: Why KV is void that lay in caches which vLLM discards.
+DISCARDED = "vLLM discards its KV cache (sleep)"
 
 
 class WorkerSide:
@@ -62,59 +41,45 @@ class WorkerSide:
     ) -> None:
         from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 
-        self._vllm_config = vllm_config
-        self._kv_cache_config = kv_cache_config
-        self._config = config
-        self._tp_rank = int(get_tensor_model_parallel_rank())
-        self._tp_size = int(vllm_config.parallel_config.tensor_parallel_size)
-        self._stage, self._stages = int(get_pp_group().rank_in_group), int(get_pp_group().world_size)
-        self._rank = self._stage * self._tp_size + self._tp_rank
-        self._engine_id = engine_id
+        tp_rank, stages = int(get_tensor_model_parallel_rank()), get_pp_group()
+        stage = int(stages.rank_in_group)
+        self._place = Place(
+            vllm_config, kv_cache_config, config, engine_id, tp_rank, stage, int(stages.world_size)
+        )
         request_amx_tiles()
         self._results = Completions()
-        self._registered: _Registered | None = None
-        self._reports = Reports(self._rank)
+        self._kv_caches: dict[str, Any] = {}
+        self._memory: Memory | None = None
+        self._registered: Registered | None = None
+        self._weights = FIRST_VERSION
+        self._given_up = NOTHING  #: what vLLM hears of it with the next results
+        self._reports = Reports(self._place.rank)
+        self._before = NONE_YET  #: of the transports that are closed
 
     # -- start and end
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """Make the transport over these tensors, and start it. Raises ValueError naming what can't be transferred."""
-        config = self._config
-        device = device_of([t for cache in kv_caches.values() for t in _tensors(cache)])
-        view = cache_view(kv_caches, self._vllm_config, self._kv_cache_config)
-        weights = weights_of(self._vllm_config) if config.same_weights else ""
-        schema = cache_schema(
-            view, self._vllm_config, self._kv_cache_config, self._tp_rank, self._stage, weights
-        )
-        directory = PrefillDirectory(
-            DecodeRank(self._tp_rank, self._tp_size, schema.total_kv_heads, self._stage, self._stages),
-            enabled_backends(config, on_device=device is not None),
-            config.connect_timeout_s,
-        )
-        audit = TransferAudit(config.audit_file, self._rank)
-        audit.describe(view, schema)
-        memory, described = None, schema
-        if device is not None:
-            if config.audit_file is not None:
-                raise ValueError(
-                    f"audit_file is {str(config.audit_file)!r}, but KV lies on {device}: "
-                    "only host memory can be audited"
-                )
-            described = msgspec.structs.replace(schema, memory="device")
-            memory = open_device(device)
-        core = EngineCore(config, engine_id=self._engine_id, rank=self._rank, schema=described, device=memory)
-        core.register_memory(view.extents())
-        prefill = PrefillHalf(core, view, self._results, audit, layered=device is None)
-        decode = DecodeHalf(core, view, config, directory, self._results, audit)
-        core.start()
-        self._registered = _Registered(core, schema, prefill, decode, device)
-        logger.info(
-            "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
-            self._rank,
-            ", ".join(core.addresses),
-            described.bytes_per_token(),
-            schema.digest(),
-        )
+        self._memory = Memory(kv_caches, self._place.config)
+        self._kv_caches = kv_caches
+        self._register(self._memory)
+
+    def unregister_kv_caches(self) -> None:
+        """The caches are about to be discarded. When this returns nothing reads or writes them. Idempotent."""
+        known, self._registered = self._registered, None
+        if known is not None:
+            self._given_up = self._given_up.and_also(known.give_up(DISCARDED))
+            self._before = self._before.go_on(known.totals())
+            known.close()
+            logger.info("sage_kvt rank %d: %s", self._place.rank, DISCARDED)
+
+    def restore_kv_caches(self) -> None:
+        """They are back, empty, where they were. Idempotent."""
+        if self._registered is None and self._memory is not None:
+            self._register(self._memory)
+
+    def _register(self, memory: Memory) -> None:
+        self._registered = Registered(self._place, self._kv_caches, self._weights, self._results, memory)
 
     def handshake_metadata(self) -> SageKVHandshakeMetadata | None:
         known = self._registered
@@ -127,18 +92,10 @@ class WorkerSide:
         known = self._registered
         if known is None:
             raise RuntimeError("vLLM has not registered its KV caches yet")
-        return self._engine_id, self._rank, known.schema, known.core.addresses, node_id()
+        return self._place.engine_id, self._place.rank, known.schema, known.core.addresses, node_id()
 
     def totals(self) -> Totals:
-        known = self._registered
-        if known is None:
-            return Totals({}, {})
-        counters = known.core.counters() | {
-            "loads": len(known.decode),
-            "on_offer": len(known.prefill),
-            "aborted_loads": known.decode.aborted,
-        }
-        return Totals(counters, {"failed_loads": known.decode.failed, "failed_offers": known.prefill.failed})
+        return self._before.go_on(NONE_YET if self._registered is None else self._registered.totals())
 
     def report(self) -> SageKVStats | None:
         """What changed since the last report; None if nothing did."""
@@ -146,8 +103,7 @@ class WorkerSide:
 
     def shutdown(self) -> None:
         if self._registered is not None:
-            self._registered.decode.close()
-            self._registered.core.close()
+            self._registered.close()
 
     # -- a step
 
@@ -160,14 +116,14 @@ class WorkerSide:
 
     def begin_step(self, meta: SageKVConnectorMetadata) -> None:
         """Before the forward pass."""
-        known = self._registered
-        if known is None:
-            return
         self.withdraw(meta)
-        known.prefill.begin_step(meta.offers, meta.progress)
-        for finished in meta.finished:
-            known.prefill.finish(finished)
-        known.decode.begin_step(meta)
+        self._weights = meta.weights or self._weights
+        known = self._registered
+        if known is None:  # what needs the caches can't be done
+            given_up = not_landed(meta.loads)._replace(sent={one.request_id for one in meta.finished})
+        else:
+            given_up = known.begin_step(meta)
+        self._given_up = self._given_up.and_also(given_up)
 
     def layer_saved(self, layer_name: str) -> None:
         """A layer's KV of this step is written."""
@@ -189,6 +145,7 @@ class WorkerSide:
         if not has_forward and waits:
             self._results.wait(IDLE_STEP_WAIT_S)
         sent, received = self._results.take()
+        given_up, self._given_up = self._given_up, NOTHING
         if known is None:
-            return StepResults(sent, set(received), set(), set())
-        return known.decode.take(sent, received)
+            return given_up.and_also(NOTHING._replace(sent=sent))
+        return given_up.and_also(known.decode.take(sent, received))

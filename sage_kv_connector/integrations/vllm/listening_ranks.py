@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where this engine's workers listen: in prefill's answers, and at the bootstrap server."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.bootstrap_room import MetadataKind
+from sage_kv_connector.engine import listen_host
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
+from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
+from sage_kv_connector.integrations.vllm.metadata import SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.parallel import data_parallel_rank
+
+logger = logging.getLogger(__name__)
+
+
+class ListeningRanks:
+    """Known once vLLM collected it from the workers, and anew when they listen elsewhere after a sleep."""
+
+    def __init__(self, engine_id: str, config: KVTransportConfig, parallel: Any) -> None:
+        self._engine_id = engine_id
+        self._config = config
+        self._parallel = parallel
+        self._ranks: dict[int, SageKVHandshakeMetadata] = {}
+        self._bootstrap: BootstrapServer | None = None
+
+    @property
+    def known(self) -> bool:
+        return bool(self._ranks)
+
+    def set_ranks(self, ranks: dict[int, SageKVHandshakeMetadata]) -> None:
+        """By tensor parallel rank. Starts the bootstrap server if one is asked for and does not run."""
+        self._ranks = ranks
+        if self._config.bootstrap_port is None:
+            return
+        addresses = {rank: meta.addresses for rank, meta in ranks.items()}
+        engine = PrefillEngine(
+            ranks_of(self._engine_id, addresses, self._node),
+            int(self._parallel.pipeline_parallel_size),
+            MetadataKind.FIRST_TOKEN,
+        )
+        if self._bootstrap is not None:
+            self._bootstrap.describe(engine)
+            return
+        host = listen_host(self._config, self._config.resolved_secret())
+        port, dp_rank = self._config.bootstrap_port, data_parallel_rank(self._parallel)
+        self._bootstrap = BootstrapServer(host, port, engine, dp_rank)
+        logger.info("sage_kvt answers routers at http://%s:%d/query", host, self._bootstrap.port)
+
+    def params(self) -> dict[str, Any]:
+        """Of prefill's answer, for decode to find it."""
+        return {
+            "remote_engine_id": self._engine_id,
+            "remote_ranks": {str(rank): list(meta.addresses) for rank, meta in self._ranks.items()},
+            "remote_node": self._node,
+            "tp_size": int(self._parallel.tensor_parallel_size),
+            "pp_size": int(self._parallel.pipeline_parallel_size),
+        }
+
+    def close(self) -> None:
+        if self._bootstrap is not None:
+            self._bootstrap.close()
+            self._bootstrap = None
+
+    @property
+    def _node(self) -> str:
+        return next((meta.node for meta in self._ranks.values()), "")

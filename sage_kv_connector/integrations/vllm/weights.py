@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that are replaced in a running vLLM: its engine is told their version, its connectors are not.
+
+``EngineCore.set_weight_version`` is where both ways to say it come together, ``POST /update_weight_version`` and the
+end of an update over vLLM's weight transfer (since 0.32). It runs in the scheduler's process, between two steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def follow_weights() -> None:
+    """Let connectors of ours hear of versions, from now on. Idempotent; nothing happens in a vLLM without versions."""
+    module = sys.modules.get("vllm.v1.engine.core")
+    core = getattr(module, "EngineCore", None)
+    told = getattr(core, "set_weight_version", None)
+    if core is not None and told is not None and not hasattr(told, "sage_kvt"):
+        core.set_weight_version = _heard(told)
+
+
+def _heard(set_weight_version: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(set_weight_version)
+    def wrapped(self: Any, weight_version: str) -> Any:
+        result = set_weight_version(self, weight_version)
+        for connector in _connectors(getattr(self.scheduler, "connector", None)):
+            if hasattr(connector, "weights_replaced"):
+                connector.weights_replaced(weight_version)
+        return result
+
+    wrapped.sage_kvt = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _connectors(connector: Any) -> Iterator[Any]:
+    """It, or those that it holds (MultiConnector)."""
+    if connector is not None:
+        yield connector
+        for inner in getattr(connector, "_connectors", ()):
+            yield from _connectors(inner)
