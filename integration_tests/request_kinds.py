@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -211,11 +212,13 @@ def _second_subscriber(pair: Pair, dispatch: Dispatch, row: Row) -> None:
     def asked(sent: Sent) -> dict[str, Any]:
         return ask(pair.decode, sent.path, {**sent.body, "kv_transfer_params": dict(params)})
 
+    began = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         if dispatch == "concurrent":
             first = {"prompt": x, "max_tokens": 1, "kv_transfer_params": prefill_params}
             pool.submit(ask, pair.prefill, "/v1/completions", first)
         answers = [pool.submit(asked, sent) for sent in requests]
+    row.seconds = round(time.monotonic() - began, 2)
     for sent, answer in zip(requests, answers, strict=True):
         judge(row, pair, dispatch, sent, answer.result)
 
@@ -318,14 +321,15 @@ def _reset(pair: Pair, dispatch: Dispatch, row: Row) -> None:
         judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
 
 
-def run(pair: Pair, name: str, dispatch: Dispatch, way: str = "by hand", engine: str = "vllm") -> Row:
-    row = Row(name, engine, way, dispatch)
+def run(pair: Pair, name: str, dispatch: Dispatch, way: str = "by hand", *, spread: bool = False) -> Row:
+    """``spread``: of a request with several prompts some may be computed by decode."""
+    row = Row(name, "vllm", way, dispatch)
     try:
         before = gauges(pair.decode).get("failed_loads", 0)
         (KINDS | SPECIAL)[name](pair, dispatch, row)
         row.held |= held(pair)
         row.refused = int(gauges(pair.decode).get("failed_loads", 0) - before)
-        if row.refused and name in ALL_HANDED_OVER:
+        if row.refused and name in ALL_HANDED_OVER and not spread:
             row.wrong(f"{row.refused} loads failed, though prefill had what they asked for")
         if not row.refused and name in ALL_REFUSED:
             row.wrong("KV of another prompt was loaded")

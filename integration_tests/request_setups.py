@@ -26,11 +26,16 @@ BOUND = ("one prompt", "list of prompts", "n = 3", "another prompt's parameters"
 
 
 class Way(NamedTuple):
-    """A pair, the name of its way in the table, and the kinds that it is asked."""
+    """A pair, the name of its way in the table, and the kinds that it is asked.
+
+    ``spread``: what handles a request of several prompts gives them to several engines, and answers with the
+    parameters of one.
+    """
 
     name: str
     pair: Pair
     kinds: Sequence[str]
+    spread: bool = False
 
 
 class Workshop:
@@ -158,7 +163,7 @@ def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
         fronts = routers(shop, pair, "--intra-node-data-parallel-size", "2")
         with running(*fronts.values()):
             yield [
-                Way("data parallel", pair, BOUND),
+                Way("data parallel", pair, BOUND, spread=True),
                 Way("data parallel, router", dataclasses.replace(pair, fronts=fronts), BOUND[:3]),
             ]
 

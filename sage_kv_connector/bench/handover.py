@@ -26,6 +26,7 @@ from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_in
 from sage_kv_connector.bench.transfer import CHECKOUT
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
+from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.tiny_model import SHAPES, build
@@ -127,7 +128,8 @@ def bench_handover(
                 _round(pairs, count, f"{count} tokens, round {i} of {repeats}") for i in range(repeats + 1)
             ]
             sizes[str(count)] = _summary(rounds[1:]) | {
-                "conversion": _conversion(rounds)
+                "conversion": _conversion(rounds),
+                "binding": _binding(rounds[1:]),
             }  # the first warms up
         return {
             "backend": backend,
@@ -151,6 +153,11 @@ def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if not figures["token_ids_equal"][name]:
                 text += ", WRONG TOKEN IDS"
             yield f"{tokens} tokens, {name}", text
+        binding = figures["binding"]
+        text = (
+            f"{binding['seconds'] * 1e6:.0f} µs, {binding['of_ttft']:.2%} of the time to decode's first token"
+        )
+        yield f"{tokens} tokens, binding to the prompt", text
         share = figures["conversion"]
         if share["thread_s"]:
             text = f"{share['thread_s'] * 1e3:.0f} ms of threads beside the engines, "
@@ -237,6 +244,7 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
             # These steps also bring the counters of the hand-overs to /metrics.
             recomputed = complete(pair.decode.url, _prompt(tokens), max_tokens=2)
             out["ours"]["converted_s"] = pair.converted_s()
+            out["ours"]["binding_s"] = _binding_s(_prompt(tokens))
             out["recompute"] = {"ttft_s": recomputed.ttft_s, "prefill_s": 0.0, "equal": True}
         pair.signal(signal.SIGSTOP)
     progress.print(what + ": " + ", ".join(f"{name} {r['ttft_s'] * 1e3:.0f} ms" for name, r in out.items()))
@@ -246,6 +254,19 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
 def _prompt(tokens: int) -> list[int]:
     """One token more than whole pages: that one is computed with real attention wherever the rest is cached."""
     return [random.randint(1, 255) for _ in range(tokens + 1)]
+
+
+def _binding_s(prompt: list[int]) -> float:
+    """What decode does so that a transfer belongs to this prompt; prefill does it before it computes."""
+    begun = time.perf_counter()
+    _ = Prompt(prompt).whole
+    return time.perf_counter() - begun
+
+
+def _binding(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """Seconds, and the share of the time to decode's first token."""
+    taken = median(r["ours"]["binding_s"] for r in rounds)
+    return {"seconds": taken, "of_ttft": taken / median(r["ours"]["ttft_s"] for r in rounds)}
 
 
 def _conversion(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, float]:
