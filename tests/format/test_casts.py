@@ -68,7 +68,7 @@ def test_ties_and_their_neighbours_round_as_in_torch(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", NARROW)
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bits_round_as_in_torch(dtype: str, bits: list[int]) -> None:
     values = np.array(bits, np.uint32).view(np.float32)
     assert_equal_casts(values[np.isfinite(values)], dtype)

@@ -24,7 +24,7 @@ def through(values: F32, fmt: WireFormat) -> F32:
 
 @pytest.mark.parametrize("memory", CONVERTIBLE_DTYPES)
 @given(fmt=st.sampled_from(every_format()), drawn=tiles(finite=True))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_finite_values_come_back_within_the_stated_bound(memory: str, fmt: WireFormat, drawn: F32) -> None:
     values = to_float(from_float(drawn, memory), memory)
     wire = through(values, fmt)
@@ -43,7 +43,7 @@ def test_finite_values_come_back_within_the_stated_bound(memory: str, fmt: WireF
 
 
 @given(fmt=st.sampled_from(every_format()), values=tiles())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_nan_and_infinities_follow_their_rules(fmt: WireFormat, values: F32) -> None:
     back = through(values, fmt)
     nan, inf = np.isnan(values), np.isinf(values)
@@ -58,7 +58,7 @@ def test_nan_and_infinities_follow_their_rules(fmt: WireFormat, values: F32) -> 
 
 
 @given(fmt=st.sampled_from([f for f in every_format() if f.sends_scales]), values=tiles())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_non_finite_elements_do_not_change_the_scales_of_others(fmt: WireFormat, values: F32) -> None:
     tokens, dim = values.shape
     scales = fmt.sections(tokens, dim)[0]
@@ -67,7 +67,6 @@ def test_non_finite_elements_do_not_change_the_scales_of_others(fmt: WireFormat,
 
 
 @given(fmt=st.sampled_from(every_format()), tokens=st.integers(1, 20), dim=st.integers(1, 20))
-@settings(deadline=None)
 def test_denormals_become_zero_in_every_scaled_format(fmt: WireFormat, tokens: int, dim: int) -> None:
     values = np.full((tokens, dim), np.float32(1e-39))
     back = through(values, fmt)
@@ -77,7 +76,6 @@ def test_denormals_become_zero_in_every_scaled_format(fmt: WireFormat, tokens: i
 
 
 @given(fmt=st.sampled_from([f for f in every_format() if f.sends_scales]), values=tiles(finite=True))
-@settings(deadline=None)
 def test_a_channel_of_zeros_stays_zero_next_to_outliers(fmt: WireFormat, values: F32) -> None:
     values[:, 0] = 0
     if not fmt.zero_point:
@@ -85,7 +83,6 @@ def test_a_channel_of_zeros_stays_zero_next_to_outliers(fmt: WireFormat, values:
 
 
 @given(values=tiles(finite=True))
-@settings(deadline=None)
 def test_an_outlier_channel_costs_others_nothing_with_channel_scales(values: F32) -> None:
     alone = through(values, WireFormat("int4", "channel"))
     louder = values.copy()

@@ -79,7 +79,7 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
     assert tested == 54
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     fmt=st.builds(

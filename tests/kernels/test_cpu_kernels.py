@@ -68,7 +68,7 @@ def orders(item: int, heads: int, page_size: int, dim: int) -> dict[str, tuple[E
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_gather_convert_scatter_over_random_page_tables(data: st.DataObject) -> None:
     source_dtype = data.draw(st.sampled_from(CONVERTIBLE_DTYPES))
@@ -219,7 +219,7 @@ def test_errors_name_the_argument_its_value_and_what_is_allowed() -> None:
         memory.converter(WireFormat("bf16"), kernels="sse9")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_rows_of_wide_dims_round_as_the_reference_does(data: st.DataObject) -> None:
     """bf16 rows of whole vectors take a way of their own; magnitudes reach down to the codes' denormals."""

@@ -72,7 +72,7 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
                 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     seed=st.integers(0, 2**32),
     fmt=formats(),

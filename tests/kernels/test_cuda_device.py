@@ -63,7 +63,7 @@ def test_golden_vectors_on_device() -> None:
 
 
 @NO_DEVICE
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(CONVERTIBLE_DTYPES))
 def test_random_pages_on_device(seed: int, fmt: WireFormat, dtype: str) -> None:
     check_kernels_on_pages(device_kernels(), "cuda", seed, fmt, dtype)

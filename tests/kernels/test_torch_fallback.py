@@ -24,7 +24,7 @@ def test_golden_vectors() -> None:
     check_kernels_on_golden_vectors(kernels_for("cpu"), "cpu")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(CONVERTIBLE_DTYPES))
 def test_random_pages(seed: int, fmt: WireFormat, dtype: str) -> None:
     check_kernels_on_pages(kernels_for("cpu"), "cpu", seed, fmt, dtype)

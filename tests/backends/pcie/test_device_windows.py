@@ -22,7 +22,7 @@ def table(*rows: tuple[int, int, int]) -> np.ndarray[tuple[int, int], np.dtype[n
     return np.array(rows, dtype=np.uint64)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_every_byte_of_a_range_goes_to_its_place(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -95,7 +95,7 @@ def test_rows_within_their_allocation_are_taken() -> None:
     assert len(pm.rows_of(offered([(0, 0, 0, 100), (0, 99, 100, 1)], (100,)))) == 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_named_error(payload: bytes) -> None:
     try:
