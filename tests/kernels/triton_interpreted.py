@@ -12,7 +12,7 @@ from sage_kv_connector.kernels.triton.kernels import Kernels
 from tests.kernels.tiles import check_kernels_on_golden_vectors, check_kernels_on_pages, formats
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32), fmt=formats(), dtype=st.sampled_from(CONVERTIBLE_DTYPES))
 def random_pages(seed: int, fmt: WireFormat, dtype: str) -> None:
     check_kernels_on_pages(Kernels("cpu"), "cpu", seed, fmt, dtype)
