@@ -30,6 +30,7 @@ from sage_kv_connector.launch.sglang import (
     SglangProcess,
     generate,
     generate_on_pair,
+    room_at,
     sglang_router,
     sglang_server,
 )
@@ -187,6 +188,35 @@ def test_a_prefill_that_never_comes_is_a_failed_request(servers: Servers) -> Non
     with pytest.raises(ServerError, match="no prefill"):
         generate(servers.decode.url, prompt, max_tokens=8, bootstrap=bootstrap, timeout_s=30.0)
     assert time.monotonic() - begun < 15
+
+
+def test_kv_of_other_weights_is_refused_until_both_servers_have_them(servers: Servers) -> None:
+    prompt, expected = recall_prompt(9, 300)
+    say_version(servers.prefill, "7")
+    with pytest.raises(ServerError, match=r"weights: .* here, .*, version 7 at the peer"):
+        generate_on_pair(servers.prefill, servers.decode, prompt, max_tokens=8)
+    say_version(servers.decode, "7")
+    assert generate_on_pair(servers.prefill, servers.decode, prompt, max_tokens=8).token_ids == expected
+    room = room_at(servers.prefill.bootstrap_port)
+    with ThreadPoolExecutor(1) as pool:
+        computed = pool.submit(generate, servers.prefill.url, prompt, max_tokens=8, bootstrap=room)
+        time.sleep(2)
+        for server in (servers.prefill, servers.decode):
+            say_version(server, "default")
+        with pytest.raises(ServerError, match="the weights were replaced"):
+            generate(servers.decode.url, prompt, max_tokens=8, bootstrap=room)
+        assert isinstance(computed.exception(), ServerError)
+    assert generate_on_pair(servers.prefill, servers.decode, prompt, max_tokens=8).token_ids == expected
+
+
+def say_version(server: Process, version: str) -> None:
+    """As an update of weights does at its end; here they stay what they are."""
+    body = json.dumps({"new_version": version, "abort_all_requests": False}).encode()
+    request = urllib.request.Request(
+        f"{server.url}/update_weight_version", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
 
 
 def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Servers) -> None:

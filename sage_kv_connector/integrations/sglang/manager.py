@@ -90,7 +90,8 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         super()._register_topology_row(url, payload | {FIELD: msgspec.to_builtins(ours)})
 
     def _weights_replaced(self, version: str) -> None:
-        """Sessions with peers that know other weights end, and what is under way on them."""
+        """What waits to be fetched is KV of the weights before. Sessions agreed on these end, with what they carry."""
+        self.rooms.void(f"the weights were replaced (version {version})")
         self._schema = msgspec.structs.replace(self._schema, weights=own_weights())
         self.core.describe(self._schema)
         write_rank(self.core, self._schema)

@@ -41,6 +41,7 @@ class _Room:
         self.settled = 0  # of its two transfers: delivered, or not needed
         self.nbytes = 0
         self.transfer_s: float | None = None
+        self.void = ""  # why its KV is of no use to anybody
 
 
 class Delivered(NamedTuple):
@@ -105,8 +106,19 @@ class PrefillRooms:
             return Delivered(0, None)
         if known.settled < 2:
             pages = pages_transfer(room)
+            why = known.void or why  # SGLang clears what failed
             self._core.give_up((pages, metadata_transfer(pages)), Reason(Code.WITHDRAWN, why))
         return Delivered(known.nbytes, known.transfer_s)
+
+    def void(self, why: str) -> None:
+        """Every room that was not fetched yet fails; returns when nothing of their memory is read any more."""
+        named = []
+        for number, room in self._rooms.items():
+            if room.settled < 2:
+                room.void = why
+                pages = pages_transfer(number)
+                named += [pages, metadata_transfer(pages)]
+        self._core.give_up(named, Reason(Code.WITHDRAWN, why))
 
     def delivered(self, room: int) -> Delivered:
         known = self._rooms.get(room)
