@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -77,6 +79,31 @@ def test_a_secret_reaches_the_workers_and_no_log(text: str) -> None:
     there = pickle.loads(pickle.dumps(config)).kv_connector_extra_config
     options = there["connectors"][0]["kv_connector_extra_config"] if "connectors" in there else there
     assert KVTransportConfig.load(options).resolved_secret() == SECRET.encode()
+
+
+#: What `LLM(…)` does with its arguments, in a process whose first EngineArgs they are.
+FIRST_ENGINE_ARGS = """
+import json, sys
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.serve.utils.api_utils import get_non_default_args
+
+given = json.loads(sys.argv[1])
+given = given if isinstance(given, str) else KVTransferConfig(**given)
+args = EngineArgs(model="m", kv_transfer_config=given)
+print("logged:", get_non_default_args(args))
+secret = args.kv_transfer_config.kv_connector_extra_config["secret"]
+print("has", getattr(secret, "get_secret_value", lambda: secret)()[::-1])
+"""
+
+
+@pytest.mark.parametrize("given", [json.dumps(f"sage_kvt:secret={SECRET}"), as_json(secret=SECRET)])
+def test_a_secret_is_hidden_before_plugins_are_loaded(given: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ENGINE_ARGS, given], capture_output=True, text=True, check=True
+    )
+    assert f"has {SECRET[::-1]}" in done.stdout
+    assert "logged: " in done.stdout and SECRET not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("as_dict", [True, False])

@@ -30,8 +30,7 @@ def register() -> None:
     if not hasattr(EngineArgs, "_sage_kvt_bare_word"):
         EngineArgs._sage_kvt_bare_word = True
         EngineArgs.add_cli_args = staticmethod(_with_bare_word(EngineArgs.add_cli_args))
-        EngineArgs.__post_init__ = _with_taken_options(EngineArgs.__post_init__)
-        EngineArgs.create_engine_config = _with_expanded_word(EngineArgs.create_engine_config)
+        EngineArgs.kv_transfer_config = GivenConfig(EngineArgs.kv_transfer_config)
 
 
 def is_bare_word(text: object) -> bool:
@@ -76,12 +75,9 @@ def _with_bare_word(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parse_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        given = None if is_bare_word(text) else original(text)
+        given = text if is_bare_word(text) else original(text)
         try:
-            if given is None:
-                return expand_bare_word(text)
-            take_options(given)
-            return given
+            return _ready(given)
         except ValueError as error:
             why = str(error)
         raise argparse.ArgumentTypeError(f"sage_kvt: {why}")  # argparse shows the text of no other error
@@ -91,23 +87,30 @@ def _parse_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def _with_taken_options(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that come by Python and not by the command line; they are logged after this."""
-
-    @functools.wraps(post_init)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        post_init(self, *args, **kwargs)
-        if self.kv_transfer_config is not None and not isinstance(self.kv_transfer_config, str):
-            take_options(self.kv_transfer_config)
-
-    return wrapped
+def _ready(given: Any) -> Any:
+    """The word expanded, options checked, a secret hidden. Raises ValueError as ``take_options``."""
+    if is_bare_word(given):
+        return expand_bare_word(given)
+    if given is not None:
+        take_options(given)
+    return given
 
 
-def _with_expanded_word(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(create_engine_config)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_bare_word(self.kv_transfer_config):
-            self.kv_transfer_config = expand_bare_word(self.kv_transfer_config)
-        return create_engine_config(self, *args, **kwargs)
+class GivenConfig:
+    """``EngineArgs.kv_transfer_config`` for whoever reads it, where it did not come by the command line.
 
-    return wrapped
+    vLLM loads plugins while it makes its first ``EngineArgs``, when the field is set already, and logs the fields
+    right after: only reading is always later than this.
+    """
+
+    def __init__(self, default: Any) -> None:
+        self._default = default
+
+    def __get__(self, args: Any, owner: type) -> Any:
+        if args is None:
+            return self._default
+        given = vars(args)["kv_transfer_config"] = _ready(vars(args).get("kv_transfer_config", self._default))
+        return given
+
+    def __set__(self, args: Any, given: Any) -> None:
+        vars(args)["kv_transfer_config"] = _ready(given)
