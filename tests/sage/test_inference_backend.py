@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, KVCacheSchema, PlaneSchema
@@ -24,6 +27,7 @@ from sage_kv_connector.integrations.sage.inference_backend import (
     create_backend,
     plan_between,
 )
+from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.registered import DIRECTORY_ENV, read_ranks, write_rank
 
 HANDOVER = {"bootstrap_host": "127.0.0.1", "bootstrap_port": 8998, "bootstrap_room": 7}
@@ -125,3 +129,16 @@ def test_ranks_leave_what_they_registered(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "rank-1").write_bytes(msgspec.msgpack.encode([1, 2]))
     with pytest.raises(ValueError, match="rank-1 does not hold what a rank registered"):
         read_ranks(tmp_path)
+
+
+def test_a_secret_reaches_sglangs_processes_by_a_file_of_their_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRET_ENV, "of the shell")
+    with sglang_backend._environment(KVTransportConfig.load({"secret": "mine of all"}), tmp_path):
+        child = [sys.executable, "-c", "import os, time; print(dict(os.environ), flush=True)"]
+        seen = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+        assert "mine of all" not in seen and "of the shell" not in seen
+        assert options_from_environment().resolved_secret() == b"mine of all"
+        assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
+    assert os.environ[SECRET_ENV] == "of the shell" and SECRET_FILE_ENV not in os.environ

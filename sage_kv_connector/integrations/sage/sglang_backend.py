@@ -22,7 +22,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import new_room, parse_room
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
@@ -203,9 +203,14 @@ def _environment(config: KVTransportConfig, directory: Path) -> Iterator[None]:
     path = directory / "kv_transport.yaml"
     KVTransportConfig.load(given).to_file(path)
     wanted = {CONFIG_ENV: f"config_file={path}", DIRECTORY_ENV: str(directory)}
+    before = {name: os.environ.get(name) for name in (*wanted, SECRET_ENV, SECRET_FILE_ENV)}
     if config.secret is not None:
-        wanted[SECRET_ENV] = config.secret.get_secret_value()
-    before = {name: os.environ.get(name) for name in wanted}
+        # Who lists a process's environment must not find it there.
+        secret_file = directory / "secret"
+        secret_file.touch(mode=0o600)
+        secret_file.write_text(config.secret.get_secret_value())
+        os.environ.pop(SECRET_ENV, None)
+        wanted[SECRET_FILE_ENV] = str(secret_file)
     os.environ.update(wanted)
     try:
         yield

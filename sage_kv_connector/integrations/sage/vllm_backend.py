@@ -57,7 +57,7 @@ class VllmBackend:
             "bootstrap_port": transport["bootstrap_port"],
         }
         if config.secret is not None:
-            transport["secret"] = config.secret.get_secret_value()
+            transport["secret"] = config.secret
         self._llm: Any = LLM(
             model,
             kv_transfer_config=KVTransferConfig(
