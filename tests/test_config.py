@@ -21,7 +21,7 @@ def test_words_are_options_and_presets_lie_below_them() -> None:
         ({"backend": "rdma"}, "backend is 'rdma'.*allowed: auto, pcie, shm, tcp"),
         ({"backend": "carrier-pigeon"}, "backend"),
         ({"lease_s": -1}, "lease_s"),
-        ({"preset": "fast"}, "preset 'fast' is unknown; allowed: high-bw, low-cost, low-latency, wan"),
+        ({"preset": "fast"}, "preset is 'fast' .from given.; allowed: high-bw, low-cost, low-latency, wan"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], says: str) -> None:

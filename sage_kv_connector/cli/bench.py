@@ -72,7 +72,7 @@ def bench_handover_command(
     except ValueError:
         raise typer.BadParameter(f"--tokens {tokens!r} must be numbers separated by commas") from None
     try:
-        KVTransportConfig.load({"target_dtype": target_dtype})
+        KVTransportConfig.load({"target_dtype": target_dtype}, "--target-dtype")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:

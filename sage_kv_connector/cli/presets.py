@@ -52,8 +52,8 @@ def show(
             given["preset"] = name
         if config_file is not None:
             given["config_file"] = config_file
-        origins = layered(given).origins
-        config = KVTransportConfig.load(given)
+        origins = layered(given, "--set").origins
+        config = KVTransportConfig.load(given, "--set")
         if write is not None:
             config.to_file(write)
     except ValueError as error:
@@ -71,7 +71,7 @@ def explain(name: Name, as_json: AsJson = False) -> None:
     from sage_kv_connector.config import presets as shipped
 
     if name not in shipped():
-        raise _refused(ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(shipped()))}"))
+        raise _refused(ValueError(f"preset is {name!r}; allowed: {', '.join(sorted(shipped()))}"))
     one = shipped()[name]
     fields = KVTransportConfig.model_fields
     rows = [("goal", one["goal"]), ("hardware", "\n".join(one["hardware"])), ("why", one["why"])]

@@ -106,7 +106,7 @@ def with_options(serve: Callable[..., Any]) -> Callable[..., Any]:
         try:
             configure(words or [], path)
         except ValueError as error:
-            progress.print(f"--kv-transport: {error}", markup=False, soft_wrap=True)
+            progress.print(f"KV transport: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(2) from error
         with contextlib.ExitStack() as started:
             if engine is Engine.vllm:
@@ -132,6 +132,7 @@ def configure(words: Sequence[str], path: Path) -> KVTransportConfig:
     options = options_of_words(words)
     # What an earlier `serve` wrote must not come back as a layer under what is asked for now.
     os.environ.pop(CONFIG_FILE_ENV, None)
+    KVTransportConfig.load(options, "--kv-transport")  # while it is known which layer a bad one comes from
     if "backend" not in layered(options).options:
         try:
             recommendation = run_probe().recommendation

@@ -35,7 +35,7 @@ def read_options(path: Path) -> dict[str, Any]:
             )
         loaded = loaded[SECTION]
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path}: {SECTION} is {loaded!r}; it must be a mapping of options")
+            raise ValueError(f"{path}: {SECTION} is {type(loaded).__name__}; it must be a mapping of options")
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
 
 
@@ -44,13 +44,22 @@ def _load(path: Path) -> dict[Any, Any]:
         loaded = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ValueError(f"config_file {str(path)!r} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config_file {str(path)!r} is not UTF-8 text: {error.reason}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"config_file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"config_file {str(path)!r} is not YAML: {_why(error)}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ValueError(f"config_file {str(path)!r} holds {type(loaded).__name__}; it must be a mapping")
     return loaded
+
+
+def _why(error: yaml.YAMLError) -> str:
+    """YAML's own text quotes the line, and a secret may stand there."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return f"{where}{problem or 'it can not be read'}"
 
 
 def write_options(path: Path, options: Mapping[str, Any]) -> None:

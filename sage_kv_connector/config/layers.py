@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sage_kv_connector.config.file import read_options
-from sage_kv_connector.config.refusal import SECRET_FIELDS
+from sage_kv_connector.config.refusal import HIDDEN, SECRET_FIELDS, OptionError
 
 #: A kv_transport.yaml for every engine that is started with it, unless its options name another.
 CONFIG_FILE_ENV = "SAGE_KVT_CONFIG_FILE"
@@ -33,16 +33,21 @@ def layered(options: Mapping[str, Any], origin: str = "given") -> Layers:
     be named by the file or by the options. Raises ValueError for an unknown preset and for a file
     that can't be read.
     """
+    if not isinstance(options, Mapping):
+        raise OptionError(f"options are {type(options).__name__} (from {origin}); they must be a mapping")
     path = options.get("config_file") or os.environ.get(CONFIG_FILE_ENV)
+    if path is not None and not isinstance(path, str | Path):
+        raise OptionError(f"config_file is {path!r} (from {origin}); allowed: a path")
     from_file = read_options(Path(path)) if path is not None else {}
     if "config_file" in from_file:
-        raise ValueError(f"config_file {str(path)!r} names another config_file; options name at most one")
+        raise OptionError(f"config_file {str(path)!r} names another config_file; options name at most one")
     name = options.get("preset", from_file.get("preset"))
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if name is not None:
         known = presets()
-        if name not in known:
-            raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(sorted(known))}")
+        if name not in list(known):  # what a file says may be a list, which no mapping can be asked for
+            source = origin if "preset" in options else str(path)
+            raise OptionError(f"preset is {name!r} (from {source}); allowed: {', '.join(sorted(known))}")
         layers.append((f"preset {name}", known[name]["settings"]))
     if path is not None:
         layers.append((str(path), from_file))
@@ -64,15 +69,15 @@ def options_of_words(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
-            # What follows a secret may be a part of it, behind a comma.
-            shown = "**********" if SECRET_FIELDS & set(options) else word
-            raise ValueError(f"option {shown!r} is not of the form key=value")
+            # What follows a secret may be a part of it, behind a comma; and "secret:…" is meant as one.
+            hide = SECRET_FIELDS & set(options) or word.strip().startswith(tuple(SECRET_FIELDS))
+            raise OptionError(f"option {HIDDEN if hide else word!r} is not of the form key=value")
         name = key.strip().replace("-", "_")
         try:
             # A secret of digits is text all the same.
             options[name] = value if name in SECRET_FIELDS else yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"{name} has a value that is not YAML") from None
+            raise OptionError(f"{name} has a value that is not YAML") from None
     return options
 
 

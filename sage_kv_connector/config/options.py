@@ -106,16 +106,16 @@ class KVTransportConfig(BaseModel):
 
     # A field's own check says what is allowed; ``option_error`` makes the sentence around it.
 
-    @field_validator("target_dtype")
+    @field_validator("target_dtype", mode="before")
     @classmethod
-    def _on_the_wire(cls, value: str) -> str:
+    def _on_the_wire(cls, value: object) -> object:
         if value != "auto" and value not in WIRE_DTYPES:
             raise ValueError(f"auto, {', '.join(WIRE_DTYPES)}")
         return value
 
-    @field_validator("backend")
+    @field_validator("backend", mode="before")
     @classmethod
-    def _available(cls, value: str) -> str:
+    def _available(cls, value: object) -> object:
         if value != "auto" and value not in backend_names():
             raise ValueError(f"auto, {', '.join(backend_names())}")
         return value

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 #: Fields whose values are never shown.
 SECRET_FIELDS = frozenset({"secret"})
-_HIDDEN = "**********"
+HIDDEN = "**********"
 _TYPES = {
     "boolean": "true, false",
     "integer": "a whole number",
@@ -42,7 +42,7 @@ def _sentence(one: ErrorDetails, fields: Mapping[str, Any], origins: Mapping[str
         near = difflib.get_close_matches(name, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(sorted(fields))}"
         return f"option {name!r}{origin} is unknown; {hint}"
-    shown = _HIDDEN if name in SECRET_FIELDS else repr(one["input"])
+    shown = HIDDEN if name in SECRET_FIELDS else repr(one["input"])
     own_check = one["type"] == "value_error"
     allowed = "" if own_check else _allowed(fields.get(name, {}))
     allowed = allowed or one["msg"].removeprefix("Value error, ")

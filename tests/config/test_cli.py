@@ -23,7 +23,7 @@ def test_list_and_explain() -> None:
         shown = run("explain", name)
         assert shown.exit_code == 0 and "hardware" in shown.stdout
     unknown = run("explain", "fast")
-    assert unknown.exit_code == 2 and "preset 'fast' is unknown; allowed: high-bw" in unknown.stderr
+    assert unknown.exit_code == 2 and "preset is 'fast'; allowed: high-bw" in unknown.stderr
 
 
 def test_show_layers_and_writes(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_show_layers_and_writes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert shown["options"]["chunk_size"] == 8192 and shown["origins"]["chunk_size"] == str(file)
-    assert shown["origins"]["prefetch_depth"] == "preset high-bw" and shown["origins"]["lease_s"] == "given"
+    assert shown["origins"]["prefetch_depth"] == "preset high-bw" and shown["origins"]["lease_s"] == "--set"
     assert shown["origins"]["port"] == "default"
     written = KVTransportConfig.from_file(out)
     assert (written.chunk_size, written.lease_s, written.preset) == (8192, 9, "high-bw")
@@ -43,9 +43,9 @@ def test_show_layers_and_writes(tmp_path: Path) -> None:
 
 def test_bad_overrides_are_named() -> None:
     for words, says in (
-        (["--set", "lease_s=-1"], "lease_s is -1 (from given); allowed: a number above 0"),
+        (["--set", "lease_s=-1"], "lease_s is -1 (from --set); allowed: a number above 0"),
         (["--set", "nothing"], "is not of the form key=value"),
-        (["fast"], "preset 'fast' is unknown"),
+        (["fast"], "preset is 'fast' (from --set); allowed: high-bw"),
     ):
         result = run("show", *words)
         assert result.exit_code == 2 and says in result.stderr

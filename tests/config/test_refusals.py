@@ -26,6 +26,10 @@ from sage_kv_connector.config import KVTransportConfig, options_of_words
         ({"chunk_sise": 1}, "option 'chunk_sise' (from here) is unknown; did you mean chunk_size?"),
         ({"xyzzy": 1}, "option 'xyzzy' (from here) is unknown; allowed: advertise_host, "),
         ({"secret": [1]}, "secret is ********** (from here); allowed: text"),
+        ({"backend": 1}, "backend is 1 (from here); allowed: auto, pcie, shm, tcp"),
+        ({"target_dtype": [8]}, "target_dtype is [8] (from here); allowed: auto, fp32, fp16"),
+        ({"preset": [1]}, "preset is [1] (from here); allowed: high-bw, low-cost, low-latency, wan"),
+        ({"config_file": 5}, "config_file is 5 (from here); allowed: a path"),
         ({"secret_file": 5}, "secret_file is 5 (from here); allowed: a path"),
     ],
 )
@@ -44,6 +48,48 @@ def test_the_layer_is_named_and_every_bad_option_has_its_sentence(tmp_path: Path
     assert len(sentences) == 3
     assert f"port is 70000 (from {path})" in str(refused.value)
     assert "lease_s is 0 (from the bare word)" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "k.yaml",
+            'port: 1\nsecret: "hunter2\n',
+            "is not YAML: line 3, column 1: found unexpected end of stream",
+        ),
+        ("k.yaml", "secret: [hunter2\nport: 1\n", "is not YAML: line 2, column 5: expected"),
+        ("config.yaml", "kv_transport: secret=hunter2\n", "kv_transport is str; it must be a mapping"),
+        ("config.yaml", "kv_transport:\n- secret: hunter2\n", "kv_transport is list; it must be a mapping"),
+        ("k.yaml", "- secret=hunter2\n", "holds list; it must be a mapping"),
+        ("k.yaml", "secret: \udcff", "is not UTF-8 text"),
+        ("k.yaml", "secret: [hunter2]\n", "secret is **********"),
+        ("k.yaml", "preset: [fast]\n", "preset is ['fast'] (from "),
+    ],
+)
+def test_a_file_that_cant_be_read_is_named_without_its_lines(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    try:
+        KVTransportConfig.load({"config_file": path})
+    except ValueError as error:
+        assert says in str(error) and str(path) in str(error)
+        assert "hunter2" not in traceback.format_exc()
+    else:
+        pytest.fail("it was read")
+
+
+@pytest.mark.parametrize("word", ["secret:hunter2", "secret", "secrethunter2"])
+def test_a_word_that_is_meant_as_a_secret_is_not_shown(word: str) -> None:
+    with pytest.raises(ValueError, match=r"option '\*+' is not of the form key=value"):
+        options_of_words([word])
+
+
+def test_options_of_another_kind_are_named() -> None:
+    with pytest.raises(ValueError, match="options are list \\(from here\\); they must be a mapping"):
+        KVTransportConfig.load([1], "here")  # type: ignore[arg-type]
 
 
 SECRETS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=12)

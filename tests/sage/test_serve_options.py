@@ -80,8 +80,8 @@ def test_without_our_options_serve_is_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("backend=carrier-pigeon", "backend is 'carrier-pigeon' (from given); allowed: auto"),
-        ("preset=fast", "preset 'fast' is unknown; allowed: high-bw"),
+        ("backend=carrier-pigeon", "backend is 'carrier-pigeon' (from --kv-transport); allowed: auto"),
+        ("preset=fast", "preset is 'fast' (from --kv-transport); allowed: high-bw"),
         ("target-dtype=fp9", "target_dtype is 'fp9'"),
         ("nothing", "option 'nothing' is not of the form key=value"),
         ("secret=mine", "name a secret_file"),
@@ -93,6 +93,16 @@ def test_what_is_refused_is_named_and_nothing_starts(word: str, says: str) -> No
     result = CliRunner().invoke(app, ["llm", "serve", "--kv-transport", "lease-s=9", "--kv-transport", word])
     assert result.exit_code == 2 and says in result.stderr.replace("\n", " ")
     assert not called and "mine" not in result.output.replace("name", "")
+
+
+def test_a_bad_option_of_a_file_names_the_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("port: 70000\n")
+    app = sage_like()
+    add_to_serve(app)
+    result = CliRunner().invoke(app, ["llm", "serve", "--kv-transport", f"config_file={mine}"])
+    assert result.exit_code == 2 and not called
+    assert f"port is 70000 (from {mine}); allowed: 0 to 65535" in result.stderr
 
 
 def test_an_engine_that_is_not_started_here_is_refused_by_name() -> None:
