@@ -47,7 +47,7 @@ class HiCacheOptions(NamedTuple):
             raise ValueError(f"transport is {transport!r}, must be an object of the transport's options")
         if "secret" in (transport or {}):
             raise ValueError(
-                "transport.secret would stand in SGLang's log; name a secret_file instead, or set $"
+                "transport.secret stands in SGLang's log by now: take another secret, and name a secret_file or set $"
                 + SECRET_ENV
             )
         origin = "transport in --hicache-storage-backend-extra-config"
