@@ -190,7 +190,7 @@ def _mooncake() -> Finding:
     if importlib.util.find_spec("mooncake") is None:
         return Finding("mooncake", "missing", "not installed here; `make bench` installs it to compare with")
     lacking = what_to_install(missing_libraries("mooncake"))
-    return Finding("mooncake", "broken" if lacking else "ok", lacking or "its libraries are here")
+    return Finding("mooncake", "missing" if lacking else "ok", lacking or "its libraries are here")
 
 
 def _secret() -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 ANSWERS = {
     "run": {"gbytes_per_s": 1.0},
@@ -25,6 +26,13 @@ def main() -> None:
             return
         if word == when:
             sys.exit(f"no {word} today")
+        if when == "nonsense":
+            print("[info] a line for people", flush=True)
+            continue
+        if when == "hang":
+            time.sleep(60)
+        if when == "loud":
+            sys.stderr.write("a warning\n" * 20_000)
         print(json.dumps(ANSWERS[word]), flush=True)
 
 

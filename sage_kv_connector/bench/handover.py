@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sage_kv_connector.bench.contender import CHECKOUT
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
-from sage_kv_connector.bench.transfer import CHECKOUT
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.prompt import Prompt
@@ -44,9 +44,8 @@ class ServerPair:
         self.name = name
         self.prefill, self.decode = prefill, decode
         self.bootstrap_port = bootstrap_port
-        self.failed = (
-            False  #: a peer that failed once may hold its pages for good, and block the next request
-        )
+        #: Why a peer is left out: one that failed once may hold its pages for good, and block the next request.
+        self.failed = ""
 
     def signal(self, number: int) -> None:
         for process in (self.prefill, self.decode):
@@ -112,7 +111,7 @@ def bench_handover(
     target_dtype: str = "auto",
     real_attention: bool = False,
 ) -> dict[str, Any]:
-    """Run it. A peer whose servers do not start is in ``missing``. Raises ServerError when ours do not."""
+    """Run it. A peer whose servers do not start, or fail a request, is in ``missing``. Raises ServerError for ours."""
     if not (CHECKOUT / "baselines").is_dir():
         raise ServerError(
             "the peers' programs are not part of the installed package: run this from a checkout"
@@ -131,6 +130,7 @@ def bench_handover(
                 "conversion": _conversion(rounds),
                 "binding": _binding(rounds[1:]),
             }  # the first warms up
+        missing |= {pair.name: pair.failed for pair in pairs if pair.failed}
         return {
             "backend": backend,
             "kv_bytes_per_token": SHAPES["bench"].kv_bytes_per_token,
@@ -235,11 +235,16 @@ def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dic
             try:
                 out[name] = hand_over(prompt)
                 out[name]["equal"] = out[name]["token_ids"] == pair.alone(prompt)
-            except ServerError as error:
+            except (
+                ServerError,
+                OSError,
+                LookupError,
+                ValueError,
+            ) as error:  # a peer's bootstrap may answer anything
                 if pair.name == "ours":
                     raise
-                pair.failed = True
-                progress.print(f"{name} failed a request and is left out from here: {error}")
+                pair.failed = f"failed a request: {error}"
+                progress.print(f"{name} is left out from here: it {pair.failed}", markup=False)
         if pair.name == "ours":
             # These steps also bring the counters of the hand-overs to /metrics.
             recomputed = complete(pair.decode.url, _prompt(tokens), max_tokens=2)

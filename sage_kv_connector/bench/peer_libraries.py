@@ -13,6 +13,8 @@ DEBIAN_PACKAGES = {
     "libcurl.so.4": "libcurl4",
     "libibverbs.so.1": "libibverbs1",
     "libmlx5.so.1": "ibverbs-providers",
+    "libnl-3.so.200": "libnl-3-200",
+    "libnl-route-3.so.200": "libnl-route-3-200",
     "libnuma.so.1": "libnuma1",
     "librdmacm.so.1": "librdmacm1",
     "liburing.so.2": "liburing2",

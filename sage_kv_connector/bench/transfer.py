@@ -8,19 +8,14 @@ ratios are medians of the ratios within each round.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
 from sage_kv_connector.backends import backend_class
+from sage_kv_connector.bench.contender import Contender, ContenderError
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.console import bytes_text, progress
 
@@ -38,64 +33,6 @@ PEERS = {
     "nixl": Peer("baselines.nixl_transfer", "cma", "tcp"),
     "mooncake": Peer("baselines.mooncake_transfer", "tcp", "tcp"),
 }
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-class ContenderError(RuntimeError):
-    """A program of the benchmark ended; the message holds what it said."""
-
-
-class Contender:
-    """One pair of processes, driven by lines."""
-
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
-        self._module = module
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=CHECKOUT,
-            start_new_session=True,
-        )
-        self.about = json.loads(self._line())
-        if self._line() != "ready":
-            raise ContenderError(f"{module} did not become ready")
-        self._signal(signal.SIGSTOP)
-
-    def ask(self, command: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._signal(signal.SIGCONT)
-        try:
-            self._process.stdin.write(command + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise ContenderError(f"{self._module} ended: {error}") from error
-        answer: dict[str, Any] = json.loads(self._line())
-        self._signal(signal.SIGSTOP)
-        return answer
-
-    def close(self) -> None:
-        self._signal(signal.SIGCONT)
-        try:
-            self._process.communicate("quit\n", timeout=10)
-        except (subprocess.TimeoutExpired, BrokenPipeError, ValueError):
-            self._process.kill()
-            self._process.communicate()
-
-    def _signal(self, number: int) -> None:
-        """A peer's progress threads poll; out of its turn it is stopped, so as not to slow the others."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None and self._process.stderr is not None
-        line = self._process.stdout.readline()
-        if not line:
-            said = self._process.stderr.read().strip().splitlines()
-            raise ContenderError(f"{self._module} ended: {said[-1] if said else 'it said nothing'}")
-        return line.strip()
 
 
 def bench_transfer(
@@ -112,6 +49,7 @@ def bench_transfer(
         ours = Contender("sage_kv_connector.bench.pair", (backend, *sizes))
         stack.callback(ours.close)
         peers: dict[str, Contender] = {}
+        stack.callback(_close, peers)
         for name in against:
             if name == "limit":
                 continue
@@ -119,7 +57,6 @@ def bench_transfer(
             module, transport = peer.program, peer.across if crosses_nodes else peer.on_node
             try:
                 peers[name] = Contender(module, (transport, *sizes))
-                stack.callback(peers[name].close)
             except ContenderError as error:
                 _leave_out(name, error, missing)
         rounds = [
@@ -176,10 +113,16 @@ def transfer_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for peer in result["peers"].values():
         yield (
             f"{peer['name']} {peer['version']}",
-            f"{figures(peer)}; ours is {peer['ours_to_peer']:.1f} × as fast",
+            f"{figures(peer)}; ours is {peer['ours_to_peer']:.1f} × as fast"
+            + ("" if peer["verified"] else ", WRONG BYTES"),
         )
     for name, why in result["missing"].items():
         yield name, f"left out: {why}"
+
+
+def _close(peers: dict[str, Contender]) -> None:
+    for peer in peers.values():
+        peer.close()
 
 
 def _leave_out(name: str, error: ContenderError, missing: dict[str, str]) -> None:
@@ -194,7 +137,7 @@ def _costs_its_own_row(name: str, peers: dict[str, Contender], missing: dict[str
     try:
         yield
     except ContenderError as error:
-        del peers[name]
+        peers.pop(name).close()
         _leave_out(name, error, missing)
 
 

@@ -34,7 +34,8 @@ def bench_transfer_command(
     as_json: AsJson = False,
 ) -> None:
     """Move shuffled blocks between two processes; ours, the limit and the peers in one run."""
-    from sage_kv_connector.bench.transfer import ContenderError, bench_transfer, transfer_rows
+    from sage_kv_connector.bench.contender import ContenderError
+    from sage_kv_connector.bench.transfer import bench_transfer, transfer_rows
 
     if total_bytes % block_bytes:
         raise typer.BadParameter(
