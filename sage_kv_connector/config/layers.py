@@ -68,16 +68,18 @@ def options_of_words(words: Iterable[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for word in words:
         key, sign, value = word.partition("=")
+        behind_secret = bool(SECRET_FIELDS & set(options))  # it may be what a comma cut off from the secret
         if not sign or not key:
-            # What follows a secret may be a part of it, behind a comma; and "secret:…" is meant as one.
-            hide = SECRET_FIELDS & set(options) or word.strip().startswith(tuple(SECRET_FIELDS))
+            hide = behind_secret or word.strip().startswith(
+                tuple(SECRET_FIELDS)
+            )  # "secret:…" is meant as one
             raise OptionError(f"option {HIDDEN if hide else word!r} is not of the form key=value")
         name = key.strip().replace("-", "_")
         try:
             # A secret of digits is text all the same.
             options[name] = value if name in SECRET_FIELDS else yaml.safe_load(value)
         except yaml.YAMLError:
-            raise OptionError(f"{name} has a value that is not YAML") from None
+            raise OptionError(f"{HIDDEN if behind_secret else name} has a value that is not YAML") from None
     return options
 
 

@@ -40,13 +40,21 @@ def _sentence(one: ErrorDetails, fields: Mapping[str, Any], origins: Mapping[str
     origin = f" (from {origins[name]})" if name in origins else ""
     if one["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(sorted(fields))}"
-        return f"option {name!r}{origin} is unknown; {hint}"
+        if near:
+            return f"option {name!r}{origin} is unknown; did you mean {near[0]}?"
+        shown = HIDDEN if _may_be_of_a_secret(name, origins) else name
+        return f"option {shown!r}{origin} is unknown; allowed: {', '.join(sorted(fields))}"
     shown = HIDDEN if name in SECRET_FIELDS else repr(one["input"])
     own_check = one["type"] == "value_error"
     allowed = "" if own_check else _allowed(fields.get(name, {}))
     allowed = allowed or one["msg"].removeprefix("Value error, ")
     return f"{name} is {shown}{origin}; allowed: {allowed}"
+
+
+def _may_be_of_a_secret(name: str, origins: Mapping[str, str]) -> bool:
+    """A name like none of ours behind a secret: among words it is what a comma cut off from it."""
+    names = [one for one, origin in origins.items() if origin == origins.get(name)]
+    return name in names and bool(SECRET_FIELDS & set(names[: names.index(name)]))
 
 
 def _allowed(field: Mapping[str, Any]) -> str:

@@ -104,6 +104,14 @@ def test_no_part_of_a_secret_is_in_an_error(secret: str, name: str) -> None:
             assert secret not in traceback.format_exc()
 
 
+@given(SECRETS, st.sampled_from([",", ",,", ", "]), SECRETS, st.sampled_from(["", "=", "=="]))
+def test_a_secret_with_a_comma_is_refused_and_not_shown(head: str, comma: str, tail: str, end: str) -> None:
+    words = [word for word in f"secret={head}{comma}{tail}{end}".split(",") if word]
+    with pytest.raises(ValueError) as refused:
+        KVTransportConfig.from_words(words)
+    assert head not in str(refused.value) and tail not in str(refused.value)
+
+
 @given(SECRETS | st.sampled_from(["12345", "yes", "1e5", "null"]))
 def test_a_secret_among_words_is_taken_as_it_is(secret: str) -> None:
     assert options_of_words([f"secret={secret}"]) == {"secret": secret}
