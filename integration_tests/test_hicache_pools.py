@@ -180,16 +180,16 @@ def test_pages_of_replaced_weights_are_neither_found_nor_kept(
 
     backend = make_backend(host_pool("page_first", seed=9))
     with ThreadPoolExecutor(1) as before:
-        assert before.submit(backend.batch_set_v1, ["k"], indices(0)).result() == [True]
+        assert before.submit(backend.batch_set_v1, ["replaced"], indices(0)).result() == [True]
         monkeypatch.setattr(hicache, "own_weights", lambda: "of version 7")
         backend._weights_replaced("7")
-        assert before.submit(backend.batch_exists, ["k"]).result() == 0
-        assert before.submit(backend.batch_set_v1, ["k"], indices(0)).result() == [False]
-        assert before.submit(backend.batch_get_v1, ["k"], indices(1)).result() == [False]
+        assert before.submit(backend.batch_exists, ["replaced"]).result() == 0
+        assert before.submit(backend.batch_set_v1, ["replaced"], indices(0)).result() == [False]
+        assert before.submit(backend.batch_get_v1, ["replaced"], indices(1)).result() == [False]
     with ThreadPoolExecutor(1) as after:
-        assert after.submit(backend.batch_exists, ["k"]).result() == 0
-        assert after.submit(backend.batch_set_v1, ["k"], indices(1)).result() == [True]
-        assert after.submit(backend.batch_exists, ["k"]).result() == 1
+        assert after.submit(backend.batch_exists, ["replaced"]).result() == 0
+        assert after.submit(backend.batch_set_v1, ["replaced"], indices(1)).result() == [True]
+        assert after.submit(backend.batch_exists, ["replaced"]).result() == 1
 
 
 def test_another_layout_or_shape_does_not_see_them(make_backend: MakeBackend) -> None:
