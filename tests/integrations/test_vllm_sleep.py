@@ -53,14 +53,15 @@ def test_a_prefill_that_sleeps_withdraws_what_is_on_offer_and_says_so(
     assert known is not None
     while not known.core.is_streaming("runs"):
         decode.step(forward=False)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         prefill.side.unregister_kv_caches()
         prefill.side.unregister_kv_caches()
         for one in prefill.caches.values():
             one.zero_()
         results = decode.until(lambda one: one.received == {"d-runs"})
     assert results.failed == {"d-runs"} and results.invalid_blocks == {4, 5, 6}
-    assert "vLLM discards its KV cache" in caplog.text
+    # Prefill says why. Decode hears it, unless the end of the connection overtakes the message.
+    assert "transfer runs: given up: vLLM discards its KV cache" in caplog.text
     assert decode.pages([5, 6]) == [layer[len(layer) // 3 :] for layer in before]
     assert transport_threads() < threads and prefill.side.handshake_metadata() is None
     assert prefill.step(forward=False).sent == {"p-held"}
