@@ -9,3 +9,7 @@ from sage_kv_connector.config.layers import presets as presets
 from sage_kv_connector.config.options import SECRET_ENV as SECRET_ENV
 from sage_kv_connector.config.options import SECRET_FILE_ENV as SECRET_FILE_ENV
 from sage_kv_connector.config.options import KVTransportConfig as KVTransportConfig
+from sage_kv_connector.config.refusal import HIDDEN as HIDDEN
+from sage_kv_connector.config.refusal import SECRET_FIELDS as SECRET_FIELDS
+from sage_kv_connector.config.refusal import OptionError as OptionError
+from sage_kv_connector.config.refusal import option_error as option_error

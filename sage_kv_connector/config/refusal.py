@@ -20,7 +20,9 @@ _TYPES = {
     "string": "text",
     "password": "text",
     "path": "a path",
+    "object": "an object",
 }
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class OptionError(ValueError):
@@ -28,23 +30,29 @@ class OptionError(ValueError):
 
 
 def option_error(
-    error: ValidationError, schema: Mapping[str, Any], origins: Mapping[str, str]
+    error: ValidationError,
+    schema: Mapping[str, Any],
+    origins: Mapping[str, str],
+    hidden: frozenset[str] = SECRET_FIELDS,
 ) -> OptionError:
-    """``schema``: the model's JSON schema. ``origins``: where each option came from."""
-    sentences = [_sentence(one, schema["properties"], origins) for one in error.errors(include_url=False)]
+    """``schema``: the model's JSON schema. ``origins``: where each option came from. ``hidden``: values not shown."""
+    fields = schema["properties"]
+    sentences = [_sentence(one, fields, origins, hidden) for one in error.errors(include_url=False)]
     return OptionError("; ".join(sentences))
 
 
-def _sentence(one: ErrorDetails, fields: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+def _sentence(
+    one: ErrorDetails, fields: Mapping[str, Any], origins: Mapping[str, str], hidden: frozenset[str]
+) -> str:
     name = str(one["loc"][0]) if one["loc"] else "options"
     origin = f" (from {origins[name]})" if name in origins else ""
-    if one["type"] == "extra_forbidden":
+    if one["type"] in _UNKNOWN:
         near = difflib.get_close_matches(name, fields, n=1)
         if near:
             return f"option {name!r}{origin} is unknown; did you mean {near[0]}?"
         shown = HIDDEN if _may_be_of_a_secret(name, origins) else name
         return f"option {shown!r}{origin} is unknown; allowed: {', '.join(sorted(fields))}"
-    shown = HIDDEN if name in SECRET_FIELDS else repr(one["input"])
+    shown = HIDDEN if name in hidden else repr(one["input"])
     own_check = one["type"] == "value_error"
     allowed = "" if own_check else _allowed(fields.get(name, {}))
     allowed = allowed or one["msg"].removeprefix("Value error, ")

@@ -63,9 +63,57 @@ def test_a_bad_option_is_named_by_vllms_parser(
     assert "invalid" not in said
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (as_json(secret=SECRET)[:-1], "--kv-transfer-config is not JSON: EOF while parsing"),
+        (
+            f"'{as_json(secret=SECRET)}'",
+            "--kv-transfer-config is **********; allowed: sage_kvt, sage_kvt:KEY=VALUE",
+        ),
+        (f"sagekvt:secret={SECRET}", "--kv-transfer-config is **********; allowed: sage_kvt, "),
+        ("sage_kvt,backend=tcp", "--kv-transfer-config is 'sage_kvt,backend=tcp'; allowed: sage_kvt, "),
+        (
+            as_json(secret=SECRET).replace("kv_both", "both"),
+            "kv_role is 'both' (from --kv-transfer-config); allowed: kv_producer, kv_both, kv_consumer",
+        ),
+        (
+            as_json(secret=SECRET).replace("kv_role", "kv_rôle"),
+            "option 'kv_rôle' (from --kv-transfer-config) is unknown; did you mean kv_role?",
+        ),
+        (
+            json.dumps({"kv_connector": "sage_kvt", "kv_connector_extra_config": f"secret={SECRET}"}),
+            "kv_connector_extra_config is ********** (from --kv-transfer-config); allowed: an object",
+        ),
+        (
+            as_json("sage-kvt", secret=SECRET),
+            "kv_connector is 'sage-kvt'; allowed: sage_kvt, SageKVConnector",
+        ),
+    ],
+)
+def test_what_vllm_cant_read_is_named_without_the_secret(
+    capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(text)
+    said = capsys.readouterr().err
+    assert f"sage_kvt: {says}" in said
+    assert SECRET not in said and "pydantic" not in said
+
+
 def test_options_of_others_are_theirs() -> None:
     given = parsed(as_json("NixlConnector", backend="UCX")).kv_transfer_config
     assert given.kv_connector_extra_config == {"backend": "UCX"}
+    elsewhere = {"kv_connector": "sage-kvt", "kv_role": "kv_both", "kv_connector_module_path": "a.fork"}
+    assert parsed(json.dumps(elsewhere)).kv_transfer_config.kv_connector == "sage-kvt"
+
+
+def test_what_vllm_says_of_others_stays_vllms(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("nixl", as_json("NixlConnector").replace("kv_both", "both")):
+        with pytest.raises(SystemExit):
+            parsed(text)
+        said = capsys.readouterr().err
+        assert "validation error" in said and "sage_kvt" not in said
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.integrations.vllm.given_options import BARE_WORD, CONNECTOR_CLASS, take_options
+from sage_kv_connector.integrations.vllm.refused_argument import meant_for_us, why_refused
 
 CONNECTOR_MODULE = "sage_kv_connector.integrations.vllm.connector"
 
@@ -75,11 +76,17 @@ def _with_bare_word(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parse_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        given = text if is_bare_word(text) else original(text)
         try:
-            return _ready(given)
-        except ValueError as error:
-            why = str(error)
+            given = text if is_bare_word(text) else original(text)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            if not meant_for_us(text):
+                raise
+            why = why_refused(text, error)
+        else:
+            try:
+                return _ready(given)
+            except ValueError as error:
+                why = str(error)
         raise argparse.ArgumentTypeError(f"sage_kvt: {why}")  # argparse shows the text of no other error
 
     parse.sage_kvt = True  # type: ignore[attr-defined]
