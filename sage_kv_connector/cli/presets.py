@@ -47,7 +47,7 @@ def show(
     from sage_kv_connector.config import KVTransportConfig, layered, options_of_words
 
     try:
-        given = options_of_words(overrides or [])
+        given = options_of_words(overrides or [], "--set")
         if name is not None:
             given["preset"] = name
         if config_file is not None:

@@ -129,7 +129,7 @@ def configure(words: Sequence[str], path: Path) -> KVTransportConfig:
     """
     from sage_kv_connector.hardware.report.run import run_probe
 
-    options = options_of_words(words)
+    options = options_of_words(words, "--kv-transport")
     # What an earlier `serve` wrote must not come back as a layer under what is asked for now.
     os.environ.pop(CONFIG_FILE_ENV, None)
     KVTransportConfig.load(options, "--kv-transport")  # while it is known which layer a bad one comes from

@@ -38,7 +38,13 @@ def layered(options: Mapping[str, Any], origin: str = "given") -> Layers:
     path = options.get("config_file") or os.environ.get(CONFIG_FILE_ENV)
     if path is not None and not isinstance(path, str | Path):
         raise OptionError(f"config_file is {path!r} (from {origin}); allowed: a path")
-    from_file = read_options(Path(path)) if path is not None else {}
+    from_file: Mapping[str, Any] = {}
+    if path is not None:
+        try:
+            from_file = read_options(Path(path))
+        except ValueError as error:
+            source = origin if options.get("config_file") else f"${CONFIG_FILE_ENV}"
+            raise OptionError(f"{error} (named by {source})") from None
     if "config_file" in from_file:
         raise OptionError(f"config_file {str(path)!r} names another config_file; options name at most one")
     name = options.get("preset", from_file.get("preset"))
@@ -60,26 +66,27 @@ def layered(options: Mapping[str, Any], origin: str = "given") -> Layers:
     return Layers(merged, origins)
 
 
-def options_of_words(words: Iterable[str]) -> dict[str, Any]:
+def options_of_words(words: Iterable[str], origin: str = "given") -> dict[str, Any]:
     """``key=value`` words as options; values are read as YAML, dashes in keys as underscores.
 
-    Raises ValueError for a word of another form.
+    Raises ValueError for a word of another form, naming the ``origin`` of the words.
     """
     options: dict[str, Any] = {}
     for word in words:
         key, sign, value = word.partition("=")
         behind_secret = bool(SECRET_FIELDS & set(options))  # it may be what a comma cut off from the secret
         if not sign or not key:
-            hide = behind_secret or word.strip().startswith(
-                tuple(SECRET_FIELDS)
-            )  # "secret:…" is meant as one
-            raise OptionError(f"option {HIDDEN if hide else word!r} is not of the form key=value")
+            # "secret:…" is meant as one.
+            hide = behind_secret or word.strip().startswith(tuple(SECRET_FIELDS))
+            shown = HIDDEN if hide else word
+            raise OptionError(f"option {shown!r} is not of the form key=value (from {origin})")
         name = key.strip().replace("-", "_")
         try:
             # A secret of digits is text all the same.
             options[name] = value if name in SECRET_FIELDS else yaml.safe_load(value)
         except yaml.YAMLError:
-            raise OptionError(f"{HIDDEN if behind_secret else name} has a value that is not YAML") from None
+            said = HIDDEN if behind_secret else f"{name} is {value!r}"
+            raise OptionError(f"{said} (from {origin}); allowed: YAML, as in a file") from None
     return options
 
 

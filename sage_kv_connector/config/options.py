@@ -8,7 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
@@ -18,6 +27,9 @@ from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
+#: A week, so that no clock and no message overflows.
+LONGEST_S = 604_800
+_NUMBERS = (int, float, int | None)
 
 
 class KVTransportConfig(BaseModel):
@@ -88,15 +100,17 @@ class KVTransportConfig(BaseModel):
         description="refuse KV of a model with other weights, config or quantization; false: only shapes are compared",
     )
     deadline_s: float = Field(
-        120.0, gt=0, description="a transfer that takes longer fails, and decode recomputes"
+        120.0, gt=0, le=LONGEST_S, description="a transfer that takes longer fails, and decode recomputes"
     )
     lease_s: float = Field(
-        60.0, gt=0, description="a producer keeps finished pages this long unless decode renews"
+        60.0, gt=0, le=LONGEST_S, description="a producer keeps finished pages this long unless decode renews"
     )
-    connect_timeout_s: float = Field(5.0, gt=0, description="connect and handshake with a peer")
-    peer_timeout_s: float = Field(15.0, gt=0, description="a silent peer is given up after this time")
+    connect_timeout_s: float = Field(5.0, gt=0, le=LONGEST_S, description="connect and handshake with a peer")
+    peer_timeout_s: float = Field(
+        15.0, gt=0, le=LONGEST_S, description="a silent peer is given up after this time"
+    )
     unmatched_timeout_s: float = Field(
-        60.0, gt=0, description="a subscription waits this long for its prefill to arrive"
+        60.0, gt=0, le=LONGEST_S, description="a subscription waits this long for its prefill to arrive"
     )
 
     audit_file: Path | None = Field(
@@ -104,7 +118,21 @@ class KVTransportConfig(BaseModel):
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation in _NUMBERS:
+            raise PydanticCustomError("bool_is_no_number", "true and false are no numbers")
+        return value
+
     # A field's own check says what is allowed; ``option_error`` makes the sentence around it.
+
+    @field_validator("secret", "host", "advertise_host")
+    @classmethod
+    def _not_empty(cls, value: SecretStr | str | None) -> SecretStr | str | None:
+        if value is not None and not len(value):
+            raise ValueError("text that is not empty; leave the option out for none")
+        return value
 
     @field_validator("target_dtype", mode="before")
     @classmethod
@@ -171,4 +199,4 @@ class KVTransportConfig(BaseModel):
     @classmethod
     def from_words(cls, words: Iterable[str], origin: str = "given") -> KVTransportConfig:
         """From ``key=value`` words; values are read as YAML, dashes in keys as underscores. Raises as ``load``."""
-        return cls.load(options_of_words(words), origin)
+        return cls.load(options_of_words(words, origin), origin)

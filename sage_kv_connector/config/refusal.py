@@ -79,7 +79,7 @@ def _allowed_of_kind(kind: Mapping[str, Any]) -> str:
     if low is not None and high is not None:
         return f"{low} to {high}"
     if "exclusiveMinimum" in kind:
-        return f"a number above {kind['exclusiveMinimum']:g}"
+        return f"a number above {kind['exclusiveMinimum']:g}, at most {high}"
     if low is not None:
         return f"{low} or more"
     return _TYPES.get(kind.get("format", kind.get("type", "")), "")

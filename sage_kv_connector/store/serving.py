@@ -35,7 +35,8 @@ def parse_capacity(text: str) -> int:
 
 def run_store(capacity: int, host: str, port: int, options: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yields what to print: once when it serves, once when it ended. Raises ValueError and OSError."""
-    config = KVTransportConfig.load({**options_of_words(options), "host": host, "port": port}, "--option")
+    given = options_of_words(options, "--option")
+    config = KVTransportConfig.load({**given, "host": host, "port": port}, "--option")
     store = KVStore(capacity, config)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -54,7 +54,7 @@ def test_overrides_survive_the_file(
 @given(
     chunk=st.integers(0, 64 << 20),
     depth=st.integers(1, 64),
-    host=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20),
+    host=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=20),
 )
 def test_any_values_are_written_and_read(
     tmp_path_factory: pytest.TempPathFactory, chunk: int, depth: int, host: str

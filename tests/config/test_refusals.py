@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_kv_connector.config import KVTransportConfig, options_of_words
+from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, options_of_words
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,15 @@ from sage_kv_connector.config import KVTransportConfig, options_of_words
         ({"backend": "rdmaa"}, "backend is 'rdmaa' (from here); allowed: auto, pcie, shm, tcp"),
         ({"integrity": "md5"}, "integrity is 'md5' (from here); allowed: auto, crc, generation"),
         ({"port": 70000}, "port is 70000 (from here); allowed: 0 to 65535"),
-        ({"lease_s": -1}, "lease_s is -1 (from here); allowed: a number above 0"),
+        ({"lease_s": -1}, "lease_s is -1 (from here); allowed: a number above 0, at most 604800"),
+        (
+            {"deadline_s": float("inf")},
+            "deadline_s is inf (from here); allowed: a number above 0, at most 604800",
+        ),
+        ({"deadline_s": True}, "deadline_s is True (from here); allowed: a number above 0"),
+        ({"advertise_port": True}, "advertise_port is True (from here); allowed: 1 to 65535"),
+        ({"secret": ""}, "secret is ********** (from here); allowed: text that is not empty"),
+        ({"host": ""}, "host is '' (from here); allowed: text that is not empty"),
         ({"zero_copy": "maybe"}, "zero_copy is 'maybe' (from here); allowed: true, false"),
         ({"target_dtype": "fp7"}, "target_dtype is 'fp7' (from here); allowed: auto, fp32, fp16"),
         ({"chunk_sise": 1}, "option 'chunk_sise' (from here) is unknown; did you mean chunk_size?"),
@@ -85,6 +93,31 @@ def test_a_file_that_cant_be_read_is_named_without_its_lines(
 def test_a_word_that_is_meant_as_a_secret_is_not_shown(word: str) -> None:
     with pytest.raises(ValueError, match=r"option '\*+' is not of the form key=value"):
         options_of_words([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nothing"], "option 'nothing' is not of the form key=value (from --option)"),
+        (["port=[1"], "port is '[1' (from --option); allowed: YAML"),
+        (["secret=hunter", "port=[2"], "********** (from --option); allowed: YAML"),
+    ],
+)
+def test_words_that_are_no_options_say_where_they_came_from(words: list[str], says: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        KVTransportConfig.from_words(words, "--option")
+    assert str(refused.value).startswith(says)
+
+
+def test_who_named_a_file_that_cant_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match=r"none\.yaml' can't be read: .* \(named by --set\)"):
+        KVTransportConfig.load({"config_file": path}, "--set")
+    monkeypatch.setenv(CONFIG_FILE_ENV, path)
+    with pytest.raises(
+        ValueError, match=r"none\.yaml' can't be read: .* \(named by \$SAGE_KVT_CONFIG_FILE\)"
+    ):
+        KVTransportConfig.load({})
 
 
 def test_options_of_another_kind_are_named() -> None:

@@ -78,8 +78,8 @@ def test_a_bad_option_is_named_by_vllms_parser(
             "kv_role is 'both' (from --kv-transfer-config); allowed: kv_producer, kv_both, kv_consumer",
         ),
         (
-            as_json(secret=SECRET).replace("kv_role", "kv_rôle"),
-            "option 'kv_rôle' (from --kv-transfer-config) is unknown; did you mean kv_role?",
+            as_json(secret=SECRET).replace("kv_role", "kv_roles"),
+            "option 'kv_roles' (from --kv-transfer-config) is unknown; did you mean kv_role?",
         ),
         (
             json.dumps({"kv_connector": "sage_kvt", "kv_connector_extra_config": f"secret={SECRET}"}),

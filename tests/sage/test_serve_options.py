@@ -138,7 +138,9 @@ def test_an_app_of_another_shape_is_told_loudly(capsys: pytest.CaptureFixture[st
     assert "WARNING: this isage-cli does not take --kv-transport" in capsys.readouterr().err
 
 
-@given(lease=st.floats(0.1, 1e6), chunk=st.integers(0, 64 << 20), preset=st.sampled_from([None, *presets()]))
+@given(
+    lease=st.floats(0.1, 604_800), chunk=st.integers(0, 64 << 20), preset=st.sampled_from([None, *presets()])
+)
 def test_any_options_come_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory, lease: float, chunk: int, preset: str | None
 ) -> None:
