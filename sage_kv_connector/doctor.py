@@ -189,6 +189,10 @@ def _mooncake() -> Finding:
     """Only `sage-kvt bench` wants it, to compare with."""
     if importlib.util.find_spec("mooncake") is None:
         return Finding("mooncake", "missing", "not installed here; `make bench` installs it to compare with")
+    if shutil.which("ldd") is None:
+        return Finding(
+            "mooncake", "missing", "no ldd here (libc-bin) to tell which libraries its wheel lacks"
+        )
     lacking = what_to_install(missing_libraries("mooncake"))
     return Finding("mooncake", "missing" if lacking else "ok", lacking or "its libraries are here")
 

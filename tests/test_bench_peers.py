@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sage_kv_connector import doctor
 from sage_kv_connector.bench import contender, handover, transfer
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.bench.transfer import Peer, bench_transfer, transfer_rows
@@ -106,3 +107,12 @@ def test_what_a_wheel_lacks_is_named_with_its_packages(
     assert said.endswith("apt-get install libibverbs1 liburing2") and "lacks libibverbs.so.1" in said
     assert what_to_install(missing_libraries("not_installed_here")) == ""
     assert "no package is known for libodd.so" in what_to_install(["libodd.so"])
+
+
+def test_doctor_does_not_guess_where_it_cant_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mooncake").mkdir()
+    (tmp_path / "mooncake" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = doctor._mooncake()
+    assert found.state == "missing" and "no ldd here" in found.detail
