@@ -53,6 +53,16 @@ class Servers(NamedTuple):
     options: SglangOptions
 
 
+def test_a_bad_option_is_the_last_word_of_a_server_that_loads_nothing(scratch: Path) -> None:
+    options = SglangOptions(MODEL, scratch, 2048, 16384, COMMON)
+    server = sglang_server("sglang-refused", options, PREFILL, transport={"backend": "rdmaa"})
+    with pytest.raises(ServerError), running(server):
+        pass
+    log = server.log.read_text()
+    last = "sage_kvt: backend is 'rdmaa' (from $SAGE_KVT_CONFIG); allowed: auto, pcie, shm, tcp"
+    assert log.splitlines()[-1] == last and "server_args=" not in log
+
+
 @pytest.fixture(scope="module")
 def servers(scratch: Path, secret: dict[str, str]) -> Iterator[Servers]:
     audit = scratch / "audit-sglang.jsonl"

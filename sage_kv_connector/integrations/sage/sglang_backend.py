@@ -186,7 +186,8 @@ class SglangBackend:
 def _engine(model: str, role: str, options: dict[str, Any]) -> Any:
     from sglang import Engine
 
-    from sage_kv_connector.integrations.sglang.plugin import NAME, registered
+    from sage_kv_connector.integrations.sglang.given_options import NAME
+    from sage_kv_connector.integrations.sglang.plugin import registered
 
     if why := registered():
         raise BackendUnavailable(f"SGLang does not take the transfer backend {NAME}: {why}")

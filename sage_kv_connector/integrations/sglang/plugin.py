@@ -3,20 +3,19 @@
 
 SGLang loads plugins in the launcher before it parses arguments, and again in each process
 it starts. It only logs what a plugin raises; where this backend was asked for, that would end
-in a misleading error later, so ``register`` then ends the process with its own.
+in a misleading error later, so ``register`` then ends the process with its own. So it does for a bad option.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
-NAME = "sage_kvt"
+from sage_kv_connector.integrations.sglang.given_options import NAME, asked_for, why_refused
+
 #: The release whose interfaces this was written for and is tested with.
 TESTED_VERSION = "0.5.23"
-_OPTION = "--disaggregation-transfer-backend"
 _GET_KV_CLASS = "sglang.srt.disaggregation.utils.get_kv_class"
 
 
@@ -25,7 +24,12 @@ class RefusedError(RuntimeError):
 
 
 def register() -> None:
-    """Add the name to SGLang's choices, its enum and its table of classes. Idempotent."""
+    """Add the name to SGLang's choices, its enum and its table of classes. Idempotent.
+
+    Ends the process for options that are refused: field, value and what is allowed are its last words.
+    """
+    if why := why_refused(sys.argv[1:]):
+        raise SystemExit(f"sage_kvt: {why}")
     try:
         _register()
     except Exception as error:
@@ -35,7 +39,7 @@ def register() -> None:
             f"sage_kvt could not register with SGLang {sglang.__version__} (tested: {TESTED_VERSION}): "
             f"{type(error).__name__}: {error}"
         )
-        if _asked_for(sys.argv):
+        if asked_for(sys.argv[1:]):
             raise SystemExit(message) from error
         raise RefusedError(message) from error
 
@@ -54,10 +58,6 @@ def registered() -> str:
     if found is None or not found.__module__.startswith("sage_kv_connector."):
         return f"{_GET_KV_CLASS} answers {found}, not this package's manager"
     return ""
-
-
-def _asked_for(words: list[str]) -> bool:
-    return f"{_OPTION}={NAME}" in words or (_OPTION, NAME) in pairwise(words)
 
 
 def _register() -> None:
