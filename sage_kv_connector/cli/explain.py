@@ -9,6 +9,7 @@ import typer
 
 from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.console import emit
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS, FailureKind
 
 
@@ -26,7 +27,7 @@ def explain(
         rows = [(str(kind.code), kind.meaning) for kind in kinds]
         emit({"codes": [_facts(kind) for kind in kinds]}, as_json=as_json, title="failure codes", rows=rows)
         return
-    facts = _facts(next(kind for kind in FAILURE_KINDS.values() if kind.code == code))
+    facts = _facts(FAILURE_KINDS[Code(code)])
     emit(
         facts,
         as_json=as_json,

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from sage_kv_connector.config import HIDDEN, SECRET_ENV, SECRET_FIELDS, KVTransportConfig
-from sage_kv_connector.integrations.sglang.options import options_from_environment
+from sage_kv_connector.config import HIDDEN, SECRET_ENV, SECRET_FIELDS
+from sage_kv_connector.integrations.sglang.options import (
+    EXTRA_CONFIG,
+    hicache_transport,
+    options_from_environment,
+)
 
 NAME = "sage_kvt"
 BACKEND = "--disaggregation-transfer-backend"
-EXTRA_CONFIG = "--hicache-storage-backend-extra-config"
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -54,12 +57,9 @@ def _hicache_configs(words: Sequence[str]) -> Iterator[Mapping[str, Any]]:
 
 def _check_transport(extra: Mapping[str, Any]) -> None:
     transport = extra.get("transport")
-    if transport is None:
-        options_from_environment()
-        return
     if isinstance(transport, Mapping) and SECRET_FIELDS & set(transport):
         raise ValueError(
             f"transport.secret in {EXTRA_CONFIG} is {HIDDEN}, and SGLang would log it; "
             f"allowed: a secret_file, or ${SECRET_ENV}"
         )
-    KVTransportConfig.load(transport, f"transport in {EXTRA_CONFIG}")
+    hicache_transport(transport)

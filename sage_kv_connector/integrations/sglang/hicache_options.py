@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
-from sage_kv_connector.integrations.sglang.options import options_from_environment
+from sage_kv_connector.integrations.sglang.options import hicache_transport
 
 #: SGLang's own keys in the same object.
 _SGLANG = ("backend_name", "module_path", "class_name", "interface_v1", "allocator", "file_storage_path")
@@ -50,8 +50,4 @@ class HiCacheOptions(NamedTuple):
                 "transport.secret stands in SGLang's log by now: take another secret, and name a secret_file or set $"
                 + SECRET_ENV
             )
-        origin = "transport in --hicache-storage-backend-extra-config"
-        config = (
-            options_from_environment() if transport is None else KVTransportConfig.load(transport, origin)
-        )
-        return cls(addresses, float(deadline_s), namespace, config)
+        return cls(addresses, float(deadline_s), namespace, hicache_transport(transport))
