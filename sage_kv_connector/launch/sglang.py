@@ -68,6 +68,8 @@ def sglang_server(
     backend: str = "sage_kvt",
     transport: dict[str, object] | None = None,
     tp_size: int = 1,
+    dp_size: int = 1,
+    pp_size: int = 1,
     extra: tuple[str, ...] = (),
 ) -> SglangProcess:
     """A server on the CPU, not yet started; ``role`` None is one that does both. ``transport``: our options."""
@@ -78,7 +80,8 @@ def sglang_server(
         "--sleep-on-idle",  # else a server that does nothing takes a core
         "--host", "127.0.0.1", "--port", str(port), "--context-length", str(options.context_length),
         "--max-total-tokens", str(options.max_total_tokens), "--max-running-requests", "16",
-        "--tp-size", str(tp_size), *options.extra, *extra,
+        "--tp-size", str(tp_size), "--dp-size", str(dp_size), "--pp-size", str(pp_size),
+        *options.extra, *extra,
     ]  # fmt: skip
     if role is not None:
         command += ["--disaggregation-mode", role, "--disaggregation-transfer-backend", backend]
@@ -99,7 +102,7 @@ def sglang_server(
         env |= {"OMP_NUM_THREADS": str(len(cores.split(",")))}
     # SGLang's default wants a NUMA node for each rank.
     every = cores or ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    env |= {"SGLANG_CPU_OMP_THREADS_BIND": "|".join([every] * tp_size)}
+    env |= {"SGLANG_CPU_OMP_THREADS_BIND": "|".join([every] * (tp_size * dp_size * pp_size))}
     log = options.directory / f"{name}.log"
     return SglangProcess(name, command, port, log, env, cores, bootstrap_port=bootstrap)
 

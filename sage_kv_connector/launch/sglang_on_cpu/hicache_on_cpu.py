@@ -9,10 +9,6 @@ without CUDA lacks. These do the same between two tensors in host memory. Signat
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,32 +66,10 @@ REPLACED: dict[str, dict[str, Callable[..., None] | int]] = {
 }
 
 
-class Replacing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads the modules of ``REPLACED`` as they are, then sets the names."""
-
-    def __init__(self) -> None:
-        self._loaders: dict[str, importlib.abc.Loader] = {}
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name not in REPLACED:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return None
-        self._loaders[name] = spec.loader
-        spec.loader = self
-        return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        return self._loaders[spec.name].create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        self._loaders[module.__name__].exec_module(module)
-        for name, replacement in REPLACED[module.__name__].items():
-            setattr(module, name, replacement)
+def replace(module: types.ModuleType) -> None:
+    for name, replacement in REPLACED[module.__name__].items():
+        setattr(module, name, replacement)
 
 
-def install() -> None:
-    sys.meta_path.insert(0, Replacing())
+#: What is done to each module once it is loaded.
+DEEDS = dict.fromkeys(REPLACED, replace)

@@ -4,7 +4,7 @@
 SGLang imports ``sgl_kernel`` even with ``--device cpu``, and torchvision from PyPI is linked with CUDA, so
 that registering its operators fails. Here ``sgl_kernel`` is found as modules whose functions raise
 when they are called, and torchvision's registrations are left out: no text model needs either.
-HiCache's host pool is served by ``hicache_on_cpu``.
+HiCache's host pool is served by ``hicache_on_cpu``, LoRA adapters by ``unpinned_on_cpu``.
 """
 
 from __future__ import annotations
@@ -64,4 +64,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 if importlib.util.find_spec(_MISSING) is None:
     sys.meta_path.append(_Finder())
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    importlib.import_module("hicache_on_cpu").install()
+    after_import = importlib.import_module("after_import").after_import
+    for name in ("hicache_on_cpu", "unpinned_on_cpu"):
+        after_import(importlib.import_module(name).DEEDS)
