@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.contract.bootstrap_room import RoomUses, pages_transfer
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
 from tests.integrations.vllm_workers import SPEC, cache_config, vllm_config
@@ -130,3 +131,12 @@ def test_blocks_may_be_given_later_than_the_match(side: SchedulerSide) -> None:
     side.update_state_after_alloc(wanted, blocks, 40)
     (load,) = ordered(side).loads
     assert load.pages[0].ids.tolist() == [4, 5, 6]
+
+
+def test_samples_in_a_room_are_offered_by_the_names_that_sglang_asks_for(side: SchedulerSide) -> None:
+    for number in range(3):
+        side.on_new_request(request(number, {"do_remote_decode": True, "bootstrap_room": 5}))
+    uses = RoomUses()
+    offers = ordered(side).offers
+    assert [one.transfer_id for one in offers] == [pages_transfer(uses.next(5)) for _ in range(3)]
+    assert {one.family for one in offers} == {pages_transfer(5)}, "vLLM's decode knows the room alone"

@@ -17,10 +17,7 @@ import numpy as np
 from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.bootstrap_room import (
-    pages_transfer,
-    parse_room,
-)
+from sage_kv_connector.contract.bootstrap_room import RoomUses, pages_transfer, parse_room
 from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
 from sage_kv_connector.integrations.vllm.listening_ranks import ListeningRanks
@@ -58,6 +55,7 @@ class SchedulerSide:
         self._left_out = 1 if self._exact or any(sliding_window(spec) for spec in specs) else 0
         self._offers = SchedulerOffers(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
+        self._room_uses = RoomUses()
         self._held: dict[str, str] = {}
         self._loading: dict[str, RemotePrefill] = {}
         self._expected: dict[str, RemotePrefill] = {}
@@ -233,7 +231,9 @@ class SchedulerSide:
         own = f"{self._engine_id}-{secrets.token_hex(12)}"
         # A request's several prompts, and its several samples, come under one id.
         transfer_id = own if not family or family in self._transfer_ids else family
-        if named is None:
+        if named is not None:  # SGLang's decode asks for each sample by a name of its own
+            transfer_id = pages_transfer(self._room_uses.next(named.room))
+        else:
             self._leave_out(request)
         prompt = prompt_of(request)
         offered = Offered(request.request_id, transfer_id, family, prompt, self._exact)
