@@ -82,6 +82,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
                 "allowed: early"
             )
         if disaggregation_mode == DisaggregationMode.DECODE:
+            _warn_of_scattered_samples()
             self._start_heartbeat_checker_thread()
 
     def _register_topology_row(self, url: str, payload: dict[str, Any]) -> None:
@@ -122,6 +123,17 @@ def _refuse_topology() -> None:
     device = str(get_device().device)
     if not device.startswith("cpu"):
         raise ValueError(f"device {device!r}: this release of sage_kvt moves KV in host memory; allowed: cpu")
+
+
+def _warn_of_scattered_samples() -> None:
+    """Each rank counts the uses of a room by itself (``RoomUses``)."""
+    parallel = get_parallel()
+    if parallel.num_dp_ranks > 1 and parallel.load_balance_method != "follow_bootstrap_room":
+        logger.warning(
+            "sage_kvt: load_balance_method is %s on a data parallel decode: requests with n > 1 will fail; "
+            "follow_bootstrap_room serves them",
+            parallel.load_balance_method,
+        )
 
 
 def _pool_shape(kv_args: Any, server_args: Any, latent: bool) -> PoolShape:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVSender
+from sglang.srt.runtime_context import get_parallel
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
 from sage_kv_connector.contract.failure import Code, Reason
@@ -150,6 +151,16 @@ def _end(source: PagedSource) -> None:
     source.end((len(source.pages[0]),))
 
 
+def _rank_of_room(manager: Any, room: int) -> bool:
+    """Whether a data parallel prefill sent this room to the rank where decode looks for it.
+
+    SGLang 0.5.23 asks so itself, but of the attention's rank, which is 0 in all without ``--enable-dp-attention``.
+    """
+    if get_parallel().load_balance_method != "follow_bootstrap_room" or manager.system_dp_size == 1:
+        return False
+    return bool(room % manager.system_dp_size == manager.system_dp_rank)
+
+
 class SageKVSender(CommonKVSender):  # type: ignore[misc]
     """Methods are called on SGLang's scheduler thread."""
 
@@ -165,7 +176,8 @@ class SageKVSender(CommonKVSender):  # type: ignore[misc]
         **more: Any,
     ) -> None:
         room = mgr.room_uses.next(bootstrap_room)
-        super().__init__(mgr, bootstrap_addr, room, req_has_disagg_prefill_dp_rank, **more)
+        rank_is_known = req_has_disagg_prefill_dp_rank or _rank_of_room(mgr, room)
+        super().__init__(mgr, bootstrap_addr, room, rank_is_known, **more)
         if mgr.request_status.get(room) == KVPoll.Bootstrapping:
             mgr.rooms.open(room)
             mgr.update_status(room, KVPoll.WaitingForInput)
