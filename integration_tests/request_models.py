@@ -139,3 +139,39 @@ def build_draft(directory: Path) -> Path:
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def build_multi_token_model(directory: Path) -> Path:
+    """A MiMo with random weights: a Qwen2 and, in the same files, one layer that drafts the next token (MTP)."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    path = directory / "mimo"
+    if (path / "model.safetensors").exists():
+        return path
+    save_tokenizer(path)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=SHAPE.hidden, intermediate_size=2 * SHAPE.hidden,
+        num_hidden_layers=SHAPE.layers, num_attention_heads=SHAPE.heads, num_key_value_heads=SHAPE.kv_heads,
+        max_position_embeddings=40960, tie_word_embeddings=False, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(0.0, 0.5 if "self_attn" in name else 0.12)
+    model.save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    draft = "model.mtp_layers.0."
+    block = {name: weight for name, weight in tensors.items() if name.startswith("model.layers.0.")}
+    tensors |= {name.replace("model.layers.0.", draft): weight.clone() for name, weight in block.items()}
+    tensors[f"{draft}input_proj.weight"] = torch.randn(SHAPE.hidden, 2 * SHAPE.hidden) * 0.12
+    for norm in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        tensors[f"{draft}{norm}.weight"] = torch.ones(SHAPE.hidden)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    written = json.loads((path / "config.json").read_text())
+    written |= {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
+    (path / "config.json").write_text(json.dumps(written))
+    return path

@@ -9,11 +9,16 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from integration_tests.cluster import TIMES, bare_word
 from integration_tests.request_kinds import KINDS
-from integration_tests.request_models import build_adapter, build_draft, build_vision_model
+from integration_tests.request_models import (
+    build_adapter,
+    build_draft,
+    build_multi_token_model,
+    build_vision_model,
+)
 from integration_tests.request_pair import CHAT_TEMPLATE, Pair
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -169,16 +174,27 @@ def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
 
 
 def _drafts(
-    name: str, speculative: Callable[[Workshop], dict[str, Any]], *, both: bool
+    name: str,
+    speculative: Callable[[Workshop], dict[str, Any]],
+    sides: Literal["both", "prefill", "decode"],
+    model: Callable[[Path], Path] | None = None,
 ) -> Callable[[Workshop], Any]:
-    """Drafts on both sides, or on decode alone. Greedy only: how often a seeded sample draws depends on drafts."""
+    """Drafts on these sides. Greedy only: how often a seeded sample draws depends on drafts.
+
+    ``model``: builds another one than the small model. The judge drafts where decode does.
+    """
 
     @contextmanager
     def drafting(shop: Workshop) -> Iterator[Sequence[Way]]:
-        drafts = shop.with_extra("--speculative-config", json.dumps(speculative(shop)))
+        options = (
+            shop.options if model is None else dataclasses.replace(shop.options, model=model(shop.scratch))
+        )
+        drafts = shop.with_extra("--speculative-config", json.dumps(speculative(shop)), options=options)
         greedy = ["the same prompt twice in a list" if name == "n = 3" else name for name in BOUND]
-        with shop.pair(drafts if both else shop.options, drafts, drafts) as pair:
-            yield [Way(f"{name} drafts" if both else f"{name} drafts on decode", pair, greedy)]
+        prefill = options if sides == "decode" else drafts
+        decode = options if sides == "prefill" else drafts
+        with shop.pair(prefill, decode, decode) as pair:
+            yield [Way(f"{name} drafts" if sides == "both" else f"{name} drafts on {sides}", pair, greedy)]
 
     return drafting
 
@@ -189,6 +205,10 @@ def _ngram(_: Workshop) -> dict[str, Any]:
 
 def _eagle(shop: Workshop) -> dict[str, Any]:
     return {"method": "eagle", "model": str(build_draft(shop.scratch)), "num_speculative_tokens": 2}
+
+
+def _multi_token(_: Workshop) -> dict[str, Any]:
+    return {"method": "mtp", "num_speculative_tokens": 1}
 
 
 def beside_a_store(
@@ -238,10 +258,13 @@ SETUPS: dict[str, Callable[[Workshop], Any]] = {
     "embeddings": embeddings,
     "images": images,
     "data_parallel": data_parallel,
-    "ngram": _drafts("n-gram", _ngram, both=True),
-    "ngram_on_decode": _drafts("n-gram", _ngram, both=False),
-    "eagle": _drafts("EAGLE", _eagle, both=True),
-    "eagle_on_decode": _drafts("EAGLE", _eagle, both=False),
+    "ngram": _drafts("n-gram", _ngram, "both"),
+    "ngram_on_prefill": _drafts("n-gram", _ngram, "prefill"),
+    "ngram_on_decode": _drafts("n-gram", _ngram, "decode"),
+    "eagle": _drafts("EAGLE", _eagle, "both"),
+    "eagle_on_prefill": _drafts("EAGLE", _eagle, "prefill"),
+    "eagle_on_decode": _drafts("EAGLE", _eagle, "decode"),
+    "mtp": _drafts("MTP", _multi_token, "both", build_multi_token_model),
     "store_behind": _stores(True),
     "store_before": _stores(False),
 }

@@ -12,35 +12,25 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from integration_tests.recall import MODEL, recall_prompt
+from integration_tests import request_pair
+from integration_tests.recall import recall_prompt
 from integration_tests.request_pair import STALL_S, TOKENS, Row
-from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
-from sage_kv_connector.launch.sglang import (
-    DECODE,
-    PREFILL,
-    SglangOptions,
-    SglangProcess,
-    room_at,
-    sglang_router,
-    sglang_server,
-)
-
-TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 15, "unmatched_timeout_s": 8}
+from sage_kv_connector.launch.process import Process, ServerError
+from sage_kv_connector.launch.sglang import SglangProcess, room_at
 
 
 class SglangPair(NamedTuple):
-    """``alone``: the judge."""
+    """``alone``: the judge. ``router``: None where both servers are asked by hand."""
 
     prefill: SglangProcess
     decode: SglangProcess
     alone: SglangProcess
-    router: Process
+    router: Process | None
 
 
 Answers = list[list[int]]
@@ -90,31 +80,32 @@ def _judge(row: Row, pair: SglangPair, body: dict[str, Any], answer: Callable[[]
     row.stalls += took > STALL_S
 
 
-def _routed(row: Row, pair: SglangPair, body: dict[str, Any]) -> None:
-    _judge(row, pair, body, lambda: ask(pair.router, body))
+def _handed_over(row: Row, pair: SglangPair, body: dict[str, Any]) -> None:
+    router = pair.router
+    _judge(row, pair, body, lambda: _both(pair, body, body) if router is None else ask(router, body))
 
 
 def _one(pair: SglangPair, row: Row) -> None:
     for tokens in (100, 129, 700, 1024):
-        _routed(row, pair, body_of(prompt_of(tokens)))
+        _handed_over(row, pair, body_of(prompt_of(tokens)))
 
 
 def _list(pair: SglangPair, row: Row) -> None:
-    _routed(row, pair, body_of([prompt_of(400), prompt_of(600), prompt_of(250)]))
+    _handed_over(row, pair, body_of([prompt_of(400), prompt_of(600), prompt_of(250)]))
 
 
 def _samples(pair: SglangPair, row: Row) -> None:
     for n in (2, 5):
-        _routed(row, pair, body_of(prompt_of(400), n=n))
+        _handed_over(row, pair, body_of(prompt_of(400), n=n))
 
 
 def _list_of_samples(pair: SglangPair, row: Row) -> None:
-    _routed(row, pair, body_of([prompt_of(300), prompt_of(400)], n=2))
+    _handed_over(row, pair, body_of([prompt_of(300), prompt_of(400)], n=2))
 
 
 def _same_twice(pair: SglangPair, row: Row) -> None:
     prompt = prompt_of(400)
-    _routed(row, pair, body_of([prompt, prompt]))
+    _handed_over(row, pair, body_of([prompt, prompt]))
 
 
 def _both(pair: SglangPair, on_prefill: dict[str, Any], on_decode: dict[str, Any]) -> Answers:
@@ -143,7 +134,7 @@ def _more_tokens(pair: SglangPair, row: Row) -> None:
     took = time.monotonic() - began
     row.seconds, row.refused = round(took, 2), 1
     row.stalls += took > STALL_S
-    _routed(row, pair, body_of(prompt_of(300)))
+    _handed_over(row, pair, body_of(prompt_of(300)))
 
 
 def _bad_address(pair: SglangPair, row: Row) -> None:
@@ -158,7 +149,7 @@ def _bad_address(pair: SglangPair, row: Row) -> None:
             pass
         row.seconds = round(max(row.seconds, time.monotonic() - began), 2)
         row.refused += 1
-    _routed(row, pair, body_of(prompt_of(300)))
+    _handed_over(row, pair, body_of(prompt_of(300)))
 
 
 def _restart(pair: SglangPair, row: Row) -> None:
@@ -171,6 +162,18 @@ def _restart(pair: SglangPair, row: Row) -> None:
     _judge(row, pair, body, lambda: _both(pair, body, body))
 
 
+def _adapters(pair: SglangPair, row: Row) -> None:
+    """The same prompt with each adapter, and with none; for the model that the adapters are made for."""
+    prompt = request_pair.prompt_of(500)
+    answers = []
+    for adapter in ("a", "b", None):
+        body = body_of(prompt) | ({} if adapter is None else {"lora_path": adapter})
+        _handed_over(row, pair, body)
+        answers.append(ask(pair.alone, body))
+    if any(answers.count(answer) > 1 for answer in answers):
+        row.wrong("adapters do not change the answer, so nothing is shown")
+
+
 KINDS: dict[str, Callable[[SglangPair, Row], None]] = {
     "one prompt": _one,
     "list of prompts": _list,
@@ -181,24 +184,16 @@ KINDS: dict[str, Callable[[SglangPair, Row], None]] = {
     "an address that is none": _bad_address,
     "prefill restarted": _restart,
 }
+#: Those that need servers of their own (``request_sglang_setups.py``).
+SPECIAL: dict[str, Callable[[SglangPair, Row], None]] = {
+    "each LoRA adapter": _adapters,
+}
 
 
-@contextmanager
-def servers(scratch: Path) -> Iterator[SglangPair]:
-    options = SglangOptions(MODEL, scratch, 2048, 16384, ("--dtype", "bfloat16", "--page-size", "16"))
-    first, second = core_halves()
-    prefill = sglang_server("sglang-prefill", options, PREFILL, first, transport=dict(TIMES))
-    decode = sglang_server("sglang-decode", options, DECODE, second, transport=dict(TIMES))
-    alone = sglang_server("sglang-alone", options, None, second)
-    router = sglang_router(prefill, decode, scratch)
-    with running(prefill, decode, alone), running(router):
-        yield SglangPair(prefill, decode, alone, router)
-
-
-def run(pair: SglangPair, name: str) -> Row:
-    row = Row(name, "sglang", "sglang-router", "concurrent")
+def run(pair: SglangPair, name: str, way: str) -> Row:
+    row = Row(name, "sglang", way, "concurrent")
     try:
-        KINDS[name](pair, row)
+        (KINDS | SPECIAL)[name](pair, row)
         for server in (pair.prefill, pair.decode):
             if server.popen is None or server.popen.poll() is not None:
                 row.wrong(f"{server.name} ended")

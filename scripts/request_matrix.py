@@ -4,8 +4,8 @@
     make matrix ARGS="[--setup NAME] [--only TEXT] [--json]"
 
 Starts real vLLM servers on a small model, one setup after the other: a prefill, a decode, one that computes everything
-itself, and what the setup is about (integration_tests/request_setups.py). The setup ``sglang`` runs in SGLang's own
-environment (integration_tests/request_sglang.py).
+itself, and what the setup is about (integration_tests/request_setups.py). Setups with SGLang run in its own environment
+(integration_tests/request_sglang_setups.py).
 JSON: ``rows`` of name, engine, way, dispatch, right, seconds (the slowest request), stalls, refused, held, why;
 ``wrong``: rows that are not right; ``failed``: rows that stalled or left something behind; ``lost``: setups whose
 servers did not start or ended, and why; ``not_run``: what can't run here, and why.
@@ -29,7 +29,8 @@ from integration_tests.request_pair import Row
 from integration_tests.request_setups import SETUPS, Workshop
 from sage_kv_connector.launch.process import ServerError
 
-SGLANG = "sglang"
+#: Those of integration_tests/request_sglang_setups.py, which this environment may be unable to import.
+IN_SGLANG = ("sglang", "sglang_lora", "sglang_data_parallel", "sglang_stages", "cross")
 NOT_RUN = {
     "second model runner": "vLLM 0.32's CPU build has it, but it needs Triton for CPUs, which is not published",
     "pipeline stages on vLLM": "vLLM 0.32 on CPU ends by itself with --pipeline-parallel-size 2",
@@ -42,7 +43,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--setup", action="append", choices=[*SETUPS, SGLANG], help="only this one; may be given again"
+        "--setup", action="append", choices=[*SETUPS, *IN_SGLANG], help="only this one; may be given again"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="kinds whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,13 +53,16 @@ def main() -> int:
     random.seed(given.seed)
     rows: list[Row] = []
     lost: dict[str, str] = {}
-    for name in given.setup or (*SETUPS, SGLANG):
+    for name in given.setup or (*SETUPS, *IN_SGLANG):
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder) if given.logs is None else given.logs / name
             scratch.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
             try:
-                rows += _in_sglang(given) if name == SGLANG else _run(name, scratch, given.only)
+                if name in IN_SGLANG:
+                    rows += _in_sglang(name, scratch, given)
+                else:
+                    rows += _run(name, scratch, given.only)
             except ServerError as error:
                 lost[name] = str(error)
                 print(f"{name}: LOST: {error}", file=sys.stderr, flush=True)
@@ -80,7 +84,7 @@ def main() -> int:
     return 1 if found["wrong"] or found["failed"] or lost else 0
 
 
-def _in_sglang(given: argparse.Namespace) -> list[Row]:
+def _in_sglang(setup: str, scratch: Path, given: argparse.Namespace) -> list[Row]:
     """Its rows, from a process in its environment if this one is another."""
     if find_spec("sglang") is None:
         words = [
@@ -91,21 +95,23 @@ def _in_sglang(given: argparse.Namespace) -> list[Row]:
             "-m",
             "scripts.request_matrix",
         ]
-        words += ["--setup", SGLANG, "--only", given.only, "--seed", str(given.seed), "--json"]
+        words += ["--setup", setup, "--only", given.only, "--seed", str(given.seed), "--json"]
+        if given.logs is not None:
+            words += ["--logs", str(given.logs)]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
         if not done.stdout.strip():
             raise ServerError(f"{' '.join(words)} ended with status {done.returncode}")
         found = json.loads(done.stdout.strip().splitlines()[-1])
         if found["lost"]:
-            raise ServerError(found["lost"][SGLANG])
+            raise ServerError(found["lost"][setup])
         return [Row(**row) for row in found["rows"]]
-    from integration_tests import request_sglang
+    from integration_tests import request_sglang_setups
 
     rows = []
-    with tempfile.TemporaryDirectory() as folder, request_sglang.servers(Path(folder)) as pair:
-        for name in request_sglang.KINDS:
-            if given.only in name:
-                rows.append(request_sglang.run(pair, name))
+    with request_sglang_setups.SETUPS[setup](scratch) as asked:
+        for one in asked:
+            if given.only in one.name:
+                rows.append(one.row())
                 print(_line(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
