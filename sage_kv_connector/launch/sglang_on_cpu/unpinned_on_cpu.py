@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pinned memory done without: PyTorch can't pin where it finds no accelerator, and there nothing needs it.
 
-SGLang 0.5.23 asks first whether memory can be pinned, but not in its LoRA adapters (``sglang/srt/lora``).
+SGLang 0.5.23 asks first whether memory can be pinned, but not in its LoRA adapters (``sglang/srt/lora``). They see
+a PyTorch that leaves ``pin_memory=True`` out; all else in the process keeps its own, whose functions can be scripted.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from typing import Any
 PINNING = ("tensor", "empty", "zeros")
 
 
-def as_it_is(tensor: Any, *_: object) -> Any:
-    return tensor
+class UnpinnedTorch(types.ModuleType):
+    """``torch``, but for those functions."""
+
+    def __init__(self, torch: Any) -> None:
+        super().__init__(torch.__name__)
+        self._torch = torch
+        for name in PINNING:
+            setattr(self, name, unpinned(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
 
 
 def unpinned(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,13 +38,14 @@ def unpinned(function: Callable[..., Any]) -> Callable[..., Any]:
     return without
 
 
-def unpin(_: types.ModuleType) -> None:
-    import torch
+def as_it_is(tensor: Any, *_: object) -> Any:
+    return tensor
 
-    for name in PINNING:
-        setattr(torch, name, unpinned(getattr(torch, name)))
-    torch.Tensor.pin_memory = as_it_is
+
+def unpin(module: Any) -> None:
+    module.torch.Tensor.pin_memory = as_it_is
+    module.torch = UnpinnedTorch(module.torch)
 
 
 #: What is done to each module once it is loaded.
-DEEDS = {"sglang.srt.lora.layers": unpin}
+DEEDS = dict.fromkeys(("sglang.srt.lora.layers", "sglang.srt.lora.backend.torch_backend"), unpin)
