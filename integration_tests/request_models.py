@@ -48,15 +48,20 @@ def embedded(tokens: int) -> Sent:
     return Sent("/v1/completions", {"prompt_embeds": text, "max_tokens": TOKENS}, [])
 
 
-def pictured() -> Sent:
-    """The same question about a new image."""
+def new_image() -> str:
+    """A data URL; all are of one size."""
     from PIL import Image
 
     pixels = bytes(random.randrange(256) for _ in range(3 * IMAGE_SIDE * IMAGE_SIDE))
     written = io.BytesIO()
     Image.frombytes("RGB", (IMAGE_SIDE, IMAGE_SIDE), pixels).save(written, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is it " * 30}]
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def pictured() -> Sent:
+    """The same question about a new image."""
+    image = {"type": "image_url", "image_url": {"url": new_image()}}
+    content = [image, {"type": "text", "text": "what is it " * 30}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": TOKENS}
     return Sent("/v1/chat/completions", body, [])
 
@@ -105,6 +110,56 @@ def build_vision_model(directory: Path) -> Path:
     side = {"longest_edge": IMAGE_SIDE}
     images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     Idefics3Processor(images, tokenizer, image_seq_len=4).save_pretrained(path)
+    return path
+
+
+def build_pixtral(directory: Path) -> Path:
+    """A LLaVA with Pixtral's eyes and random weights, which SGLang serves on a CPU; ``[IMG]`` stands for an image."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        PixtralImageProcessorPil,
+        PixtralProcessor,
+        PixtralVisionConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    path = directory / "pixtral"
+    save_tokenizer(path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    special = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special, "pad_token": "<pad>"})
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096, bos_token_id=256,
+        eos_token_id=257, pad_token_id=257,
+    )  # fmt: skip
+    vision = PixtralVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        image_size=IMAGE_SIDE, patch_size=14,
+    )  # fmt: skip
+    image = tokenizer.convert_tokens_to_ids("[IMG]")
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(0.0, 0.4 if "attention" in name or "attn" in name else 0.12)
+    model.save_pretrained(path)
+    written = json.loads((path / "config.json").read_text())
+    written |= {"image_token_index": image, "torch_dtype": "float32"}  # as SGLang reads them
+    written["vision_config"]["rope_theta"] = 10000.0
+    (path / "config.json").write_text(json.dumps(written))
+    images = PixtralImageProcessorPil(
+        size={"longest_edge": IMAGE_SIDE}, patch_size={"height": 14, "width": 14}
+    )
+    PixtralProcessor(images, tokenizer, patch_size=14).save_pretrained(path)
     return path
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from integration_tests import request_pair
 from integration_tests.recall import recall_prompt
+from integration_tests.request_models import new_image
 from integration_tests.request_pair import STALL_S, TOKENS, Row
 from sage_kv_connector.launch.process import Process, ServerError
 from sage_kv_connector.launch.sglang import SglangProcess, room_at
@@ -68,7 +69,9 @@ def prompt_of(tokens: int) -> list[int]:
 
 
 def _judge(row: Row, pair: SglangPair, body: dict[str, Any], answer: Callable[[], Answers]) -> None:
+    began = time.monotonic()
     right = ask(pair.alone, body)
+    alone_s = time.monotonic() - began
     began = time.monotonic()
     try:
         if answer() != right:
@@ -77,7 +80,7 @@ def _judge(row: Row, pair: SglangPair, body: dict[str, Any], answer: Callable[[]
         row.wrong(str(error))
     took = time.monotonic() - began
     row.seconds = round(max(row.seconds, took), 2)
-    row.stalls += took > STALL_S
+    row.stalls += took > alone_s + STALL_S
 
 
 def _handed_over(row: Row, pair: SglangPair, body: dict[str, Any]) -> None:
@@ -174,6 +177,18 @@ def _adapters(pair: SglangPair, row: Row) -> None:
         row.wrong("adapters do not change the answer, so nothing is shown")
 
 
+def _images(pair: SglangPair, row: Row) -> None:
+    """The same question about two images of one size."""
+    answers = []
+    for _ in range(2):
+        body = body_of(None) | {"text": "[IMG]" + "what is it " * 30, "image_data": [new_image()]}
+        del body["input_ids"]
+        _handed_over(row, pair, body)
+        answers.append(ask(pair.alone, body))
+    if answers[0] == answers[1]:
+        row.wrong("images do not change the answer, so nothing is shown")
+
+
 KINDS: dict[str, Callable[[SglangPair, Row], None]] = {
     "one prompt": _one,
     "list of prompts": _list,
@@ -187,6 +202,7 @@ KINDS: dict[str, Callable[[SglangPair, Row], None]] = {
 #: Those that need servers of their own (``request_sglang_setups.py``).
 SPECIAL: dict[str, Callable[[SglangPair, Row], None]] = {
     "each LoRA adapter": _adapters,
+    "two images of one size": _images,
 }
 
 

@@ -25,6 +25,7 @@ from sage_kv_connector.launch.sglang import (
     PREFILL,
     SglangOptions,
     build_model,
+    built_by,
     sglang_router,
     sglang_server,
 )
@@ -88,6 +89,17 @@ def lora(scratch: Path) -> Iterator[list[Asked]]:
 
 
 @contextmanager
+def images(scratch: Path) -> Iterator[list[Asked]]:
+    code = (
+        "import sys; from pathlib import Path; from integration_tests.request_models import build_pixtral; "
+        "print(build_pixtral(Path(sys.argv[1])))"
+    )
+    extra = ("--dtype", "float32", "--page-size", "16", "--enable-multimodal")
+    with _servers(SglangOptions(built_by(code, str(scratch)), scratch, 2048, 16384, extra)) as pair:
+        yield _both_ways(pair, "images", ("two images of one size",))
+
+
+@contextmanager
 def data_parallel(scratch: Path) -> Iterator[list[Asked]]:
     """Two engines on each side. The samples of a prompt must come to one engine of decode, too."""
     on_decode = {"dp_size": 2, "extra": ("--load-balance-method", "follow_bootstrap_room")}
@@ -135,6 +147,7 @@ def cross(scratch: Path) -> Iterator[list[Asked]]:
 SETUPS: dict[str, Callable[[Path], AbstractContextManager[list[Asked]]]] = {
     "sglang": plain,
     "sglang_lora": lora,
+    "sglang_images": images,
     "sglang_data_parallel": data_parallel,
     "sglang_stages": stages,
     "cross": cross,

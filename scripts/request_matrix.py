@@ -30,10 +30,12 @@ from integration_tests.request_setups import SETUPS, Workshop
 from sage_kv_connector.launch.process import ServerError
 
 #: Those of integration_tests/request_sglang_setups.py, which this environment may be unable to import.
-IN_SGLANG = ("sglang", "sglang_lora", "sglang_data_parallel", "sglang_stages", "cross")
+IN_SGLANG = ("sglang", "sglang_lora", "sglang_images", "sglang_data_parallel", "sglang_stages", "cross")
 NOT_RUN = {
     "second model runner": "vLLM 0.32's CPU build has it, but it needs Triton for CPUs, which is not published",
     "pipeline stages on vLLM": "vLLM 0.32 on CPU ends by itself with --pipeline-parallel-size 2",
+    "attention in common of SGLang's ranks": "SGLang 0.5.23 on CPU ends by itself with --enable-dp-attention: "
+    "'TorchNativeAttnBackend' object has no attribute 'get_cpu_graph_seq_len_fill_value'",
     "sleep and wake": "vLLM's CPU build has no sleep mode; tests/integrations/test_vllm_sleep.py runs the hooks",
 }
 

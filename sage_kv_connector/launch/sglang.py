@@ -26,13 +26,18 @@ PREFILL, DECODE = "prefill", "decode"
 
 
 def build_model(directory: Path, shape_name: str) -> Path:
-    """``demo_model.build`` in a process of its own: here transformers may need the shims too."""
+    """``tiny_model.build``."""
     code = (
         "import sys; from pathlib import Path; from sage_kv_connector.launch.tiny_model import build; "
         "print(build(Path(sys.argv[1]), sys.argv[2]))"
     )
+    return built_by(code, str(directory), shape_name)
+
+
+def built_by(code: str, *words: str) -> Path:
+    """What ``code`` prints last, in a process of its own: here transformers may need the shims too."""
     done = subprocess.run(
-        [sys.executable, "-c", code, str(directory), shape_name],
+        [sys.executable, "-c", code, *words],
         env=os.environ | _shims(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
