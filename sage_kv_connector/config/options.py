@@ -91,6 +91,11 @@ class KVTransportConfig(BaseModel):
         le=65535,
         description="HTTP port that answers GET /query for routers that dispatch at once",
     )
+    concurrent: bool = Field(
+        True,
+        description="let routers that can ask decode while prefill computes; without bootstrap_port only where port "
+        "is not set either, on any free one",
+    )
     secret: SecretStr | None = Field(None, description=f"shared secret; else ${SECRET_ENV}, else secret_file")
     secret_file: Path | None = Field(
         None, description=f"file with the shared secret; else ${SECRET_FILE_ENV}"

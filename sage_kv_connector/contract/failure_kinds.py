@@ -44,9 +44,9 @@ _KINDS = (
         Symptom.NOTHING,
         Stage.RESOLVE,
         "Decode could not learn from the bootstrap server which ranks prefill has.",
-        "The address that the router or the client named is wrong, prefill has no bootstrap_port, it is down, or "
-        "another connector answers there.",
-        "Set bootstrap_port on prefill, name that port to the router, and try it: curl http://HOST:PORT/query.",
+        "The address that the router or the client named is wrong or not open to decode, prefill has no "
+        "bootstrap_port, it was restarted or is down, or another connector answers there.",
+        "Set bootstrap_port on prefill, open it to decode, and try it: curl http://HOST:PORT/query.",
     ),
     FailureKind(
         Code.PARALLEL_SIZES,

@@ -148,7 +148,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
 )
 FIELDS = ["bootstrap_room", "bootstrap_host", "bootstrap_port", "remote_ranks", "remote_engine_id",
-          "transfer_id", "pp_size", "remote_node", "in_room", "remote_bootstrap_addr"]  # fmt: skip
+          "transfer_id", "pp_size", "remote_node", "in_room", "remote_bootstrap_addr",
+          "remote_host", "remote_port", "remote_request_id"]  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values | st.integers(1, 9)))

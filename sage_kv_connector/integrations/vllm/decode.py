@@ -16,7 +16,6 @@ from functools import partial
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage
-from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
@@ -208,14 +207,13 @@ class DecodeHalf:
         if not self._expected or now - self._renewed_at < self._config.lease_s / 3:
             return
         self._renewed_at = now
-        by_peer: dict[PeerAddress, list[str]] = {}
         for remote in self._expected.values():
-            if remote.prefill is not None:
-                found = self._directory.peers(remote.prefill)
-                for peer, _ in () if isinstance(found, Reason) else found:
-                    by_peer.setdefault(peer, []).extend(remote.transfers)
-        for peer, transfer_ids in by_peer.items():
-            self._core.renew(peer, tuple(transfer_ids))
+            self._directory.resolve(remote, partial(self._renew_at, remote))
+
+    def _renew_at(self, remote: RemotePrefill, found: Sequence[ReadPeer] | Reason) -> None:
+        """Any thread."""
+        for peer, _ in () if isinstance(found, Reason) else found:
+            self._core.renew(peer, remote.transfers)
 
 
 def not_landed(loads: Iterable[Load]) -> StepResults:

@@ -39,7 +39,7 @@ class Unneeded:
 
 @dataclass(frozen=True)
 class Offered:
-    """A prefill is on offer from now on. ``family``: the transfer id that its request came with, if another's too.
+    """A prefill is on offer from now on. ``family``: its router's id for it, and maybe for others of its request.
 
     ``exact``: the KV can't be had for fewer tokens (recurrent states).
     """
@@ -84,8 +84,9 @@ class Finished:
 class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     """One step's orders from the scheduler's half to each worker's.
 
-    ``void``: why KV that waits to be handed over is void, "" if it is not. ``weights``: what vLLM calls the weights
-    that it has had since its last step, "" for the same as before. Both come before the other orders.
+    ``given_up``: ids that decode may wait for already, and that won't be on offer. ``void``: why KV that waits to be
+    handed over is void, "" if it is not. ``weights``: what vLLM calls the weights that it has had since its last step,
+    "" for the same as before. These come before the other orders.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -97,6 +98,7 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     progress: list[Progress] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
     void: str = ""
     weights: str = ""
     has_forward: bool = False

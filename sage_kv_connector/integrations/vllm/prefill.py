@@ -90,6 +90,11 @@ class PrefillHalf:
             self._on_offer.pop(transfer_id, None)
         self._core.withdraw(transfer_ids, "prefill was aborted or preempted")
 
+    def give_up(self, names: Sequence[str]) -> None:
+        """Whoever waits for what never came on offer hears that it won't."""
+        if names:
+            self._core.give_up(names, Reason(Code.WITHDRAWN, "prefill was aborted before it began"))
+
     def void(self, detail: str, *, only_finished: bool = False, again: Collection[str] = ()) -> None:
         """Give up what is on offer, or what of it is finished; returns when nothing reads its pages any more.
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +18,8 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
 )
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
+#: Answers that are remembered; clients name what is asked for.
+MAX_KNOWN = 1024
 #: Called with the peers, or why there are none.
 UsePeers = Callable[[list[ReadPeer] | Reason], None]
 
@@ -27,7 +31,8 @@ class PrefillDirectory:
         self._decode = decode
         self._enabled = enabled
         self._connect_timeout_s = connect_timeout_s
-        self._known: dict[tuple[str, str], PrefillEngine] = {}
+        self._known: OrderedDict[tuple[str, str], PrefillEngine] = OrderedDict()
+        self._changing = threading.Lock()
         self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
 
     def close(self) -> None:
@@ -54,14 +59,22 @@ class PrefillDirectory:
                 why = f"bootstrap server {printable(remote.bootstrap)}: {error or type(error).__name__}"
                 use(Reason(Code.BOOTSTRAP, why))
                 return
-            self._known[remote.place] = answer
+            self._remember(remote.place, answer)
             use(self.peers(answer))
 
         self._resolver.submit(ask)
 
     def forget(self, remote: RemotePrefill) -> bool:
         """Prefill may have been restarted since it was asked; whether there was anything to forget."""
-        return self._known.pop(remote.place, None) is not None
+        with self._changing:
+            return self._known.pop(remote.place, None) is not None
+
+    def _remember(self, place: tuple[str, str], answer: PrefillEngine) -> None:
+        with self._changing:
+            self._known[place] = answer
+            self._known.move_to_end(place)
+            while len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
 
 
 def _ask(remote: RemotePrefill, timeout_s: float) -> PrefillEngine:

@@ -104,6 +104,7 @@ class Registered:
     def begin_step(self, orders: SageKVConnectorMetadata) -> StepResults:
         """Before the forward pass; returns what was given up."""
         given_up = self._void(orders)
+        self.prefill.give_up(orders.given_up)
         by_group = self._tables.by_group(orders)
         self.prefill.begin_step(by_group.offers, by_group.progress)
         for finished in by_group.finished:

@@ -4,7 +4,8 @@
 A prefill request (``do_remote_decode``) is put on offer when it is first scheduled
 and reported step by step, so that a subscriber can be served while it computes. A
 decode request (``do_remote_prefill``) parks until its pages landed. ``transfer_id``
-is the router's where it sends one, else ours; request ids of vLLM are never shared.
+is the router's where it sends one, else ours; a prefill also goes by the id that its router
+gave the request, which a router that asks both servers at once names to decode.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import RoomUses, pages_transfer, parse_room
 from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
+from sage_kv_connector.integrations.vllm.chosen_rank import always_this_engine, follow_chosen_ranks
 from sage_kv_connector.integrations.vllm.listening_ranks import ListeningRanks
 from sage_kv_connector.integrations.vllm.metadata import (
     Finished,
@@ -32,6 +34,7 @@ from sage_kv_connector.integrations.vllm.metadata import (
 from sage_kv_connector.integrations.vllm.prompts import prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
+from sage_kv_connector.integrations.vllm.shared_request import shared_transfer
 from sage_kv_connector.integrations.vllm.specs import (
     first_in_window,
     recurrent,
@@ -49,6 +52,7 @@ class SchedulerSide:
         self, vllm_config: Any, kv_cache_config: Any, config: KVTransportConfig, engine_id: str
     ) -> None:
         self._engine_id = engine_id
+        self._parallel = vllm_config.parallel_config
         self._groups = transfer_groups(kv_cache_config)
         specs = [group.kv_cache_spec for _, group in self._groups]
         self._exact = any(recurrent(spec) for spec in specs)
@@ -63,6 +67,7 @@ class SchedulerSide:
         self._next = SageKVConnectorMetadata()
         self._weights = FIRST_VERSION
         self._listening = ListeningRanks(engine_id, config, vllm_config.parallel_config)
+        follow_chosen_ranks()
 
     # -- start and end
 
@@ -97,7 +102,7 @@ class SchedulerSide:
         if self._offers_prefill(request):
             return
         remote = self._remote(request)
-        if remote is not None and remote.finished:
+        if remote is not None:
             self._expected[request.request_id] = remote
             self._next.expected.append(remote)
 
@@ -161,15 +166,15 @@ class SchedulerSide:
         good = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
         if not good or not any(block_ids):
             self._transfer_ids.discard(prefill.transfer_id)
-            self._next.offers = [one for one in self._next.offers if one.transfer_id != prefill.transfer_id]
-            self._next.withdrawn.append(prefill.transfer_id)
+            self._take_back(prefill.offered)
             return False, None
         self._held[request_id] = prefill.transfer_id
         tokens = prefill.prompt_tokens
         tables = self._offers.tables(block_ids, tokens)
         first_token = int(request.output_token_ids[0]) if prefill.in_room else None
         self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens, first_token))
-        return True, self._params(prefill)
+        again = always_this_engine(request, self._engine_id, self._parallel)
+        return True, self._params(prefill, again)
 
     def has_pending_push_work(self) -> bool:
         """Orders that no scheduled request carries still have to reach the workers."""
@@ -180,14 +185,26 @@ class SchedulerSide:
             or meta.expected
             or meta.no_longer_expected
             or meta.withdrawn
+            or meta.given_up
             or meta.void
             or meta.weights
         )
 
     # -- inside
 
-    def _params(self, prefill: PrefillOffer) -> dict[str, Any]:
-        """What the router takes from prefill's answer to decode's request."""
+    def _take_back(self, offered: Offered) -> None:
+        """It won't be handed over. Where workers have not heard of it, decode may wait for it already."""
+        left = [one for one in self._next.offers if one.transfer_id != offered.transfer_id]
+        if len(left) < len(self._next.offers):
+            self._next.given_up += sorted({offered.transfer_id, offered.family} - {""})
+        self._next.offers = left
+        self._next.withdrawn.append(offered.transfer_id)
+
+    def _params(self, prefill: PrefillOffer, again: bool) -> dict[str, Any]:
+        """What the router takes from prefill's answer to decode's request.
+
+        ``again``: its next request comes to this engine too, so that it may ask decode at once then.
+        """
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
@@ -195,6 +212,7 @@ class SchedulerSide:
             "in_room": prefill.in_room,
             "remote_prompt": [prefill.prompt_tokens, prefill.offered.prompt.whole.digest.hex()],
             **self._listening.params(),
+            **(self._listening.push_params() if again else {}),
         }
 
     def _remote(self, request: Any) -> RemotePrefill | None:
@@ -203,7 +221,7 @@ class SchedulerSide:
         if not params or not params.get("do_remote_prefill"):
             return None
         try:
-            return parse_remote(params)
+            return parse_remote(params, request.request_id)
         except ValueError as error:
             logger.warning("request %s computes its prompt itself: %s", request.request_id, error)
             params["do_remote_prefill"] = False
@@ -234,6 +252,7 @@ class SchedulerSide:
         if named is not None:  # SGLang's decode asks for each sample by a name of its own
             transfer_id = pages_transfer(self._room_uses.next(named.room))
         else:
+            family = family or shared_transfer(request.request_id)
             self._leave_out(request)
         prompt = prompt_of(request)
         offered = Offered(request.request_id, transfer_id, family, prompt, self._exact)
