@@ -38,7 +38,7 @@ class Cluster:
     decode_shm: Process
     decode_tcp: Process
     sequential: Process  #: router that asks prefill first
-    concurrent: Process  #: router that asks both at once
+    concurrent: Process  #: router that asks both at once, and has heard of prefill
     proxy: TcpProxy
     audit: Path
     bootstrap: str  #: address of the prefill's bootstrap server
@@ -70,6 +70,12 @@ class Cluster:
         wait_until(complete_records, 10.0, lambda: f"{len(records)} audit records of {2 * transfers}")
         self.audit.write_text("")
         return records
+
+
+def learn(concurrent: Process, requests: int = 1) -> None:
+    """Let a router that asks both servers at once hear of its prefill's ranks, which it asks first until then."""
+    for _ in range(requests):
+        complete(concurrent.url, new_prompt(16), max_tokens=1)
 
 
 def new_prompt(tokens: int, seed: int | None = None) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from integration_tests.cluster import TIMES, Cluster
+from integration_tests.cluster import TIMES, Cluster, learn
 from integration_tests.request_pair import CHAT_TEMPLATE
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV
@@ -95,9 +95,11 @@ def cluster(scratch: Path, model: Path, secret: dict[str, str]) -> Iterator[Clus
     )  # fmt: skip
     decode_tcp = vllm_server("decode-tcp", with_yaml, None, second)
 
-    sequential = router(prefill, decode_shm, scratch, mode="nixl")
-    concurrent = router(prefill, decode_shm, scratch, mode="mooncake", bootstrap_port=bootstrap_port)
+    sequential = router(prefill, decode_shm, scratch, dispatch="sequential", bootstrap_port=bootstrap_port)
+    concurrent = router(prefill, decode_shm, scratch)
     with running(prefill, decode_shm, decode_tcp), running(sequential, concurrent):
+        learn(concurrent)
+        audit.write_text("")
         bootstrap = f"http://127.0.0.1:{bootstrap_port}"
         yield Cluster(model, prefill, decode_shm, decode_tcp, sequential, concurrent, proxy, audit, bootstrap)
     proxy.close()

@@ -293,6 +293,18 @@ def _restart(pair: Pair, dispatch: Dispatch, row: Row) -> None:
     judge(row, pair, dispatch, sent, lambda: pair.hand_over(sent, dispatch))
 
 
+@kind("prefill restarted", special=True)
+def _restarted(pair: Pair, dispatch: Dispatch, row: Row) -> None:
+    """A router remembers where the prefill was that is there no more."""
+    judge(row, pair, dispatch, sent := completion(prompt_of(500)), lambda: pair.hand_over(sent, dispatch))
+    pair.prefill.stop()
+    pair.prefill.start()
+    pair.prefill.wait_until_healthy()
+    for _ in range(3):
+        sent = completion(prompt_of(500))
+        judge(row, pair, dispatch, sent, lambda sent=sent: pair.hand_over(sent, dispatch))  # type: ignore[misc]
+
+
 @kind("prefix caches reset with running requests", special=True)
 def _reset(pair: Pair, dispatch: Dispatch, row: Row) -> None:
     over = threading.Event()

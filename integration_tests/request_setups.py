@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from integration_tests.cluster import TIMES, bare_word
+from integration_tests.cluster import TIMES, bare_word, learn
 from integration_tests.request_kinds import KINDS
 from integration_tests.request_models import (
     build_adapter,
@@ -92,6 +92,7 @@ def plain(shop: Workshop) -> Iterator[Sequence[Way]]:
         pair.stranger = (stranger, f"http://127.0.0.1:{port}")
         fronts = routers(shop, pair)
         with running(*fronts.values()):
+            learn(fronts["concurrent"])
             routed = dataclasses.replace(pair, fronts=fronts)
             asked = (
                 "one prompt",
@@ -102,16 +103,17 @@ def plain(shop: Workshop) -> Iterator[Sequence[Way]]:
             )
             yield [
                 Way("by hand", pair, [*KINDS, "prefix caches reset with running requests"]),
-                Way("vllm-router", routed, asked),
+                Way("vllm-router", routed, [*asked, "prefill restarted"]),
                 Way("by hand", pair, ["parameters from before a restart of prefill"]),
             ]
 
 
 def routers(shop: Workshop, pair: Pair, *extra: str) -> dict[Any, Process]:
+    """One that asks prefill first, and one that asks both at once; it learns of prefill by its first requests."""
     port = int(pair.bootstrap.rpartition(":")[2])
     made = {
-        "sequential": router(pair.prefill, pair.decode, shop.scratch, mode="nixl"),
-        "concurrent": router(pair.prefill, pair.decode, shop.scratch, mode="mooncake", bootstrap_port=port),
+        dispatch: router(pair.prefill, pair.decode, shop.scratch, dispatch=dispatch, bootstrap_port=port)
+        for dispatch in ("sequential", "concurrent")
     }
     for front in made.values():
         front.command = [*front.command, *extra]
@@ -167,6 +169,7 @@ def data_parallel(shop: Workshop) -> Iterator[Sequence[Way]]:
         pair.dp_size = 2
         fronts = routers(shop, pair, "--intra-node-data-parallel-size", "2")
         with running(*fronts.values()):
+            learn(fronts["concurrent"], requests=2)
             yield [
                 Way("data parallel", pair, BOUND, spread=True),
                 Way("data parallel, router", dataclasses.replace(pair, fronts=fronts), BOUND[:3]),

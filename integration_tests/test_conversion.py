@@ -97,9 +97,13 @@ def parts_of(records: list[dict[str, object]]) -> list[str]:
 
 
 def hand_over(prefill: Prefill, decode: Process, log: Path) -> Handed:
-    sequential = router(prefill.process, decode, prefill.scratch, mode="nixl")
-    concurrent = router(
-        prefill.process, decode, prefill.scratch, mode="mooncake", bootstrap_port=prefill.bootstrap_port
+    concurrent = router(prefill.process, decode, prefill.scratch)
+    sequential = router(
+        prefill.process,
+        decode,
+        prefill.scratch,
+        dispatch="sequential",
+        bootstrap_port=prefill.bootstrap_port,
     )
     before = len(prefill.audit.read_text().splitlines())
     with running(decode), running(sequential, concurrent):

@@ -23,12 +23,12 @@ def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, s
     first, second = core_halves()
     prefill = vllm_server("prefill-tp2", options, f"{common},bootstrap_port={bootstrap}", first)
     decode = vllm_server("decode-tp2", options, common, second)
-    sequential = router(prefill, decode, scratch, mode="nixl")
-    concurrent = router(prefill, decode, scratch, mode="mooncake", bootstrap_port=bootstrap)
+    sequential = router(prefill, decode, scratch, dispatch="sequential", bootstrap_port=bootstrap)
+    concurrent = router(prefill, decode, scratch)
     with running(prefill), running(decode), running(sequential, concurrent):
         proxy, address = TcpProxy(free_port()), f"http://127.0.0.1:{bootstrap}"
         pair = Cluster(model, prefill, decode, decode, sequential, concurrent, proxy, audit, address)
-        for front in (sequential, concurrent):
+        for front in (sequential, concurrent, concurrent):  # which asks both at once the second time
             prompt = new_prompt(900)
             answer = complete(front.url, prompt, max_tokens=8)
             records = pair.audited(2)

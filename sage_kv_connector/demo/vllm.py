@@ -69,14 +69,12 @@ def _pair(directory: Path, prompt_tokens: int, dispatch: str, backend: str) -> I
     audit = directory / "audit.jsonl"
     secret = {SECRET_ENV: secrets.token_urlsafe(24)}
     options = VllmOptions(model, directory, max_model_len=prompt_tokens + 256, env=secret)
-    bootstrap = free_port() if dispatch == "concurrent" else None
+    bootstrap = free_port()
     words = f"sage_kvt:backend={backend},audit_file={audit},host=127.0.0.1"
     halves = core_halves()
-    prefill_words = words if bootstrap is None else f"{words},bootstrap_port={bootstrap}"
-    prefill = vllm_server("prefill", options, prefill_words, halves[0])
+    prefill = vllm_server("prefill", options, f"{words},bootstrap_port={bootstrap}", halves[0])
     decode = vllm_server("decode", options, words, halves[1])
-    mode = "nixl" if bootstrap is None else "mooncake"
-    front = router(prefill, decode, directory, mode=mode, bootstrap_port=bootstrap)
+    front = router(prefill, decode, directory, dispatch=dispatch, bootstrap_port=bootstrap)
     progress.print("starting two vLLM servers (about a minute)")
     with running(prefill, decode), running(front):
         yield Pair(prefill, decode, front, audit)

@@ -72,19 +72,27 @@ def router(
     decode: Process,
     directory: Path,
     *,
-    mode: str = "nixl",
+    dispatch: str = "concurrent",
     bootstrap_port: int | None = None,
 ) -> Process:
-    """vLLM's own router in front of two servers. ``mode`` is its --kv-connector (nixl | mooncake)."""
+    """vLLM's own router in front of two servers.
+
+    ``dispatch``: concurrent asks both at once, from the second request on; sequential asks prefill first, always, and
+    needs its ``bootstrap_port``. Raises ValueError without one.
+    """
     port = free_port()
-    bootstrap = [] if bootstrap_port is None else [str(bootstrap_port)]
+    # The router's names of two of its modes. In both it asks prefill first as long as it knows nothing of it.
+    mode = {"concurrent": "nixl", "sequential": "mooncake"}[dispatch]
+    if dispatch == "sequential" and bootstrap_port is None:
+        raise ValueError("bootstrap_port is None, must be prefill's: a sequential router asks it")
+    bootstrap = [str(bootstrap_port)] if dispatch == "sequential" else []
     command = [
         console_script("vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", mode,
         "--prefill", prefill.url, *bootstrap, "--decode", decode.url,
         "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
         "--prometheus-port", str(free_port()), "--disable-retries",
     ]  # fmt: skip
-    return Process(f"router-{mode}", command, port, directory / f"router-{mode}.log")
+    return Process(f"router-{dispatch}", command, port, directory / f"router-{dispatch}.log")
 
 
 class Answer(NamedTuple):

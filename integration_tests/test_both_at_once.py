@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own router asks both servers at once from its second request on: KV moves while prefill computes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+
+from integration_tests.cluster import TIMES, Cluster, gauges, learn, new_prompt, settled_gauges, wait_until
+from integration_tests.request_pair import STALL_S
+from sage_kv_connector.launch.process import Process
+from sage_kv_connector.launch.vllm import complete
+
+#: Several of prefill's steps.
+LONG = 8192
+
+
+class Seen(NamedTuple):
+    """Both servers at one moment: bytes that prefill sent since before, while it computed the prompt; who waited."""
+
+    sent: float
+    subscriptions: float
+
+
+def running(server: Process) -> int:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    found = re.findall(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", text, re.MULTILINE)
+    return int(sum(map(float, found)))
+
+
+def watched(cluster: Cluster, prompt: list[int]) -> tuple[list[int], list[Seen]]:
+    """The router's answer, and what both servers' /metrics said while prefill was busy with it."""
+    before = settled_gauges(cluster.prefill)["bytes_sent"]
+    settled_gauges(cluster.decode_shm)
+    seen = []
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, cluster.concurrent.url, prompt, max_tokens=8)
+        while not answer.done():
+            sent = gauges(cluster.prefill).get("bytes_sent", 0) - before
+            waits = gauges(cluster.decode_shm).get("subscriptions", 0)
+            if running(cluster.prefill):  # asked last: it was busy all the while
+                seen.append(Seen(sent, waits))
+    return answer.result().token_ids, seen
+
+
+def test_kv_arrives_while_prefill_is_busy(cluster: Cluster) -> None:
+    cluster.audit.write_text("")
+    for _ in range(2):
+        prompt = new_prompt(LONG)
+        token_ids, seen = watched(cluster, prompt)
+        records = cluster.audited(1)
+        assert token_ids == cluster.alone(prompt)
+        assert records[0]["sha256"] == records[1]["sha256"]
+        whole = records[0]["nbytes"]
+        assert any(0 < one.sent < whole and one.subscriptions == 1 for one in seen), (
+            f"of {whole} bytes, in {len(seen)} looks while prefill was busy: {sorted(set(seen))}"
+        )
+
+
+def test_a_restarted_prefill_is_found_again_or_not_missed(cluster: Cluster) -> None:
+    """The router names the engine that was there before, once; then the new one has answered."""
+    learn(cluster.concurrent)
+    cluster.prefill.stop()
+    cluster.prefill.start()
+    cluster.prefill.wait_until_healthy()
+    for _ in range(3):
+        prompt = new_prompt(600)
+        began = time.monotonic()
+        right = cluster.alone(prompt)
+        alone_s = time.monotonic() - began
+        began = time.monotonic()
+        routed = complete(cluster.concurrent.url, prompt, max_tokens=8)
+        assert time.monotonic() - began < alone_s + STALL_S
+        assert routed.token_ids == right
+    cluster.audit.write_text("")
+    prompt = new_prompt(600)
+    assert complete(cluster.concurrent.url, prompt, max_tokens=8).token_ids == cluster.alone(prompt)
+    cluster.audited(1)
+
+
+@pytest.mark.parametrize("what", ["a client that hangs up", "a request that decode refuses"])
+def test_nothing_is_held_of_requests_that_end_early(cluster: Cluster, what: str) -> None:
+    hangs_up = what == "a client that hangs up"
+    body = {"model": "model", "prompt": new_prompt(LONG if hangs_up else 600), "max_tokens": 8}
+    if not hangs_up:
+        body["max_tokens"] = 10**6  # prefill is asked for one token
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.concurrent.port, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    if hangs_up:
+        time.sleep(0.3)
+    else:
+        assert connection.getresponse().status == 400
+    connection.close()
+    expected = {"subscriptions": 0, "loads": 0, "on_offer": 0, "offers": 0}
+    for server in (cluster.prefill, cluster.decode_shm):
+        left: dict[str, float] = {}
+
+        def empty(server: Process = server, left: dict[str, float] = left) -> bool:
+            left.update(settled_gauges(server))
+            return {name: left[name] for name in expected} == expected
+
+        wait_until(empty, TIMES["lease_s"] + 5, lambda left=left: f"still held: {left}")  # type: ignore[misc]
