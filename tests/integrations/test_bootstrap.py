@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
     ranks_of,
     read_peers,
 )
-from sage_kv_connector.integrations.vllm.bootstrap import BootstrapServer
+from sage_kv_connector.integrations.vllm.bootstrap import MAX_ASKERS, BootstrapServer
 from sage_kv_connector.integrations.vllm.remote_prefill import parse_remote
 
 ADDRESSES = {rank: (f"tcp://127.0.0.1:{rank + 1}",) for rank in range(4)}
@@ -94,6 +96,27 @@ def test_vllms_server_answers_its_router_sglang_and_both_decodes() -> None:
         with pytest.raises(urllib.request.HTTPError):
             get(f"{url}/other")
     finally:
+        server.close()
+
+
+def test_silent_clients_hold_a_bounded_number_of_threads() -> None:
+    server = BootstrapServer("127.0.0.1", 0, ENGINE)
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(MAX_ASKERS)]
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as refused:
+            assert refused.recv(1) == b"", "closed without an answer"
+        silent.pop().close()
+        for _ in range(100):
+            try:
+                assert get(f"http://127.0.0.1:{server.port}/own/query")["0"]["engine_id"] == "e"
+                break
+            except OSError:  # its place is free when its thread saw that it left
+                time.sleep(0.05)
+        else:
+            raise AssertionError("no place became free")
+    finally:
+        for one in silent:
+            one.close()
         server.close()
 
 

@@ -26,6 +26,8 @@ from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 
 #: A sibling on this node answers at once, or is not there.
 SIBLING_TIMEOUT_S = 2.0
+#: Connections at a time; more are closed at once. Whoever reaches the port may ask.
+MAX_ASKERS = 64
 
 
 class BootstrapServer:
@@ -63,6 +65,19 @@ class BootstrapServer:
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
             daemon_threads = True
+            places = threading.BoundedSemaphore(MAX_ASKERS)
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                if self.places.acquire(blocking=False):
+                    super().process_request(request, client_address)
+                else:
+                    self.shutdown_request(request)
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    self.places.release()
 
         self._server = Server((host, port), Handler)
         self.port = int(self._server.server_address[1])
