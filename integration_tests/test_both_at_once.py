@@ -9,14 +9,24 @@ import re
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from integration_tests.cluster import TIMES, Cluster, gauges, learn, new_prompt, settled_gauges, wait_until
+from integration_tests.cluster import (
+    TIMES,
+    Cluster,
+    bare_word,
+    gauges,
+    learn,
+    new_prompt,
+    settled_gauges,
+    wait_until,
+)
 from integration_tests.request_pair import STALL_S
-from sage_kv_connector.launch.process import Process
-from sage_kv_connector.launch.vllm import complete
+from sage_kv_connector.launch.process import Process, core_halves, running
+from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 #: Several of prefill's steps.
 LONG = 8192
@@ -29,7 +39,7 @@ class Seen(NamedTuple):
     subscriptions: float
 
 
-def running(server: Process) -> int:
+def requests_running(server: Process) -> int:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         text = response.read().decode()
     found = re.findall(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", text, re.MULTILINE)
@@ -46,7 +56,7 @@ def watched(cluster: Cluster, prompt: list[int]) -> tuple[list[int], list[Seen]]
         while not answer.done():
             sent = gauges(cluster.prefill).get("bytes_sent", 0) - before
             waits = gauges(cluster.decode_shm).get("subscriptions", 0)
-            if running(cluster.prefill):  # asked last: it was busy all the while
+            if requests_running(cluster.prefill):  # asked last: it was busy all the while
                 seen.append(Seen(sent, waits))
     return answer.result().token_ids, seen
 
@@ -84,6 +94,37 @@ def test_a_restarted_prefill_is_found_again_or_not_missed(cluster: Cluster) -> N
     prompt = new_prompt(600)
     assert complete(cluster.concurrent.url, prompt, max_tokens=8).token_ids == cluster.alone(prompt)
     cluster.audited(1)
+
+
+def test_on_free_ports_decode_hears_at_once_that_nobody_is_there(
+    scratch: Path, model: Path, secret: dict[str, str]
+) -> None:
+    """Without any port in the options the router's memory of a prefill that was restarted leads nowhere."""
+    options = VllmOptions(model, scratch, 2048, extra=("--dtype", "float32"), env=secret)
+    first, second = core_halves()
+    prefill = vllm_server("prefill-free", options, bare_word(), first)
+    decode = vllm_server("decode-free", options, bare_word(), second)
+    front = router(prefill, decode, scratch)
+
+    def handed_over(failed: int) -> None:
+        """``failed``: loads that did not arrive."""
+        prompt, before = new_prompt(600), gauges(decode).get("failed_loads", 0)
+        began = time.monotonic()
+        right = complete(prefill.url, prompt, max_tokens=8).token_ids
+        alone_s = time.monotonic() - began
+        began = time.monotonic()
+        assert complete(front.url, prompt, max_tokens=8).token_ids == right
+        assert time.monotonic() - began < alone_s + STALL_S
+        assert settled_gauges(decode).get("failed_loads", 0) - before == failed
+
+    with running(prefill, decode), running(front):
+        for _ in range(3):
+            handed_over(failed=0)
+        prefill.stop()
+        prefill.start()
+        prefill.wait_until_healthy()
+        handed_over(failed=1)
+        handed_over(failed=0)
 
 
 @pytest.mark.parametrize("what", ["a client that hangs up", "a request that decode refuses"])
