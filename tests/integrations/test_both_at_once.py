@@ -209,6 +209,13 @@ def test_decode_hears_of_a_prefill_that_ended_before_it_was_on_offer(side: Sched
     assert len(orders.withdrawn) == 1 and not orders.given_up, "its consumers hear of it from the offer"
 
 
+def test_decode_hears_of_a_prefill_that_is_not_handed_over(side: SchedulerSide) -> None:
+    refused = request(0, PREFILL | {"bootstrap_room": "5"})
+    refused.request_id = f"cmpl-{HEADER}-1-1a2b3c4d"
+    side.on_new_request(refused)
+    assert side.build_meta(NO_STEP).given_up == [request_transfer(HEADER, 1)]
+
+
 def test_who_waits_for_it_hears_so_from_a_worker(caplog: pytest.LogCaptureFixture) -> None:
     prefill, decode = Worker("prefill", 1, "tcp"), Worker("decode", 2, "tcp")
     try:

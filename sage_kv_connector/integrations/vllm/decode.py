@@ -15,7 +15,7 @@ from functools import partial
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView
-from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage
+from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage, printable
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
@@ -188,7 +188,7 @@ class DecodeHalf:
         remote = unneeded.remote
         log_outcome(logger, Side.DECODE, unneeded.request_id, Outcome(remote.transfer_id))
         if isinstance(found, Reason):
-            logger.warning("transfer %s can't be released: %s", remote.transfer_id, found)
+            logger.warning("transfer %s can't be released: %s", printable(remote.transfer_id), found)
             return
         for read in found:
             self._let_go(read, remote.transfers, unneeded.prompt)

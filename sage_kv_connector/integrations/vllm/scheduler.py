@@ -19,7 +19,7 @@ from vllm.v1.request import RequestStatus
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.bootstrap_room import RoomUses, pages_transfer, parse_room
-from sage_kv_connector.engine import MAX_TRANSFER_ID, GroupPages, index_runs
+from sage_kv_connector.engine import GroupPages, index_runs
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
 from sage_kv_connector.integrations.vllm.chosen_rank import always_this_engine, follow_chosen_ranks
 from sage_kv_connector.integrations.vllm.listening_ranks import ListeningRanks
@@ -34,7 +34,7 @@ from sage_kv_connector.integrations.vllm.metadata import (
 from sage_kv_connector.integrations.vllm.prompts import prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
-from sage_kv_connector.integrations.vllm.shared_request import shared_transfer
+from sage_kv_connector.integrations.vllm.shared_request import names_of
 from sage_kv_connector.integrations.vllm.specs import (
     first_in_window,
     recurrent,
@@ -237,13 +237,13 @@ class SchedulerSide:
                 self._offer(request, params)
             except ValueError as error:
                 params["do_remote_decode"] = False
+                self._next.given_up += [name for name in names_of(request.request_id, params) if name]
                 logger.warning("request %s is not handed over: %s", request.request_id, error)
         return True
 
     def _offer(self, request: Any, params: dict[str, Any]) -> None:
         named = parse_room(params, on_decode=False)
-        given = params.get("transfer_id")
-        family = given if isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID else ""
+        family, shared = names_of(request.request_id, params)
         if named is not None:
             family = pages_transfer(named.room)
         own = f"{self._engine_id}-{secrets.token_hex(12)}"
@@ -252,7 +252,7 @@ class SchedulerSide:
         if named is not None:  # SGLang's decode asks for each sample by a name of its own
             transfer_id = pages_transfer(self._room_uses.next(named.room))
         else:
-            family = family or shared_transfer(request.request_id)
+            family = family or shared
             self._leave_out(request)
         prompt = prompt_of(request)
         offered = Offered(request.request_id, transfer_id, family, prompt, self._exact)

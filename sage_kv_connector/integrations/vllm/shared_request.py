@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sage_kv_connector.engine import MAX_TRANSFER_ID
 
@@ -51,6 +52,13 @@ def shared_transfer(request_id: str) -> str:
     """
     made = _parse(request_id)
     return "" if made is None else request_transfer(*made)
+
+
+def names_of(request_id: str, params: Mapping[str, Any]) -> tuple[str, str]:
+    """The transfer id that a router gave a prefill in its parameters, and ``shared_transfer``; "" for either."""
+    given = params.get("transfer_id")
+    good = isinstance(given, str) and 0 < len(given) <= MAX_TRANSFER_ID
+    return str(given) if good else "", shared_transfer(request_id)
 
 
 def prompt_number(request_id: str) -> int:
