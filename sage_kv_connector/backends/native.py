@@ -11,6 +11,9 @@ import os
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import (
     Capabilities,
@@ -92,6 +95,29 @@ class NativeBackend:
             generation,
             priority,
             checksum,
+        )
+
+    def open_paged_window(
+        self,
+        connection: int,
+        layout: _data_plane.PageLayout,
+        pages: Sequence[tuple[int, npt.NDArray[np.int64]]],
+        generation: int,
+    ) -> int:
+        return _data_plane.open_paged_window(self._endpoint, connection, layout, pages, generation)
+
+    def post_pages(
+        self,
+        connection: int,
+        window_descriptor: bytes,
+        cursor: _data_plane.PagedCursor,
+        generation: int,
+        *,
+        priority: int = 0,
+        checksum: bool = True,
+    ) -> int:
+        return _data_plane.post_pages(
+            self._endpoint, connection, window_descriptor, cursor, generation, priority, checksum
         )
 
     def cancel(self, post: int) -> None:

@@ -15,6 +15,7 @@ NumPy arrays; torch itself is not needed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,8 +109,9 @@ class GroupView(NamedTuple):
         )
 
 
-class KVCacheView(NamedTuple):
-    """All KV cache groups of one worker."""
+@dataclass(frozen=True, eq=False)
+class KVCacheView:
+    """All KV cache groups of one worker; what is derived of a view is kept as long as this very object lives."""
 
     groups: tuple[GroupView, ...]
 

@@ -26,6 +26,15 @@ nb::list sage_kvt::events_of(std::vector<Event> events) {
   return out;
 }
 
+WindowDescriptor sage_kvt::window_descriptor(const nb::bytes& data) {
+  WindowDescriptor d;
+  if (data.size() != sizeof d)
+    throw std::invalid_argument("window_descriptor has " + std::to_string(data.size()) + " bytes, must have " +
+                                std::to_string(sizeof d));
+  std::memcpy(&d, data.c_str(), sizeof d);
+  return d;
+}
+
 namespace {
 
 using Pairs = nb::ndarray<const uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
@@ -46,15 +55,6 @@ std::vector<Descriptor> descriptors_of(const Triples& array) {
 }
 
 nb::bytes to_bytes(const WindowDescriptor& d) { return nb::bytes(reinterpret_cast<const char*>(&d), sizeof d); }
-
-WindowDescriptor from_bytes(const nb::bytes& data) {
-  WindowDescriptor d;
-  if (data.size() != sizeof d)
-    throw std::invalid_argument("window_descriptor has " + std::to_string(data.size()) + " bytes, must have " +
-                                std::to_string(sizeof d));
-  std::memcpy(&d, data.c_str(), sizeof d);
-  return d;
-}
 
 nb::dict counters_of(const Counters& c) {
   nb::dict out;
@@ -147,7 +147,7 @@ NB_MODULE(_data_plane, m) {
           "post",
           [](Endpoint& e, uint64_t connection, const nb::bytes& target, const Triples& descriptors, uint64_t generation,
              int priority, bool checksum) {
-            const auto window = from_bytes(target);
+            const auto window = window_descriptor(target);
             auto list = descriptors_of(descriptors);
             nb::gil_scoped_release release;
             return e.post(connection, window, list, generation, priority, checksum);
@@ -159,6 +159,8 @@ NB_MODULE(_data_plane, m) {
       .def("fileno", &Endpoint::fileno)
       .def("counters", [](Endpoint& e) { return counters_of(e.counters); })
       .def("close", &Endpoint::close, nb::call_guard<nb::gil_scoped_release>());
+
+  bind_paged(m);
 
   nb::class_<TcpEndpoint, Endpoint>(m, "TcpEndpoint")
       .def(

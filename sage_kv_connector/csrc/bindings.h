@@ -6,13 +6,17 @@
 
 #include <vector>
 
-#include "event.h"
+#include "endpoint.h"
 
 namespace sage_kvt {
 
 // Tuples in the order of sage_kv_connector.backends.base.Event.
 nanobind::list events_of(std::vector<Event> events);
 
+// What a peer sent; throws std::invalid_argument for another size.
+WindowDescriptor window_descriptor(const nanobind::bytes& data);
+
 void bind_conversion(nanobind::module_& m);
+void bind_paged(nanobind::module_& m);
 
 }  // namespace sage_kvt

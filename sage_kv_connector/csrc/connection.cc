@@ -24,13 +24,20 @@ bool Connection::take_message(const Channel& channel, std::string* message) {
 
 bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk) {
   std::lock_guard lock(mutex_);
-  if (queue_.empty() || !authorized) return false;
-  auto first = queue_.begin();
-  *post = first->second;
-  *chunk = (*post)->cut(max_bytes, max_pieces);
-  if ((*post)->all_cut()) queue_.erase(first);
-  ++(*post)->chunks_in_flight;
-  return true;
+  while (!queue_.empty() && authorized) {
+    const auto first = queue_.begin();
+    const auto found = first->second;
+    *chunk = found->cut(max_bytes, max_pieces);
+    const bool refused = found->status != Status::kOk;
+    if (found->all_cut() || found->waits() || refused) queue_.erase(first);
+    if (chunk->length > 0) {
+      ++found->chunks_in_flight;
+      *post = found;
+      return true;
+    }
+    if (refused && found->chunks_in_flight == 0) finish_locked(found);
+  }
+  return false;
 }
 
 void Connection::chunk_done(const std::shared_ptr<Post>& post, Status status, const std::string& detail) {
@@ -76,6 +83,12 @@ bool Connection::queue_post(const std::shared_ptr<Post>& post) {
   return true;
 }
 
+bool Connection::resume(const std::shared_ptr<Post>& post) {
+  std::lock_guard lock(mutex_);
+  if (closed_ || post->status != Status::kOk || post->all_cut() || posts_.count(post->id) == 0) return false;
+  return queue_.emplace(std::make_pair(post->priority, post->id), post).second;
+}
+
 std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
   std::lock_guard lock(mutex_);
   auto found = posts_.find(post_id);
@@ -93,6 +106,7 @@ void Connection::settle(const std::shared_ptr<Post>& post) {
 
 void Connection::finish_locked(const std::shared_ptr<Post>& post) {
   if (posts_.erase(post->id) == 0) return;
+  post->finished();
   Event event;
   event.kind = EventKind::kSent;
   event.connection = id;
@@ -107,6 +121,10 @@ void Connection::finish_locked(const std::shared_ptr<Post>& post) {
 std::vector<std::shared_ptr<Channel>> Connection::channels() const {
   std::lock_guard lock(mutex_);
   return channels_;
+}
+
+void Connection::kick() const {
+  for (const auto& channel : channels()) channel->lane->kick();
 }
 
 bool Connection::add_channel(std::shared_ptr<Channel> channel) {

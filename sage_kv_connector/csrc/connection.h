@@ -52,12 +52,16 @@ class Connection {
 
   bool queue_message(std::string message);
   bool queue_post(const std::shared_ptr<Post>& post);
+  // A post that waited may have more to cut; false if it does not wait (any more).
+  bool resume(const std::shared_ptr<Post>& post);
   // The post if it had not ended, taken off the queue.
   std::shared_ptr<Post> stop_post(uint64_t post_id);
   // Reports SENT for a stopped post once nothing of it is in flight.
   void settle(const std::shared_ptr<Post>& post);
 
   std::vector<std::shared_ptr<Channel>> channels() const;
+  // There is work: the lanes look at it.
+  void kick() const;
   // False once sealed: the caller shuts the channel.
   bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();

@@ -104,7 +104,7 @@ void Endpoint::authorize(uint64_t id) {
   if (!connection) return;
   connection->authorized = true;
   no_longer_counted(*connection);
-  kick(*connection);
+  connection->kick();
 }
 
 ConnectionInfo Endpoint::info(uint64_t id) {
@@ -166,10 +166,6 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
   event.status = status;
   event.detail = detail;
   completions_.push(std::move(event));
-}
-
-void Endpoint::kick(Connection& connection) {
-  for (const auto& channel : connection.channels()) channel->lane->kick();
 }
 
 }  // namespace sage_kvt

@@ -69,10 +69,16 @@ class Endpoint {
   // False when the connection's bounded queue is full.
   bool send(uint64_t connection, std::string message);
   uint64_t open_window(uint64_t connection, const std::vector<Segment>& segments, uint64_t generation, bool notify);
+  // Over any space; `memory`: what holds its bytes.
+  uint64_t open_window(uint64_t connection, std::unique_ptr<Space> space, const std::vector<Segment>& memory,
+                       uint64_t generation, bool notify);
   WindowDescriptor describe(uint64_t window);
   uint64_t close_window(uint64_t window);
   uint64_t post(uint64_t connection, const WindowDescriptor& target, const std::vector<Descriptor>& descriptors,
                 uint64_t generation, int priority, bool checksum);
+  // Any post; `memory`: what holds its bytes.
+  uint64_t post(uint64_t connection, const WindowDescriptor& target, const std::shared_ptr<Post>& post,
+                const std::vector<Segment>& memory, const PostOptions& how);
   void cancel(uint64_t post);
   bool wait(double timeout_s);
   std::vector<Event> poll(size_t max_events);
@@ -113,7 +119,6 @@ class Endpoint {
  private:
   void no_longer_counted(Connection& connection);
   std::vector<std::shared_ptr<Channel>> all_channels();
-  void kick(Connection& connection);
   void bury_doomed();
 
   const EndpointOptions options_;

@@ -14,18 +14,23 @@ bool Endpoint::send(uint64_t id, std::string message) {
     throw std::invalid_argument("message has " + std::to_string(message.size()) + " bytes, at most " +
                                 std::to_string(most) + " are allowed");
   if (!connection->queue_message(std::move(message))) return false;
-  kick(*connection);
+  connection->kick();
   return true;
 }
 
 uint64_t Endpoint::open_window(uint64_t id, const std::vector<Segment>& segments, uint64_t generation, bool notify) {
   if (!find_connection(id)) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
-  if (generation == 0) throw std::invalid_argument("generation must not be 0");
   if (segments.empty()) throw std::invalid_argument("a window needs at least one segment");
   for (size_t i = 0; i < segments.size(); ++i)
     if (segments[i].length == 0) throw std::invalid_argument("segment " + std::to_string(i) + " has length 0");
-  auto window =
-      std::make_shared<Window>(next_id_++, id, generation, segments, notify, regions_.use(segments, "segment"));
+  return open_window(id, std::make_unique<SegmentSpace>(segments), segments, generation, notify);
+}
+
+uint64_t Endpoint::open_window(uint64_t id, std::unique_ptr<Space> space, const std::vector<Segment>& memory,
+                               uint64_t generation, bool notify) {
+  if (generation == 0) throw std::invalid_argument("generation must not be 0");
+  auto window = std::make_shared<Window>(next_id_++, id, generation, std::move(space), notify,
+                                         regions_.use(memory, "segment"));
   {
     std::unique_lock lock(mutex_);
     if (connections_.count(id) > 0) {
@@ -59,29 +64,31 @@ uint64_t Endpoint::close_window(uint64_t id) {
 
 uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::vector<Descriptor>& descriptors,
                         uint64_t generation, int priority, bool checksum) {
-  auto connection = find_connection(id);
-  if (!connection) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
-  if (generation == 0) throw std::invalid_argument("generation must not be 0");
-  auto post = std::make_shared<Post>();
-  post->descriptors = merge_descriptors(descriptors);
+  auto post = std::make_shared<DescriptorPost>(descriptors);
   if (post->descriptors.empty()) throw std::invalid_argument("descriptors hold no bytes");
   std::vector<Segment> local;
   local.reserve(descriptors.size());
   for (const auto& d : descriptors)
     if (d.length > 0) local.push_back({d.local, d.length});
-  for (const auto& d : post->descriptors) {
+  for (const auto& d : post->descriptors)
     if (d.remote > target.size || d.length > target.size - d.remote)
       throw std::invalid_argument("descriptor at offset " + std::to_string(d.remote) + ", length " +
                                   std::to_string(d.length) + " leaves the window of " + std::to_string(target.size) +
                                   " bytes");
-    post->total += d.length;
-  }
-  post->regions = regions_.use(local, "descriptor");
+  return this->post(id, target, post, local, {generation, priority, checksum});
+}
+
+uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::shared_ptr<Post>& post,
+                        const std::vector<Segment>& memory, const PostOptions& how) {
+  auto connection = find_connection(id);
+  if (!connection) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+  if (how.generation == 0) throw std::invalid_argument("generation must not be 0");
+  post->regions = regions_.use(memory, "descriptor");
   post->id = next_id_++;
   post->window = target.window;
-  post->generation = generation;
-  post->priority = priority;
-  post->checksum = checksum;
+  post->generation = how.generation;
+  post->priority = how.priority;
+  post->checksum = how.checksum;
   const bool small = post->total <= options_.inline_bytes;
   {
     std::unique_lock lock(mutex_);
@@ -102,7 +109,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
       }
     }
   }
-  kick(*connection);
+  connection->kick();
   return post->id;
 }
 

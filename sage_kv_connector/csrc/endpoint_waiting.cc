@@ -25,7 +25,7 @@ std::vector<Event> Endpoint::poll(size_t max_events) {
     connection->inbox_bytes -= kEventBytes + event.payload.size();
     if (!was_full || connection->inbox_full()) continue;
     for (const auto& channel : connection->channels()) channel->woken = true;
-    kick(*connection);
+    connection->kick();
   }
   return events;
 }

@@ -35,6 +35,7 @@ enum class Status : int {
   kProtocolError = 7,
   kRefused = 8,
   kIoError = 9,
+  kBeyondEnd = 10,
 };
 
 // CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.

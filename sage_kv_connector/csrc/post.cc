@@ -22,7 +22,11 @@ std::vector<Descriptor> merge_descriptors(const std::vector<Descriptor>& descrip
   return merged;
 }
 
-Chunk Post::cut(uint64_t max_bytes, size_t max_pieces) {
+DescriptorPost::DescriptorPost(const std::vector<Descriptor>& all) : descriptors(merge_descriptors(all)) {
+  for (const auto& d : descriptors) total += d.length;
+}
+
+Chunk DescriptorPost::cut(uint64_t max_bytes, size_t max_pieces) {
   Chunk chunk;
   while (next < descriptors.size() && chunk.length < max_bytes && chunk.pieces.size() < max_pieces) {
     const auto& d = descriptors[next];

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sender's side of a transfer: descriptors, cut into chunks as lanes ask for them.
+// The sender's side of a transfer: bytes that are cut into chunks as lanes ask for them.
 #pragma once
 
 #include <sys/uio.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "event.h"
@@ -26,22 +27,43 @@ std::vector<Descriptor> merge_descriptors(const std::vector<Descriptor>& descrip
 
 // Guarded by its connection's mutex.
 struct Post {
+  virtual ~Post() = default;
   uint64_t id = 0;
   uint64_t window = 0, generation = 0;
   int priority = 0;
   bool checksum = true;
-  std::vector<Descriptor> descriptors;
-  size_t next = 0;      // first descriptor not cut completely
-  uint64_t within = 0;  // bytes of it that were cut
-  uint64_t total = 0;   // bytes of all descriptors
+  uint64_t total = 0;  // bytes
   size_t chunks_in_flight = 0;
   Status status = Status::kOk;
   std::string detail;
   std::vector<uint64_t> regions;  // in use until the post ended
 
-  bool all_cut() const { return next == descriptors.size(); }
-  // Next chunk of at most `max_bytes` and `max_pieces`; length 0 when all were cut.
-  Chunk cut(uint64_t max_bytes, size_t max_pieces);
+  virtual bool all_cut() const = 0;
+  // Nothing more can be cut until `Connection::resume`. Of the last `cut`.
+  virtual bool waits() const { return false; }
+  // Next chunk of at most `max_bytes` and `max_pieces`. Length 0: nothing can be cut (now), or `status` says why
+  // nothing ever can.
+  virtual Chunk cut(uint64_t max_bytes, size_t max_pieces) = 0;
+  // It ended.
+  virtual void finished() {}
+};
+
+// Descriptors that are all there from the beginning.
+struct DescriptorPost : Post {
+  explicit DescriptorPost(const std::vector<Descriptor>& descriptors);
+  bool all_cut() const override { return next == descriptors.size(); }
+  Chunk cut(uint64_t max_bytes, size_t max_pieces) override;
+
+  const std::vector<Descriptor> descriptors;
+  size_t next = 0;      // first descriptor not cut completely
+  uint64_t within = 0;  // bytes of it that were cut
+};
+
+// How a post is sent.
+struct PostOptions {
+  uint64_t generation = 0;
+  int priority = 0;
+  bool checksum = true;
 };
 
 }  // namespace sage_kvt

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "window.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace sage_kvt {
@@ -10,21 +9,15 @@ namespace {
 constexpr uint64_t kBytesPerRange = 256, kFreeRanges = 4096;
 }  // namespace
 
-Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, const std::vector<Segment>& segments,
-               bool notify, std::vector<uint64_t> regions_)
-    : id(id_), connection(connection_), generation(generation_), notify_chunks(notify), regions(std::move(regions_)) {
-  segments_.reserve(segments.size());
-  starts_.reserve(segments.size());
-  for (const auto& s : segments) {
-    if (!segments_.empty() && segments_.back().address + segments_.back().length == s.address) {
-      segments_.back().length += s.length;
-    } else {
-      segments_.push_back(s);
-      starts_.push_back(size_);
-    }
-    size_ += s.length;
-  }
-}
+Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, std::unique_ptr<Space> space, bool notify,
+               std::vector<uint64_t> regions_)
+    : id(id_),
+      connection(connection_),
+      generation(generation_),
+      notify_chunks(notify),
+      regions(std::move(regions_)),
+      space_(std::move(space)),
+      size_(space_->size()) {}
 
 Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   if (generation_ != generation) return Status::kStaleGeneration;
@@ -45,17 +38,6 @@ Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   else
     taken_[offset] = new_end;
   return Status::kOk;
-}
-
-uint64_t Window::pieces(uint64_t offset, uint64_t length, size_t max, std::vector<iovec>* out) const {
-  auto i = static_cast<size_t>(std::upper_bound(starts_.begin(), starts_.end(), offset) - starts_.begin()) - 1;
-  uint64_t within = offset - starts_[i], covered = 0;
-  for (; covered < length && out->size() < max; ++i, within = 0) {
-    const uint64_t n = std::min(length - covered, segments_[i].length - within);
-    out->push_back({reinterpret_cast<void*>(segments_[i].address + within), n});
-    covered += n;
-  }
-  return covered;
 }
 
 bool Window::begin_copy() {

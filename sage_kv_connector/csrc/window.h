@@ -2,34 +2,31 @@
 // The receiver's side of a transfer: where the bytes of a linear space go, and which arrived.
 #pragma once
 
-#include <sys/uio.h>
-
 #include <condition_variable>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "event.h"
-#include "memory_region.h"
+#include "space.h"
 
 namespace sage_kvt {
 
 class Window {
  public:
-  Window(uint64_t id, uint64_t connection, uint64_t generation, const std::vector<Segment>& segments, bool notify,
+  Window(uint64_t id, uint64_t connection, uint64_t generation, std::unique_ptr<Space> space, bool notify,
          std::vector<uint64_t> regions);
 
   const uint64_t id, connection, generation;
   const bool notify_chunks;
   const std::vector<uint64_t> regions;  // in use as long as the window is open
   uint64_t size() const { return size_; }
+  const Space& space() const { return *space_; }
 
   // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
   Status reserve(uint64_t offset, uint64_t length, uint64_t generation);
-
-  // Memory for [offset, offset + length), at most `max` pieces; returns how many bytes they cover.
-  uint64_t pieces(uint64_t offset, uint64_t length, size_t max, std::vector<iovec>* out) const;
 
   // A copy runs between begin_copy and end_copy; false once the window is closed.
   bool begin_copy();
@@ -44,9 +41,8 @@ class Window {
   uint64_t close();
 
  private:
-  std::vector<Segment> segments_;
-  std::vector<uint64_t> starts_;
-  uint64_t size_ = 0;
+  const std::unique_ptr<Space> space_;
+  const uint64_t size_;
   std::mutex mutex_;
   std::condition_variable idle_;
   std::map<uint64_t, uint64_t> taken_;  // offset -> end, disjoint, neighbours merged

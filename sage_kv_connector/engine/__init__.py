@@ -19,8 +19,9 @@ Who owns what::
     │   └── Windows                who gets a window's events
     └── Questions                  verbs, bodies and answers of services that stand on the engine
 
-Threading: an engine's own threads only submit orders, which run on the control thread in order of
-submission; so nothing in here locks. Callbacks come on the control thread and must be short.
+Threading: an engine's own threads submit orders, which run on the control thread in order of
+submission; so nothing in here locks. What changes once a step or a layer, the pages of a source, they change
+themselves, in the data plane. Callbacks come on the control thread and must be short.
 
 Folders depend on those left of them only: control < session < pages < conversion < transfer < core < transport.
 Whoever stands on the engine imports from here.
@@ -36,7 +37,9 @@ from sage_kv_connector.engine.conversion.wire_plan import SAME as SAME
 from sage_kv_connector.engine.conversion.wire_plan import planned_wire_dtype as planned_wire_dtype
 from sage_kv_connector.engine.core import CALL_TIMEOUT_S as CALL_TIMEOUT_S
 from sage_kv_connector.engine.core import EngineCore as EngineCore
+from sage_kv_connector._data_plane import Step as Step
 from sage_kv_connector.engine.pages.layout import NULL_PAGE as NULL_PAGE
+from sage_kv_connector.engine.pages.layout import PageIds as PageIds
 from sage_kv_connector.engine.pages.layout import gathered_segments as gathered_segments
 from sage_kv_connector.engine.pages.layout import index_runs as index_runs
 from sage_kv_connector.engine.pages.memory import ItemSource as ItemSource

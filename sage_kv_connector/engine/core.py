@@ -158,8 +158,14 @@ class EngineCore:
         self._loop.submit(self._producer.offer, transfer_id, source, on_released, terms)
 
     def update(self, transfer_id: str, change: Callable[..., object], *arguments: Any) -> None:
-        """Run ``change(*arguments)`` (of the offer's source) on the control thread, then post what became ready."""
-        self._loop.submit(self._producer.update, transfer_id, change, *arguments)
+        """Run ``change(*arguments)`` (of the offer's source) here and now; what became ready is sent."""
+        change(*arguments)
+        self.advanced(transfer_id)
+
+    def advanced(self, transfer_id: str) -> None:
+        """An offer's source has changed. Lanes that wait for it know; whoever else serves it is told."""
+        if self._producer.must_pump(transfer_id):
+            self._loop.submit(self._producer.pump, transfer_id)
 
     def is_streaming(self, transfer_id: str) -> bool:
         """Whether somebody is being served right now; any thread may ask, the answer may be a step late."""

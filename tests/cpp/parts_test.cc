@@ -119,7 +119,8 @@ void window_counts_bytes_once() {
   std::mt19937 random(5);
   Bytes memory(2000);
   for (int round = 0; round < 200; ++round) {
-    Window window(1, 1, 9, {{address_of(memory), 700}, {address_of(memory) + 1000, 500}}, false, {});
+    const std::vector<Segment> segments{{address_of(memory), 700}, {address_of(memory) + 1000, 500}};
+    Window window(1, 1, 9, std::make_unique<SegmentSpace>(segments), false, {});
     CHECK(window.size() == 1200);
     std::vector<bool> taken(1200);
     for (int i = 0; i < 200; ++i) {
@@ -133,7 +134,7 @@ void window_counts_bytes_once() {
       if (status != Status::kOk) continue;
       std::fill(taken.begin() + static_cast<long>(offset), taken.begin() + static_cast<long>(offset + length), true);
       std::vector<iovec> pieces;
-      CHECK(window.pieces(offset, length, 16, &pieces) == length);
+      CHECK(window.space().pieces(offset, length, 16, &pieces) == length);
       uint64_t at = offset;
       for (const auto& piece : pieces) {
         CHECK(reinterpret_cast<uint64_t>(piece.iov_base) == address_of(memory) + (at < 700 ? at : at + 300));

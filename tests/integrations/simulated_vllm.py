@@ -37,7 +37,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from sage_kv_connector.backends.base import Descriptors, Event, EventKind, Status
+from sage_kv_connector.backends.base import Capabilities, Descriptors, Event, EventKind, Status
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view
 from sage_kv_connector.contract.failure import Code, Reason
@@ -117,7 +117,7 @@ class _InlineCore:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self.is_streaming = producer.is_streaming
-        self.update = producer.update
+        self.advanced = producer.pump
         self.finish = producer.finish
         self.offer = producer.offer
 
@@ -143,6 +143,7 @@ class Subscriber:
     plan = TransportPlan("memory", "direct", "", 1, False)
     verdict = SchemaVerdict()
     connection = 1
+    capabilities = Capabilities("memory", rank=0, crosses_nodes=False)
 
     def __init__(self, simulation: Simulation, request: Request) -> None:
         self.backend = self
@@ -173,7 +174,13 @@ class Subscriber:
         self.simulation.posts.pop(post, None)
 
     def post(
-        self, connection: int, window: bytes, descriptors: Descriptors, generation: int, *, checksum: bool
+        self,
+        connection: int,
+        window_descriptor: bytes,
+        descriptors: Descriptors,
+        generation: int,
+        *,
+        checksum: bool,
     ) -> int:
         one = _Post(self.simulation.new_id(), self, descriptors.copy())
         self.simulation.posts[one.id] = one
@@ -481,7 +488,8 @@ class Simulation:
             for progress in ours.progress:
                 source = self.half._on_offer[progress.transfer_id].source
                 before = tuple(computed[progress.request_id] // size for size, _ in self.groups)
-                self.producer.update(progress.transfer_id, source.advance_all, before)
+                source.advance_all(before)
+                self.producer.pump(progress.transfer_id)
         for finished in ours.finished:
             self.half.finish(finished)
         report = KVConnectorOutput()

@@ -76,8 +76,8 @@ def test_tokens_taken_back_begin_a_new_run_over_the_same_blocks() -> None:
     assert meta.withdrawn == []
     offers.report(meta, _step("r", 4, 4, None))  # blocks from the second on turned out to be invalid
     assert (meta.withdrawn, meta.offers) == (["t"], [offered])
-    assert [(one.page_ids, one.tokens_after) for one in meta.progress] == [
+    assert [(one.new_page_ids, one.tokens_after) for one in meta.progress] == [
         (((5, 6),), 8),
-        (((5, 6, 7, 8),), 16),
+        (((7, 8),), 16),
         (((5, 6, 7, 8),), 8),
     ]

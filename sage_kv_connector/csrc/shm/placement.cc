@@ -61,7 +61,7 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece
     WindowPin pin(window);
     if (!pin) return Status::kCancelled;
     local.clear();
-    window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
+    window.space().pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
     const ssize_t n =
         ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
     if (n < 0 && errno == ESRCH) {
@@ -100,7 +100,7 @@ Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::st
   std::vector<iovec> local;
   for (uint64_t done = 0; done < notice.length;) {
     local.clear();
-    done += window.pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
+    done += window.space().pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
     for (const auto& piece : local) {
       std::memcpy(piece.iov_base, from, piece.iov_len);
       // Of what was placed, not of what lies in the arena: the peer may still write there.

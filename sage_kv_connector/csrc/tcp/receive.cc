@@ -39,7 +39,7 @@ bool TcpChannel::receive_some() {
           continue;
         }
         wanted = std::min(in_header_.length - in_done_, kReceiveBytes);
-        wanted = in_window_->pieces(in_header_.offset + in_done_, wanted, kMaxPieces, &in_);
+        wanted = in_window_->space().pieces(in_header_.offset + in_done_, wanted, kMaxPieces, &in_);
         if (in_done_ + wanted == in_header_.length) in_.push_back({&in_trailer_, sizeof in_trailer_});
         break;
       case Receive::kDiscard:

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places of pages as runs and as arrays, and segments one after the other in a window."""
+"""Places of pages as runs and as arrays, segments one after the other in a window, and a view as lanes know it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Descriptors, Segments
+from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.engine.session.transfer_messages import Runs
 
 PageIds = npt.NDArray[np.int64]
 
 #: Page id of a block table entry without memory (outside a sliding window).
 NULL_PAGE = -1
+
+_layouts: WeakKeyDictionary[KVCacheView, _data_plane.PageLayout] = WeakKeyDictionary()
 
 
 def page_indices(runs: Runs) -> PageIds:
@@ -53,3 +58,21 @@ def placed(segments: Segments, offset: int) -> Descriptors:
     descriptors[:, 1] = np.uint64(offset) + np.cumsum(lengths) - lengths
     descriptors[:, 2] = lengths
     return descriptors
+
+
+def page_layout(view: KVCacheView) -> _data_plane.PageLayout:
+    """The view's planes for the data plane; made once."""
+    known = _layouts.get(view)
+    if known is None:
+        groups = [
+            (
+                group.pages,
+                [
+                    [(p.base, p.page_stride, p.run_bytes, p.run_offsets.tolist()) for p in layer.planes]
+                    for layer in group.layers
+                ],
+            )
+            for group in view.groups
+        ]
+        known = _layouts[view] = _data_plane.PageLayout(groups, view.extents())
+    return known

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of one request on offer: they follow the engine's block table and become final layer by layer."""
+"""Pages of a KV cache as a source: its block tables grow and its pages become final while prefill computes.
+
+Tables and counters lie in the data plane (``csrc/paged/page_tables.h``): the engine's own thread changes them, and
+lanes that wait for it go on by themselves. Who else serves a stream (a converting part, a backend that does not
+know pages) asks ``part`` and ``cursor`` again on the control thread.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sage_kv_connector.backends.base import Descriptors, Segments
-from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, LayerView
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import Descriptors, Segments, Status
+from sage_kv_connector.contract.cache_view import GroupView, KVCacheView
 from sage_kv_connector.contract.failure import Code
-from sage_kv_connector.engine.pages.layout import NULL_PAGE, PageIds, page_indices, placed
+from sage_kv_connector.engine.pages.layout import NULL_PAGE, PageIds, page_indices, page_layout
 from sage_kv_connector.engine.pages.source import Cursor, PartCursor, SelectionError
 from sage_kv_connector.engine.pages.target import window_segments
 from sage_kv_connector.engine.session.transfer_messages import PageRuns, SubscribePart
@@ -17,74 +23,77 @@ from sage_kv_connector.engine.session.transfer_messages import PageRuns, Subscri
 class PagedSource:
     """Ready up to a page count for each group and layer.
 
-    ``set_pages`` follows the engine's block table, ``advance`` its progress, ``end`` its last page.
-    A consumer with larger pages asks for tokens behind that: they come from ``padding_page``, a page of
-    the engine's that never holds anybody's KV; without one they are refused.
+    ``set_pages`` and ``grow`` follow the engine's block table, ``advance`` its progress, ``end`` its last page; any
+    thread may call these, one at a time. A consumer with larger pages asks for tokens behind that: they come from
+    ``padding_page``, a page of the engine's that never holds anybody's KV; without one they are refused.
     """
 
     def __init__(self, view: KVCacheView, padding_page: int | None = None) -> None:
         self._view = view
         self._padding_page = padding_page
-        self._last: tuple[int, ...] | None = None
-        self.pages = [np.zeros(0, dtype=np.int64) for _ in view.groups]
-        self.ready = [np.zeros(len(group.layers), dtype=np.int64) for group in view.groups]
+        self.tables = _data_plane.PageTables([len(group.layers) for group in view.groups])
         self._selection: tuple[PageRuns, ...] = ()
         self.served_parts: list[SubscribePart] = []
 
+    # -- the engine's side
+
     def set_pages(self, group: int, page_ids: PageIds) -> None:
         """The block table of a group; NULL_PAGE where the engine keeps no memory."""
-        self.pages[group] = page_ids
+        self.tables.set_pages(group, np.ascontiguousarray(page_ids, dtype=np.int64))
 
-    def advance(self, group: int, layers: slice, pages: int) -> None:
-        """The first ``pages`` pages of these layers hold their final bytes. Never goes back."""
-        np.maximum(self.ready[group][layers], pages, out=self.ready[group][layers])
-
-    def advance_all(self, pages: tuple[int, ...]) -> None:
-        """The first ``pages[group]`` pages of each group are final in all layers."""
-        for group, count in enumerate(pages):
-            self.advance(group, slice(None), count)
+    def grow(self, group: int, page_ids: PageIds) -> None:
+        """More pages behind the last one; NULL_PAGE as in ``set_pages``."""
+        self.tables.append(group, np.ascontiguousarray(page_ids, dtype=np.int64))
 
     def append(self, group: int, page_ids: PageIds) -> None:
         """More pages behind the last one, final in all layers."""
-        self.set_pages(group, np.concatenate([self.pages[group], page_ids]))
-        self.advance(group, slice(None), len(self.pages[group]))
+        self.grow(group, page_ids)
+        self.advance(group, slice(None), self.tables.length(group))
+
+    def advance(self, group: int, layers: slice, pages: int) -> None:
+        """The first ``pages`` pages of these layers hold their final bytes. Never goes back."""
+        first, end, _ = layers.indices(len(self._view.groups[group].layers))
+        self.tables.advance(group, first, end - first, pages)
+
+    def advance_all(self, pages: tuple[int, ...]) -> None:
+        """The first ``pages[group]`` pages of each group are final in all layers."""
+        self.tables.advance_all(pages)
 
     def end(self, pages: tuple[int, ...]) -> None:
         """The request has so many pages in each group, once they are ready."""
-        self._last = pages
+        self.tables.end(pages)
 
-    def check_end(self, group: int, index: int) -> None:
-        """Raises SelectionError for the page of this index if the request ended before it."""
-        if self._last is not None and index >= self._last[group]:
-            why = (
-                f"prefill ended with {self._last[group]} pages of group {group}, number {index + 1} asked for"
-            )
-            raise SelectionError(why, Code.TOKENS)
+    def end_here(self) -> None:
+        """No more pages follow."""
+        self.end(tuple(self.tables.length(group) for group in range(len(self._view.groups))))
+
+    # -- who is served
 
     def part_pages(self, request: SubscribePart) -> list[int] | None:
         """Page ids of a part's tokens once they are final in all its layers; None until then.
 
         Raises SelectionError when they turn out to have no memory.
         """
-        group, table = request.group, self.pages[request.group]
-        size = self._view.groups[group].page_size
-        if self._last is not None and request.prompt.tokens > self._last[group] * size:
-            ended, wanted = self._last[group] * size, request.prompt.tokens
+        group, size = request.group, self._view.groups[request.group].page_size
+        last = self.tables.last(group)
+        if last is not None and request.prompt.tokens > last * size:
+            ended, wanted = last * size, request.prompt.tokens
             raise SelectionError(
                 f"prefill ended with {ended} tokens at most, {wanted} asked for", Code.TOKENS
             )
         first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
-        held = end if self._last is None or self._padding_page is None else min(end, self._last[group])
-        layers = slice(request.first_layer, request.first_layer + request.layers)
-        if int(self.ready[group][layers].min()) < held:
+        held = end if last is None or self._padding_page is None else min(end, last)
+        if self.tables.final_pages(group, request.first_layer, request.layers) < held:
             return None
-        if held > len(table):
-            raise SelectionError(f"page {held - 1} of group {group} is beyond the {len(table)} here")
-        ids = table[first:held]
+        length = self.tables.length(group)
+        if held > length:
+            raise SelectionError(f"page {held - 1} of group {group} is beyond the {length} here")
+        ids = self.tables.page_ids(group, first, held)
         if (ids == NULL_PAGE).any():
             raise SelectionError(f"a page of group {group} is no longer kept here")
         assert self._padding_page is not None or held == end
-        return [int(page) for page in ids] + [self._padding_page or 0] * (end - max(first, held))
+        found: list[int] = ids.tolist()
+        return found + [self._padding_page or 0] * (end - max(first, held))
 
     def cursor(self, selection: tuple[PageRuns, ...], nbytes: int) -> Cursor:
         if not selection:
@@ -92,9 +101,12 @@ class PagedSource:
         for pages in selection:
             if pages.group >= len(self._view.groups):
                 raise SelectionError(f"group: {len(self._view.groups)} here, {pages.group} asked for")
-        cursor = _PagedCursor(self, self._view, selection)
-        if cursor.nbytes != nbytes:
-            raise SelectionError(f"nbytes: the selected pages hold {cursor.nbytes} here, {nbytes} asked for")
+        selected = [(pages.group, pages.runs) for pages in selection]
+        cursor = PagedCursor(_data_plane.PagedCursor(page_layout(self._view), self.tables, selected))
+        if cursor.lanes.nbytes != nbytes:
+            raise SelectionError(
+                f"nbytes: the selected pages hold {cursor.lanes.nbytes} here, {nbytes} asked for"
+            )
         self._selection = selection
         return cursor
 
@@ -110,7 +122,10 @@ class PagedSource:
 
     def served_segments(self) -> Segments:
         """Local memory of the last subscription's pages in window order, for an audit."""
-        chosen = {pages.group: self.pages[pages.group][page_indices(pages.runs)] for pages in self._selection}
+        chosen = {}
+        for pages in self._selection:
+            table = self.tables.page_ids(pages.group, 0, self.tables.length(pages.group))
+            chosen[pages.group] = table[page_indices(pages.runs)]
         return window_segments(self._view, chosen)
 
 
@@ -124,54 +139,23 @@ class _PagedPartCursor:
         return self._source.part_pages(self._request)
 
 
-class _LayerCursor:
-    """How far one layer of the selection was handed out."""
+class PagedCursor:
+    """``lanes``: the same for a backend that knows pages; it is either theirs or read here, never both."""
 
-    __slots__ = ("base", "group", "index", "layer", "sent")
-
-    def __init__(self, group: int, index: int, layer: LayerView, base: int) -> None:
-        self.group, self.index, self.layer, self.base, self.sent = group, index, layer, base, 0
-
-
-class _PagedCursor:
-    def __init__(self, source: PagedSource, view: KVCacheView, selection: tuple[PageRuns, ...]) -> None:
-        self._source = source
-        self._indices = {pages.group: page_indices(pages.runs) for pages in selection}
-        self._open: list[_LayerCursor] = []
-        self.nbytes = 0
-        for group_index, group in enumerate(view.groups):
-            count = len(self._indices.get(group_index, ()))
-            if not count:
-                continue
-            for index, layer in enumerate(group.layers):
-                self._open.append(_LayerCursor(group_index, index, layer, self.nbytes))
-                self.nbytes += count * layer.page_bytes
+    def __init__(self, lanes: _data_plane.PagedCursor) -> None:
+        self.lanes = lanes
 
     @property
     def exhausted(self) -> bool:
-        return not self._open
+        return self.lanes.exhausted
 
     def take_ready(self) -> Descriptors | None:
-        found = []
-        for group in {cursor.group for cursor in self._open}:
-            self._source.check_end(group, int(self._indices[group][-1]))
-        for cursor in self._open:
-            indices = self._indices[cursor.group]
-            ready = int(np.searchsorted(indices, self._source.ready[cursor.group][cursor.index]))
-            if ready <= cursor.sent:
-                continue
-            table = self._source.pages[cursor.group]
-            chosen = indices[cursor.sent : ready]
-            if chosen[-1] >= len(table):
-                raise SelectionError(
-                    f"page {int(chosen[-1])} of group {cursor.group} is beyond the {len(table)} here"
-                )
-            ids = table[chosen]
-            if (ids == NULL_PAGE).any():
-                missing = int(chosen[ids == NULL_PAGE][0])
-                raise SelectionError(f"page {missing} of group {cursor.group} is no longer kept here")
-            offset = cursor.base + cursor.sent * cursor.layer.page_bytes
-            found.append(placed(cursor.layer.page_segments(ids), offset))
-            cursor.sent = ready
-        self._open = [c for c in self._open if c.sent < len(self._indices[c.group])]
-        return np.concatenate(found) if found else None
+        ready = self.lanes.take_ready()
+        if self.lanes.status != Status.OK:
+            raise SelectionError(self.lanes.why, refusal_code(self.lanes.status))
+        return ready
+
+
+def refusal_code(status: int) -> Code:
+    """Why pages were refused, of the status that a cursor or its post ended with."""
+    return Code.TOKENS if status == Status.BEYOND_END else Code.BAD_SELECTION

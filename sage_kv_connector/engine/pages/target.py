@@ -7,13 +7,13 @@ A target is the whole request in one form. What travels (``selection``), what th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from sage_kv_connector.backends.base import Segments
+from sage_kv_connector.backends.base import Backend, PagedBackend, Segments
 from sage_kv_connector.contract.cache_view import KVCacheView
-from sage_kv_connector.engine.pages.layout import PageIds, joined_segments
+from sage_kv_connector.engine.pages.layout import PageIds, joined_segments, page_layout
 from sage_kv_connector.engine.session.transfer_messages import PageRuns, Runs
 
 
@@ -42,6 +42,11 @@ class PagesTarget(NamedTuple):
     @property
     def selection(self) -> tuple[PageRuns, ...]:
         return tuple(PageRuns(pages.group, pages.runs) for pages in self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        page_bytes = page_layout(self.view).page_bytes
+        return sum(len(pages.ids) * page_bytes[pages.group] for pages in self.groups)
 
     def segments(self) -> Segments:
         """Shape (n, 2), in the order of the window."""
@@ -77,11 +82,25 @@ class MemoryTarget(NamedTuple):
     def selection(self) -> tuple[PageRuns, ...]:
         return (PageRuns(0, self.items),) if self.items else ()
 
+    @property
+    def nbytes(self) -> int:
+        return int(self.memory[:, 1].sum())
+
     def segments(self) -> Segments:
         return self.memory
 
 
 Target = PagesTarget | MemoryTarget
+
+
+def open_window(backend: Backend, connection: int, target: Target, generation: int) -> int:
+    """Let the peer of ``connection`` fill the target. Raises OSError or ValueError as the backend does."""
+    if isinstance(target, PagesTarget) and backend.capabilities.pages:
+        pages = [(one.group, one.ids) for one in target.groups]
+        return cast(PagedBackend, backend).open_paged_window(
+            connection, page_layout(target.view), pages, generation
+        )
+    return backend.open_window(connection, target.segments(), generation)
 
 
 def window_segments(view: KVCacheView, pages: dict[int, PageIds]) -> Segments:

@@ -147,11 +147,10 @@ class Consumer:
         """Pages or memory as they are: one window over the target."""
         wanted, generation, plan = subscription.wanted, subscription.consumer, session.plan
         assert plan is not None
-        segments = wanted.target.segments()
-        subscription.nbytes = int(segments[:, 1].sum())
+        subscription.nbytes = wanted.target.nbytes
         receiver = partial(self._on_event, subscription, session)
         try:
-            window = self._windows.open(session, segments, generation, subscription, receiver)
+            window = self._windows.open(session, wanted.target, generation, subscription, receiver)
         except (OSError, ValueError) as error:
             self._fail(subscription, Reason(Code.MEMORY, str(error)))
             return

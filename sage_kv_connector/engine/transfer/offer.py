@@ -34,6 +34,7 @@ class Stream:
         self.request = request
         self.cursor: Cursor | None = None
         self.part: PartSender | None = None
+        self.by_lanes = False  #: one post sends all of it, each page once it is final
         self.posts: set[int] = set()
         self.timer: Timer | None = None
         self.waits_s = 0.0  #: what the timer was set to, before there is an offer
@@ -134,6 +135,11 @@ class Offer:
         """Nothing is to come, and everybody who was expected was served or declined."""
         everybody = len(self.served) + self.declined >= self.expected
         return self.finished and everybody and not self.streams
+
+    @property
+    def must_pump(self) -> bool:
+        """Whether what becomes ready must be posted to one of its streams."""
+        return any(not stream.by_lanes for stream in list(self.streams.values()))
 
     def has_room(self, consumers: int) -> bool:
         """Whether it expects one more of ``consumers`` consumers."""

@@ -21,7 +21,7 @@ from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.staging import Lease
 from sage_kv_connector.engine.conversion.wire_plan import Part, WirePlan, plan_parts, plan_wire
-from sage_kv_connector.engine.pages.target import PagesTarget
+from sage_kv_connector.engine.pages.target import MemoryTarget, PagesTarget
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.transfer_messages import SubscribePart
 from sage_kv_connector.engine.transfer.subscription import Subscription
@@ -124,11 +124,11 @@ class PartFetch:
         under_way = _PartUnderWay(part, lease)
         self._under_way.add(under_way)
         session, wanted = self._session, self._subscription.wanted
-        segments = np.array([[lease.address, part.nbytes]], dtype=np.uint64)
+        staging = MemoryTarget(np.array([[lease.address, part.nbytes]], dtype=np.uint64))
         receiver = partial(self._on_event, under_way)
         try:
             under_way.window = self._windows.open(
-                session, segments, under_way.generation, self._subscription, receiver
+                session, staging, under_way.generation, self._subscription, receiver
             )
         except (OSError, ValueError) as error:
             self._end(Reason(Code.MEMORY, str(error)))

@@ -13,13 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import cast
 
-from sage_kv_connector.backends.base import Descriptors, Event, Status
+from sage_kv_connector.backends.base import Descriptors, Event, PagedBackend, Status
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
+from sage_kv_connector.engine.pages.paged import PagedCursor, refusal_code
 from sage_kv_connector.engine.pages.source import SelectionError, Source, refusal
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
@@ -75,14 +76,22 @@ class Producer:
         if terms.finished:
             self.finish(transfer_id)
 
-    def update(self, transfer_id: str, change: Callable[..., object], *arguments: Any) -> None:
-        """Run ``change(*arguments)`` (of the offer's source), then post what became ready."""
-        change(*arguments)
-        self._pump_all(transfer_id)
+    def pump(self, transfer_id: str) -> None:
+        """Post what became ready for streams that lanes don't serve by themselves."""
+        offer = self._offers.get(transfer_id)
+        if offer is not None:
+            for stream in list(offer.streams.values()):
+                if not stream.by_lanes:
+                    self._pump(offer, stream)
 
     def is_streaming(self, transfer_id: str) -> bool:
         offer = self._offers.get(transfer_id)
         return offer is not None and bool(offer.streams)
+
+    def must_pump(self, transfer_id: str) -> bool:
+        """Whether some stream waits for ``pump``; any thread may ask, after it changed the source."""
+        offer = self._offers.get(transfer_id)
+        return offer is not None and offer.must_pump
 
     def finish(self, transfer_id: str) -> None:
         """Nothing more becomes ready; from now on the memory is only held for consumers."""
@@ -90,7 +99,7 @@ class Producer:
         if offer is None:
             return
         offer.finished = True
-        self._pump_all(transfer_id)
+        self.pump(transfer_id)
         self._start_lease(offer)
         self._release_if_done(offer)
 
@@ -163,7 +172,9 @@ class Producer:
             self.posting_ns += time.monotonic_ns() - self._posting_since
         offer, stream = known
         stream.posts.discard(event.id)
-        if event.status != Status.OK:
+        if event.status in (Status.BEYOND_END, Status.OUT_OF_BOUNDS) and stream.by_lanes:
+            self._broken(offer, stream, Reason(refusal_code(event.status), event.why))
+        elif event.status != Status.OK:
             self._broken(offer, stream, Reason(Code.SEND_FAILED, event.why))
         elif offer.is_serving(stream) and stream.delivered:
             self._delivered(offer, stream)
@@ -215,7 +226,18 @@ class Producer:
             offer.lease.cancel()
         late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
         stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
-        self._pump(offer, stream)
+        if not self._leave_to_lanes(offer, stream):
+            self._pump(offer, stream)
+
+    def _leave_to_lanes(self, offer: Offer, stream: Stream) -> bool:
+        """Let the backend's lanes send pages as they become final, where they know pages."""
+        cursor, session = stream.cursor, stream.session
+        if not isinstance(cursor, PagedCursor) or not session.backend.capabilities.pages:
+            return False
+        stream.by_lanes = True
+        backend = cast(PagedBackend, session.backend)
+        self._begin_post(offer, stream, partial(backend.post_pages, cursor=cursor.lanes))
+        return True
 
     def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribePart) -> PartSender:
         peer = stream.session.peer
@@ -229,12 +251,6 @@ class Producer:
             on_encoded=partial(self._post, offer, stream),
             on_failed=lambda why: self._broken(offer, stream, Reason(Code.CONVERSION, why)),
         )
-
-    def _pump_all(self, transfer_id: str) -> None:
-        offer = self._offers.get(transfer_id)
-        if offer is not None:
-            for stream in list(offer.streams.values()):
-                self._pump(offer, stream)
 
     def _pump(self, offer: Offer, stream: Stream) -> None:
         try:
@@ -250,13 +266,18 @@ class Producer:
             self._post(offer, stream, descriptors)
 
     def _post(self, offer: Offer, stream: Stream, descriptors: Descriptors) -> None:
-        if not offer.is_serving(stream):
-            return
+        if offer.is_serving(stream):
+            self._begin_post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
+
+    def _begin_post(self, offer: Offer, stream: Stream, begin: Callable[..., int]) -> None:
         request, session = stream.request, stream.session
         checksum = request.checksum or bool(session.plan and session.plan.checksum)
         try:
-            post = session.backend.post(
-                session.connection, request.window, descriptors, request.generation, checksum=checksum
+            post = begin(
+                connection=session.connection,
+                window_descriptor=request.window,
+                generation=request.generation,
+                checksum=checksum,
             )
         except (OSError, ValueError) as error:
             self._broken(offer, stream, Reason(Code.POST, str(error)))

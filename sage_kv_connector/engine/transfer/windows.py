@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sage_kv_connector.backends.base import Event, Segments, Status
+from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.failure import Code, Reason
+from sage_kv_connector.engine.pages.target import Target, open_window
 from sage_kv_connector.engine.session.session import Session
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ class Windows:
     def open(
         self,
         session: Session,
-        segments: Segments,
+        target: Target,
         generation: int,
         owner: Subscription,
         receiver: Receiver,
     ) -> int:
-        """Let the peer fill ``segments``; returns the window. Raises OSError or ValueError as the backend does."""
-        window = session.backend.open_window(session.connection, segments, generation)
+        """Let the peer fill the target; returns the window. Raises OSError or ValueError as the backend does."""
+        window = open_window(session.backend, session.connection, target, generation)
         self._receivers[(id(session.backend), window)] = receiver
         self._owners[generation] = owner
         return window

@@ -89,7 +89,7 @@ class PrefillRooms:
             self._core.update(transfer, room.source.append, 0, pages)
         if not is_last:
             return
-        self._core.update(transfer, _end, room.source)
+        self._core.update(transfer, room.source.end_here)
         self._core.finish(transfer)
         assert aux_index is not None
         rows = np.array(aux_rows(self._manager.kv_args, aux_index), dtype=np.uint64)
@@ -144,11 +144,6 @@ class PrefillRooms:
                 self._manager.audit.sent(room.source, outcome)
         if room.settled == 2:
             self._manager.update_status(number, KVPoll.Success)
-
-
-def _end(source: PagedSource) -> None:
-    """Control thread: no more pages follow."""
-    source.end((len(source.pages[0]),))
 
 
 def _rank_of_room(manager: Any, room: int) -> bool:

@@ -53,7 +53,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class Progress:
-    """A step of a prefill on offer: its block tables (page ids by group), and what is final once the step ran.
+    """A step of a prefill on offer: what its block tables got since its last one, and what is final once it ran.
 
     ``tokens_after``: the first so many tokens are computed then. ``complete``: they are the whole prompt, so its
     last, partial page is final too.
@@ -61,7 +61,7 @@ class Progress:
 
     request_id: str
     transfer_id: str
-    page_ids: PageTables
+    new_page_ids: PageTables
     tokens_after: int
     complete: bool
 

@@ -22,11 +22,11 @@ import numpy as np
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, TransferAudit
+from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, PageIds, Step, TransferAudit
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
-from sage_kv_connector.integrations.vllm.metadata import Finished, Offered, PageTables, Progress
+from sage_kv_connector.integrations.vllm.metadata import Finished, Offered, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,12 @@ VLLM_NULL_BLOCK = 0
 
 
 class _OnOffer:
-    """A prefill of this worker. ``pages_after``: by group, final at the end of the step."""
+    """A prefill of this worker."""
 
     def __init__(self, request_id: str, source: PagedSource) -> None:
         self.request_id = request_id
         self.source = source
         self.finished = False
-        self.pages_after: tuple[int, ...] = ()
 
 
 class PrefillHalf:
@@ -70,6 +69,7 @@ class PrefillHalf:
         self._on_offer: dict[str, _OnOffer] = {}
         self.failed: Counter[str] = Counter()  #: offers that were not fetched, by code
         self._in_step: Sequence[Progress] = ()
+        self._step = Step()  #: what becomes final in it
 
     def __len__(self) -> int:
         return len(self._on_offer)
@@ -113,36 +113,31 @@ class PrefillHalf:
             self._offer(offered)
         self._in_step = [progress for progress in steps if progress.transfer_id in self._on_offer]
         sizes = [group.page_size for group in self._view.groups]
+        self._step = Step()
         for progress in self._in_step:
-            offer = self._on_offer[progress.transfer_id]
-            offer.pages_after = tuple(
-                -(-progress.tokens_after // size) if progress.complete else progress.tokens_after // size
-                for size in sizes
-            )
-            end = offer.pages_after if progress.complete else None
-            self._core.update(progress.transfer_id, _follow, offer.source, progress.page_ids, end)
+            source = self._on_offer[progress.transfer_id].source
+            for group, ids in enumerate(progress.new_page_ids):
+                if ids:
+                    source.grow(group, _table(ids))
+            after = progress.tokens_after
+            pages = tuple(-(-after // size) if progress.complete else after // size for size in sizes)
+            if progress.complete:
+                source.end(pages)
+            self._step.add(source.tables, pages)
 
     def layer_saved(self, layer_name: str) -> None:
         """A layer's KV of this step is written: stream it to whoever subscribed already."""
         place = self._layer_place.get(layer_name)
         if place is None or not self._layered:
             return
-        group, layer = place
-        for progress in self._in_step:
-            if not self._core.is_streaming(progress.transfer_id):
-                continue
-            offer = self._on_offer.get(progress.transfer_id)
-            if offer is not None:
-                ready = (group, slice(layer, layer + 1), offer.pages_after[group])
-                self._core.update(progress.transfer_id, offer.source.advance, *ready)
+        self._step.layer(*place)
+        self._advanced()
 
     def end_forward(self) -> None:
         """After the forward pass every layer of the step is written."""
-        for progress in self._in_step:
-            offer = self._on_offer.get(progress.transfer_id)
-            if offer is not None:
-                self._core.update(progress.transfer_id, offer.source.advance_all, offer.pages_after)
-        self._in_step = ()
+        self._step.all()
+        self._advanced()
+        self._in_step, self._step = (), Step()
 
     def finish(self, finished: Finished) -> None:
         """A prefill ended well: its pages are held until they were fetched or the lease is over."""
@@ -152,11 +147,17 @@ class PrefillHalf:
             return
         offer.finished = True
         pages = tuple(-(-finished.tokens // group.page_size) for group in self._view.groups)
-        self._core.update(finished.transfer_id, _follow, offer.source, finished.page_ids, pages)
-        self._core.update(finished.transfer_id, offer.source.advance_all, pages)
+        for group, ids in enumerate(finished.page_ids):
+            offer.source.set_pages(group, _table(ids))
+        offer.source.end(pages)
+        offer.source.advance_all(pages)
         self._core.finish(finished.transfer_id)
         if finished.first_token is not None:
             self._first_tokens.offer(finished.transfer_id, finished.first_token)
+
+    def _advanced(self) -> None:
+        for progress in self._in_step:
+            self._core.advanced(progress.transfer_id)
 
     def _offer(self, offered: Offered) -> None:
         offer = _OnOffer(offered.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
@@ -178,10 +179,7 @@ class PrefillHalf:
             self._results.add_sent(offer.request_id)
 
 
-def _follow(source: PagedSource, page_ids: PageTables, end: tuple[int, ...] | None) -> None:
-    """Control thread: vLLM's block tables, and the last page by group if it is known."""
-    for group, ids in enumerate(page_ids):
-        table = np.asarray(ids, dtype=np.int64)
-        source.set_pages(group, np.where(table == VLLM_NULL_BLOCK, NULL_PAGE, table))
-    if end is not None:
-        source.end(end)
+def _table(ids: Sequence[int]) -> PageIds:
+    """vLLM's block ids as the transport's."""
+    table = np.asarray(ids, dtype=np.int64)
+    return np.where(table == VLLM_NULL_BLOCK, NULL_PAGE, table)

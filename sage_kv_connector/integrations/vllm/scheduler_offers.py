@@ -106,8 +106,13 @@ class SchedulerOffers:
 
     def tables(self, block_ids: Any, tokens: int) -> PageTables:
         """Of the groups that take part; pages that a window had left behind after ``tokens`` have no memory."""
+        return self._tables(block_ids, tokens, [0] * len(block_ids))
+
+    def _tables(self, block_ids: Any, tokens: int, first: list[int]) -> PageTables:
+        """The same, each group's pages from ``first`` on."""
         return tuple(
-            _kept(block_ids[group_id], group.kv_cache_spec, tokens) for group_id, group in self._groups
+            _kept(block_ids[group_id], group.kv_cache_spec, tokens, first[group_id])
+            for group_id, group in self._groups
         )
 
     def _step(
@@ -123,9 +128,11 @@ class SchedulerOffers:
         tables = [] if anew else offer.tables or []
         if offer.tables is not None and (anew or computed < min(offer.tokens, prompt)):
             self._end_run(meta, offer, "started over")
+        known = [len(table) for table in offer.tables or ()]  # by the workers
         if offer.tables is None:
             offer.tables = tables or [[] for _ in new_ids]
             offer.streams = self._may_stream and not (self._others_load and computed)
+            known = [0] * len(offer.tables)
         for table, ids in zip(offer.tables, new_ids or (), strict=False):
             table.extend(ids)
         offer.tokens = computed + scheduled
@@ -136,7 +143,7 @@ class SchedulerOffers:
             Progress(
                 offer.request.request_id,
                 offer.transfer_id,
-                self.tables(offer.tables, last),
+                self._tables(offer.tables, last, known),
                 final,
                 final == prompt,
             )
@@ -168,12 +175,12 @@ def _scheduled(output: Any) -> Iterator[tuple[str, int, Any, bool]]:
         yield request_id, int(cached.num_computed_tokens[i]), cached.new_block_ids[i], anew
 
 
-def _kept(block_ids: Any, spec: Any, tokens: int) -> tuple[int, ...]:
-    """A group's blocks with 0, vLLM's null block, for those that lie behind its window."""
+def _kept(block_ids: Any, spec: Any, tokens: int, first: int) -> tuple[int, ...]:
+    """A group's blocks from ``first`` on, with 0, vLLM's null block, for those that lie behind its window."""
     window = sliding_window(spec)
     behind = first_in_window(tokens, window) // int(spec.block_size)
-    ids = tuple(block_ids)
-    return (0,) * min(behind, len(ids)) + ids[behind:]
+    nulls = max(0, min(behind, len(block_ids)) - first)
+    return (0,) * nulls + tuple(block_ids[first + nulls :])
 
 
 def _writes_before_orders(vllm_config: Any, kv_cache_config: Any) -> bool:

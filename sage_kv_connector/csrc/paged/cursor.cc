@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "paged/cursor.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+
+namespace sage_kvt {
+namespace {
+
+std::vector<GroupCount> counts_of(const std::vector<PageRuns>& selection) {
+  std::vector<GroupCount> counts;
+  for (const auto& pages : selection) counts.push_back({pages.group, pages.count()});
+  return counts;
+}
+
+}  // namespace
+
+uint64_t PageRuns::count() const {
+  uint64_t count = 0;
+  for (const auto& run : runs) count += run.second;
+  return count;
+}
+
+uint64_t PageRuns::last() const { return runs.back().first + runs.back().second - 1; }
+
+uint64_t PageRuns::below(uint64_t end) const {
+  uint64_t count = 0;
+  for (const auto& [first, pages] : runs) {
+    if (first >= end) break;
+    count += std::min(pages, end - first);
+  }
+  return count;
+}
+
+PagedCursor::PagedCursor(std::shared_ptr<const PageLayout> layout, std::shared_ptr<PageTables> tables,
+                         std::vector<PageRuns> selection)
+    : tables_(std::move(tables)),
+      selection_(std::move(selection)),
+      space_(std::move(layout), counts_of(selection_)),
+      sent_(space_.spans().size()) {
+  for (const auto& pages : selection_) {
+    uint64_t behind = 0;
+    for (const auto& [first, count] : pages.runs) {
+      if (count == 0 || first < behind || first + count < first)
+        throw std::invalid_argument("runs of group " + std::to_string(pages.group) + " are empty or don't ascend");
+      behind = first + count;
+    }
+  }
+  for (const auto& span : space_.spans())
+    if (span.group >= tables_->groups() || span.layer >= tables_->layers(span.group))
+      throw std::invalid_argument("the tables have no layer " + std::to_string(span.layer) + " of group " +
+                                  std::to_string(span.group));
+}
+
+uint64_t PagedCursor::ready_bytes(size_t i) const {
+  const auto& span = space_.spans()[i];
+  return selection_[span.slot].below(tables_->final_pages(span.group, span.layer)) * span.page_bytes;
+}
+
+Chunk PagedCursor::cut(uint64_t max_bytes, size_t max_pieces) {
+  Chunk chunk;
+  const auto& spans = space_.spans();
+  waits_ = false;
+  if (status_ != Status::kOk || !within_end()) return chunk;
+  size_t i = first_open_;
+  uint64_t ready = 0;
+  while (i < spans.size() && (ready = ready_bytes(i)) <= sent_[i]) ++i;
+  if (i == spans.size()) {
+    waits_ = !exhausted();
+    return chunk;
+  }
+  chunk.offset = spans[i].start + sent_[i];
+  while (true) {
+    // Pages are looked up whole; a chunk may end within one.
+    const uint64_t wanted = std::min(max_bytes - chunk.length, ready - sent_[i]);
+    if (!know(spans[i].slot, (sent_[i] + wanted + spans[i].page_bytes - 1) / spans[i].page_bytes)) return {};
+    const uint64_t covered = space_.pieces(spans[i].start + sent_[i], wanted, max_pieces, &chunk.pieces);
+    chunk.length += covered;
+    sent_[i] += covered;
+    if (covered < wanted || sent_[i] < spans[i].bytes || chunk.length == max_bytes) break;
+    // The space goes on in the next layer.
+    if (++i == spans.size() || sent_[i] != 0 || (ready = ready_bytes(i)) == 0) break;
+  }
+  while (first_open_ < spans.size() && sent_[first_open_] == spans[first_open_].bytes) ++first_open_;
+  return chunk;
+}
+
+bool PagedCursor::know(size_t slot, uint64_t count) {
+  const auto& pages = selection_[slot];
+  uint64_t known = space_.known(slot);
+  if (known >= count) return true;
+  uint64_t skip = known;
+  for (const auto& [first, in_run] : pages.runs) {
+    if (skip >= in_run) {
+      skip -= in_run;
+      continue;
+    }
+    const uint64_t from = first + skip, end = from + std::min(in_run - skip, count - known);
+    const auto ids = tables_->page_ids(pages.group, from, end);
+    const auto null = std::find(ids.begin(), ids.end(), kNullPage);
+    const std::string of_group = " of group " + std::to_string(pages.group);
+    if (null != ids.end())
+      return refuse(Status::kOutOfBounds,
+                    "page " + std::to_string(from + static_cast<uint64_t>(null - ids.begin())) + of_group +
+                        " is no longer kept here");
+    if (ids.size() < end - from)
+      return refuse(Status::kOutOfBounds, "page " + std::to_string(end - 1) + of_group + " is beyond the " +
+                                              std::to_string(tables_->length(pages.group)) + " here");
+    try {
+      space_.know(slot, ids.data(), ids.size());
+    } catch (const std::invalid_argument& error) {
+      return refuse(Status::kOutOfBounds, error.what());
+    }
+    known += end - from;
+    if (known == count) return true;
+    skip = 0;
+  }
+  return true;
+}
+
+bool PagedCursor::within_end() {
+  for (const auto& pages : selection_) {
+    if (pages.runs.empty()) continue;
+    const auto last = tables_->last(pages.group);
+    if (last && pages.last() >= *last)
+      return refuse(Status::kBeyondEnd, "prefill ended with " + std::to_string(*last) + " pages of group " +
+                                            std::to_string(pages.group) + ", number " +
+                                            std::to_string(pages.last() + 1) + " asked for");
+  }
+  return true;
+}
+
+bool PagedCursor::refuse(Status status, std::string why) {
+  status_ = status;
+  why_ = std::move(why);
+  return false;
+}
+
+PagedPost::PagedPost(std::shared_ptr<PagedCursor> cursor, const std::shared_ptr<Connection>& connection)
+    : cursor_(std::move(cursor)), connection_(connection) {
+  total = cursor_->size();
+}
+
+Chunk PagedPost::cut(uint64_t max_bytes, size_t max_pieces) {
+  Chunk chunk = cursor_->cut(max_bytes, max_pieces);
+  if (cursor_->status() != Status::kOk && status == Status::kOk) {
+    status = cursor_->status();
+    detail = cursor_->why();
+  }
+  return chunk;
+}
+
+void PagedPost::wake() {
+  const auto connection = connection_.lock();
+  if (connection && connection->resume(shared_from_this())) connection->kick();
+}
+
+uint64_t post_pages(Endpoint& endpoint, uint64_t connection, const WindowDescriptor& target,
+                    const std::shared_ptr<PagedCursor>& cursor, uint64_t generation, int priority, bool checksum) {
+  if (cursor->size() > target.size)
+    throw std::invalid_argument("pages of " + std::to_string(cursor->size()) + " bytes leave the window of " +
+                                std::to_string(target.size) + " bytes");
+  auto found = endpoint.find_connection(connection);
+  if (!found) throw std::invalid_argument("connection " + std::to_string(connection) + " is closed");
+  auto post = std::make_shared<PagedPost>(cursor, found);
+  const uint64_t id =
+      endpoint.post(connection, target, post, cursor->extents(), {generation, priority, checksum});
+  cursor->tables()->attach(post);
+  return id;
+}
+
+}  // namespace sage_kvt
