@@ -66,7 +66,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector import _data_plane
 from sage_kv_connector.devices.runtime import DeviceMemory
 
 #: uint64 array of shape (n, 2): address, length in bytes.
@@ -295,36 +294,4 @@ class DeviceBackend(Protocol):
 
     def register_device_memory(self, address: int, length: int) -> None:
         """Make device memory usable in posts and windows, until ``close``. Raises DeviceError."""
-        ...
-
-
-@runtime_checkable
-class PagedBackend(Protocol):
-    """What a Backend with ``pages`` has beside: its lanes find the bytes of pages themselves."""
-
-    def open_paged_window(
-        self,
-        connection: int,
-        layout: _data_plane.PageLayout,
-        pages: Sequence[tuple[int, npt.NDArray[np.int64]]],
-        generation: int,
-    ) -> int:
-        """As ``open_window``, over the pages (group, ids) of a cache; groups ascend."""
-        ...
-
-    def post_pages(
-        self,
-        connection: int,
-        window_descriptor: bytes,
-        cursor: _data_plane.PagedCursor,
-        generation: int,
-        *,
-        priority: int = 0,
-        checksum: bool = True,
-    ) -> int:
-        """As ``post``, of all that the cursor's subscription selects, each page as soon as it is final.
-
-        The cursor is the lanes' from now on. SENT says BEYOND_END where the request ended before a selected page, and
-        OUT_OF_BOUNDS where a page has no memory.
-        """
         ...

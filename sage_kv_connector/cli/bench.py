@@ -68,10 +68,7 @@ def bench_handover_command(
     from sage_kv_connector.config import KVTransportConfig
     from sage_kv_connector.launch.process import ServerError
 
-    try:
-        lengths = [int(word) for word in tokens.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--tokens {tokens!r} must be numbers separated by commas") from None
+    lengths = _lengths(tokens)
     try:
         KVTransportConfig.load({"target_dtype": target_dtype}, "--target-dtype")
     except ValueError as error:
@@ -89,6 +86,36 @@ def bench_handover_command(
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
+
+
+@bench.command("control")
+def bench_control_command(
+    layers: Annotated[int, typer.Option(min=1, help="layers of the caches")] = 80,
+    tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "1024",
+    backends: Annotated[str, typer.Option(help="any of shm,tcp")] = "shm,tcp",
+    modes: Annotated[str, typer.Option(help="any of whole,streamed,converted")] = "whole,streamed,converted",
+    repeats: Annotated[int, typer.Option(min=1, help="hand-overs of each kind")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time that a hand-over takes from the interpreter, on both control threads and the engines' own."""
+    from sage_kv_connector.bench.control import MODES, bench_control, control_rows
+
+    for given, option, allowed in ((backends, "--backends", ("shm", "tcp")), (modes, "--modes", MODES)):
+        if not given or not set(given.split(",")) <= set(allowed):
+            raise typer.BadParameter(f"{option} {given!r}: allowed are {', '.join(allowed)}")
+    result = bench_control(backends.split(","), layers, _lengths(tokens), modes.split(","), repeats)
+    emit(result, as_json=as_json, title="control", rows=control_rows(result))
+    raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(word) for word in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 1:
+        raise typer.BadParameter(f"--tokens {text!r} must be numbers from 1 on, separated by commas")
+    return lengths
 
 
 class Layout(StrEnum):

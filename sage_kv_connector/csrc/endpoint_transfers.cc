@@ -29,8 +29,8 @@ uint64_t Endpoint::open_window(uint64_t id, const std::vector<Segment>& segments
 uint64_t Endpoint::open_window(uint64_t id, std::unique_ptr<Space> space, const std::vector<Segment>& memory,
                                uint64_t generation, bool notify) {
   if (generation == 0) throw std::invalid_argument("generation must not be 0");
-  auto window = std::make_shared<Window>(next_id_++, id, generation, std::move(space), notify,
-                                         regions_.use(memory, "segment"));
+  auto window =
+      std::make_shared<Window>(next_id_++, id, generation, std::move(space), notify, regions_.use(memory, "segment"));
   {
     std::unique_lock lock(mutex_);
     if (connections_.count(id) > 0) {

@@ -121,8 +121,8 @@ void Lane::forget(int fd) {
 }
 
 void Lane::kick() {
-  kicked_ = true;
-  if (sleeping_) wake_up();
+  // Whoever kicked first woke it.
+  if (!kicked_.exchange(true) && sleeping_) wake_up();
 }
 
 std::vector<std::shared_ptr<Channel>> Lane::channels() {

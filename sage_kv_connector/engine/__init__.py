@@ -27,6 +27,7 @@ Folders depend on those left of them only: control < session < pages < conversio
 Whoever stands on the engine imports from here.
 """
 
+from sage_kv_connector._data_plane import Step as Step
 from sage_kv_connector.engine.control.listen_address import advertised_host as advertised_host
 from sage_kv_connector.engine.control.listen_address import listen_host as listen_host
 from sage_kv_connector.engine.control.reachability import capabilities_of as capabilities_of
@@ -37,7 +38,6 @@ from sage_kv_connector.engine.conversion.wire_plan import SAME as SAME
 from sage_kv_connector.engine.conversion.wire_plan import planned_wire_dtype as planned_wire_dtype
 from sage_kv_connector.engine.core import CALL_TIMEOUT_S as CALL_TIMEOUT_S
 from sage_kv_connector.engine.core import EngineCore as EngineCore
-from sage_kv_connector._data_plane import Step as Step
 from sage_kv_connector.engine.pages.layout import NULL_PAGE as NULL_PAGE
 from sage_kv_connector.engine.pages.layout import PageIds as PageIds
 from sage_kv_connector.engine.pages.layout import gathered_segments as gathered_segments

@@ -149,6 +149,10 @@ class EngineCore:
             self._converters.schema = schema
         self.sessions.describe(schema)
 
+    @property
+    def control_thread(self) -> int:
+        return self._loop.thread
+
     # -- producer
 
     def offer(
@@ -252,7 +256,7 @@ class EngineCore:
         if self._conversions is not None:
             totals |= self._conversions.counters()
         totals |= {
-            "posting_ns": self._producer.posting_ns,
+            "posting_ns": self._producer.posts.posting_ns,
             "offers": len(self._producer),
             "subscriptions": len(self._consumer),
             "questions": len(self._questions),

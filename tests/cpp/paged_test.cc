@@ -4,8 +4,8 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "pair.h"
 #include "paged/cursor.h"
+#include "pair.h"
 
 using namespace sage_kvt;
 

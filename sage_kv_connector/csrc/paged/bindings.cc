@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "paged/handles.h"
+#include "bindings.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -13,7 +13,7 @@
 #include <limits>
 #include <tuple>
 
-#include "bindings.h"
+#include "paged/handles.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -113,8 +113,8 @@ void bind_paged(nb::module_& m) {
           },
           "group"_a, "first_layer"_a, "layers"_a, "pages"_a)
       .def(
-          "advance_all", [](TablesHandle& self, const std::vector<uint64_t>& pages) { self.tables->advance_all(pages); },
-          "pages"_a)
+          "advance_all",
+          [](TablesHandle& self, const std::vector<uint64_t>& pages) { self.tables->advance_all(pages); }, "pages"_a)
       .def(
           "end", [](TablesHandle& self, const std::vector<uint64_t>& pages) { self.tables->end(pages); }, "pages"_a)
       .def(
@@ -126,8 +126,10 @@ void bind_paged(nb::module_& m) {
             return least;
           },
           "group"_a, "first_layer"_a, "layers"_a)
-      .def("last", [](const TablesHandle& self, size_t group) { return self.tables->last(group); }, "group"_a)
-      .def("length", [](const TablesHandle& self, size_t group) { return self.tables->length(group); }, "group"_a)
+      .def(
+          "last", [](const TablesHandle& self, size_t group) { return self.tables->last(group); }, "group"_a)
+      .def(
+          "length", [](const TablesHandle& self, size_t group) { return self.tables->length(group); }, "group"_a)
       .def(
           "page_ids",
           [](const TablesHandle& self, size_t group, uint64_t first, uint64_t end) {
@@ -139,7 +141,9 @@ void bind_paged(nb::module_& m) {
       .def(nb::init<>())
       .def(
           "add",
-          [](Step& self, const TablesHandle& of, std::vector<uint64_t> pages) { self.add(of.tables, std::move(pages)); },
+          [](Step& self, const TablesHandle& of, std::vector<uint64_t> pages) {
+            self.add(of.tables, std::move(pages));
+          },
           "tables"_a, "pages"_a)
       .def("layer", &Step::layer, "group"_a, "layer"_a)
       .def("all", &Step::all);
@@ -151,8 +155,7 @@ void bind_paged(nb::module_& m) {
              const std::vector<RunsFields>& selection) {
             std::vector<PageRuns> runs;
             for (const auto& [group, ranges] : selection) runs.push_back({group, ranges});
-            new (self)
-                CursorHandle{std::make_shared<PagedCursor>(layout.layout, tables.tables, std::move(runs))};
+            new (self) CursorHandle{std::make_shared<PagedCursor>(layout.layout, tables.tables, std::move(runs))};
           },
           "layout"_a, "tables"_a, "selection"_a)
       .def_prop_ro("nbytes", [](const CursorHandle& self) { return self.cursor->size(); })

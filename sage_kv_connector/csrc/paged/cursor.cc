@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-
 namespace sage_kvt {
 namespace {
 
@@ -101,9 +100,8 @@ bool PagedCursor::know(size_t slot, uint64_t count) {
     const auto null = std::find(ids.begin(), ids.end(), kNullPage);
     const std::string of_group = " of group " + std::to_string(pages.group);
     if (null != ids.end())
-      return refuse(Status::kOutOfBounds,
-                    "page " + std::to_string(from + static_cast<uint64_t>(null - ids.begin())) + of_group +
-                        " is no longer kept here");
+      return refuse(Status::kOutOfBounds, "page " + std::to_string(from + static_cast<uint64_t>(null - ids.begin())) +
+                                              of_group + " is no longer kept here");
     if (ids.size() < end - from)
       return refuse(Status::kOutOfBounds, "page " + std::to_string(end - 1) + of_group + " is beyond the " +
                                               std::to_string(tables_->length(pages.group)) + " here");
@@ -164,8 +162,7 @@ uint64_t post_pages(Endpoint& endpoint, uint64_t connection, const WindowDescrip
   auto found = endpoint.find_connection(connection);
   if (!found) throw std::invalid_argument("connection " + std::to_string(connection) + " is closed");
   auto post = std::make_shared<PagedPost>(cursor, found);
-  const uint64_t id =
-      endpoint.post(connection, target, post, cursor->extents(), {generation, priority, checksum});
+  const uint64_t id = endpoint.post(connection, target, post, cursor->extents(), {generation, priority, checksum});
   cursor->tables()->attach(post);
   return id;
 }

@@ -65,6 +65,12 @@ class ControlLoop:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def thread(self) -> int:
+        """The thread's ident, once started."""
+        assert self._thread.ident is not None
+        return self._thread.ident
+
     def submit(self, function: Callable[..., object], *arguments: Any) -> None:
         """Run ``function(*arguments)`` on the control thread, soon, in order of submission; any thread may call."""
         self._orders.append((function, arguments))

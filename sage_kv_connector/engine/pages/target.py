@@ -11,7 +11,8 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from sage_kv_connector.backends.base import Backend, PagedBackend, Segments
+from sage_kv_connector.backends.base import Backend, Segments
+from sage_kv_connector.backends.paged_backend import PagedBackend
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.engine.pages.layout import PageIds, joined_segments, page_layout
 from sage_kv_connector.engine.session.transfer_messages import PageRuns, Runs

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill side: what is on offer is posted to who subscribed, and its memory freed when all are served.
 
-Life of an offer: ``offer`` (prefill began) → ``update`` whenever more of it is
-ready → ``finish`` (prefill ended; the lease runs unless a consumer is being
+Life of an offer: ``offer`` (prefill began) → its source grows, and ``pump`` where lanes don't
+see that → ``finish`` (prefill ended; the lease runs unless a consumer is being
 served) → ``on_released`` exactly once, after which nothing reads its memory.
 A subscription may come before the offer (concurrent dispatch); it waits (``early.py``). Control
 thread only.
@@ -10,12 +10,12 @@ thread only.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
-from sage_kv_connector.backends.base import Descriptors, Event, PagedBackend, Status
+from sage_kv_connector.backends.base import Descriptors, Event, Status
+from sage_kv_connector.backends.paged_backend import PagedBackend
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
@@ -35,6 +35,7 @@ from sage_kv_connector.engine.transfer.offer import (
 )
 from sage_kv_connector.engine.transfer.offer_table import OfferTable
 from sage_kv_connector.engine.transfer.part_sender import PartSender
+from sage_kv_connector.engine.transfer.posts import Posts
 
 
 class Producer:
@@ -46,9 +47,7 @@ class Producer:
         self._converters = converters
         self._offers = OfferTable()
         self._early = Early(loop, config.unmatched_timeout_s, self._late)
-        self._posts: dict[tuple[int, int], tuple[Offer, Stream]] = {}
-        self.posting_ns = 0  #: time with at least one post under way
-        self._posting_since = 0
+        self.posts = Posts()
 
     def __len__(self) -> int:
         return len(self._offers) + len(self._early)
@@ -165,13 +164,10 @@ class Producer:
 
     def on_sent(self, session: Session, event: Event) -> None:
         """SENT events of open sessions."""
-        known = self._posts.pop((id(session.backend), event.id), None)
+        known = self.posts.end(session, event)
         if known is None:
             return
-        if not self._posts:
-            self.posting_ns += time.monotonic_ns() - self._posting_since
         offer, stream = known
-        stream.posts.discard(event.id)
         if event.status in (Status.BEYOND_END, Status.OUT_OF_BOUNDS) and stream.by_lanes:
             self._broken(offer, stream, Reason(refusal_code(event.status), event.why))
         elif event.status != Status.OK:
@@ -226,18 +222,13 @@ class Producer:
             offer.lease.cancel()
         late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
         stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
-        if not self._leave_to_lanes(offer, stream):
+        backend, cursor = stream.session.backend, stream.cursor
+        if isinstance(cursor, PagedCursor) and backend.capabilities.pages:
+            stream.by_lanes = True
+            lanes = cast(PagedBackend, backend)
+            self._begin_post(offer, stream, partial(lanes.post_pages, cursor=cursor.lanes))
+        else:
             self._pump(offer, stream)
-
-    def _leave_to_lanes(self, offer: Offer, stream: Stream) -> bool:
-        """Let the backend's lanes send pages as they become final, where they know pages."""
-        cursor, session = stream.cursor, stream.session
-        if not isinstance(cursor, PagedCursor) or not session.backend.capabilities.pages:
-            return False
-        stream.by_lanes = True
-        backend = cast(PagedBackend, session.backend)
-        self._begin_post(offer, stream, partial(backend.post_pages, cursor=cursor.lanes))
-        return True
 
     def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribePart) -> PartSender:
         peer = stream.session.peer
@@ -269,23 +260,11 @@ class Producer:
         if offer.is_serving(stream):
             self._begin_post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
 
-    def _begin_post(self, offer: Offer, stream: Stream, begin: Callable[..., int]) -> None:
-        request, session = stream.request, stream.session
-        checksum = request.checksum or bool(session.plan and session.plan.checksum)
+    def _begin_post(self, offer: Offer, stream: Stream, post: Callable[..., int]) -> None:
         try:
-            post = begin(
-                connection=session.connection,
-                window_descriptor=request.window,
-                generation=request.generation,
-                checksum=checksum,
-            )
+            self.posts.begin(offer, stream, post)
         except (OSError, ValueError) as error:
             self._broken(offer, stream, Reason(Code.POST, str(error)))
-            return
-        stream.posts.add(post)
-        if not self._posts:
-            self._posting_since = time.monotonic_ns()
-        self._posts[(id(session.backend), post)] = (offer, stream)
 
     def _broken(self, offer: Offer, stream: Stream, why: Reason) -> None:
         """Its consumer won't get what it needs. Nothing happens if it is served no more."""

@@ -23,9 +23,7 @@ class BlockTables:
         return replace(
             orders,
             loads=[replace(load, pages=self._wanted(load.pages)) for load in orders.loads],
-            progress=[
-                replace(one, new_page_ids=self._page_ids(one.new_page_ids)) for one in orders.progress
-            ],
+            progress=[replace(one, new_page_ids=self._page_ids(one.new_page_ids)) for one in orders.progress],
             finished=[replace(one, page_ids=self._page_ids(one.page_ids)) for one in orders.finished],
         )
 

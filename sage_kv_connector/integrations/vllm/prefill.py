@@ -22,7 +22,15 @@ import numpy as np
 from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import NULL_PAGE, EngineCore, OfferTerms, PagedSource, PageIds, Step, TransferAudit
+from sage_kv_connector.engine import (
+    NULL_PAGE,
+    EngineCore,
+    OfferTerms,
+    PagedSource,
+    PageIds,
+    Step,
+    TransferAudit,
+)
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt bench control``: interpreter time of a hand-over, on the control threads and on the engines' own.
+
+Two engines with small pages in one process: what counts is how many descriptors there are, not how many bytes. CPU time
+is that of each thread alone (its own clock), so what else runs meanwhile does not count. Modes: ``whole`` (decode asks
+when prefill is over), ``streamed`` (decode waits; layers become final one after the other), ``converted`` (prefill's
+pages of 16 tokens to decode's of 64).
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.console import progress
+from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
+from sage_kv_connector.contract.element_order import strided
+from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine import EngineCore, PagedSource, PagesTarget, Step, Wanted
+from sage_kv_connector.engine.pages.target import one_run
+
+HEADS, DIM, ITEM = 1, 16, 2
+PAGE, LARGE_PAGE = 16, 64
+#: A layer's forward pass on a fast engine.
+LAYER_S = 200e-6
+WARM_UP = 3
+TIMEOUT_S = 60.0
+MODES = ("whole", "streamed", "converted")
+
+
+class Cost(NamedTuple):
+    """CPU of one hand-over: both control threads, both engines' threads; ``layer_us``: of them for one layer's end."""
+
+    prefill_ms: float
+    decode_ms: float
+    engine_thread_ms: float
+    decode_engine_thread_ms: float
+    layer_us: float
+
+
+class _Side:
+    """An engine and its cache, whose pages no two of which lie beside each other."""
+
+    def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int) -> None:
+        self.pages, self.page = -(-tokens // page), page
+        shape = (2 * self.pages, HEADS, page, 2 * DIM)
+        self._cache = [np.full(shape, seed, dtype=np.uint16) for _ in range(layers)]
+        token = 2 * DIM * ITEM
+        orders = [strided(first * DIM * ITEM, page * token, token, ITEM) for first in (0, 1)]
+        canonical = tuple(CanonicalPlane(name, DIM, 0, orders[i]) for i, name in enumerate("kv"))
+        axes = ("page", "head", "token", "content")
+        named = [(f"layers.{i}", [("kv", tensor, axes)]) for i, tensor in enumerate(self._cache)]
+        group = group_view("fullattention", page, 2 * self.pages, named, heads=HEADS, canonical=canonical)
+        self.view = KVCacheView((group,))
+        schema = KVCacheSchema("bench", "m", "bf16", layers, HEADS, 0, HEADS, DIM, (group.schema(),))
+        self.core = EngineCore(KVTransportConfig(backend=backend, host="127.0.0.1"), schema=schema)
+        self.core.register_memory(self.view.extents())
+        self.core.start()
+        self.ids = 2 * np.random.default_rng(seed).permutation(self.pages)
+
+    def filled_with(self, value: int) -> bool:
+        return all(bool((tensor[self.ids] == value).all()) for tensor in self._cache)
+
+    def control_ms(self) -> float:
+        """CPU of the control thread so far."""
+        clock = time.pthread_getcpuclockid(self.core.control_thread)
+        return time.clock_gettime(clock) * 1e3
+
+
+def _timed(spent: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
+    """The engine's own thread calls this."""
+    begun = time.thread_time()
+    try:
+        return function(*arguments)
+    finally:
+        spent[0] += (time.thread_time() - begun) * 1e3
+
+
+class _Handover:
+    """One transfer between two sides; what each engine's thread spends is counted apart."""
+
+    def __init__(self, prefill: _Side, decode: _Side, name: str, tokens: int) -> None:
+        self._prefill, self._decode, self._name, self._tokens = prefill, decode, name, tokens
+        self._on_prefill, self._on_decode, self._on_layers = [0.0], [0.0], [0.0]
+        self._ended: queue.Queue[Outcome] = queue.Queue()
+
+    def run(self, mode: str) -> Cost:
+        prefill, decode = self._prefill, self._decode
+        before = prefill.control_ms(), decode.control_ms()
+        source = _timed(self._on_prefill, self._offer)
+        step = _timed(self._on_prefill, self._begin_step, source)
+        if mode == "streamed":
+            _timed(self._on_decode, self._subscribe, False)
+            while not prefill.core.is_streaming(self._name):
+                time.sleep(0.001)
+            for layer in range(len(prefill.view.groups[0].layers)):
+                time.sleep(LAYER_S)
+                _timed(self._on_layers, self._layer_saved, step, layer)
+        _timed(self._on_prefill, self._end_step, step)
+        if mode != "streamed":
+            _timed(self._on_decode, self._subscribe, True)
+        outcome = self._ended.get(timeout=TIMEOUT_S)
+        if not outcome.ok:
+            raise RuntimeError(f"a hand-over failed: {outcome.error}")
+        while prefill.core.counters()["offers"]:
+            time.sleep(0.001)
+        layers = len(prefill.view.groups[0].layers)
+        return Cost(
+            prefill.control_ms() - before[0],
+            decode.control_ms() - before[1],
+            self._on_prefill[0] + self._on_layers[0],
+            self._on_decode[0],
+            self._on_layers[0] * 1e3 / layers,
+        )
+
+    def _offer(self) -> PagedSource:
+        source = PagedSource(self._prefill.view)
+        self._prefill.core.offer(self._name, source, lambda _: None)
+        return source
+
+    def _begin_step(self, source: PagedSource) -> Step:
+        source.grow(0, self._prefill.ids)
+        source.end((self._prefill.pages,))
+        step = Step()
+        step.add(source.tables, (self._prefill.pages,))
+        return step
+
+    def _layer_saved(self, step: Step, layer: int) -> None:
+        step.layer(0, layer)
+        self._prefill.core.advanced(self._name)
+
+    def _end_step(self, step: Step) -> None:
+        step.all()
+        self._prefill.core.advanced(self._name)
+        self._prefill.core.finish(self._name)
+
+    def _subscribe(self, finished: bool) -> None:
+        pages = one_run(0, 0, self._decode.ids, range(self._tokens))
+        wanted = Wanted(self._name, PagesTarget(self._decode.view, (pages,)), finished, TIMEOUT_S)
+        core = self._prefill.core
+        peer = PeerAddress(core.engine_id, 0, core.addresses)
+        self._decode.core.subscribe(peer, wanted, self._ended.put)
+
+
+def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) -> dict[str, Any]:
+    prefill = _Side(backend, layers, tokens, PAGE, 1)
+    decode = _Side(backend, layers, tokens, LARGE_PAGE if mode == "converted" else PAGE, 2)
+    costs = []
+    try:
+        for number in range(WARM_UP + repeats):
+            costs.append(_Handover(prefill, decode, f"t{number}", tokens).run(mode))
+        right = decode.filled_with(1)
+    finally:
+        decode.core.close()
+        prefill.core.close()
+    figures = {name: median(getattr(cost, name) for cost in costs[WARM_UP:]) for name in Cost._fields}
+    return {"mode": mode, "backend": backend, "layers": layers, "tokens": tokens, "right": right, **figures}
+
+
+def bench_control(
+    backends: list[str], layers: int, tokens: list[int], modes: list[str], repeats: int
+) -> dict[str, Any]:
+    """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``."""
+    rows = []
+    for backend in backends:
+        for length in tokens:
+            for mode in modes:
+                progress.print(f"{mode} over {backend}: {layers} layers, {length} tokens")
+                rows.append(_measure(mode, backend, layers, length, repeats))
+    return {"rows": rows, "page": PAGE, "large_page": LARGE_PAGE, "repeats": repeats}
+
+
+def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The result as a table for people."""
+    for row in result["rows"]:
+        yield (
+            f"{row['mode']}, {row['backend']}, {row['layers']} layers, {row['tokens']} tokens",
+            f"prefill {row['prefill_ms']:.2f} ms, decode {row['decode_ms']:.2f} ms; engines' threads "
+            f"{row['engine_thread_ms']:.2f} and {row['decode_engine_thread_ms']:.2f} ms, a layer "
+            f"{row['layer_us']:.1f} µs" + ("" if row["right"] else ", WRONG BYTES"),
+        )
