@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sage_kv_connector.bench.first_byte import first_byte_us
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
@@ -33,6 +34,7 @@ PAGE, LARGE_PAGE = 16, 64
 LAYER_S = 200e-6
 WARM_UP = 3
 TIMEOUT_S = 60.0
+FIRST_BYTES = 300
 MODES = ("whole", "streamed", "converted")
 
 
@@ -46,7 +48,7 @@ class Cost(NamedTuple):
     layer_us: float
 
 
-class _Side:
+class Side:
     """An engine and its cache, whose pages no two of which lie beside each other."""
 
     def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int) -> None:
@@ -87,7 +89,7 @@ def _timed(spent: list[float], function: Callable[..., Any], *arguments: Any) ->
 class _Handover:
     """One transfer between two sides; what each engine's thread spends is counted apart."""
 
-    def __init__(self, prefill: _Side, decode: _Side, name: str, tokens: int) -> None:
+    def __init__(self, prefill: Side, decode: Side, name: str, tokens: int) -> None:
         self._prefill, self._decode, self._name, self._tokens = prefill, decode, name, tokens
         self._on_prefill, self._on_decode, self._on_layers = [0.0], [0.0], [0.0]
         self._ended: queue.Queue[Outcome] = queue.Queue()
@@ -151,8 +153,8 @@ class _Handover:
 
 
 def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) -> dict[str, Any]:
-    prefill = _Side(backend, layers, tokens, PAGE, 1)
-    decode = _Side(backend, layers, tokens, LARGE_PAGE if mode == "converted" else PAGE, 2)
+    prefill = Side(backend, layers, tokens, PAGE, 1)
+    decode = Side(backend, layers, tokens, LARGE_PAGE if mode == "converted" else PAGE, 2)
     costs = []
     try:
         for number in range(WARM_UP + repeats):
@@ -168,14 +170,18 @@ def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) ->
 def bench_control(
     backends: list[str], layers: int, tokens: list[int], modes: list[str], repeats: int
 ) -> dict[str, Any]:
-    """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``."""
+    """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``.
+
+    ``first_byte``: of each backend, microseconds from "a layer is final" to its page's place at decode.
+    """
     rows = []
     for backend in backends:
         for length in tokens:
             for mode in modes:
                 progress.print(f"{mode} over {backend}: {layers} layers, {length} tokens")
                 rows.append(_measure(mode, backend, layers, length, repeats))
-    return {"rows": rows, "page": PAGE, "large_page": LARGE_PAGE, "repeats": repeats}
+    first = [first_byte_us(backend, FIRST_BYTES) for backend in backends]
+    return {"rows": rows, "first_byte": first, "page": PAGE, "large_page": LARGE_PAGE, "repeats": repeats}
 
 
 def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -186,4 +192,9 @@ def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"prefill {row['prefill_ms']:.2f} ms, decode {row['decode_ms']:.2f} ms; engines' threads "
             f"{row['engine_thread_ms']:.2f} and {row['decode_engine_thread_ms']:.2f} ms, a layer "
             f"{row['layer_us']:.1f} µs" + ("" if row["right"] else ", WRONG BYTES"),
+        )
+    for first in result["first_byte"]:
+        yield (
+            f"first byte after a layer is final, {first['backend']}",
+            f"{first['first_byte_us_p50']:.1f} µs (p99 {first['first_byte_us_p99']:.1f})",
         )

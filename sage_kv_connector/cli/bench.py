@@ -108,6 +108,23 @@ def bench_control_command(
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
 
 
+@bench.command("beside")
+def bench_beside_command(
+    layers: Annotated[int, typer.Option(min=1, help="layers of the caches")] = 80,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens of a prompt")] = 1024,
+    a_second: Annotated[float, typer.Option(min=0.1, max=1000, help="streamed hand-overs a second")] = 20,
+    backend: BackendChoice = "shm",
+    rounds: Annotated[int, typer.Option(min=1, help="rounds with and without")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """What streamed hand-overs take from a thread that runs Python all the time in prefill's process."""
+    from sage_kv_connector.bench.beside import bench_beside, beside_rows
+
+    result = bench_beside(backend, layers, tokens, a_second, rounds)
+    emit(result, as_json=as_json, title="beside", rows=beside_rows(result))
+    raise typer.Exit(int(not result["right"]))
+
+
 def _lengths(text: str) -> list[int]:
     try:
         lengths = [int(word) for word in text.split(",")]
