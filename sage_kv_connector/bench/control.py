@@ -52,7 +52,7 @@ class Side:
     """An engine and its cache, whose pages no two of which lie beside each other."""
 
     def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int) -> None:
-        self.pages, self.page = -(-tokens // page), page
+        self.pages, self._tokens = -(-tokens // page), tokens
         shape = (2 * self.pages, HEADS, page, 2 * DIM)
         self._cache = [np.full(shape, seed, dtype=np.uint16) for _ in range(layers)]
         token = 2 * DIM * ITEM
@@ -69,7 +69,10 @@ class Side:
         self.ids = 2 * np.random.default_rng(seed).permutation(self.pages)
 
     def filled_with(self, value: int) -> bool:
-        return all(bool((tensor[self.ids] == value).all()) for tensor in self._cache)
+        """Every token of the request; what lies behind them in the last page is nobody's."""
+        by_token = [tensor[self.ids].transpose(0, 2, 1, 3) for tensor in self._cache]
+        rows = [tensor.reshape(-1, HEADS * 2 * DIM)[: self._tokens] for tensor in by_token]
+        return all(bool((row == value).all()) for row in rows)
 
     def control_ms(self) -> float:
         """CPU of the control thread so far."""
