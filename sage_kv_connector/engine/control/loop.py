@@ -112,17 +112,20 @@ class ControlLoop:
     def _run(self) -> None:
         _name_thread(b"sage-kvt-ctl")
         while not self._stopping:
+            happened: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
             for fd, _ in self._epoll.poll(self._timers.next_timeout()):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
                 else:
                     source, handler, first = self._watched[fd]
-                    for event in source.poll():
-                        self._guarded(handler, *first, event)
+                    happened += [(handler, (*first, event)) for event in source.poll()]
             self._woken = False  # before the orders are looked at, so that none is left lying
+            # Whatever was ordered before a peer could answer to it comes first.
             while self._orders:
                 function, arguments = self._orders.popleft()
                 self._guarded(function, *arguments)
+            for handler, arguments in happened:
+                self._guarded(handler, *arguments)
             while (timer := self._timers.pop_due()) is not None:
                 self._guarded(timer.fire)
 
