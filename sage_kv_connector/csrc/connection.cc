@@ -123,6 +123,17 @@ std::vector<std::shared_ptr<Channel>> Connection::channels() const {
   return channels_;
 }
 
+bool Connection::push() const {
+  std::shared_ptr<Channel> first;
+  {
+    std::lock_guard lock(mutex_);
+    if (!authorized || channels_.empty()) return false;
+    first = channels_.front();
+  }
+  std::unique_lock lock(first->mutex, std::try_to_lock);
+  return lock.owns_lock() && !first->dead && first->push();
+}
+
 void Connection::kick() const {
   for (const auto& channel : channels()) channel->lane->kick();
 }

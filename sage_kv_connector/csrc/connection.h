@@ -60,6 +60,8 @@ class Connection {
   void settle(const std::shared_ptr<Post>& post);
 
   std::vector<std::shared_ptr<Channel>> channels() const;
+  // As `Channel::push`, if the first channel is free.
+  bool push() const;
   // There is work: the lanes look at it.
   void kick() const;
   // False once sealed: the caller shuts the channel.

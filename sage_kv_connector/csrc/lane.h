@@ -46,7 +46,10 @@ class Channel {
 
   // All below with `mutex` held.
   virtual bool progress() = 0;  // true if something moved
-  virtual bool arm() = 0;       // before sleeping: false if work is there already
+  // Sends a chunk that waits if no byte of it is copied or summed up here, and does nothing else: for an engine's own
+  // thread. True if nothing is left to send.
+  virtual bool push() { return false; }
+  virtual bool arm() = 0;  // before sleeping: false if work is there already
   // Work was taken off the connection that waits here for `arm`'s wake-up.
   virtual bool stuck() const = 0;
   virtual void expire() = 0;  // the deadline is over

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -14,21 +16,28 @@ from sage_kv_connector.engine.control.loop import ControlLoop
 PATIENCE_S = 10.0
 
 
+class _Event(NamedTuple):
+    time_ns: int
+
+
 class _Source:
     """One event for each time that it is told to have one."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._events: list[_Event] = []
 
     def happen(self) -> None:
+        self._events.append(_Event(time.monotonic_ns()))
         os.eventfd_write(self._fd, 1)
 
     def fileno(self) -> int:
         return self._fd
 
-    def poll(self) -> list[str]:
+    def poll(self) -> list[_Event]:
         os.eventfd_read(self._fd)
-        return ["event"]
+        taken, self._events = self._events, []
+        return taken
 
 
 @pytest.fixture
@@ -38,13 +47,16 @@ def source() -> Iterator[_Source]:
     os.close(made.fileno())
 
 
-def test_an_order_runs_before_an_event_that_it_may_have_caused(source: _Source) -> None:
-    """An offer that was ordered, and the subscription of a peer that knows of it, wake the thread together."""
-    loop, seen, heard = ControlLoop(), [], threading.Event()
+@pytest.mark.parametrize("order_first", [True, False])
+def test_orders_and_events_run_as_they_came_about(source: _Source, order_first: bool) -> None:
+    """An offer that was ordered before the subscription of a peer that knows of it; a session's end before an order
+    to use it. Both wake the thread together."""
+    loop, seen, ended = ControlLoop(), [], threading.Event()
 
-    def on_event(event: str) -> None:
-        seen.append(event)
-        heard.set()
+    def note(what: str) -> None:
+        seen.append(what)
+        if len(seen) == 2:
+            ended.set()
 
     busy, go_on = threading.Event(), threading.Event()
 
@@ -52,18 +64,21 @@ def test_an_order_runs_before_an_event_that_it_may_have_caused(source: _Source) 
         busy.set()
         go_on.wait(PATIENCE_S)
 
-    loop.watch(source, on_event)
+    loop.watch(source, lambda event: note("event"))
     loop.start()
     try:
         loop.submit(loop.call_later, 0.0, work)  # it begins when no order is left
         assert busy.wait(PATIENCE_S)
-        loop.submit(seen.append, "order")
+        if order_first:
+            loop.submit(note, "order")
         source.happen()
+        if not order_first:
+            loop.submit(note, "order")
         go_on.set()
-        assert heard.wait(PATIENCE_S)
+        assert ended.wait(PATIENCE_S)
     finally:
         loop.stop()
-    assert seen == ["order", "event"]
+    assert seen == (["order", "event"] if order_first else ["event", "order"])
 
 
 def test_a_step_that_fails_ends_nothing(source: _Source) -> None:

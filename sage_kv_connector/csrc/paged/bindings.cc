@@ -109,12 +109,17 @@ void bind_paged(nb::module_& m) {
       .def(
           "advance",
           [](TablesHandle& self, size_t group, size_t first_layer, size_t layers, uint64_t pages) {
-            self.tables->advance(group, first_layer, layers, pages);
+            int pushes = 0;
+            self.tables->advance(group, first_layer, layers, pages, &pushes);
           },
           "group"_a, "first_layer"_a, "layers"_a, "pages"_a)
       .def(
           "advance_all",
-          [](TablesHandle& self, const std::vector<uint64_t>& pages) { self.tables->advance_all(pages); }, "pages"_a)
+          [](TablesHandle& self, const std::vector<uint64_t>& pages) {
+            int pushes = kPushes;
+            self.tables->advance_all(pages, &pushes);
+          },
+          "pages"_a)
       .def(
           "end", [](TablesHandle& self, const std::vector<uint64_t>& pages) { self.tables->end(pages); }, "pages"_a)
       .def(

@@ -149,9 +149,14 @@ Chunk PagedPost::cut(uint64_t max_bytes, size_t max_pieces) {
   return chunk;
 }
 
-void PagedPost::wake() {
+void PagedPost::wake(int* pushes) {
   const auto connection = connection_.lock();
-  if (connection && connection->resume(shared_from_this())) connection->kick();
+  if (!connection || !connection->resume(shared_from_this())) return;
+  if (*pushes > 0 && !checksum) {
+    --*pushes;
+    if (connection->push()) return;
+  }
+  connection->kick();
 }
 
 uint64_t post_pages(Endpoint& endpoint, uint64_t connection, const WindowDescriptor& target,

@@ -70,7 +70,7 @@ class PagedPost : public Post, public Waiter, public std::enable_shared_from_thi
   bool waits() const override { return cursor_->waits(); }
   Chunk cut(uint64_t max_bytes, size_t max_pieces) override;
   void finished() override { ended_ = true; }
-  void wake() override;
+  void wake(int* pushes) override;
   bool ended() const override { return ended_; }
 
  private:

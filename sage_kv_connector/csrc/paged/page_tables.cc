@@ -39,17 +39,17 @@ void PageTables::raise_to(size_t group, size_t layer, uint64_t pages) {
   }
 }
 
-void PageTables::advance(size_t group, size_t first_layer, size_t layers, uint64_t pages) {
+void PageTables::advance(size_t group, size_t first_layer, size_t layers, uint64_t pages, int* pushes) {
   check(group, first_layer, layers);
   for (size_t l = first_layer; l < first_layer + layers; ++l) raise_to(group, l, pages);
-  wake();
+  wake(pushes);
 }
 
-void PageTables::advance_all(const std::vector<uint64_t>& pages) {
+void PageTables::advance_all(const std::vector<uint64_t>& pages, int* pushes) {
   if (pages.size() > layers_.size()) check(layers_.size(), 0, 0);
   for (size_t group = 0; group < pages.size(); ++group)
     for (size_t l = 0; l < layers_[group]; ++l) raise_to(group, l, pages[group]);
-  wake();
+  wake(pushes);
 }
 
 void PageTables::end(const std::vector<uint64_t>& pages) {
@@ -60,7 +60,8 @@ void PageTables::end(const std::vector<uint64_t>& pages) {
     std::lock_guard lock(mutex_);
     last_ = pages;
   }
-  wake();
+  int pushes = 0;
+  wake(&pushes);
 }
 
 std::optional<uint64_t> PageTables::last(size_t group) const {
@@ -87,16 +88,17 @@ void PageTables::attach(const std::shared_ptr<Waiter>& waiter) {
     std::lock_guard lock(waiters_mutex_);
     waiters_.push_back(waiter);
   }
-  waiter->wake();  // what became final meanwhile
+  int pushes = 0;
+  waiter->wake(&pushes);  // what became final meanwhile
 }
 
-void PageTables::wake() {
+void PageTables::wake(int* pushes) {
   std::lock_guard lock(waiters_mutex_);
   bool any_ended = false;
   for (const auto& weak : waiters_) {
     const auto waiter = weak.lock();
     if (waiter && !waiter->ended())
-      waiter->wake();
+      waiter->wake(pushes);
     else
       any_ended = true;
   }
@@ -117,11 +119,13 @@ void Step::add(std::shared_ptr<PageTables> tables, std::vector<uint64_t> pages) 
 }
 
 void Step::layer(size_t group, size_t layer) {
-  for (const auto& one : progress_) one.tables->advance(group, layer, 1, one.pages.at(group));
+  int pushes = 0;
+  for (const auto& one : progress_) one.tables->advance(group, layer, 1, one.pages.at(group), &pushes);
 }
 
 void Step::all() {
-  for (const auto& one : progress_) one.tables->advance_all(one.pages);
+  int pushes = kPushes;
+  for (const auto& one : progress_) one.tables->advance_all(one.pages, &pushes);
 }
 
 }  // namespace sage_kvt

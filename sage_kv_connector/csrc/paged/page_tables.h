@@ -24,11 +24,15 @@ namespace sage_kvt {
 class Waiter {
  public:
   virtual ~Waiter() = default;
-  // Any thread, with the tables' list of waiters locked: must not call back.
-  virtual void wake() = 0;
+  // Any thread, with the tables' list of waiters locked: must not call back. `pushes`: so many times the caller's
+  // own thread may still send a chunk, where that is cheap.
+  virtual void wake(int* pushes) = 0;
   // It needs no more.
   virtual bool ended() const = 0;
 };
+
+// How many chunks the end of a step may send itself.
+constexpr int kPushes = 1;
 
 class PageTables {
  public:
@@ -40,9 +44,9 @@ class PageTables {
   // The whole table of a group: `kNullPage` where the engine keeps no memory.
   void set_pages(size_t group, const int64_t* ids, size_t count);
   void append(size_t group, const int64_t* ids, size_t count);
-  // The first `pages` pages of these layers hold their final bytes. Never goes back.
-  void advance(size_t group, size_t first_layer, size_t layers, uint64_t pages);
-  void advance_all(const std::vector<uint64_t>& pages);
+  // The first `pages` pages of these layers hold their final bytes. Never goes back. `pushes` as in `Waiter::wake`.
+  void advance(size_t group, size_t first_layer, size_t layers, uint64_t pages, int* pushes);
+  void advance_all(const std::vector<uint64_t>& pages, int* pushes);
   // The request has so many pages in each group, once they are final.
   void end(const std::vector<uint64_t>& pages);
 
@@ -61,7 +65,7 @@ class PageTables {
  private:
   void check(size_t group, size_t first_layer, size_t layers) const;
   void raise_to(size_t group, size_t layer, uint64_t pages);
-  void wake();
+  void wake(int* pushes);
 
   const std::vector<size_t> layers_;
   std::vector<std::unique_ptr<std::atomic<uint64_t>[]>> finals_;
@@ -75,6 +79,9 @@ class PageTables {
 };
 
 // What one step of the engine makes final, for all prefills on offer that it computes.
+//
+// The thread that calls launches the model's next layer: it wakes the lanes, and does no more. When the step is over,
+// and decode waits for what is left, it sends a chunk itself, which saves a wake-up.
 class Step {
  public:
   // `pages`: of each group, final when the step ran.

@@ -104,6 +104,13 @@ bool ShmChannel::progress() {
   return peer_gone();
 }
 
+bool ShmChannel::push() {
+  const bool direct = peer_reads_ && we_read_;
+  if (state_ != State::kReady || !direct || stuck()) return false;
+  if (send_chunk()) wake_peer();
+  return !stuck() && !connection->has_work();
+}
+
 bool ShmChannel::peer_gone() {
   const uint64_t now = now_ns();
   if (now - socket_checked_ < kSocketCheckNs) return false;

@@ -29,6 +29,7 @@ class ShmChannel : public Channel {
   ~ShmChannel() override;
 
   bool progress() override;
+  bool push() override;
   bool arm() override;
   void disarm(bool lane_sleeps) override;
   void revoke(const Post& post) override;

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,8 +25,18 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_NAME = 15
 
-E_co = TypeVar("E_co", covariant=True)
-E = TypeVar("E")
+
+class Happened(Protocol):
+    """What a source tells of."""
+
+    @property
+    def time_ns(self) -> int:
+        """When, by CLOCK_MONOTONIC."""
+        ...
+
+
+E_co = TypeVar("E_co", bound=Happened, covariant=True)
+E = TypeVar("E", bound=Happened)
 
 
 def _name_thread(name: bytes) -> None:
@@ -51,7 +62,7 @@ class ControlLoop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._watched: dict[int, tuple[EventSource[Any], Callable[..., object], tuple[Any, ...]]] = {}
-        self._orders: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._orders: deque[tuple[int, Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers = Timers()
         self._woken = False
         self._stopping = False
@@ -73,7 +84,7 @@ class ControlLoop:
 
     def submit(self, function: Callable[..., object], *arguments: Any) -> None:
         """Run ``function(*arguments)`` on the control thread, soon, in order of submission; any thread may call."""
-        self._orders.append((function, arguments))
+        self._orders.append((time.monotonic_ns(), function, arguments))
         if not self._woken and not self._stopping:
             self._woken = True
             os.eventfd_write(self._wake, 1)
@@ -112,22 +123,33 @@ class ControlLoop:
     def _run(self) -> None:
         _name_thread(b"sage-kvt-ctl")
         while not self._stopping:
-            happened: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-            for fd, _ in self._epoll.poll(self._timers.next_timeout()):
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                else:
-                    source, handler, first = self._watched[fd]
-                    happened += [(handler, (*first, event)) for event in source.poll()]
+            happened = self._take_events()
             self._woken = False  # before the orders are looked at, so that none is left lying
-            # Whatever was ordered before a peer could answer to it comes first.
-            while self._orders:
-                function, arguments = self._orders.popleft()
-                self._guarded(function, *arguments)
-            for handler, arguments in happened:
+            # In the order in which it came about: a peer may know of what was ordered here, and who orders of what
+            # a peer did.
+            for time_ns, handler, arguments in happened:
+                self._run_orders(time_ns)
                 self._guarded(handler, *arguments)
+            self._run_orders()
             while (timer := self._timers.pop_due()) is not None:
                 self._guarded(timer.fire)
+
+    def _take_events(self) -> list[tuple[int, Callable[..., object], tuple[Any, ...]]]:
+        """Waits for something to happen."""
+        happened = []
+        for fd, _ in self._epoll.poll(self._timers.next_timeout()):
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+            else:
+                source, handler, first = self._watched[fd]
+                happened += [(event.time_ns, handler, (*first, event)) for event in source.poll()]
+        return happened
+
+    def _run_orders(self, until_ns: int | None = None) -> None:
+        """Those that were submitted before that moment."""
+        while self._orders and (until_ns is None or self._orders[0][0] <= until_ns):
+            _, function, arguments = self._orders.popleft()
+            self._guarded(function, *arguments)
 
     def _guarded(self, function: Callable[..., object], *arguments: Any) -> None:
         """One broken step must not end the thread that every transfer depends on."""

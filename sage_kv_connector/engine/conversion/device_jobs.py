@@ -10,6 +10,7 @@ says why; nothing of it stays. Control thread only, but for lanes and pool.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -229,7 +230,7 @@ class DeviceConversions:
             (self._from_device_bounces if job.encode else self._to_device_bounces).release(job.lease)
 
     def _on_lane(self, job_id: int, error: str) -> None:
-        self._copied.append(JobEnded(job_id, error))
+        self._copied.append(JobEnded(job_id, error, time.monotonic_ns()))
         os.eventfd_write(self._wake, 1)
 
 

@@ -31,6 +31,7 @@ class JobEnded(NamedTuple):
 
     job: int
     error: str
+    time_ns: int
 
 
 class Conversions(Protocol):
@@ -108,7 +109,9 @@ class CpuConversions:
     def poll(self) -> Sequence[JobEnded]:
         events = map(Event._make, self._pool.poll(POLLED_AT_ONCE))
         return [
-            JobEnded(event.id, "" if event.status == Status.OK else "the conversion was cancelled")
+            JobEnded(
+                event.id, "" if event.status == Status.OK else "the conversion was cancelled", event.time_ns
+            )
             for event in events
         ]
 
