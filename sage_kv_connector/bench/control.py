@@ -175,7 +175,7 @@ def bench_control(
 ) -> dict[str, Any]:
     """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``.
 
-    ``first_byte``: of each backend, microseconds from "a layer is final" to its page's place at decode.
+    ``first_byte``: of each backend, microseconds from a layer's end, and from a step's, to a page's place at decode.
     """
     rows = []
     for backend in backends:
@@ -198,6 +198,7 @@ def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     for first in result["first_byte"]:
         yield (
-            f"first byte after a layer is final, {first['backend']}",
-            f"{first['first_byte_us_p50']:.1f} µs (p99 {first['first_byte_us_p99']:.1f})",
+            f"first page after a layer's end, and a step's, {first['backend']}",
+            f"{first['layer_us_p50']:.1f} µs (p99 {first['layer_us_p99']:.1f}), "
+            f"{first['step_us_p50']:.1f} µs (p99 {first['step_us_p99']:.1f})",
         )
