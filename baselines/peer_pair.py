@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the peers' transfer programs share: two processes, shuffled blocks, and the lines that drive them.
 
-The same lines as ``sage_kv_connector.bench.pair`` takes: run, small, verify, quit.
+The same lines as ``sage_kv_connector.bench.pair`` takes: run, small, verify, quit; and cost, of a peer that tells
+its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +27,14 @@ class Reader(Protocol):
 
     def move_one(self) -> None:
         """The first SMALL_BYTES."""
+
+
+@runtime_checkable
+class CostedReader(Reader, Protocol):
+    """One that can tell what reading every block takes from the thread that asks for it."""
+
+    def cost_ms(self) -> float:
+        """CPU time of that thread in milliseconds, once."""
 
 
 def drive(
@@ -54,6 +63,8 @@ def drive(
                 say({"gbytes_per_s": total / (time.perf_counter() - begun) / 1e9})
             case "small":
                 say(_small(reader))
+            case "cost" if isinstance(reader, CostedReader):
+                say({"cost_ms": reader.cost_ms()})
             case "verify":
                 say({"verified": _verified(reader, target)})
             case "quit":

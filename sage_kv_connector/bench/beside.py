@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -31,22 +30,20 @@ CHUNK = 2000
 
 
 def _decode(pipe: Connection, backend: str, layers: int, tokens: int) -> None:
-    """The other process: fetches each transfer whose name it is told, and says how it ended."""
+    """The other process: fetches each transfer whose name it is told, and says in the end what went wrong."""
     take_cores(1)
     side = Side(backend, layers, tokens, PAGE, 2)
     engine_id, addresses = pipe.recv()
     peer = PeerAddress(engine_id, 0, addresses)
-    lock = threading.Lock()
-
-    def ended(outcome: Outcome) -> None:
-        with lock:
-            pipe.send(outcome.error)
-
+    ended: queue.Queue[Outcome] = queue.Queue()
+    asked = 0
     while (name := pipe.recv()) is not None:
+        asked += 1
         pages = one_run(0, 0, side.ids, range(tokens))
         wanted = Wanted(name, PagesTarget(side.view, (pages,)), False, TIMEOUT_S)
-        side.core.subscribe(peer, wanted, ended)
-    pipe.send(side.filled_with(1))
+        side.core.subscribe(peer, wanted, ended.put)
+    errors = [error for _ in range(asked) if (error := ended.get(timeout=TIMEOUT_S).error)]
+    pipe.send(errors or ([] if side.filled_with(1) else ["other bytes than prefill's"]))
     side.core.close()
 
 
@@ -108,13 +105,12 @@ class _Prefill:
                 self.side.core.finish(name)
         self._under_way = left
 
-    def close(self) -> tuple[int, bool]:
-        """How many were handed over, and whether all of it is right."""
+    def close(self) -> tuple[int, list[str]]:
+        """How many were handed over, and what went wrong."""
         self._pipe.send(None)
-        errors = [self._pipe.recv() for _ in range(self._names)]
-        right = bool(self._pipe.recv()) and not any(errors)
+        errors: list[str] = self._pipe.recv()
         self.side.core.close()
-        return self._names, right
+        return self._names, errors
 
 
 def bench_beside(backend: str, layers: int, tokens: int, a_second: float, rounds: int) -> dict[str, Any]:
@@ -133,7 +129,9 @@ def bench_beside(backend: str, layers: int, tokens: int, a_second: float, rounds
         if number:  # the first warms up
             ratios.append(figures[a_second] / figures[0.0])
             alone.append(figures[0.0])
-    handed_over, right = prefill.close()
+    handed_over, errors = prefill.close()
+    for error in sorted(set(errors)):
+        progress.print(f"beside: {error}")
     process.join(10)
     return {
         "backend": backend,
@@ -143,7 +141,7 @@ def bench_beside(backend: str, layers: int, tokens: int, a_second: float, rounds
         "iterations_per_s": median(alone),
         "ratio": median(ratios),
         "handed_over": handed_over,
-        "right": right,
+        "right": not errors,
     }
 
 

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sage_kv_connector.bench.contender import Contender, ContenderError
 from sage_kv_connector.bench.first_byte import first_byte_us
+from sage_kv_connector.bench.transfer import PEERS
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
@@ -170,11 +172,32 @@ def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) ->
     return {"mode": mode, "backend": backend, "layers": layers, "tokens": tokens, "right": right, **figures}
 
 
+def _nixl(backend: str, layers: int, length: int, repeats: int) -> dict[str, Any]:
+    """What NIXL takes from the thread that asks it for as many descriptors; its lists are prepared before."""
+    program = PEERS["nixl"]
+    page_bytes = HEADS * PAGE * 2 * DIM * ITEM
+    total = layers * -(-length // PAGE) * page_bytes
+    transport = program.across if backend == "tcp" else program.on_node
+    row = {"mode": "nixl", "backend": f"{backend} ({transport})", "layers": layers, "tokens": length}
+    try:
+        peer = Contender(program.program, (transport, str(page_bytes), str(total)))
+    except ContenderError as error:
+        return {**row, "why": str(error)}
+    try:
+        costs = [float(peer.ask("cost")["cost_ms"]) for _ in range(WARM_UP + repeats)][WARM_UP:]
+        return {**row, "engine_thread_ms": median(costs), "right": bool(peer.ask("verify")["verified"])}
+    except ContenderError as error:
+        return {**row, "why": str(error)}
+    finally:
+        peer.close()
+
+
 def bench_control(
-    backends: list[str], layers: int, tokens: list[int], modes: list[str], repeats: int
+    backends: list[str], layers: int, tokens: list[int], modes: list[str], repeats: int, *, nixl: bool = False
 ) -> dict[str, Any]:
     """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``.
 
+    ``peers``: what NIXL takes from its caller for as many descriptors, or why it can't be said.
     ``first_byte``: of each backend, microseconds from a layer's end, and from a step's, to a page's place at decode.
     """
     rows = []
@@ -183,8 +206,16 @@ def bench_control(
             for mode in modes:
                 progress.print(f"{mode} over {backend}: {layers} layers, {length} tokens")
                 rows.append(_measure(mode, backend, layers, length, repeats))
+    peers = [_nixl(backend, layers, length, repeats) for backend in backends for length in tokens if nixl]
     first = [first_byte_us(backend, FIRST_BYTES) for backend in backends]
-    return {"rows": rows, "first_byte": first, "page": PAGE, "large_page": LARGE_PAGE, "repeats": repeats}
+    return {
+        "rows": rows,
+        "peers": peers,
+        "first_byte": first,
+        "page": PAGE,
+        "large_page": LARGE_PAGE,
+        "repeats": repeats,
+    }
 
 
 def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -196,6 +227,9 @@ def control_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{row['engine_thread_ms']:.2f} and {row['decode_engine_thread_ms']:.2f} ms, a layer "
             f"{row['layer_us']:.1f} µs" + ("" if row["right"] else ", WRONG BYTES"),
         )
+    for row in result["peers"]:
+        cost = row.get("why") or f"{row['engine_thread_ms']:.2f} ms of the thread that asks"
+        yield f"NIXL, {row['backend']}, {row['layers']} layers, {row['tokens']} tokens", cost
     for first in result["first_byte"]:
         yield (
             f"first page after a layer's end, and a step's, {first['backend']}",

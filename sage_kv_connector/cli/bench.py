@@ -95,15 +95,22 @@ def bench_control_command(
     backends: Annotated[str, typer.Option(help="any of shm,tcp")] = "shm,tcp",
     modes: Annotated[str, typer.Option(help="any of whole,streamed,converted")] = "whole,streamed,converted",
     repeats: Annotated[int, typer.Option(min=1, help="hand-overs of each kind")] = 15,
+    against: Annotated[str, typer.Option(help="nixl: its own cost for as many descriptors")] = "",
     as_json: AsJson = False,
 ) -> None:
     """CPU time that a hand-over takes from the interpreter, on both control threads and the engines' own."""
     from sage_kv_connector.bench.control import MODES, bench_control, control_rows
 
-    for given, option, allowed in ((backends, "--backends", ("shm", "tcp")), (modes, "--modes", MODES)):
+    for given, option, allowed in (
+        (backends, "--backends", ("shm", "tcp")),
+        (modes, "--modes", MODES),
+        (against or "nixl", "--against", ("nixl",)),
+    ):
         if not given or not set(given.split(",")) <= set(allowed):
             raise typer.BadParameter(f"{option} {given!r}: allowed are {', '.join(allowed)}")
-    result = bench_control(backends.split(","), layers, _lengths(tokens), modes.split(","), repeats)
+    result = bench_control(
+        backends.split(","), layers, _lengths(tokens), modes.split(","), repeats, nixl=against == "nixl"
+    )
     emit(result, as_json=as_json, title="control", rows=control_rows(result))
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
 
