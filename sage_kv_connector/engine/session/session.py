@@ -45,6 +45,7 @@ class Session:
         self.peer: Peer | None = None
         self.plan: TransportPlan | None = None
         self.verdict = SchemaVerdict()
+        self.converts: bool | None = None  #: what comes in over it; found out with the first subscription
         self.deadline: Timer | None = None  #: of the handshake
         self._holders = 0
         self._last_heard = 0

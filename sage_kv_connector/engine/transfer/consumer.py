@@ -135,6 +135,11 @@ class Consumer:
             self._fetch(subscription, session)
 
     def _must_convert(self, session: Session) -> bool:
+        if session.converts is None:
+            session.converts = self._converts(session)
+        return session.converts
+
+    def _converts(self, session: Session) -> bool:
         theirs = session.peer.schema if session.peer else None
         if self._converters is None or theirs is None:
             return False
