@@ -12,6 +12,7 @@ using namespace sage_kvt;
 namespace {
 
 constexpr size_t kPages = 24, kRunBytes = 96;
+using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
 
 // Planes of an engine: K and V beside each other in one tensor, whose pages have several runs; or one tensor a layer.
 struct Cache {
@@ -42,6 +43,18 @@ struct Cache {
       groups.push_back(group);
     }
     layout = std::make_shared<const PageLayout>(groups, std::vector<Segment>{{address_of(memory), memory.size()}});
+  }
+
+  // The forward pass of a layer: what `finals` has of these pages gets its place.
+  void compute(const Bytes& finals, size_t group, size_t layer, const std::vector<int64_t>& ids, size_t first,
+               size_t end) {
+    for (const auto& plane : layout->groups()[group].layers[layer].planes)
+      for (size_t i = first; i < end; ++i)
+        for (uint64_t offset : plane.run_offsets) {
+          const uint64_t at =
+              plane.base + static_cast<uint64_t>(ids[i]) * plane.page_stride + offset - address_of(memory);
+          std::copy_n(finals.begin() + static_cast<long>(at), plane.run_bytes, memory.begin() + static_cast<long>(at));
+        }
   }
 
   // A page of a layer as it must arrive.
@@ -84,7 +97,9 @@ uint64_t open_pages(Pair& pair, const Cache& cache, const std::vector<PageRuns>&
 void what_lands_is_what_was_final(Kind kind) {
   std::mt19937 random(7);
   for (int round = 0; round < 30; ++round) {
-    const Cache from({3, 2}, 2, static_cast<unsigned>(1 + round));
+    Cache from({3, 2}, 2, static_cast<unsigned>(1 + round));
+    const Bytes finals = from.memory;
+    std::fill(from.memory.begin(), from.memory.end(), 0);
     Cache to({3, 2}, 2, static_cast<unsigned>(1000 + round));
     Pair pair(kind, round % 3 == 0 ? 4096 : 64u << 10);  // its lanes end before the memory does
     const Bytes before = to.memory;
@@ -94,8 +109,9 @@ void what_lands_is_what_was_final(Kind kind) {
     const size_t prompt = 6 + random() % 8;
     const std::vector<std::vector<int64_t>> source{some_pages(random, prompt), some_pages(random, prompt)};
     const size_t first = random() % 3, skipped = random() % 2;
-    std::vector<PageRuns> selection{{0, {{first, prompt - first}}}};
-    selection.push_back({1, {{skipped, 1}, {skipped + 2, prompt - skipped - 2}}});
+    std::vector<PageRuns> selection;
+    selection.emplace_back(0, Ranges{{first, prompt - first}});
+    selection.emplace_back(1, Ranges{{skipped, 1}, {skipped + 2, prompt - skipped - 2}});
     std::vector<std::vector<int64_t>> target;
     for (const auto& runs : selection) target.push_back(some_pages(random, runs.count()));
     const uint64_t generation = 1 + static_cast<uint64_t>(round);
@@ -114,7 +130,17 @@ void what_lands_is_what_was_final(Kind kind) {
     };
     const size_t half = prompt / 2;
     grow(half);
-    if (random() % 2) advance_all(*tables, {half, half});
+    // What is final, by group and layer.
+    std::vector<std::vector<size_t>> computed{{0, 0, 0}, {0, 0}};
+    auto forward = [&](size_t group, size_t layer, size_t until) {
+      from.compute(finals, group, layer, source[group], computed[group][layer], until);
+      computed[group][layer] = std::max(computed[group][layer], until);
+    };
+    if (random() % 2) {
+      for (size_t group = 0; group < 2; ++group)
+        for (size_t layer = 0; layer < from.layers[group]; ++layer) forward(group, layer, half);
+      advance_all(*tables, {half, half});
+    }
     const uint64_t post = post_pages(*pair.sender, pair.to_receiver, pair.receiver->describe(window), cursor,
                                      generation, 0, round % 2 == 0);
     std::thread engine([&] {
@@ -126,6 +152,7 @@ void what_lands_is_what_was_final(Kind kind) {
         std::vector<std::pair<size_t, size_t>> order{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}};
         if (round % 2) std::shuffle(order.begin(), order.end(), random);
         for (const auto& [group, layer] : order) {
+          forward(group, layer, until);
           pass.layer(group, layer);
           if (random() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 200));
         }
@@ -191,7 +218,7 @@ void hanging_up_races_with_streams(Kind kind) {
       // Each has pages of its own: lanes of one connection write side by side.
       const std::vector<int64_t> ids{static_cast<int64_t>(2 * i), static_cast<int64_t>(2 * i + 1)};
       tables->append(0, ids.data(), ids.size());
-      const std::vector<PageRuns> selection{{0, {{0, 2}}}};
+      const std::vector<PageRuns> selection{PageRuns(0, {{0, 2}})};
       const uint64_t window = open_pages(pair, to, selection, {ids}, i + 1);
       auto cursor = std::make_shared<PagedCursor>(from.layout, tables, selection);
       posts.push_back(
@@ -218,6 +245,24 @@ void hanging_up_races_with_streams(Kind kind) {
   }
 }
 
+void places_below_are_counted() {
+  std::mt19937 random(13);
+  for (int round = 0; round < 200; ++round) {
+    Ranges ranges;
+    std::vector<bool> taken(60);
+    for (uint64_t at = random() % 4; at < 50;) {
+      const uint64_t count = 1 + random() % 6;
+      ranges.push_back({at, count});
+      for (uint64_t i = at; i < at + count; ++i) taken[i] = true;
+      at += count + random() % 5;
+    }
+    const PageRuns runs(0, ranges);
+    uint64_t below = 0;
+    for (uint64_t end = 0; end < taken.size(); below += taken[end++]) CHECK(runs.below(end) == below);
+    CHECK(runs.count() == below);
+  }
+}
+
 void bad_arguments_are_refused() {
   const Cache cache({2}, 1, 1);
   auto tables = std::make_shared<PageTables>(cache.layers);
@@ -238,8 +283,8 @@ void bad_arguments_are_refused() {
     tables->advance(0, 1, 2, 1, &pushes);
   }));
   CHECK(refused([&] { tables->end({1, 2}); }));
-  CHECK(refused([&] { PagedCursor(cache.layout, tables, {{1, {{0, 1}}}}); }));
-  CHECK(refused([&] { PagedCursor(cache.layout, tables, {{0, {{0, 2}, {1, 1}}}}); }));
+  CHECK(refused([&] { PagedCursor(cache.layout, tables, {PageRuns(1, {{0, 1}})}); }));
+  CHECK(refused([&] { PageRuns(0, {{0, 2}, {1, 1}}); }));
   CHECK(refused([&] { PagedCursor(cache.layout, tables, {}); }));
   CHECK(refused([&] {
     const int64_t id = kPages;
@@ -250,6 +295,7 @@ void bad_arguments_are_refused() {
 }  // namespace
 
 int main() {
+  places_below_are_counted();
   bad_arguments_are_refused();
   for (Kind kind : kKinds) {
     what_lands_is_what_was_final(kind);

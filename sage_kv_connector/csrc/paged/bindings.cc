@@ -159,7 +159,7 @@ void bind_paged(nb::module_& m) {
           [](CursorHandle* self, const LayoutHandle& layout, const TablesHandle& tables,
              const std::vector<RunsFields>& selection) {
             std::vector<PageRuns> runs;
-            for (const auto& [group, ranges] : selection) runs.push_back({group, ranges});
+            for (const auto& [group, ranges] : selection) runs.emplace_back(group, ranges);
             new (self) CursorHandle{std::make_shared<PagedCursor>(layout.layout, tables.tables, std::move(runs))};
           },
           "layout"_a, "tables"_a, "selection"_a)

@@ -15,21 +15,24 @@ std::vector<GroupCount> counts_of(const std::vector<PageRuns>& selection) {
 
 }  // namespace
 
-uint64_t PageRuns::count() const {
-  uint64_t count = 0;
-  for (const auto& run : runs) count += run.second;
-  return count;
+PageRuns::PageRuns(size_t group_, std::vector<std::pair<uint64_t, uint64_t>> runs_)
+    : group(group_), runs(std::move(runs_)), before_{0} {
+  uint64_t behind = 0;
+  for (const auto& [first, count] : runs) {
+    if (count == 0 || first < behind || first + count < first)
+      throw std::invalid_argument("runs of group " + std::to_string(group) + " are empty or don't ascend");
+    behind = first + count;
+    before_.push_back(before_.back() + count);
+  }
 }
 
-uint64_t PageRuns::last() const { return runs.back().first + runs.back().second - 1; }
-
 uint64_t PageRuns::below(uint64_t end) const {
-  uint64_t count = 0;
-  for (const auto& [first, pages] : runs) {
-    if (first >= end) break;
-    count += std::min(pages, end - first);
-  }
-  return count;
+  const auto run = static_cast<size_t>(
+      std::upper_bound(runs.begin(), runs.end(), end, [](uint64_t at, const auto& r) { return at < r.first; }) -
+      runs.begin());
+  if (run == 0) return 0;
+  const auto& [first, count] = runs[run - 1];
+  return before_[run - 1] + std::min(count, end - first);
 }
 
 PagedCursor::PagedCursor(std::shared_ptr<const PageLayout> layout, std::shared_ptr<PageTables> tables,
@@ -38,14 +41,6 @@ PagedCursor::PagedCursor(std::shared_ptr<const PageLayout> layout, std::shared_p
       selection_(std::move(selection)),
       space_(std::move(layout), counts_of(selection_)),
       sent_(space_.spans().size()) {
-  for (const auto& pages : selection_) {
-    uint64_t behind = 0;
-    for (const auto& [first, count] : pages.runs) {
-      if (count == 0 || first < behind || first + count < first)
-        throw std::invalid_argument("runs of group " + std::to_string(pages.group) + " are empty or don't ascend");
-      behind = first + count;
-    }
-  }
   for (const auto& span : space_.spans())
     if (span.group >= tables_->groups() || span.layer >= tables_->layers(span.group))
       throw std::invalid_argument("the tables have no layer " + std::to_string(span.layer) + " of group " +

@@ -19,14 +19,20 @@
 
 namespace sage_kvt {
 
-// Places of a request, (first, count) runs that ascend, of one group.
-struct PageRuns {
-  size_t group;
-  std::vector<std::pair<uint64_t, uint64_t>> runs;
-  uint64_t count() const;
-  uint64_t last() const;
+// Places of a request of one group.
+class PageRuns {
+ public:
+  // (first, count) runs. Throws std::invalid_argument unless they ascend and none is empty.
+  PageRuns(size_t group, std::vector<std::pair<uint64_t, uint64_t>> runs);
+  const size_t group;
+  const std::vector<std::pair<uint64_t, uint64_t>> runs;
+  uint64_t count() const { return before_.back(); }
+  uint64_t last() const { return runs.back().first + runs.back().second - 1; }
   // How many of the places are below `end`.
   uint64_t below(uint64_t end) const;
+
+ private:
+  std::vector<uint64_t> before_;  // places before each run, and in all
 };
 
 // Not for several threads at once. Hands each byte out once, in an order of its own, only when it is final.
