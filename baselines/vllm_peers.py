@@ -29,10 +29,10 @@ class PeerPair:
     bootstrap_port: int | None = None
 
 
-def nixl(transport: str, side_channel_ports: tuple[int, int]) -> PeerPair:
-    """NixlConnector, pull mode; ``transport`` is cma (UCX's own choice on one node) or tcp."""
+def nixl(transport: str, side_channel_ports: tuple[int, int], connector: str = "NixlConnector") -> PeerPair:
+    """NIXL's pull or push connector; ``transport`` is cma (UCX's own choice on one node) or tcp."""
     tls = {"cma": "posix,cma,tcp,self", "tcp": "tcp,self"}[transport]
-    config = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    config = {"kv_connector": connector, "kv_role": "kv_both", "kv_buffer_device": "cpu"}
     sides = [
         ServerSide(config, {"UCX_TLS": tls, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)})
         for port in side_channel_ports

@@ -142,6 +142,17 @@ def bench_handover(
         }
 
 
+def servers_env(*, real_attention: bool = False) -> dict[str, str]:
+    """What all servers of a comparison have in common."""
+    from baselines.vllm_peers import PLUGINS
+
+    return {
+        SECRET_ENV: secrets.token_urlsafe(16),
+        "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
+        "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
+    }
+
+
 def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The result as a table for people."""
     yield "prefill attention", result["prefill_attention"]
@@ -178,7 +189,7 @@ def _start(
     real_attention: bool,
 ) -> list[ServerPair]:
     """``missing``: takes the reason of each peer whose servers do not start."""
-    from baselines.vllm_peers import PLUGINS, PeerPair, ServerSide, mooncake, nixl
+    from baselines.vllm_peers import PeerPair, ServerSide, mooncake, nixl
 
     bootstrap = free_port()
     common = f"sage_kvt:{options_of_ours}"
@@ -191,11 +202,7 @@ def _start(
     if "mooncake" in against:
         wanted["mooncake"] = mooncake(free_port())
     model = build(directory, "bench")
-    env = {
-        SECRET_ENV: secrets.token_urlsafe(16),
-        "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
-        "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
-    }
+    env = servers_env(real_attention=real_attention)
     cores = core_halves()
     pairs = []
     for name, sides in wanted.items():

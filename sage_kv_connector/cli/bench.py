@@ -142,6 +142,29 @@ def _lengths(text: str) -> list[int]:
     return lengths
 
 
+@bench.command("routed")
+def bench_routed_command(
+    tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of each length")] = 5,
+    backend: BackendChoice = "shm",
+    against: Annotated[str, typer.Option(help="nixl: its pull and its push mode")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Time to the first token through vLLM's own router: ours at once, ours prefill first, NIXL's pull and push."""
+    from sage_kv_connector.bench.routed import bench_routed, routed_rows
+    from sage_kv_connector.launch.process import ServerError
+
+    if against not in ("", "nixl"):
+        raise typer.BadParameter(f"--against {against!r}: allowed is nixl")
+    try:
+        result = bench_routed(_lengths(tokens), repeats, backend, peers=against == "nixl")
+    except ServerError as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="routed", rows=routed_rows(result))
+    raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
+
+
 class Layout(StrEnum):
     """Orders of elements in a page that ``bench convert`` knows."""
 
