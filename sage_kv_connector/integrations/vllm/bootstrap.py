@@ -65,13 +65,18 @@ class BootstrapServer:
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
             daemon_threads = True
+            request_queue_size = MAX_ASKERS  # a crowd that comes at once is not kept waiting by the kernel
             places = threading.BoundedSemaphore(MAX_ASKERS)
 
             def process_request(self, request: Any, client_address: Any) -> None:
-                if self.places.acquire(blocking=False):
-                    super().process_request(request, client_address)
-                else:
+                if not self.places.acquire(blocking=False):
                     self.shutdown_request(request)
+                    return
+                try:
+                    super().process_request(request, client_address)
+                except RuntimeError:  # no thread for it
+                    self.places.release()
+                    raise
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
                 try:
