@@ -173,8 +173,8 @@ class DecodeHalf:
         with self._voiding:
             if loading.void:
                 return
+            log_outcome(logger, Side.DECODE, request_id, outcome)  # before vLLM acts on it
             self._results.add_received(request_id, outcome)
-        log_outcome(logger, Side.DECODE, request_id, outcome)
 
     def _cancel(self, request_id: str) -> None:
         loading = self._loads.get(request_id)
