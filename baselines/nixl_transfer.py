@@ -51,24 +51,20 @@ class NixlReader:
     def cost_ms(self) -> float:
         """Making the transfer, beginning it, and looking for its end as often as an engine steps."""
         begun = time.thread_time()
-        handle = self._agent.make_prepped_xfer(
-            "READ", self._local, self._indices, self._remote, self._indices
-        )
-        state = self._agent.transfer(handle)
-        while state == "PROC":
-            time.sleep(LOOK_S)
-            state = self._agent.check_xfer_state(handle)
-        self._agent.release_xfer_handle(handle)
+        self._read(self._local, self._remote, self._indices, LOOK_S)
         return (time.thread_time() - begun) * 1e3
 
     def _prepare(self, owner: str, segments: object) -> object:
         tuples = [(int(address), int(length), 0) for address, length in segments]
         return self._agent.prep_xfer_dlist(owner, tuples, "DRAM")
 
-    def _read(self, local: object, remote: object, indices: list[int]) -> None:
+    def _read(self, local: object, remote: object, indices: list[int], look_s: float = 0.0) -> None:
+        """``look_s``: how long it rests between two looks for the end."""
         handle = self._agent.make_prepped_xfer("READ", local, indices, remote, indices)
         state = self._agent.transfer(handle)
         while state == "PROC":
+            if look_s:
+                time.sleep(look_s)
             state = self._agent.check_xfer_state(handle)
         self._agent.release_xfer_handle(handle)
         if state != "DONE":

@@ -21,8 +21,7 @@ from sage_kv_connector.bench.pair import take_cores
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
-from sage_kv_connector.engine import PagedSource, PagesTarget, Step, Wanted
-from sage_kv_connector.engine.pages.target import one_run
+from sage_kv_connector.engine import PagedSource, Step
 
 ROUND_S = 2.0
 #: Iterations between two looks at the clock.
@@ -39,9 +38,7 @@ def _decode(pipe: Connection, backend: str, layers: int, tokens: int) -> None:
     asked = 0
     while (name := pipe.recv()) is not None:
         asked += 1
-        pages = one_run(0, 0, side.ids, range(tokens))
-        wanted = Wanted(name, PagesTarget(side.view, (pages,)), False, TIMEOUT_S)
-        side.core.subscribe(peer, wanted, ended.put)
+        side.core.subscribe(peer, side.wanted(name, finished=False), ended.put)
     errors = [error for _ in range(asked) if (error := ended.get(timeout=TIMEOUT_S).error)]
     pipe.send(errors or ([] if side.filled_with(1) else ["other bytes than prefill's"]))
     side.core.close()
@@ -87,11 +84,7 @@ class _Prefill:
         name, source = f"t{self._names}", PagedSource(self.side.view)
         self.side.core.offer(name, source, self._released.put)
         self._pipe.send(name)
-        source.grow(0, self.side.ids)
-        source.end((self.side.pages,))
-        step = Step()
-        step.add(source.tables, (self.side.pages,))
-        self._under_way.append((name, step, 0))
+        self._under_way.append((name, self.side.begin_step(source), 0))
 
     def _layer(self) -> None:
         """The next layer of each prefill under way is final."""

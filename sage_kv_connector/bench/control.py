@@ -70,6 +70,19 @@ class Side:
         self.core.start()
         self.ids = 2 * np.random.default_rng(seed).permutation(self.pages)
 
+    def begin_step(self, source: PagedSource) -> Step:
+        """A step that computes the whole prompt."""
+        source.grow(0, self.ids)
+        source.end((self.pages,))
+        step = Step()
+        step.add(source.tables, (self.pages,))
+        return step
+
+    def wanted(self, name: str, *, finished: bool) -> Wanted:
+        """The whole prompt, into this side's pages."""
+        pages = one_run(0, 0, self.ids, range(self._tokens))
+        return Wanted(name, PagesTarget(self.view, (pages,)), finished, TIMEOUT_S)
+
     def filled_with(self, value: int) -> bool:
         """Every token of the request; what lies behind them in the last page is nobody's."""
         by_token = [tensor[self.ids].transpose(0, 2, 1, 3) for tensor in self._cache]
@@ -94,8 +107,8 @@ def _timed(spent: list[float], function: Callable[..., Any], *arguments: Any) ->
 class _Handover:
     """One transfer between two sides; what each engine's thread spends is counted apart."""
 
-    def __init__(self, prefill: Side, decode: Side, name: str, tokens: int) -> None:
-        self._prefill, self._decode, self._name, self._tokens = prefill, decode, name, tokens
+    def __init__(self, prefill: Side, decode: Side, name: str) -> None:
+        self._prefill, self._decode, self._name = prefill, decode, name
         self._on_prefill, self._on_decode, self._on_layers = [0.0], [0.0], [0.0]
         self._ended: queue.Queue[Outcome] = queue.Queue()
 
@@ -103,7 +116,7 @@ class _Handover:
         prefill, decode = self._prefill, self._decode
         before = prefill.control_ms(), decode.control_ms()
         source = _timed(self._on_prefill, self._offer)
-        step = _timed(self._on_prefill, self._begin_step, source)
+        step = _timed(self._on_prefill, prefill.begin_step, source)
         if mode == "streamed":
             _timed(self._on_decode, self._subscribe, False)
             while not prefill.core.is_streaming(self._name):
@@ -133,13 +146,6 @@ class _Handover:
         self._prefill.core.offer(self._name, source, lambda _: None)
         return source
 
-    def _begin_step(self, source: PagedSource) -> Step:
-        source.grow(0, self._prefill.ids)
-        source.end((self._prefill.pages,))
-        step = Step()
-        step.add(source.tables, (self._prefill.pages,))
-        return step
-
     def _layer_saved(self, step: Step, layer: int) -> None:
         step.layer(0, layer)
         self._prefill.core.advanced(self._name)
@@ -150,8 +156,7 @@ class _Handover:
         self._prefill.core.finish(self._name)
 
     def _subscribe(self, finished: bool) -> None:
-        pages = one_run(0, 0, self._decode.ids, range(self._tokens))
-        wanted = Wanted(self._name, PagesTarget(self._decode.view, (pages,)), finished, TIMEOUT_S)
+        wanted = self._decode.wanted(self._name, finished=finished)
         core = self._prefill.core
         peer = PeerAddress(core.engine_id, 0, core.addresses)
         self._decode.core.subscribe(peer, wanted, self._ended.put)
@@ -163,7 +168,7 @@ def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) ->
     costs = []
     try:
         for number in range(WARM_UP + repeats):
-            costs.append(_Handover(prefill, decode, f"t{number}", tokens).run(mode))
+            costs.append(_Handover(prefill, decode, f"t{number}").run(mode))
         right = decode.filled_with(1)
     finally:
         decode.core.close()

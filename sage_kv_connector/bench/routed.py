@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +26,7 @@ from sage_kv_connector.console import progress
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
+from sage_kv_connector.launch.vllm import VllmOptions, complete, metric, router, vllm_server
 
 OURS, FIRST = "ours", "ours, prefill first"
 PEERS = ("NIXL pull", "NIXL push")
@@ -135,13 +134,7 @@ def _round(contenders: dict[str, _Routed], tokens: int, missing: dict[str, str])
 
 def _prefill_s(server: Process) -> float:
     """Seconds that this server's requests took so far, by its own metrics."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as response:
-        lines = response.read().decode().splitlines()
-    return sum(
-        float(line.rpartition(" ")[2])
-        for line in lines
-        if line.startswith("vllm:e2e_request_latency_seconds_sum")
-    )
+    return metric(server, "vllm:e2e_request_latency_seconds_sum")
 
 
 def _rows(tokens: int, rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:

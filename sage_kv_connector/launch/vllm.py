@@ -165,7 +165,12 @@ def _read_stream(response: http.client.HTTPResponse, begun: float) -> Answer:
 
 def gauge(server: Process, name: str) -> float:
     """One of our metrics at a server's /metrics, summed over its engines and codes; 0 before the first step."""
+    return metric(server, *(f"vllm:sage_kvt_{name}{ending}" for ending in ("", "_total")))
+
+
+def metric(server: Process, *names: str) -> float:
+    """The sum of all samples of these names at a server's /metrics; 0 where there are none."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
-    names = tuple(f"vllm:sage_kvt_{name}{ending}{{" for ending in ("", "_total"))
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+    starts = tuple(f"{name}{{" for name in names)
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(starts))

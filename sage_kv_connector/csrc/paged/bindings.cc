@@ -44,11 +44,13 @@ LayoutHandle make_layout(const std::vector<GroupFields>& groups,
   return {std::make_shared<const PageLayout>(std::move(made), std::move(memory))};
 }
 
-nb::object ids_array(const std::vector<int64_t>& ids) {
-  auto* data = new int64_t[std::max<size_t>(ids.size(), 1)];
-  std::copy(ids.begin(), ids.end(), data);
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int64_t*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(data, {ids.size()}, owner));
+// A NumPy array of its own.
+template <typename T>
+nb::object array_of(const std::vector<T>& values, std::initializer_list<size_t> shape) {
+  auto* data = new T[std::max<size_t>(values.size(), 1)];
+  std::copy(values.begin(), values.end(), data);
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
 }
 
 // All that can be cut now, for backends whose lanes don't.
@@ -64,10 +66,7 @@ nb::object take_ready(CursorHandle& self) {
     }
   }
   if (rows.empty()) return nb::none();
-  auto* data = new uint64_t[rows.size()];
-  std::copy(rows.begin(), rows.end(), data);
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint64_t*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, uint64_t, nb::ndim<2>>(data, {rows.size() / 3, 3}, owner));
+  return array_of(rows, {rows.size() / 3, 3});
 }
 
 }  // namespace
@@ -138,7 +137,8 @@ void bind_paged(nb::module_& m) {
       .def(
           "page_ids",
           [](const TablesHandle& self, size_t group, uint64_t first, uint64_t end) {
-            return ids_array(self.tables->page_ids(group, first, end));
+            const auto ids = self.tables->page_ids(group, first, end);
+            return array_of(ids, {ids.size()});
           },
           "group"_a, "first"_a, "end"_a);
 

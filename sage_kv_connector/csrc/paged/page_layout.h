@@ -78,7 +78,6 @@ class PagedSpace : public Space {
   // Only of pages that are known.
   uint64_t pieces(uint64_t offset, uint64_t length, size_t max, std::vector<iovec>* out) const override;
   const std::vector<LayerSpan>& spans() const { return spans_; }
-  const std::vector<GroupCount>& selected() const { return selected_; }
   const PageLayout& layout() const { return *layout_; }
 
  private:

@@ -88,7 +88,6 @@ class Step {
   void add(std::shared_ptr<PageTables> tables, std::vector<uint64_t> pages);
   void layer(size_t group, size_t layer);
   void all();
-  size_t size() const { return progress_.size(); }
 
  private:
   struct Progress {
