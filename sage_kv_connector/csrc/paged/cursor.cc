@@ -84,6 +84,7 @@ bool PagedCursor::know(size_t slot, uint64_t count) {
   const auto& pages = selection_[slot];
   uint64_t known = space_.known(slot);
   if (known >= count) return true;
+  const auto of_group = [&] { return " of group " + std::to_string(pages.group); };
   uint64_t skip = known;
   for (const auto& [first, in_run] : pages.runs) {
     if (skip >= in_run) {
@@ -93,12 +94,11 @@ bool PagedCursor::know(size_t slot, uint64_t count) {
     const uint64_t from = first + skip, end = from + std::min(in_run - skip, count - known);
     const auto ids = tables_->page_ids(pages.group, from, end);
     const auto null = std::find(ids.begin(), ids.end(), kNullPage);
-    const std::string of_group = " of group " + std::to_string(pages.group);
     if (null != ids.end())
       return refuse(Status::kOutOfBounds, "page " + std::to_string(from + static_cast<uint64_t>(null - ids.begin())) +
-                                              of_group + " is no longer kept here");
+                                              of_group() + " is no longer kept here");
     if (ids.size() < end - from)
-      return refuse(Status::kOutOfBounds, "page " + std::to_string(end - 1) + of_group + " is beyond the " +
+      return refuse(Status::kOutOfBounds, "page " + std::to_string(end - 1) + of_group() + " is beyond the " +
                                               std::to_string(tables_->length(pages.group)) + " here");
     try {
       space_.know(slot, ids.data(), ids.size());
