@@ -48,7 +48,7 @@ CONNECTORS = "vllm/distributed/kv_transfer/kv_connector"
 NEEDED = {
     f"{CONNECTORS}/v1/base.py": (
         "KVConnectorBase_V1", "KVConnectorMetadata", "KVConnectorHandshakeMetadata", "KVConnectorRole",
-        "SupportsHMA", "KVConnectorTransferResults",
+        "KVConnectorWorkerMetadata", "SupportsHMA", "KVConnectorTransferResults",
     ),
     f"{CONNECTORS}/v1/metrics.py": ("KVConnectorStats", "KVConnectorPromMetrics"),
     f"{CONNECTORS}/factory.py": ("KVConnectorFactory",),
@@ -57,6 +57,13 @@ NEEDED = {
     "vllm/distributed/parallel_state.py": ("get_tensor_model_parallel_rank",),
     "vllm/v1/request.py": ("RequestStatus",),
 }  # fmt: skip
+#: What holds of finished prefills stand on, which begin with ``bind_kv_cache_manager``: file → class → methods.
+CALLED = {
+    "vllm/v1/core/block_pool.py": {"BlockPool": ("touch", "free_blocks")},
+    "vllm/v1/core/kv_cache_manager.py": {"KVCacheManager": ("get_blocks",)},
+    "vllm/v1/core/sched/scheduler.py": {"Scheduler": ("pause_state",)},
+    "vllm/v1/engine/core.py": {"EngineCoreProc": ("has_work",)},
+}
 
 
 def main() -> int:
@@ -96,7 +103,9 @@ def interface(wheel: Path) -> dict[str, Any]:
     """What a connector meets in one release."""
     with zipfile.ZipFile(wheel) as archive:
         trees = {
-            path: ast.parse(archive.read(path).decode()) for path in NEEDED if path in archive.namelist()
+            path: ast.parse(archive.read(path).decode())
+            for path in (*NEEDED, *CALLED)
+            if path in archive.namelist()
         }
     base = trees[f"{CONNECTORS}/v1/base.py"]
     methods = {
@@ -119,6 +128,14 @@ def interface(wheel: Path) -> dict[str, Any]:
         "names": {
             path: [name for name in names if path in trees and _defines(trees[path], name)]
             for path, names in NEEDED.items()
+        },
+        "called": {
+            f"{cls}.{name}": ast.unparse(node.args)
+            for path, classes in CALLED.items()
+            if "bind_kv_cache_manager" in methods
+            for cls, names in classes.items()
+            for name, node in _methods(trees[path], cls).items()
+            if name in names
         },
         "arguments": sorted(
             name
@@ -154,7 +171,8 @@ def table(snapshots: dict[str, Any]) -> str:
         "",
         "How one class serves them all: hooks that a release does not know are never called; where results",
         "were two sets (`get_finished`) and later one value (`get_transfer_results`), both are answered;",
-        "without whole-request failures the failed blocks are reported; without HMA there is one kv group.",
+        "without whole-request failures the failed blocks are reported; without HMA there is one kv group;",
+        "without `bind_kv_cache_manager` vLLM itself holds finished prefills, and steps while it does.",
         "",
     ]
     return "\n".join(lines)

@@ -23,6 +23,8 @@ OPTIONAL = {
     "on_new_request": "a queued request does not renew its lease",
     "handle_preemptions": "what was given up is withdrawn when the step's metadata is bound",
     "has_pending_push_work": "orders wait for the next step",
+    "bind_kv_cache_manager": "vLLM holds finished prefills itself, and steps while it does",
+    "build_connector_worker_meta": "nothing is held that it would tell of",
     "get_transfer_results": "get_finished and get_block_ids_with_load_errors are asked instead",
     "get_loaded_kv_cache_group_ids": "one group, or all of them",
     "set_xfer_handshake_metadata_pp_aware": "set_xfer_handshake_metadata is called instead",
@@ -31,7 +33,15 @@ OPTIONAL = {
     "restore_kv_caches": "sleep mode is refused when the connector is built",
 }
 #: Names the adapter imports that a release may lack, because it looks for them with getattr.
-LOOKED_FOR = {"SupportsHMA", "KVConnectorTransferResults"}
+LOOKED_FOR = {"SupportsHMA", "KVConnectorTransferResults", "KVConnectorWorkerMetadata"}
+#: What holds of finished prefills stand on, as releases have it that give connectors their blocks.
+HOLDS = {
+    "BlockPool.touch": "self, blocks: Sequence[KVCacheBlock]",
+    "BlockPool.free_blocks": "self, ordered_blocks: Iterable[KVCacheBlock]",
+    "KVCacheManager.get_blocks": "self, request_id: str",
+    "Scheduler.pause_state": "self",
+    "EngineCoreProc.has_work": "self",
+}
 
 
 def our_methods() -> dict[str, ast.FunctionDef]:
@@ -71,7 +81,7 @@ def test_abstract_methods_are_ours_and_take_what_the_release_passes(version: str
 @pytest.mark.parametrize("version", SNAPSHOTS)
 def test_hooks_that_we_rely_on_are_called_by_the_release(version: str) -> None:
     hooks = set(SNAPSHOTS[version]["hooks"])
-    own = {"scheduler_side", "worker_side", "weights_replaced"}
+    own = {"scheduler_side", "worker_side", "weights_replaced", "drains"}
     missing = {n for n in OURS if not n.startswith("_")} - hooks - own - set(OPTIONAL)
     assert not missing
 
@@ -88,6 +98,17 @@ def test_what_the_adapter_imports_or_wraps_is_there(version: str) -> None:
     assert snapshot["register_connector"] == ["name", "module_path", "class_name"]
     assert {"kv_connector", "kv_role", "kv_connector_extra_config"} <= set(snapshot["config_fields"])
     assert len([p for p in snapshot["constructor"] if not p.endswith("?")]) in (2, 3)
+
+
+@pytest.mark.parametrize("version", SNAPSHOTS)
+def test_blocks_are_held_where_all_that_it_takes_is_there(version: str) -> None:
+    """Without the pool vLLM holds them. With it, reports of workers need a way back."""
+    snapshot = SNAPSHOTS[version]
+    given = "bind_kv_cache_manager" in snapshot["hooks"]
+    assert given == (int(version.split(".")[1]) >= 30)
+    assert snapshot["called"] == (HOLDS if given else {})
+    if given:
+        assert {"build_connector_worker_meta", "has_pending_push_work"} <= set(snapshot["hooks"])
 
 
 def test_sleep_mode_is_told_of_since_0_33() -> None:
