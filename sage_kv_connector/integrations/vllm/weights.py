@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from sage_kv_connector.integrations.vllm.scheduler_connectors import connectors_with
 
 
 def follow_weights() -> None:
@@ -26,18 +28,9 @@ def _heard(set_weight_version: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(set_weight_version)
     def wrapped(self: Any, weight_version: str) -> Any:
         result = set_weight_version(self, weight_version)
-        for connector in _connectors(getattr(self.scheduler, "connector", None)):
-            if hasattr(connector, "weights_replaced"):
-                connector.weights_replaced(weight_version)
+        for connector in connectors_with("weights_replaced", self.scheduler):
+            connector.weights_replaced(weight_version)
         return result
 
     wrapped.sage_kvt = True  # type: ignore[attr-defined]
     return wrapped
-
-
-def _connectors(connector: Any) -> Iterator[Any]:
-    """It, or those that it holds (MultiConnector)."""
-    if connector is not None:
-        yield connector
-        for inner in getattr(connector, "_connectors", ()):
-            yield from _connectors(inner)
