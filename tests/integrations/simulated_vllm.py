@@ -3,8 +3,9 @@
 
 A token's KV in a layer is a number: a hash of the number before it and of the token. So it is right only if it was
 computed after what it depends on, and in the right page. The model "runs" when the simulation says so: one step
-behind the scheduler where scheduling is asynchronous. Subscribers come at any time; what is posted is compared
-with the right numbers when it is posted and again when it was sent, some steps later. Everything follows one seed.
+behind the scheduler where scheduling is asynchronous. Subscribers come at any time, to each rank at another one; what
+is posted is compared with the right numbers when it is posted and again when it was sent, some steps later. vLLM steps
+only while it has reason to. Everything follows one seed.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     SupportsHMA,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
+    MultiKVConnectorMetadata,
+    MultiKVConnectorWorkerMetadata,
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
@@ -50,7 +56,11 @@ from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.integrations.vllm import plugin
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.connector import SageKVConnector
-from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.metadata import (
+    SageKVConnectorMetadata,
+    SageKVHandshakeMetadata,
+    SageKVWorkerMetadata,
+)
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,24 +70,42 @@ LAYERS = 2
 WINDOW = 10
 BLOCKS = 26
 MAX_PROMPT = 9 * PAGE
+#: What the scheduler's half takes a step for, in seconds.
+STEP_S = 0.1
+#: Of so many steps the last ones bring no new requests.
+TIDE, EBB = 60, 20
 Numbers = npt.NDArray[np.int64]
 
 
 class Variant(NamedTuple):
-    """``others``: "" or how another connector loads ("sync", "async"). ``window``: a second, sliding group."""
+    """``others``: "" or how another connector loads ("sync", "async"). ``window``: a second, sliding group.
+
+    ``ranks``: workers of the engine. ``vllm_holds``: it gives its connectors no block pool, as before 0.30.
+    """
 
     asynchronous: bool = False
     others: str = ""
     window: bool = False
+    ranks: int = 1
+    vllm_holds: bool = False
 
     @property
     def name(self) -> str:
         words = ["async" if self.asynchronous else "sync"]
         words += [f"store-{self.others}"] if self.others else []
-        return "+".join([*words, *(["window"] if self.window else [])])
+        words += ["window"] if self.window else []
+        words += [f"{self.ranks}-ranks"] if self.ranks > 1 else []
+        return "+".join([*words, *(["vllm-holds"] if self.vllm_holds else [])])
 
 
-VARIANTS = [Variant(a, o, w) for a in (False, True) for o in ("", "sync", "async") for w in (False, True)]
+VARIANTS = [
+    *(Variant(a, o, w) for a in (False, True) for o in ("", "sync", "async") for w in (False, True)),
+    Variant(ranks=2),
+    Variant(asynchronous=True, window=True, ranks=2),
+    Variant(others="async", ranks=2),
+    Variant(vllm_holds=True),
+    Variant(asynchronous=True, others="async", ranks=2, vllm_holds=True),
+]
 
 
 def kv_numbers(tokens: list[int], layer: int) -> Numbers:
@@ -137,7 +165,7 @@ class _Post(NamedTuple):
 
 
 class Subscriber:
-    """A decode side: a session with one subscription. Bytes "arrive" when their post was sent."""
+    """A decode side of one rank: a session with one subscription. Bytes "arrive" when their post was sent."""
 
     peer, label = None, "decode"
     plan = TransportPlan("memory", "direct", "", 1, False)
@@ -145,9 +173,10 @@ class Subscriber:
     connection = 1
     capabilities = Capabilities("memory", rank=0, crosses_nodes=False)
 
-    def __init__(self, simulation: Simulation, request: Request) -> None:
+    def __init__(self, simulation: Simulation, rank: Rank, request: Request) -> None:
         self.backend = self
         self.simulation = simulation
+        self.rank = rank
         self.failed = False
         self.arrived = 0
         prompt = list(request.prompt_token_ids or ())
@@ -190,7 +219,7 @@ class Subscriber:
 
     def compare(self, post: _Post, when: str) -> None:
         for address, offset, length in post.descriptors.tolist():
-            numbers = self.simulation.read(address, length)
+            numbers = self.rank.read(address, length)
             place = slice(offset // 8, (offset + length) // 8)
             if ((numbers != self.right[place]) & self.known[place]).any():
                 self.simulation.differences.append(f"step {self.simulation.steps}: wrong bytes {when}")
@@ -208,12 +237,15 @@ class StoreLoad(NamedTuple):
 
 
 class StoreMetadata(KVConnectorMetadata):  # type: ignore[misc]
-    def __init__(self, loads: list[StoreLoad]) -> None:
-        self.loads = loads
+    def __init__(self, loads: list[StoreLoad], saves: list[str]) -> None:
+        self.loads, self.saves = loads, saves
 
 
 class StoreConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
-    """Another connector beside ours: claims whole pages of some prompts. Its worker's part is the simulation's."""
+    """Another connector beside ours: claims whole pages of some prompts, and keeps some requests when they ended.
+
+    Its worker's part is the simulation's.
+    """
 
     rng = random.Random()
     how = "sync"
@@ -221,6 +253,7 @@ class StoreConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._loads: list[StoreLoad] = []
+        self._saves: list[str] = []
         self._asked: dict[str, tuple[int, int]] = {}
 
     def get_num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
@@ -238,11 +271,14 @@ class StoreConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._loads.append(StoreLoad(request.request_id, list(request.prompt_token_ids), ids, first, end))
 
     def build_connector_meta(self, output: Any) -> StoreMetadata:
-        loads, self._loads = self._loads, []
-        return StoreMetadata(loads)
+        orders = StoreMetadata(self._loads, self._saves)
+        self._loads, self._saves = [], []
+        return orders
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, None]:
-        return False, None
+        saves = request.status == RequestStatus.FINISHED_LENGTH_CAPPED and self.rng.random() < 0.3
+        self._saves += [request.request_id] if saves else []
+        return saves, None
 
     def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
         return tuple(range(len(self._kv_cache_config.kv_cache_groups)))
@@ -279,6 +315,7 @@ def vllm_config(variant: Variant) -> Any:
         kv_transfer_config=transfer,
     ).create_engine_config()
     config.cache_config.num_gpu_blocks = BLOCKS
+    config.parallel_config.tensor_parallel_size = variant.ranks
     init_none_hash(sha256)
     return config
 
@@ -291,23 +328,81 @@ class _Running:
         self.known = known
 
 
-class Simulation:
-    """One engine from its start. ``step`` is one call of the scheduler; ``differences`` stays empty.
+class Rank:
+    """One of the engine's workers: its memory, and what of our worker's side needs no thread."""
 
-    ``old_rule``: what vLLM counts as computed is taken as final before the forward pass.
+    def __init__(self, number: int, groups: list[tuple[int, int]]) -> None:
+        self.number = number
+        self.memory: dict[tuple[int, int], Numbers] = {}
+        views = []
+        for group, (size, window) in enumerate(groups):
+            layers = []
+            for layer in range(LAYERS):
+                tensor = torch.full((BLOCKS, size), -1, dtype=torch.int64)
+                self.memory[group, layer] = tensor.numpy()
+                layers.append((f"g{group}.l{layer}", [("kv", tensor, ("page", "token"))]))
+            views.append(group_view("window" if window else "full", size, BLOCKS, layers))
+        self._view = KVCacheView(tuple(views))
+        self.loop = _InlineLoop()
+        self.completions = Completions()
+        self._others_to_come: dict[str, int] = {}
+        self.register()
+
+    def register(self) -> None:
+        self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
+        core: Any = _InlineCore(self.producer)
+        audit: Any = _NoAudit()
+        self.half = PrefillHalf(core, self._view, self.completions, audit, layered=True)
+
+    def report(self, orders: Any, saved: set[str]) -> KVConnectorOutput:
+        """What it says at the end of a step; beside another connector, which ``saved`` these, as both together."""
+        ended = self.completions.take()
+        meta: Any = None
+        if ended.released:
+            meta = SageKVWorkerMetadata({hold: frozenset((self.number,)) for hold in ended.released})
+        several = isinstance(orders, MultiKVConnectorMetadata)
+        if several and meta is not None:
+            meta = MultiKVConnectorWorkerMetadata((None, meta))
+        if several and orders.extra_async_saves:
+            self._others_to_come.update(orders.extra_async_saves)
+        sent = {one for one in (*saved, *ended.sent) if self._others_to_come.pop(one, None) is None}
+        return KVConnectorOutput(finished_sending=sent, kv_connector_worker_meta=meta)
+
+    def expire(self) -> None:
+        """Every lease that runs is over."""
+        for lease in self.loop.take("_expired"):
+            lease.fire()
+            lease.cancel()
+
+    def read(self, address: int, length: int) -> Numbers:
+        for memory in self.memory.values():
+            start = memory.ctypes.data
+            if start <= address and address + length <= start + memory.nbytes:
+                return memory.reshape(-1)[(address - start) // 8 : (address - start + length) // 8]
+        raise AssertionError(f"{length} bytes at {address} are no KV")
+
+
+class Simulation:
+    """One engine from its start. ``step`` is some time, with a step of vLLM if it has reason to make one;
+    ``differences`` stays empty.
+
+    ``old_rule``: what vLLM counts as computed is taken as final before the forward pass. ``first_rank``: what one rank
+    reports counts for all.
     """
 
-    def __init__(self, seed: int, variant: Variant, *, old_rule: bool = False) -> None:
+    def __init__(
+        self, seed: int, variant: Variant, *, old_rule: bool = False, first_rank: bool = False
+    ) -> None:
         self.rng = random.Random(seed)
         self.variant = variant
-        self.old_rule = old_rule
+        self.old_rule, self.first_rank = old_rule, first_rank
         self.differences: list[str] = []
-        self.steps = self.posted = self.completed = self.sleeps = self._last_id = 0
+        self.steps = self.posted = self.completed = self.sleeps = self.asleep = self._last_id = 0
         self.posts: dict[int, _Post] = {}
         self.groups = [(PAGE, 0), (PAGE, WINDOW)] if variant.window else [(PAGE, 0)]
         config = vllm_config(variant)
         StoreConnector.rng, StoreConnector.how = random.Random(seed), variant.others
-        cache_config, views = self._caches()
+        cache_config = self._caches()
         kind = AsyncScheduler if variant.asynchronous else Scheduler
         self.scheduler = kind(
             vllm_config=config,
@@ -316,39 +411,35 @@ class Simulation:
             block_size=PAGE,
         )
         self._hasher = get_request_block_hasher(PAGE, sha256)
-        self.loop = _InlineLoop()
-        self.completions = Completions()
-        self._view = KVCacheView(views)
-        self._register()
-        self.offered: dict[str, tuple[str, Request]] = {}
+        self._aggregator = KVOutputAggregator(variant.ranks)
+        self._ranks = [Rank(number, self.groups) for number in range(variant.ranks)]
+        self._ours = [
+            connector
+            for connector in (self.scheduler.connector, *getattr(self.scheduler.connector, "_connectors", ()))
+            if isinstance(connector, SageKVConnector)
+        ]
+        for connector in self._ours:
+            connector.scheduler_side._held._clock = lambda: self.steps * STEP_S
+            if variant.vllm_holds:
+                connector.scheduler_side.bind(None)
+        self._shake_hands()
+        self.offered: dict[tuple[str, int], tuple[str, Request]] = {}  #: by request and rank
         self._families = [self._tokens(self.rng.randrange(2, 8) * PAGE) for _ in range(3)]
         self._prompts: dict[str, list[int]] = {}
         self._running: dict[str, _Running] = {}
         self._ahead: deque[Any] = deque()
         self._loading: list[StoreLoad] = []
+        self._saving: list[str] = []
 
-    def _register(self) -> None:
-        self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
-        core: Any = _InlineCore(self.producer)
-        audit: Any = _NoAudit()
-        self.half = PrefillHalf(core, self._view, self.completions, audit, layered=True)
-        for connector in (self.scheduler.connector, *getattr(self.scheduler.connector, "_connectors", ())):
-            if isinstance(connector, SageKVConnector):
-                connector.set_xfer_handshake_metadata(
-                    {0: SageKVHandshakeMetadata(("memory://",), "node", "")}
-                )
+    def _shake_hands(self) -> None:
+        where = SageKVHandshakeMetadata(("memory://",), "node", "")
+        for connector in self._ours:
+            connector.set_xfer_handshake_metadata({rank.number: where for rank in self._ranks})
 
-    def _caches(self) -> tuple[Any, tuple[Any, ...]]:
-        self.memory: dict[tuple[int, int], Numbers] = {}
-        views, specs = [], []
+    def _caches(self) -> KVCacheConfig:
+        specs = []
         for group, (size, window) in enumerate(self.groups):
-            layers = []
-            for layer in range(LAYERS):
-                tensor = torch.full((BLOCKS, size), -1, dtype=torch.int64)
-                self.memory[group, layer] = tensor.numpy()
-                layers.append((f"g{group}.l{layer}", [("kv", tensor, ("page", "token"))]))
-            views.append(group_view("window" if window else "full", size, BLOCKS, layers))
-            names = [name for name, _ in layers]
+            names = [f"g{group}.l{layer}" for layer in range(LAYERS)]
             shape: dict[str, Any] = {
                 "block_size": size,
                 "num_kv_heads": 1,
@@ -357,37 +448,70 @@ class Simulation:
             }
             spec = SlidingWindowSpec(sliding_window=window, **shape) if window else FullAttentionSpec(**shape)
             specs.append(KVCacheGroupSpec(names, spec))
-        return KVCacheConfig(num_blocks=BLOCKS, kv_cache_tensors=[], kv_cache_groups=specs), tuple(views)
+        return KVCacheConfig(num_blocks=BLOCKS, kv_cache_tensors=[], kv_cache_groups=specs)
 
     # -- what happens
 
     def step(self) -> None:
-        """Some requests, subscribers, aborts and resets; a schedule; a step of the worker, maybe a later one."""
+        """Some requests, subscribers, aborts and resets; a schedule; a step of the workers, maybe a later one."""
         self.steps += 1
         self._people()
-        output = self.scheduler.schedule()
-        self._ahead.append(output)
-        depth = 2 if self.variant.asynchronous else 1
-        if len(self._ahead) < depth and output.total_num_scheduled_tokens and self.rng.random() < 0.7:
-            return
-        self._execute(self._ahead.popleft())
+        self._work()
         for post in list(self.posts.values()):
             if self.rng.random() < 0.4:
                 self._sent(post)
 
+    def end(self) -> None:
+        """Nobody comes any more, and what is on offer is not fetched: with one more request nothing is held."""
+        self.offered.clear()
+        self._all_ends("vLLM goes on stepping for nothing")
+        self._add(offered=False)
+        self._all_ends("a request waits for ever")
+        pool = self.scheduler.kv_cache_manager.block_pool
+        held = BLOCKS - 1 - pool.get_num_free_blocks()
+        if held:
+            self.differences.append(f"{held} blocks are held in the end")
+
+    def _all_ends(self, otherwise: str) -> None:
+        for _ in range(5 * EBB):
+            on_offer = any(len(rank.half) for rank in self._ranks)
+            if not (self._ahead or self.posts or on_offer or self.scheduler.has_requests()):
+                return
+            self.steps += 1
+            self._work()
+            for post in list(self.posts.values()):
+                self._sent(post)
+            for rank in self._ranks:
+                rank.expire()
+        self.differences.append(otherwise)
+
+    def _work(self) -> None:
+        """What vLLM's engine does next: make a step, wait for the one that is under way, or fall asleep."""
+        if self.scheduler.has_requests():
+            output = self.scheduler.schedule()
+            self._ahead.append(output)
+            depth = 2 if self.variant.asynchronous else 1
+            if len(self._ahead) < depth and output.total_num_scheduled_tokens and self.rng.random() < 0.7:
+                return
+        if self._ahead:
+            self._execute(self._ahead.popleft())
+        else:
+            self.asleep += 1
+
     def _people(self) -> None:
         rng = self.rng
-        if len(self.scheduler.requests) < 8 and rng.random() < 0.5:
+        comes = self.steps % TIDE < TIDE - EBB
+        if comes and len(self.scheduler.requests) < 8 and rng.random() < 0.5:
             for _ in range(rng.choice((1, 1, 1, 2, 4))):
                 self._add()
-        waiting = list(self.offered.values())
+        waiting = sorted(self.offered)
         if waiting and rng.random() < 0.6:
-            transfer_id, request = rng.choice(waiting)
-            self._subscribe(transfer_id, request)
+            self._subscribe(*rng.choice(waiting))
         if self.scheduler.requests and rng.random() < 0.04:
             request_id = rng.choice(sorted(self.scheduler.requests))
             self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
-            self.offered.pop(request_id, None)
+            for rank in self._ranks:
+                self.offered.pop((request_id, rank.number), None)
         if rng.random() < 0.03:
             try:
                 self.scheduler.reset_prefix_cache(reset_running_requests=True)
@@ -396,41 +520,47 @@ class Simulation:
         if rng.random() < 0.1:
             self._sleep()
         if rng.random() < 0.1:
-            self._expire()
-
-    def _expire(self) -> None:
-        for lease in self.loop.take("_expired"):
-            lease.fire()
-            lease.cancel()
+            rng.choice(self._ranks).expire()
 
     def _sleep(self) -> None:
         """As vLLM does it in mode "keep": what is held drains, all that runs is preempted, the cache is lost."""
         self.scheduler.set_pause_state(PauseState.PAUSED_ALL)
-        for _ in range(4):
-            self._expire()
-            self._ahead.append(self.scheduler.schedule())
+        self._drains(True)
+        for _ in range(8):
+            for rank in self._ranks:
+                rank.expire()
+            if self.scheduler.has_requests():
+                self._ahead.append(self.scheduler.schedule())
             while self._ahead:
                 self._execute(self._ahead.popleft())
         self.scheduler.set_pause_state(PauseState.UNPAUSED)
+        self._drains(False)
         try:
             self.scheduler.reset_prefix_cache(reset_running_requests=True)
         except RuntimeError:
             return  # a request waits for a load, or for its pages to be fetched
         self.sleeps += 1
-        self.half.void("vLLM discards its KV cache (sleep)")
+        for rank in self._ranks:
+            rank.half.void("vLLM discards its KV cache (sleep)")
         assert not self.posts, "discarded memory is read"
-        for memory in self.memory.values():
-            memory[:] = -9
-        self._register()
+        for rank in self._ranks:
+            for memory in rank.memory.values():
+                memory[:] = -9
+            rank.register()
+        self._shake_hands()
 
-    def _add(self) -> None:
+    def _drains(self, draining: bool) -> None:
+        for connector in self._ours:
+            connector.drains(draining)
+
+    def _add(self, *, offered: bool | None = None) -> None:
         rng = self.rng
         family = rng.choice(self._families)
         prompt = (family[: rng.randrange(1, len(family) + 1)] + self._tokens(rng.randrange(PAGE * 2)))[
             :MAX_PROMPT
         ]
         number = self.new_id()
-        offered = rng.random() < 0.75
+        offered = rng.random() < 0.75 if offered is None else offered
         sampling = SamplingParams(
             max_tokens=1 if offered and rng.random() < 0.9 else rng.randrange(1, 6), ignore_eos=True
         )
@@ -441,13 +571,15 @@ class Simulation:
         request = Request(f"r{number}", prompt, sampling, None, block_hasher=self._hasher)
         self._prompts[request.request_id] = prompt
         if offered:
-            self.offered[request.request_id] = (f"t{number}", request)
+            for rank in self._ranks:
+                self.offered[request.request_id, rank.number] = (f"t{number}", request)
         self.scheduler.add_request(request)
 
-    def _subscribe(self, transfer_id: str, request: Request) -> None:
-        self.offered.pop(request.request_id)
-        subscriber: Any = Subscriber(self, request)
-        self.producer.on_subscribe(
+    def _subscribe(self, request_id: str, number: int) -> None:
+        transfer_id, request = self.offered.pop((request_id, number))
+        rank = self._ranks[number]
+        subscriber: Any = Subscriber(self, rank, request)
+        rank.producer.on_subscribe(
             subscriber,
             m.Subscribe(
                 transfer_id=transfer_id,
@@ -472,41 +604,58 @@ class Simulation:
         if subscriber.arrived == 8 * len(subscriber.right) and not subscriber.failed:
             self.completed += 1
         session: Any = subscriber
-        self.producer.on_sent(session, Event(EventKind.SENT, 1, post.id, Status.OK, 0, 0, 0, b"", ""))
+        subscriber.rank.producer.on_sent(
+            session, Event(EventKind.SENT, 1, post.id, Status.OK, 0, 0, 0, b"", "")
+        )
 
-    # -- the simulated worker
+    # -- the simulated workers
 
     def _execute(self, output: Any) -> None:
         ours, store = output.kv_connector_metadata, None
         if self.variant.others:
             store, ours = ours.metadata
         assert isinstance(ours, SageKVConnectorMetadata)
-        self.half.withdraw(ours.withdrawn)
+        for rank in self._ranks:
+            rank.half.withdraw(ours.withdrawn)
         computed = self._update_states(output)
-        self.half.begin_step(ours.offers, ours.progress)
-        if self.old_rule:
-            for progress in ours.progress:
-                source = self.half._on_offer[progress.transfer_id].source
-                before = tuple(computed[progress.request_id] // size for size, _ in self.groups)
-                source.advance_all(before)
-                self.producer.pump(progress.transfer_id)
-        for finished in ours.finished:
-            self.half.finish(finished)
-        report = KVConnectorOutput()
-        if store is not None:
-            self._load(store.loads, report)
-        for group in range(len(self.groups)):
-            for layer in range(LAYERS):
-                self._forward(group, layer, output.num_scheduled_tokens, computed)
-                self.half.layer_saved(f"g{group}.l{layer}")
-        self.half.end_forward()
-        report.finished_sending = self.completions.take()[0]
+        for rank in self._ranks:
+            rank.half.begin_step(ours.offers, ours.progress)
+            if self.old_rule:
+                for progress in ours.progress:
+                    source = rank.half._on_offer[progress.transfer_id].source
+                    before = tuple(computed[progress.request_id] // size for size, _ in self.groups)
+                    source.advance_all(before)
+                    rank.producer.pump(progress.transfer_id)
+            for finished in ours.finished:
+                rank.half.finish(finished)
+        loaded = self._load(store.loads) if store is not None else KVConnectorOutput()
+        saved = self._save(store.saves) if store is not None else set()
         ids = list(output.num_scheduled_tokens)
-        sampled = [self._sample(i, computed[i] + output.num_scheduled_tokens[i]) for i in ids]
-        result = ModelRunnerOutput(
-            ids, {request_id: i for i, request_id in enumerate(ids)}, sampled, kv_connector_output=report
-        )
+        results = []
+        for rank in self._ranks:
+            for group in range(len(self.groups)):
+                for layer in range(LAYERS):
+                    self._forward(rank, group, layer, output.num_scheduled_tokens, computed)
+                    rank.half.layer_saved(f"g{group}.l{layer}")
+            rank.half.end_forward()
+            report = rank.report(output.kv_connector_metadata, saved)
+            report.finished_recving = loaded.finished_recving
+            report.failed_recving = loaded.failed_recving
+            report.invalid_block_ids = loaded.invalid_block_ids
+            results.append(ModelRunnerOutput(ids, {}, [], kv_connector_output=report))
+        result = self._aggregator.aggregate(results)
+        if self.first_rank:
+            self._count_for_all(result.kv_connector_output.kv_connector_worker_meta)
+        result.req_id_to_index = {request_id: i for i, request_id in enumerate(ids)}
+        result.sampled_token_ids = [
+            self._sample(i, computed[i] + output.num_scheduled_tokens[i]) for i in ids
+        ]
         self.scheduler.update_from_output(output, result)
+
+    def _count_for_all(self, meta: Any) -> None:
+        ours = meta.metadata[1] if isinstance(meta, MultiKVConnectorWorkerMetadata) else meta
+        if ours is not None:
+            ours.released = dict.fromkeys(ours.released, frozenset(range(self.variant.ranks)))
 
     def _update_states(self, output: Any) -> dict[str, int]:
         for request_id in output.finished_req_ids:
@@ -528,8 +677,10 @@ class Simulation:
                     table.extend(more)
         return computed
 
-    def _forward(self, group: int, layer: int, scheduled: dict[str, int], computed: dict[str, int]) -> None:
-        memory, (size, _) = self.memory[group, layer], self.groups[group]
+    def _forward(
+        self, rank: Rank, group: int, layer: int, scheduled: dict[str, int], computed: dict[str, int]
+    ) -> None:
+        memory, (size, _) = rank.memory[group, layer], self.groups[group]
         for request_id, count in scheduled.items():
             table = self._running[request_id].tables[group]
             place = computed[request_id]
@@ -549,8 +700,9 @@ class Simulation:
         running.known = after + 1
         return [self._token(request_id, after)]
 
-    def _load(self, loads: list[Any], report: KVConnectorOutput) -> None:
-        """The other connector's worker: now, or some steps later; one in five fails."""
+    def _load(self, loads: list[Any]) -> KVConnectorOutput:
+        """The other connector's workers: now, or some steps later; one in five fails."""
+        report = KVConnectorOutput()
         self._loading += loads
         for load in list(self._loading):
             if self.variant.others == "async" and self.rng.random() < 0.6:
@@ -562,31 +714,35 @@ class Simulation:
             # failures of whole requests only, and running ahead it lets others hit what was computed from them.
             may_fail = self.variant.others == "async" or not (several or self.variant.asynchronous)
             failed = may_fail and self.rng.random() < 0.2
-            for (group, layer), memory in self.memory.items():
-                numbers = kv_numbers(prompt[:end], layer + LAYERS * group)
-                ids = tables[group]
-                for position in range(first, end):
-                    if ids[position // PAGE]:
-                        memory[ids[position // PAGE], position % PAGE] = -7 if failed else numbers[position]
+            for rank in self._ranks:
+                for (group, layer), memory in rank.memory.items():
+                    numbers = kv_numbers(prompt[:end], layer + LAYERS * group)
+                    ids = tables[group]
+                    for position in range(first, end):
+                        if ids[position // PAGE]:
+                            memory[ids[position // PAGE], position % PAGE] = (
+                                -7 if failed else numbers[position]
+                            )
             if failed and several:
                 report.failed_recving.add(request_id)
             elif failed:
                 report.invalid_block_ids |= set(tables[0][first // PAGE : end // PAGE])
             if self.variant.others == "async":
                 report.finished_recving = (report.finished_recving or set()) | {request_id}
+        return report
+
+    def _save(self, request_ids: list[str]) -> set[str]:
+        """Whom the other connector keeps no more: each some steps after its end."""
+        self._saving += request_ids
+        saved = {one for one in self._saving if self.rng.random() < 0.5}
+        self._saving = [one for one in self._saving if one not in saved]
+        return saved
 
     # -- small things
 
     def new_id(self) -> int:
         self._last_id += 1
         return self._last_id
-
-    def read(self, address: int, length: int) -> Numbers:
-        for memory in self.memory.values():
-            start = memory.ctypes.data
-            if start <= address and address + length <= start + memory.nbytes:
-                return memory.reshape(-1)[(address - start) // 8 : (address - start + length) // 8]
-        raise AssertionError(f"{length} bytes at {address} are no KV")
 
     def _token(self, request_id: str, position: int) -> int:
         prompt = self._prompts[request_id]

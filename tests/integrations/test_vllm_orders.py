@@ -31,6 +31,7 @@ NO_STEP: Any = SimpleNamespace(
     scheduled_new_reqs=[],
     scheduled_cached_reqs=SimpleNamespace(req_ids=[], resumed_req_ids=set()),
     num_scheduled_tokens={},
+    finished_req_ids=set(),
 )
 
 

@@ -22,16 +22,18 @@ STEPS = 150
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_posted_pages_are_final(variant: Variant) -> None:
-    posted = completed = sleeps = 0
+    posted = completed = sleeps = asleep = 0
     for seed in range(2):
         simulation = Simulation(seed, variant)
         for _ in range(STEPS):
             simulation.step()
+        simulation.end()
         assert simulation.differences == []
         posted, completed = posted + simulation.posted, completed + simulation.completed
-        sleeps += simulation.sleeps
+        sleeps, asleep = sleeps + simulation.sleeps, asleep + simulation.asleep
     assert posted > 50
     assert completed > 10
+    assert asleep > 10
     assert sleeps > 0 or variant.others == "async"  # vLLM refuses while a request waits for a load
 
 
@@ -44,6 +46,16 @@ def test_the_simulation_finds_pages_that_were_called_final_too_early(variant: Va
             if simulation.differences:
                 return
     pytest.fail("1,000 schedules with the old rule made no difference")
+
+
+def test_the_simulation_finds_pages_that_were_freed_when_one_rank_needed_them_no_more() -> None:
+    for seed in range(20):
+        simulation = Simulation(seed, Variant(ranks=2), first_rank=True)
+        for _ in range(100):
+            simulation.step()
+            if simulation.differences:
+                return
+    pytest.fail("2,000 schedules with one rank's word for all made no difference")
 
 
 def _step(request_id: str, computed: int, scheduled: int, new_ids: object, *, first: bool = False) -> Any:

@@ -178,7 +178,7 @@ def test_results_may_be_asked_for_before_the_forward_pass_is_told_to_have_ended(
     side.begin_step(
         SageKVConnectorMetadata(offers=[offered("t")], progress=[progress("t", (1, 2, 3), TOKENS)])
     )
-    assert side.take_results(has_forward=True).sent == set()
+    assert side.take_results(idle=False).sent == set()
     side.end_forward()
     prefill.step(finished=[finished("t", (1, 2, 3))])
     first = decode.step(loads=[load(prefill.prefill(), "t", [4, 5, 6])])

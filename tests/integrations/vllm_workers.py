@@ -20,6 +20,7 @@ from sage_kv_connector.engine import GroupPages, index_runs
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from sage_kv_connector.integrations.vllm.completions import NOTHING, StepResults
 from sage_kv_connector.integrations.vllm.metadata import (
+    VLLM_HOLDS,
     Finished,
     Load,
     Offered,
@@ -91,7 +92,7 @@ class Worker:
             self.side.layer_saved(layer)
         if forward:
             self.side.end_forward()
-        return self.side.take_results(has_forward=forward)
+        return self.side.take_results(idle=not forward)
 
     def until(self, enough: Callable[[StepResults], bool], first: StepResults = NOTHING) -> StepResults:
         """Empty steps until their results, and those of the ``first``, are ``enough``."""
@@ -133,8 +134,8 @@ def progress(name: str, ids: tuple[int, ...], tokens: int, tables: int = 1) -> P
     return Progress(f"p-{name}", name, (ids,) * tables, tokens, tokens == TOKENS)
 
 
-def finished(name: str, ids: tuple[int, ...], tables: int = 1) -> Finished:
-    return Finished(f"p-{name}", name, (ids,) * tables, TOKENS)
+def finished(name: str, ids: tuple[int, ...], tables: int = 1, hold: int = VLLM_HOLDS) -> Finished:
+    return Finished(f"p-{name}", name, (ids,) * tables, TOKENS, hold)
 
 
 def load(prefill: PrefillEngine, name: str, ids: list[int], *, done: bool = True, tables: int = 1) -> Load:

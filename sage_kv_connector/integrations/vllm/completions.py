@@ -4,10 +4,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.integrations.vllm.metadata import VLLM_HOLDS, Finished
+
+
+class Ended(NamedTuple):
+    """Requests sent that vLLM keeps, holds of others, and requests received → how that ended."""
+
+    sent: set[str]
+    released: set[int]
+    received: dict[str, Outcome]
 
 
 class Completions:
@@ -17,11 +26,16 @@ class Completions:
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         self._sent: set[str] = set()
+        self._released: set[int] = set()
         self._received: dict[str, Outcome] = {}
 
-    def add_sent(self, request_id: str) -> None:
+    def add_sent(self, request_id: str, hold: int) -> None:
+        """Nothing reads the pages of this prefill any more; ``hold``: who keeps them, as its ``Finished`` says."""
         with self._lock:
-            self._sent.add(request_id)
+            if hold == VLLM_HOLDS:
+                self._sent.add(request_id)
+            else:
+                self._released.add(hold)
         self._arrived.set()
 
     def add_received(self, request_id: str, outcome: Outcome) -> None:
@@ -38,19 +52,20 @@ class Completions:
     def wait(self, timeout_s: float) -> None:
         self._arrived.wait(timeout_s)
 
-    def take(self) -> tuple[set[str], dict[str, Outcome]]:
-        """(requests sent, requests received → how that ended)."""
+    def take(self) -> Ended:
+        """Empties it."""
         with self._lock:
             self._arrived.clear()
-            sent, self._sent = self._sent, set()
-            received, self._received = self._received, {}
-        return sent, received
+            ended = Ended(self._sent, self._released, self._received)
+            self._sent, self._released, self._received = set(), set(), {}
+        return ended
 
 
 class StepResults(NamedTuple):
-    """What one step reports to vLLM."""
+    """What one step reports to vLLM, and of ``released`` holds to the scheduler's half."""
 
     sent: set[str]
+    released: set[int]
     received: set[str]
     failed: set[str]
     invalid_blocks: set[int]
@@ -58,10 +73,20 @@ class StepResults(NamedTuple):
     def and_also(self, other: StepResults) -> StepResults:
         return StepResults(
             self.sent | other.sent,
+            self.released | other.released,
             self.received | other.received,
             self.failed | other.failed,
             self.invalid_blocks | other.invalid_blocks,
         )
 
 
-NOTHING = StepResults(set(), set(), set(), set())
+NOTHING = StepResults(set(), set(), set(), set(), set())
+
+
+def not_on_offer(prefills: Iterable[Finished]) -> StepResults:
+    """What is reported of finished prefills that nobody can fetch here."""
+    completions = Completions()
+    for finished in prefills:
+        completions.add_sent(finished.request_id, finished.hold)
+    ended = completions.take()
+    return NOTHING._replace(sent=ended.sent, released=ended.released)

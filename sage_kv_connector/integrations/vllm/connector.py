@@ -14,9 +14,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.integrations.vllm.draining import follow_draining
 from sage_kv_connector.integrations.vllm.given_options import ORIGIN
 from sage_kv_connector.integrations.vllm.logs import follow_vllm_logging
-from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.metadata import (
+    SageKVConnectorMetadata,
+    SageKVHandshakeMetadata,
+    SageKVWorkerMetadata,
+)
 from sage_kv_connector.integrations.vllm.parallel import own_ports, refuse_context_parallel
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
 from sage_kv_connector.integrations.vllm.specs import transfer_groups
@@ -68,7 +73,8 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         engine_id = str(transfer.engine_id)
         refuse_sleep_mode(vllm_config, KVConnectorBase_V1)
         self._single_group = len(transfer_groups(kv_cache_config)) == 1
-        self._has_forward = False
+        self._idle = False
+        self._released: set[int] = set()
         self._held = HeldByRanks()
         self._invalid_blocks: set[int] = set()
         self._scheduler: SchedulerSide | None = None
@@ -77,6 +83,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config, engine_id)
             follow_weights()
+            follow_draining()
         else:
             self._worker = WorkerSide(vllm_config, kv_cache_config, config, engine_id)
 
@@ -119,7 +126,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         super().bind_connector_metadata(connector_metadata)
         assert isinstance(connector_metadata, SageKVConnectorMetadata)
-        self._has_forward = connector_metadata.has_forward
+        self._idle = connector_metadata.idle
         self.worker_side.begin_step(connector_metadata)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -149,6 +156,11 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         invalid, self._invalid_blocks = self._invalid_blocks, set()
         return invalid
 
+    def build_connector_worker_meta(self) -> SageKVWorkerMetadata | None:
+        """Comes after the step's results were taken."""
+        released, self._released = self._released, set()
+        return self.worker_side.worker_meta(released)
+
     def get_kv_connector_stats(self) -> SageKVStats | None:
         """A worker's report; on the scheduler's side what all workers hold, since each tells of itself only."""
         return self._held.take() if self._worker is None else self._worker.report()
@@ -168,13 +180,19 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return SageKVPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def _take_results(self) -> Any:
-        results = self.worker_side.take_results(has_forward=self._has_forward)
+        results = self.worker_side.take_results(idle=self._idle)
+        self._released |= results.released
         # Block ids are unique within one group only; with several the whole request is reported.
         if self._single_group or TransferResults is None:
             self._invalid_blocks |= results.invalid_blocks
         return results
 
     # -- scheduler hooks
+
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """Since 0.30. Where it is not called vLLM keeps the blocks of finished prefills."""
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self.scheduler_side.bind(kv_cache_manager)
 
     def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
         return tuple(group_id for group_id, _ in transfer_groups(self._kv_cache_config))
@@ -210,6 +228,10 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def weights_replaced(self, version: str) -> None:
         """No hook of vLLM's: ``weights.py`` calls it."""
         self.scheduler_side.weights_replaced(version)
+
+    def drains(self, draining: bool) -> None:
+        """No hook of vLLM's: ``draining.py`` calls it."""
+        self.scheduler_side.drains(draining)
 
     def has_pending_push_work(self) -> bool:
         return self.scheduler_side.has_pending_push_work()

@@ -22,7 +22,7 @@ from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wan
 from sage_kv_connector.integrations.common.landing import Landing
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
-from sage_kv_connector.integrations.vllm.completions import Completions, StepResults
+from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults
 from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata, Unneeded
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
@@ -106,7 +106,7 @@ class DecodeHalf:
             self._directory.resolve(unneeded.remote, partial(self._release, unneeded))
         self._renew(meta)
 
-    def take(self, sent: set[str], received: dict[str, Outcome]) -> StepResults:
+    def take(self, received: dict[str, Outcome]) -> StepResults:
         """What ended since the last step, and of the loads that failed the pages that hold nothing."""
         failed: set[str] = set()
         invalid: set[int] = set()
@@ -119,7 +119,7 @@ class DecodeHalf:
                     self.failed[outcome.failure.code] += 1
                 failed.add(request_id)
                 invalid |= _page_ids(loading.load)
-        return StepResults(sent, set(received), failed, invalid)
+        return NOTHING._replace(received=set(received), failed=failed, invalid_blocks=invalid)
 
     def _subscribe(self, loading: _Loading, found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread: prefill's ranks are known, or why they are not."""
@@ -222,7 +222,7 @@ def not_landed(loads: Iterable[Load]) -> StepResults:
     for load in loads:
         failed.add(load.request_id)
         invalid |= _page_ids(load)
-    return StepResults(set(), set(failed), failed, invalid)
+    return NOTHING._replace(received=set(failed), failed=failed, invalid_blocks=invalid)
 
 
 def _page_ids(load: Load) -> set[int]:

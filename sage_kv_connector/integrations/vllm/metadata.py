@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
@@ -14,6 +16,10 @@ from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine import GroupPages
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
 
+#: What workers tell the scheduler's half; releases before 0.18 have no such way.
+KVConnectorWorkerMetadata: Any = getattr(base, "KVConnectorWorkerMetadata", object)
+#: The hold of a finished prefill whose blocks vLLM keeps itself.
+VLLM_HOLDS = 0
 #: Page ids of the kv groups that take part in transfers.
 PageTables = tuple[tuple[int, ...], ...]
 
@@ -70,13 +76,15 @@ class Progress:
 class Finished:
     """A prefill ended well; its pages are held until they were fetched or the lease is over.
 
-    ``first_token``: what it generated, for decode in an engine that does not sample it itself.
+    ``hold``: what their end is reported by (``held_blocks.py``); for ``VLLM_HOLDS`` by the request. ``first_token``:
+    what it generated, for decode in an engine that does not sample it itself.
     """
 
     request_id: str
     transfer_id: str
     page_ids: PageTables
     tokens: int
+    hold: int = VLLM_HOLDS
     first_token: int | None = None
 
 
@@ -86,7 +94,8 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
     ``given_up``: ids that decode may wait for already, and that won't be on offer. ``void``: why KV that waits to be
     handed over is void, "" if it is not. ``weights``: what vLLM calls the weights that it has had since its last step,
-    "" for the same as before. These come before the other orders.
+    "" for the same as before. These come before the other orders. ``idle``: the step computes nothing and ends no
+    request, so that nobody waits for its end.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -101,7 +110,36 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     given_up: list[str] = field(default_factory=list)
     void: str = ""
     weights: str = ""
-    has_forward: bool = False
+    idle: bool = False
+
+    @property
+    def wants_step(self) -> bool:
+        """Orders that no scheduled request carries still have to reach the workers."""
+        return bool(
+            self.offers
+            or self.releases
+            or self.expected
+            or self.no_longer_expected
+            or self.withdrawn
+            or self.given_up
+            or self.void
+            or self.weights
+        )
+
+
+@dataclass
+class SageKVWorkerMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """What workers report of a step beside vLLM's own results: holds that are over → the ranks that say so."""
+
+    released: dict[int, frozenset[int]]
+
+    def aggregate(self, other: SageKVWorkerMetadata) -> SageKVWorkerMetadata:
+        """Both reports as one."""
+        numbers = self.released.keys() | other.released.keys()
+        nobody: frozenset[int] = frozenset()
+        return SageKVWorkerMetadata(
+            {i: self.released.get(i, nobody) | other.released.get(i, nobody) for i in numbers}
+        )
 
 
 @dataclass

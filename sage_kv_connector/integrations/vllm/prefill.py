@@ -34,7 +34,7 @@ from sage_kv_connector.engine import (
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
-from sage_kv_connector.integrations.vllm.metadata import Finished, Offered, Progress
+from sage_kv_connector.integrations.vllm.metadata import VLLM_HOLDS, Finished, Offered, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,13 @@ VLLM_NULL_BLOCK = 0
 
 
 class _OnOffer:
-    """A prefill of this worker."""
+    """A prefill of this worker. ``hold``: who keeps its pages once it finished."""
 
     def __init__(self, request_id: str, source: PagedSource) -> None:
         self.request_id = request_id
         self.source = source
         self.finished = False
+        self.hold = VLLM_HOLDS
 
 
 class PrefillHalf:
@@ -111,7 +112,7 @@ class PrefillHalf:
         offers = {i: one for i, one in list(self._on_offer.items()) if one.finished or not only_finished}
         for transfer_id, offer in offers.items():
             if self._on_offer.pop(transfer_id, None) is offer and offer.finished:
-                self._results.add_sent(offer.request_id)
+                self._results.add_sent(offer.request_id, offer.hold)
         self._core.withdraw([i for i in offers if i in again], detail)
         self._core.give_up([i for i in offers if i not in again], Reason(Code.WITHDRAWN, detail))
 
@@ -151,9 +152,9 @@ class PrefillHalf:
         """A prefill ended well: its pages are held until they were fetched or the lease is over."""
         offer = self._on_offer.get(finished.transfer_id)
         if offer is None:  # released or withdrawn before: nothing holds the pages
-            self._results.add_sent(finished.request_id)
+            self._results.add_sent(finished.request_id, finished.hold)
             return
-        offer.finished = True
+        offer.finished, offer.hold = True, finished.hold
         pages = tuple(-(-finished.tokens // group.page_size) for group in self._view.groups)
         for group, ids in enumerate(finished.page_ids):
             offer.source.set_pages(group, _table(ids))
@@ -184,7 +185,7 @@ class PrefillHalf:
         if self._on_offer.get(transfer_id) is not offer or self._on_offer.pop(transfer_id, None) is not offer:
             return  # withdrawn: vLLM has its pages already
         if offer.finished:
-            self._results.add_sent(offer.request_id)
+            self._results.add_sent(offer.request_id, offer.hold)
 
 
 def _table(ids: Sequence[int]) -> PageIds:

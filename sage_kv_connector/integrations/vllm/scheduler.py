@@ -22,8 +22,10 @@ from sage_kv_connector.contract.bootstrap_room import RoomUses, pages_transfer, 
 from sage_kv_connector.engine import GroupPages, index_runs
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
 from sage_kv_connector.integrations.vllm.chosen_rank import always_this_engine, follow_chosen_ranks
+from sage_kv_connector.integrations.vllm.held_blocks import HeldBlocks
 from sage_kv_connector.integrations.vllm.listening_ranks import ListeningRanks
 from sage_kv_connector.integrations.vllm.metadata import (
+    VLLM_HOLDS,
     Finished,
     Load,
     Offered,
@@ -60,7 +62,8 @@ class SchedulerSide:
         self._offers = SchedulerOffers(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
         self._room_uses = RoomUses()
-        self._held: dict[str, str] = {}
+        ranks = int(self._parallel.tensor_parallel_size) * int(self._parallel.pipeline_parallel_size)
+        self._held = HeldBlocks(self._groups, ranks)
         self._loading: dict[str, RemotePrefill] = {}
         self._expected: dict[str, RemotePrefill] = {}
         self._goes_on: dict[str, bool] = {}
@@ -80,6 +83,14 @@ class SchedulerSide:
             self._offers.again(self._next)
             self._next.expected += [one for one in self._expected.values() if one not in self._next.expected]
         self._listening.set_ranks(ranks)
+
+    def bind(self, kv_cache_manager: Any) -> None:
+        """Where finished prefills' blocks are, which are held by us from now on."""
+        self._held.bind(kv_cache_manager)
+
+    def drains(self, draining: bool) -> None:
+        """vLLM lets all that it has end first."""
+        self._held.draining = draining
 
     def reset_cache(self) -> None:
         """KV of before is void, and with it what waits to be fetched and what is being fetched."""
@@ -134,15 +145,15 @@ class SchedulerSide:
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
         meta, self._next = self._next, SageKVConnectorMetadata()
-        meta.has_forward = bool(output.total_num_scheduled_tokens)
+        meta.idle = not (output.total_num_scheduled_tokens or output.finished_req_ids)
+        self._held.stepped()
         self._offers.report(meta, output)
         return meta
 
     def update_connector_output(self, output: Any) -> None:
         for request_id in output.finished_recving or ():
             self._loading.pop(request_id, None)
-        for request_id in output.finished_sending or ():
-            self._transfer_ids.discard(self._held.pop(request_id, ""))
+        self._transfer_ids.difference_update(self._held.hear(output))
 
     def request_finished(
         self, request: Any, block_ids: tuple[list[int], ...]
@@ -168,27 +179,17 @@ class SchedulerSide:
             self._transfer_ids.discard(prefill.transfer_id)
             self._take_back(prefill.offered)
             return False, None
-        self._held[request_id] = prefill.transfer_id
-        tokens = prefill.prompt_tokens
+        transfer_id, tokens = prefill.transfer_id, prefill.prompt_tokens
         tables = self._offers.tables(block_ids, tokens)
+        hold = self._held.hold(request_id, transfer_id, tables, tokens)
         first_token = int(request.output_token_ids[0]) if prefill.in_room else None
-        self._next.finished.append(Finished(request_id, prefill.transfer_id, tables, tokens, first_token))
+        self._next.finished.append(Finished(request_id, transfer_id, tables, tokens, hold, first_token))
         again = always_this_engine(request, self._engine_id, self._parallel)
-        return True, self._params(prefill, again)
+        return hold == VLLM_HOLDS, self._params(prefill, again)
 
     def has_pending_push_work(self) -> bool:
-        """Orders that no scheduled request carries still have to reach the workers."""
-        meta = self._next
-        return bool(
-            meta.offers
-            or meta.releases
-            or meta.expected
-            or meta.no_longer_expected
-            or meta.withdrawn
-            or meta.given_up
-            or meta.void
-            or meta.weights
-        )
+        """Whether vLLM shall step though it has no request: for our orders, or to hear of our workers."""
+        return self._next.wants_step or self._held.wants_step()
 
     # -- inside
 

@@ -2,9 +2,8 @@
 """The worker's side: carries the scheduler's orders to the transport and brings back what ended.
 
 vLLM's thread only enqueues here. Completions come on the control thread into
-``Completions``, from which each step takes them. In a step without a forward pass
-(everything waits for transfers) the step waits some milliseconds for the next
-completion instead of spinning.
+``Completions``, from which each step takes them. A step that is idle (everything waits
+for transfers) waits some milliseconds for the next completion instead of spinning.
 """
 
 from __future__ import annotations
@@ -18,15 +17,19 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.integrations.vllm.accelerator import wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
-from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults
+from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults, not_on_offer
 from sage_kv_connector.integrations.vllm.decode import not_landed
-from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata, SageKVHandshakeMetadata
+from sage_kv_connector.integrations.vllm.metadata import (
+    SageKVConnectorMetadata,
+    SageKVHandshakeMetadata,
+    SageKVWorkerMetadata,
+)
 from sage_kv_connector.integrations.vllm.registered import Memory, Place, Registered
 from sage_kv_connector.integrations.vllm.stats import NONE_YET, Reports, SageKVStats, Totals
 
 logger = logging.getLogger(__name__)
 
-#: A step without a forward pass waits this long for a completion; new requests wait no longer for it.
+#: An idle step waits this long for a completion; new requests wait no longer for it.
 #: Shorter waits cost the copy its core: between steps vLLM's worker polls its queue without sleeping.
 IDLE_STEP_WAIT_S = 0.005
 #: Why KV is void that lay in caches which vLLM discards.
@@ -120,7 +123,7 @@ class WorkerSide:
         self._weights = meta.weights or self._weights
         known = self._registered
         if known is None:  # what needs the caches can't be done
-            given_up = not_landed(meta.loads)._replace(sent={one.request_id for one in meta.finished})
+            given_up = not_landed(meta.loads).and_also(not_on_offer(meta.finished))
         else:
             given_up = known.begin_step(meta)
         self._given_up = self._given_up.and_also(given_up)
@@ -139,13 +142,18 @@ class WorkerSide:
             wait_for_compute(known.device)
         known.prefill.end_forward()
 
-    def take_results(self, *, has_forward: bool) -> StepResults:
+    def take_results(self, *, idle: bool) -> StepResults:
+        """What ended. ``idle``: wait a little for something to end, where something may."""
         known = self._registered
         waits = known is not None and (len(known.decode) or known.prefill.waits_for_decode)
-        if not has_forward and waits:
+        if idle and waits:
             self._results.wait(IDLE_STEP_WAIT_S)
-        sent, received = self._results.take()
+        ended = self._results.take()
         given_up, self._given_up = self._given_up, NOTHING
-        if known is None:
-            return given_up.and_also(NOTHING._replace(sent=sent))
-        return given_up.and_also(known.decode.take(sent, received))
+        results = given_up.and_also(NOTHING._replace(sent=ended.sent, released=ended.released))
+        return results if known is None else results.and_also(known.decode.take(ended.received))
+
+    def worker_meta(self, released: set[int]) -> SageKVWorkerMetadata | None:
+        """A report of these holds to the scheduler's half; None of none."""
+        ranks = frozenset((self._place.rank,))
+        return SageKVWorkerMetadata({hold: ranks for hold in released}) if released else None
