@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from integration_tests.cluster import Cluster, bare_word, new_prompt
+from integration_tests.cluster import Cluster, bare_word, new_prompt, settled_gauges
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import core_halves, running
@@ -36,3 +36,5 @@ def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, s
             by_rank = {rank: {r["sha256"] for r in records if r["rank"] == rank} for rank in (0, 1)}
             assert all(len(digests) == 1 for digests in by_rank.values()), records
             assert by_rank[0] != by_rank[1], "the ranks hold different heads"
+        left = settled_gauges(prefill)
+        assert (left["on_offer"], left["kv_cache_usage_perc"]) == (0, 0), "free when both ranks said so"
