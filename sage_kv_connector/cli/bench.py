@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sage_kv_connector.cli.bench_idle import bench_idle_command, bench_unfetched_command
 from sage_kv_connector.cli.options import AsJson, BackendChoice
 from sage_kv_connector.console import emit, progress
 
@@ -250,21 +251,8 @@ def bench_device_command(
     raise typer.Exit(int(not result["verified"]))
 
 
-@bench.command("idle")
-def bench_idle_command(
-    seconds: Annotated[float, typer.Option(min=1.0, help="how long to watch")] = 60.0,
-    as_json: AsJson = False,
-) -> None:
-    """CPU that idle servers take with our connector, and without one."""
-    from sage_kv_connector.bench.idle import bench_idle, idle_rows
-    from sage_kv_connector.launch.process import ServerError
-
-    try:
-        result = bench_idle(seconds)
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
-    emit(result, as_json=as_json, title="idle", rows=idle_rows(result))
+bench.command("idle")(bench_idle_command)
+bench.command("unfetched")(bench_unfetched_command)
 
 
 @bench.command("sage")
