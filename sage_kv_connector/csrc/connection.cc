@@ -31,6 +31,7 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
     const bool refused = found->status != Status::kOk;
     if (found->all_cut() || found->waits() || refused) queue_.erase(first);
     if (chunk->length > 0) {
+      chunk->post_waits = found->waits();
       ++found->chunks_in_flight;
       *post = found;
       return true;

@@ -20,6 +20,7 @@ struct Descriptor {
 struct Chunk {
   uint64_t offset = 0, length = 0;
   std::vector<iovec> pieces;
+  bool post_waits = false;  // nothing more of its post can be cut for now
 };
 
 // Joins neighbours that are adjacent on both sides; keeps the order.

@@ -245,6 +245,45 @@ void hanging_up_races_with_streams(Kind kind) {
   }
 }
 
+// More layers than may be in flight end one by one while the receiver is busy elsewhere; then it takes them.
+void a_stream_outlasts_its_credit(Kind kind) {
+  const Cache from({3 * kSlots}, 1, 5);
+  Cache to({3 * kSlots}, 1, 6);
+  Pair pair(kind);  // its lanes end before the memory does
+  pair.sender->register_memory(address_of(from.memory), from.memory.size());
+  pair.receiver->register_memory(address_of(to.memory), to.memory.size());
+  auto tables = std::make_shared<PageTables>(from.layers);
+  const std::vector<int64_t> ids{3, 1};
+  tables->append(0, ids.data(), ids.size());
+  const std::vector<PageRuns> selection{PageRuns(0, {{0, 2}})};
+  const uint64_t window = open_pages(pair, to, selection, {ids}, 1);
+  auto cursor = std::make_shared<PagedCursor>(from.layout, tables, selection);
+  const auto target = pair.receiver->describe(window);
+  const uint64_t post = post_pages(*pair.sender, pair.to_receiver, target, cursor, 1, 0, false);
+  {
+    const auto busy = pair.receiver->find_connection(pair.to_sender)->channels().front();
+    Step step;
+    step.add(tables, {2});
+    step.layer(0, 0);
+    while (pair.receiver->counters.bytes_landed == 0) std::this_thread::yield();  // the channels are ready
+    std::lock_guard lock(busy->mutex);
+    for (size_t layer = 1; layer < 3 * kSlots; ++layer) step.layer(0, layer);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the sender's lane sleeps
+  }
+  // Nobody waits for the sender's completions, so that its lane goes on only if it is woken.
+  const uint64_t deadline = now_ns() + static_cast<uint64_t>(kPatienceS * 1e9);
+  while (!pair.sent.find(EventKind::kSent, post) && now_ns() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    pair.sent.take();
+  }
+  const Event* sent = pair.sent.find(EventKind::kSent, post);
+  CHECK(sent && sent->status == Status::kOk);
+  pair.received.wait_for(EventKind::kWindowDone, window);
+  CHECK(pair.receiver->close_window(window) == cursor->size());
+  for (size_t layer = 0; layer < 3 * kSlots; ++layer)
+    for (int64_t id : ids) CHECK(to.page(0, layer, id) == from.page(0, layer, id));
+}
+
 void places_below_are_counted() {
   std::mt19937 random(13);
   for (int round = 0; round < 200; ++round) {
@@ -299,6 +338,7 @@ int main() {
   bad_arguments_are_refused();
   for (Kind kind : kKinds) {
     what_lands_is_what_was_final(kind);
+    a_stream_outlasts_its_credit(kind);
     hanging_up_races_with_streams(kind);
   }
 }

@@ -52,18 +52,22 @@ uint64_t PagedCursor::ready_bytes(size_t i) const {
   return selection_[span.slot].below(tables_->final_pages(span.group, span.layer)) * span.page_bytes;
 }
 
+size_t PagedCursor::next_ready(size_t span) const {
+  while (span < sent_.size() && ready_bytes(span) <= sent_[span]) ++span;
+  return span;
+}
+
 Chunk PagedCursor::cut(uint64_t max_bytes, size_t max_pieces) {
   Chunk chunk;
   const auto& spans = space_.spans();
   waits_ = false;
   if (status_ != Status::kOk || !within_end()) return chunk;
-  size_t i = first_open_;
-  uint64_t ready = 0;
-  while (i < spans.size() && (ready = ready_bytes(i)) <= sent_[i]) ++i;
+  size_t i = next_ready(first_open_);
   if (i == spans.size()) {
     waits_ = !exhausted();
     return chunk;
   }
+  uint64_t ready = ready_bytes(i);
   chunk.offset = spans[i].start + sent_[i];
   while (true) {
     // Pages are looked up whole; a chunk may end within one.
@@ -77,6 +81,7 @@ Chunk PagedCursor::cut(uint64_t max_bytes, size_t max_pieces) {
     if (++i == spans.size() || sent_[i] != 0 || (ready = ready_bytes(i)) == 0) break;
   }
   while (first_open_ < spans.size() && sent_[first_open_] == spans[first_open_].bytes) ++first_open_;
+  waits_ = !exhausted() && next_ready(first_open_) == spans.size();
   return chunk;
 }
 

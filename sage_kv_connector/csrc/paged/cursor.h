@@ -46,7 +46,7 @@ class PagedCursor {
   // Contiguous in the space; length 0 if nothing can be cut now, or `status` says that it never can.
   Chunk cut(uint64_t max_bytes, size_t max_pieces);
   bool exhausted() const { return first_open_ == space_.spans().size(); }
-  // Nothing that is final was left by the last `cut`.
+  // Nothing that is final was left by the last `cut`, and more is to come.
   bool waits() const { return waits_; }
   Status status() const { return status_; }
   const std::string& why() const { return why_; }
@@ -55,6 +55,8 @@ class PagedCursor {
 
  private:
   uint64_t ready_bytes(size_t span) const;
+  // The first span from `span` on of which bytes are final that were not cut.
+  size_t next_ready(size_t span) const;
   bool know(size_t slot, uint64_t count);
   bool within_end();
   bool refuse(Status status, std::string why);

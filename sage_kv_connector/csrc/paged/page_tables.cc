@@ -119,7 +119,7 @@ void Step::add(std::shared_ptr<PageTables> tables, std::vector<uint64_t> pages) 
 }
 
 void Step::layer(size_t group, size_t layer) {
-  int pushes = 0;
+  int pushes = kPushes;
   for (const auto& one : progress_) one.tables->advance(group, layer, 1, one.pages.at(group), &pushes);
 }
 

@@ -31,7 +31,8 @@ class Waiter {
   virtual bool ended() const = 0;
 };
 
-// How many chunks the end of a step may send itself.
+// How many chunks the engine's own thread sends at the end of a layer, or of a step: that costs it as much as to wake a
+// lane, which would take its core as well.
 constexpr int kPushes = 1;
 
 class PageTables {
@@ -80,8 +81,8 @@ class PageTables {
 
 // What one step of the engine makes final, for all prefills on offer that it computes.
 //
-// The thread that calls launches the model's next layer: it wakes the lanes, and does no more. When the step is over,
-// and decode waits for what is left, it sends a chunk itself, which saves a wake-up.
+// The thread that calls launches the model's next layer: it sends a chunk itself where that is cheap (`Channel::push`),
+// wakes the lanes for all others, and does no more.
 class Step {
  public:
   // `pages`: of each group, final when the step ran.

@@ -147,7 +147,18 @@ void ShmChannel::disarm(bool) {
 }
 
 void ShmChannel::wake_peer() {
-  if (!writer_->reader_sleeps() && !reader_->writer_blocked()) return;
+  ack_wakes_ = false;
+  if (writer_->reader_sleeps() || reader_->writer_blocked()) write_peer_wake();
+}
+
+void ShmChannel::after_records() {
+  if (ack_wakes_)
+    wake_peer();
+  else if (reader_->writer_blocked())
+    write_peer_wake();
+}
+
+void ShmChannel::write_peer_wake() {
   uint64_t one = 1;
   (void)!::write(peer_wake_, &one, sizeof one);
 }
@@ -229,6 +240,8 @@ bool ShmChannel::send_chunk() {
     }
   }
   if (post.checksum) notice.flags |= kHasCrc;
+  const bool much_in_flight = in_flight_ >= kSlots / 2 || bytes_in_flight_ + chunk.length >= kMaxBytesInFlight / 2;
+  if (direct && chunk.post_waits && !much_in_flight) notice.flags |= kAckLater;
   const uint64_t size = sizeof notice + pieces.size() * sizeof(Piece);
   notice.header.size = static_cast<uint32_t>(padded(size));
   shared_->live[side_][slot].store(post.generation, std::memory_order_seq_cst);
@@ -266,11 +279,11 @@ bool ShmChannel::receive_some() {
       ++silent_acks;
     }
     if (silent_acks >= kAcksAWake || reader_->empty()) {
-      wake_peer();
+      after_records();
       silent_acks = 0;
     }
   }
-  if (moved && !dead) wake_peer();
+  if (moved && !dead) after_records();
   return moved;
 }
 

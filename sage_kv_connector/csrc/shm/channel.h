@@ -68,6 +68,9 @@ class ShmChannel : public Channel {
   Status copy_from_arena(Window& window, const Notice& notice, std::string* detail);
   bool on_ack(const Ack& ack);
   void wake_peer();
+  // Wakes it if it waits for the acknowledgements of this turn, or for the room of what was read.
+  void after_records();
+  void write_peer_wake();
   void broken(Status status, const std::string& detail);
 
   uint8_t* arena(int side) const;
@@ -97,6 +100,7 @@ class ShmChannel : public Channel {
   } next_;  // cut, not yet in the ring
   uint64_t waiting_bytes_ = 0;
   bool waiting_for_room_ = false, waiting_for_ack_ = false;
+  bool ack_wakes_ = false;  // the peer waits for an acknowledgement that it has not been woken for
   InFlight flight_[kSlots];
   size_t in_flight_ = 0, next_slot_ = 0;
   uint64_t bytes_in_flight_ = 0, bytes_placed_ = 0;

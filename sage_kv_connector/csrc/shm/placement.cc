@@ -35,6 +35,7 @@ void ShmChannel::place(const Notice& notice, const Piece* pieces) {
     else if (status != Status::kCancelled)
       endpoint_.window_failed(window, status, notice.offset, notice.length, detail);
   }
+  ack_wakes_ |= status != Status::kOk || !(notice.flags & kAckLater);
   acks_.push_back({{sizeof(Ack), static_cast<uint32_t>(RecordType::kAck)}, notice.slot, static_cast<uint32_t>(status)});
 }
 

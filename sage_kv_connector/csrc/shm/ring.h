@@ -52,6 +52,8 @@ struct Notice {
   // followed by `pieces` × Piece unless kInArena
 };
 constexpr uint32_t kInArena = 1, kHasCrc = 2;
+// The sender need not be woken for the acknowledgement if the chunk is taken: it has room for more, and its post waits.
+constexpr uint32_t kAckLater = 4;
 
 struct Piece {
   uint64_t address, length;
