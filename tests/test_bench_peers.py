@@ -13,6 +13,7 @@ import pytest
 from sage_kv_connector import doctor
 from sage_kv_connector.bench import contender, handover, transfer
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
+from sage_kv_connector.bench.server_pairs import ServerPair
 from sage_kv_connector.bench.transfer import Peer, bench_transfer, transfer_rows
 from sage_kv_connector.launch.process import Process, ServerError
 
@@ -52,7 +53,7 @@ def test_nothing_of_a_contender_is_left() -> None:
         os.killpg(group, 0)
 
 
-class Pair(handover.ServerPair):
+class Pair(ServerPair):
     """Servers that answer at once, or fail as they are told."""
 
     def __init__(self, name: str, error: Exception | None = None) -> None:

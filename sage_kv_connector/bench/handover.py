@@ -8,13 +8,8 @@ decode's is always real.
 
 from __future__ import annotations
 
-import os
-import random
-import secrets
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -23,83 +18,16 @@ from statistics import median
 from typing import Any
 
 from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
-from sage_kv_connector.config import SECRET_ENV
+from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, start_pairs
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.integrations.common.free_port import free_port
-from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
-from sage_kv_connector.launch.tiny_model import SHAPES, build
-from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, gauge, vllm_server
+from sage_kv_connector.launch.process import ServerError
+from sage_kv_connector.launch.tiny_model import SHAPES
+from sage_kv_connector.launch.vllm import complete
 
-#: Seconds that servers get to settle after they were stopped.
-SETTLE_S = 0.3
+OURS = "ours"
 PEERS = ("nixl", "mooncake")
-
-
-class ServerPair:
-    """A prefill and a decode server of one connector; runs only within ``turn``."""
-
-    def __init__(self, name: str, prefill: Process, decode: Process, bootstrap_port: int | None) -> None:
-        self.name = name
-        self.prefill, self.decode = prefill, decode
-        self.bootstrap_port = bootstrap_port
-        #: Why a peer is left out: one that failed once may hold its pages for good, and block the next request.
-        self.failed = ""
-
-    def signal(self, number: int) -> None:
-        for process in (self.prefill, self.decode):
-            if process.popen is not None:
-                os.killpg(process.popen.pid, number)
-
-    def sequential(self, prompt: list[int]) -> dict[str, Any]:
-        """Prefill, then decode, as a sequential router does it."""
-        if self.bootstrap_port is None or self.name == "ours":
-            first = complete(
-                self.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
-            )
-            decode_params = first.kv_transfer_params
-        else:
-            prefill_params, decode_params = self._bootstrap()
-            first = complete(
-                self.prefill.url, prompt, max_tokens=1, kv_transfer_params=prefill_params, stream=False
-            )
-        answer = complete(self.decode.url, prompt, max_tokens=2, kv_transfer_params=decode_params)
-        return {"ttft_s": answer.ttft_s, "prefill_s": first.total_s, "token_ids": answer.token_ids}
-
-    def concurrent(self, prompt: list[int]) -> dict[str, Any]:
-        """Both at once; the time counts from prefill's answer."""
-        prefill_params, decode_params = self._bootstrap()
-        answered: list[float] = []
-
-        def prefill() -> None:
-            complete(self.prefill.url, prompt, max_tokens=1, kv_transfer_params=prefill_params, stream=False)
-            answered.append(time.perf_counter())
-
-        thread = threading.Thread(target=prefill)
-        begun = time.perf_counter()
-        thread.start()
-        answer = complete(self.decode.url, prompt, max_tokens=2, kv_transfer_params=decode_params)
-        thread.join()
-        return {
-            "ttft_s": begun + answer.ttft_s - answered[0],
-            "prefill_s": answered[0] - begun,
-            "token_ids": answer.token_ids,
-        }
-
-    def alone(self, prompt: list[int]) -> list[int]:
-        """What prefill's server itself answers, from the KV in its own cache."""
-        return complete(self.prefill.url, prompt, max_tokens=2).token_ids
-
-    def converted_s(self) -> float:
-        """Seconds that conversion threads of both sides have worked so far."""
-        return sum(gauge(server, "conversion_ns") for server in (self.prefill, self.decode)) / 1e9
-
-    def _bootstrap(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        from baselines.vllm_peers import bootstrap_params
-
-        assert self.bootstrap_port is not None
-        return bootstrap_params(self.bootstrap_port, f"xfer-{secrets.token_hex(16)}")
 
 
 def bench_handover(
@@ -140,17 +68,6 @@ def bench_handover(
             "tokens": sizes,
             "missing": missing,
         }
-
-
-def servers_env(*, real_attention: bool = False) -> dict[str, str]:
-    """What all servers of a comparison have in common."""
-    from baselines.vllm_peers import PLUGINS
-
-    return {
-        SECRET_ENV: secrets.token_urlsafe(16),
-        "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
-        "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
-    }
 
 
 def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -201,71 +118,47 @@ def _start(
         wanted["nixl"] = nixl(transport, (free_port(), free_port()))
     if "mooncake" in against:
         wanted["mooncake"] = mooncake(free_port())
-    model = build(directory, "bench")
     env = servers_env(real_attention=real_attention)
-    cores = core_halves()
-    pairs = []
-    for name, sides in wanted.items():
-        servers = []
-        for role, side, core in (("prefill", sides.prefill, cores[0]), ("decode", sides.decode, cores[1])):
-            options = VllmOptions(model, directory, most_tokens + 128, env={**env, **side.env})
-            servers.append(vllm_server(f"{name}-{role}", options, side.kv_transfer_config, core))
-        pair = ServerPair(name, servers[0], servers[1], sides.bootstrap_port)
-        stack.callback(pair.signal, signal.SIGCONT)
-        try:
-            stack.enter_context(running(*servers))
-        except ServerError as error:
-            if name == "ours":
-                raise
-            lacking = what_to_install(missing_libraries(name))
-            missing[name] = f"{lacking}: {error}" if lacking else str(error)
-            progress.print(f"{name} is left out: {missing[name]}", markup=False)
-            continue
-        stack.callback(pair.signal, signal.SIGCONT)
-        pair.signal(signal.SIGSTOP)
-        pairs.append(pair)
-    return pairs
+    return start_pairs(wanted, (OURS,), most_tokens, env, directory, stack, missing)
 
 
 def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for pair in pairs:
-        if pair.failed:
-            continue
-        pair.signal(signal.SIGCONT)
-        time.sleep(SETTLE_S)
-        ways = {pair.name: pair.sequential}
-        if pair.name == "ours":
-            ways["ours, concurrent"] = pair.concurrent
-        for name, hand_over in ways.items():
-            prompt = _prompt(tokens)
-            try:
-                out[name] = hand_over(prompt)
-                out[name]["equal"] = out[name]["token_ids"] == pair.alone(prompt)
-            except (
-                ServerError,
-                OSError,
-                LookupError,
-                ValueError,
-            ) as error:  # a peer's bootstrap may answer anything
-                if pair.name == "ours":
-                    raise
-                pair.failed = f"failed a request: {error}"
-                progress.print(f"{name} is left out from here: it {pair.failed}", markup=False)
-        if pair.name == "ours":
-            # These steps also bring the counters of the hand-overs to /metrics.
-            recomputed = complete(pair.decode.url, _prompt(tokens), max_tokens=2)
-            out["ours"]["converted_s"] = pair.converted_s()
-            out["ours"]["binding_s"] = _binding_s(_prompt(tokens))
-            out["recompute"] = {"ttft_s": recomputed.ttft_s, "prefill_s": 0.0, "equal": True}
-        pair.signal(signal.SIGSTOP)
+        if not pair.failed:
+            with pair.turn():
+                out |= _turn(pair, tokens)
     progress.print(what + ": " + ", ".join(f"{name} {r['ttft_s'] * 1e3:.0f} ms" for name, r in out.items()))
     return out
 
 
-def _prompt(tokens: int) -> list[int]:
-    """One token more than whole pages: that one is computed with real attention wherever the rest is cached."""
-    return [random.randint(1, 255) for _ in range(tokens + 1)]
+def _turn(pair: ServerPair, tokens: int) -> dict[str, dict[str, Any]]:
+    """Each way of one pair, by its name."""
+    out: dict[str, dict[str, Any]] = {}
+    ways = {pair.name: pair.sequential}
+    if pair.name == OURS:
+        ways["ours, concurrent"] = pair.concurrent
+    for name, hand_over in ways.items():
+        prompt = random_prompt(tokens)
+        try:
+            out[name] = hand_over(prompt)
+            out[name]["equal"] = out[name]["token_ids"] == pair.alone(prompt)
+        except (
+            ServerError,
+            OSError,
+            LookupError,
+            ValueError,
+        ) as error:  # a peer's bootstrap may answer anything
+            if pair.name == OURS:
+                raise
+            pair.give_up(error)
+    if pair.name == OURS:
+        # These steps also bring the counters of the hand-overs to /metrics.
+        recomputed = complete(pair.decode.url, random_prompt(tokens), max_tokens=2)
+        out[OURS]["converted_s"] = pair.converted_s()
+        out[OURS]["binding_s"] = _binding_s(random_prompt(tokens))
+        out["recompute"] = {"ttft_s": recomputed.ttft_s, "prefill_s": 0.0, "equal": True}
+    return out
 
 
 def _binding_s(prompt: list[int]) -> float:

@@ -8,11 +8,8 @@ servers at once from the second request on, as NIXL's push mode is; "ours, prefi
 
 from __future__ import annotations
 
-import random
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +17,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.handover import SETTLE_S, ServerPair, servers_env
-from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
+from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, start_pairs
 from sage_kv_connector.console import progress
 from sage_kv_connector.integrations.common.free_port import free_port
-from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
-from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import VllmOptions, complete, metric, router, vllm_server
+from sage_kv_connector.launch.process import Process, ServerError, running
+from sage_kv_connector.launch.vllm import complete, metric, router
 
 OURS, FIRST = "ours", "ours, prefill first"
 PEERS = ("NIXL pull", "NIXL push")
@@ -52,20 +47,19 @@ def bench_routed(tokens: Sequence[int], repeats: int, backend: str, *, peers: bo
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:
         contenders = _start(Path(name), max(tokens), backend, stack, missing, peers=peers)
         for count in tokens:
-            rounds = [_round(contenders, count, missing) for _ in range(repeats + 1)][
-                1:
-            ]  # the first warms up
-            rows += _rows(count, rounds)
+            rounds = [_round(contenders, count) for _ in range(repeats + 1)]
+            rows += _rows(count, rounds[1:])  # the first warms up
             progress.print(
                 f"{count} tokens: " + ", ".join(_text(row) for row in rows if row["tokens"] == count)
             )
+        missing |= {pair.name: pair.failed for pair, _ in contenders if pair.failed}
     return {"backend": backend, "repeats": repeats, "prefill_attention": "stubbed on all servers", "rows": rows,
             "missing": missing}  # fmt: skip
 
 
 def _start(
     directory: Path, most: int, backend: str, stack: ExitStack, missing: dict[str, str], *, peers: bool
-) -> dict[str, _Routed]:
+) -> list[_Routed]:
     from baselines.vllm_peers import PeerPair, ServerSide, nixl
 
     common = f"sage_kvt:backend={backend},host=127.0.0.1"
@@ -77,58 +71,34 @@ def _start(
     if peers:
         for name, kind in zip(PEERS, ("NixlPullConnector", "NixlPushConnector"), strict=True):
             wanted[name] = nixl(transport, (free_port(), free_port()), kind)
-    model, env, cores = build(directory, "bench"), servers_env(), core_halves()
-    found = {}
-    for name, sides in wanted.items():
-        servers = []
-        for role, side, core in (("prefill", sides.prefill, cores[0]), ("decode", sides.decode, cores[1])):
-            options = VllmOptions(model, directory, most + 128, env={**env, **side.env})
-            servers.append(vllm_server(f"{name} {role}", options, side.kv_transfer_config, core))
-        pair = ServerPair(name, servers[0], servers[1], None)
-        folder = directory / name
+    contenders = []
+    for pair in start_pairs(wanted, (OURS, FIRST), most, servers_env(), directory, stack, missing):
+        folder = directory / pair.name
         folder.mkdir()
-        front = router(servers[0], servers[1], folder)
-        stack.callback(pair.signal, signal.SIGCONT)
-        try:
-            stack.enter_context(running(*servers))
+        front = router(pair.prefill, pair.decode, folder)
+        with pair.turn():
             stack.enter_context(running(front))
-        except ServerError as error:
-            if name not in PEERS:
-                raise
-            lacking = what_to_install(missing_libraries("nixl"))
-            missing[name] = f"{lacking}: {error}" if lacking else str(error)
-            continue
-        stack.callback(pair.signal, signal.SIGCONT)
-        pair.signal(signal.SIGSTOP)
-        found[name] = _Routed(pair, front)
-    return found
+        contenders.append(_Routed(pair, front))
+    return contenders
 
 
-def _round(contenders: dict[str, _Routed], tokens: int, missing: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _round(contenders: Sequence[_Routed], tokens: int) -> dict[str, dict[str, Any]]:
     out = {}
-    for name, (pair, front) in contenders.items():
-        if name in missing:
+    for pair, front in contenders:
+        if pair.failed:
             continue
-        pair.signal(signal.SIGCONT)
-        time.sleep(SETTLE_S)
-        prompt = [random.randint(1, 255) for _ in range(tokens + 1)]
-        try:
-            before = _prefill_s(pair.prefill)
-            answer = complete(front.url, prompt, max_tokens=2)
-            prefill_s = _prefill_s(pair.prefill) - before
-            right = answer.token_ids == pair.alone(prompt)
-            out[name] = {
-                "ttft_s": answer.ttft_s,
-                "after_prefill_s": answer.ttft_s - prefill_s,
-                "right": right,
-            }
-        except (ServerError, OSError) as error:
-            if name not in PEERS:
-                raise
-            missing[name] = f"failed a request: {error}"
-            progress.print(f"{name} is left out from here: it {missing[name]}", markup=False)
-        finally:
-            pair.signal(signal.SIGSTOP)
+        with pair.turn():
+            prompt = random_prompt(tokens)
+            try:
+                before = _prefill_s(pair.prefill)
+                answer = complete(front.url, prompt, max_tokens=2)
+                after_prefill_s = answer.ttft_s - (_prefill_s(pair.prefill) - before)
+                right = answer.token_ids == pair.alone(prompt)
+                out[pair.name] = {"ttft_s": answer.ttft_s, "after_prefill_s": after_prefill_s, "right": right}
+            except (ServerError, OSError) as error:
+                if pair.name not in PEERS:
+                    raise
+                pair.give_up(error)
     return out
 
 
@@ -138,34 +108,40 @@ def _prefill_s(server: Process) -> float:
 
 
 def _rows(tokens: int, rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    names = list(dict.fromkeys(name for r in rounds for name in r))
     rows = []
-    for name in names:
-        done = [r for r in rounds if name in r]
-        others = [n for n in names if n != OURS]
-        best = [
-            r[OURS]["after_prefill_s"] / min(r[n]["after_prefill_s"] for n in others if n in r)
-            for r in done
-            if name == OURS and any(n in r for n in others)
-        ]
+    for name in dict.fromkeys(name for r in rounds for name in r):
+        done = [r[name] for r in rounds if name in r]
         rows.append(
             {
                 "tokens": tokens,
                 "contender": name,
-                **{key: median(r[name][key] for r in done) for key in ("ttft_s", "after_prefill_s")},
-                "right": all(r[name]["right"] for r in done),
-                "to_best": median(best) if best else None,
+                **{key: median(one[key] for one in done) for key in ("ttft_s", "after_prefill_s")},
+                "right": all(one["right"] for one in done),
+                "to_first": _ratio(name, (FIRST,), rounds),
+                "to_best_peer": _ratio(name, PEERS, rounds),
             }
         )
     return rows
+
+
+def _ratio(name: str, others: Sequence[str], rounds: list[dict[str, dict[str, Any]]]) -> float | None:
+    """Of the time after prefill's work to that of the best of ``others`` in the same round; of ours at once only."""
+    ratios = [
+        r[name]["after_prefill_s"] / min(r[other]["after_prefill_s"] for other in others if other in r)
+        for r in rounds
+        if name == OURS and name in r and any(other in r for other in others)
+    ]
+    return median(ratios) if ratios else None
 
 
 def _text(row: dict[str, Any]) -> str:
     text = (
         f"{row['contender']} {row['ttft_s'] * 1e3:.0f} ms, {row['after_prefill_s'] * 1e3:.0f} after prefill"
     )
-    if row["to_best"] is not None:
-        text += f" ({row['to_best']:.2f} of the best other)"
+    if row["to_best_peer"] is not None:
+        text += f" ({row['to_best_peer']:.2f} of the best peer)"
+    if row["to_first"] is not None:
+        text += f" ({row['to_first']:.2f} of prefill first)"
     return text + ("" if row["right"] else ", WRONG TOKEN IDS")
 
 
