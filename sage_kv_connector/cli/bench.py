@@ -116,6 +116,27 @@ def bench_control_command(
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
 
 
+@bench.command("tpot")
+def bench_tpot_command(
+    tokens: Annotated[int, typer.Option(min=1, help="tokens of the prompts that are handed over")] = 2048,
+    a_second: Annotated[float, typer.Option(min=0.1, max=1000, help="hand-overs a second")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds; each times one answer three times")] = 7,
+    backend: BackendChoice = "shm",
+    as_json: AsJson = False,
+) -> None:
+    """Time per output token of a request on a real decode server while others are handed over."""
+    from sage_kv_connector.bench.tpot import bench_tpot, tpot_rows
+    from sage_kv_connector.launch.process import ServerError
+
+    try:
+        result = bench_tpot(tokens, a_second, rounds, backend)
+    except ServerError as error:
+        progress.print(f"bench: {error}")
+        raise typer.Exit(1) from error
+    emit(result, as_json=as_json, title="tpot", rows=tpot_rows(result))
+    raise typer.Exit(int(not result["right"]))
+
+
 @bench.command("beside")
 def bench_beside_command(
     layers: Annotated[int, typer.Option(min=1, help="layers of the caches")] = 80,
