@@ -70,12 +70,13 @@ class Side:
         self.core.start()
         self.ids = 2 * np.random.default_rng(seed).permutation(self.pages)
 
-    def begin_step(self, source: PagedSource) -> Step:
-        """A step that computes the whole prompt."""
-        source.grow(0, self.ids)
-        source.end((self.pages,))
+    def begin_step(self, *sources: PagedSource) -> Step:
+        """A step that computes the whole prompt of each."""
         step = Step()
-        step.add(source.tables, (self.pages,))
+        for source in sources:
+            source.grow(0, self.ids)
+            source.end((self.pages,))
+            step.add(source.tables, (self.pages,))
         return step
 
     def wanted(self, name: str, *, finished: bool) -> Wanted:

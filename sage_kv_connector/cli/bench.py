@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from sage_kv_connector.cli import bench_engine
 from sage_kv_connector.cli.bench_idle import bench_idle_command, bench_unfetched_command
-from sage_kv_connector.cli.options import AsJson, BackendChoice
+from sage_kv_connector.cli.options import AsJson, BackendChoice, lengths
 from sage_kv_connector.console import emit, progress
 
 bench = typer.Typer(
     help="Measure our transport beside its peers and the physical limit.", no_args_is_help=True
 )
+for command in (bench_engine.control, bench_engine.beside, bench_engine.rate, bench_engine.sessions):
+    bench.command()(command)
 
 
 def _contenders(text: str) -> list[str]:
@@ -69,7 +72,7 @@ def bench_handover_command(
     from sage_kv_connector.config import KVTransportConfig
     from sage_kv_connector.launch.process import ServerError
 
-    lengths = _lengths(tokens)
+    prompts = lengths(tokens)
     try:
         KVTransportConfig.load({"target_dtype": target_dtype}, "--target-dtype")
     except ValueError as error:
@@ -77,7 +80,7 @@ def bench_handover_command(
     try:
         result = bench_handover(
             _contenders(against),
-            lengths,
+            prompts,
             repeats,
             backend,
             target_dtype=target_dtype,
@@ -87,33 +90,6 @@ def bench_handover_command(
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
-
-
-@bench.command("control")
-def bench_control_command(
-    layers: Annotated[int, typer.Option(min=1, help="layers of the caches")] = 80,
-    tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "1024",
-    backends: Annotated[str, typer.Option(help="any of shm,tcp")] = "shm,tcp",
-    modes: Annotated[str, typer.Option(help="any of whole,streamed,converted")] = "whole,streamed,converted",
-    repeats: Annotated[int, typer.Option(min=1, help="hand-overs of each kind")] = 15,
-    against: Annotated[str, typer.Option(help="nixl: its own cost for as many descriptors")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """CPU time that a hand-over takes from the interpreter, on both control threads and the engines' own."""
-    from sage_kv_connector.bench.control import MODES, bench_control, control_rows
-
-    for given, option, allowed in (
-        (backends, "--backends", ("shm", "tcp")),
-        (modes, "--modes", MODES),
-        (against or "nixl", "--against", ("nixl",)),
-    ):
-        if not given or not set(given.split(",")) <= set(allowed):
-            raise typer.BadParameter(f"{option} {given!r}: allowed are {', '.join(allowed)}")
-    result = bench_control(
-        backends.split(","), layers, _lengths(tokens), modes.split(","), repeats, nixl=against == "nixl"
-    )
-    emit(result, as_json=as_json, title="control", rows=control_rows(result))
-    raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
 
 
 @bench.command("tpot")
@@ -137,33 +113,6 @@ def bench_tpot_command(
     raise typer.Exit(int(not result["right"]))
 
 
-@bench.command("beside")
-def bench_beside_command(
-    layers: Annotated[int, typer.Option(min=1, help="layers of the caches")] = 80,
-    tokens: Annotated[int, typer.Option(min=1, help="tokens of a prompt")] = 1024,
-    a_second: Annotated[float, typer.Option(min=0.1, max=1000, help="streamed hand-overs a second")] = 20,
-    backend: BackendChoice = "shm",
-    rounds: Annotated[int, typer.Option(min=1, help="rounds with and without")] = 7,
-    as_json: AsJson = False,
-) -> None:
-    """What streamed hand-overs take from a thread that runs Python all the time in prefill's process."""
-    from sage_kv_connector.bench.beside import bench_beside, beside_rows
-
-    result = bench_beside(backend, layers, tokens, a_second, rounds)
-    emit(result, as_json=as_json, title="beside", rows=beside_rows(result))
-    raise typer.Exit(int(not result["right"]))
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        lengths = [int(word) for word in text.split(",")]
-    except ValueError:
-        lengths = []
-    if not lengths or min(lengths) < 1:
-        raise typer.BadParameter(f"--tokens {text!r} must be numbers from 1 on, separated by commas")
-    return lengths
-
-
 @bench.command("routed")
 def bench_routed_command(
     tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "2048,8192,32768",
@@ -179,7 +128,7 @@ def bench_routed_command(
     if against not in ("", "nixl"):
         raise typer.BadParameter(f"--against {against!r}: allowed is nixl")
     try:
-        result = bench_routed(_lengths(tokens), repeats, backend, peers=against == "nixl")
+        result = bench_routed(lengths(tokens), repeats, backend, peers=against == "nixl")
     except ServerError as error:
         progress.print(f"bench: {error}")
         raise typer.Exit(1) from error

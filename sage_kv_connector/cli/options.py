@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -28,3 +29,21 @@ BackendChoice = Annotated[
         help="how KV travels: shm, tcp, or another that is here",
     ),
 ]
+
+
+def words(given: str, option: str, allowed: Sequence[str]) -> list[str]:
+    """The words that an option lists, separated by commas."""
+    if not given or not set(given.split(",")) <= set(allowed):
+        raise typer.BadParameter(f"{option} {given!r}: allowed are {', '.join(allowed)}")
+    return given.split(",")
+
+
+def lengths(text: str) -> list[int]:
+    """Prompt lengths of ``--tokens``."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise typer.BadParameter(f"--tokens {text!r} must be numbers from 1 on, separated by commas")
+    return found
