@@ -101,6 +101,7 @@ class Status(IntEnum):
     REFUSED = 8
     IO_ERROR = 9
     BEYOND_END = 10
+    SILENT = 11
 
 
 class Event(NamedTuple):
@@ -213,6 +214,19 @@ class Backend(Protocol):
         ...
 
     def connection_info(self, connection: int) -> ConnectionInfo: ...
+
+    def watch(self, connection: int, timeout_s: float) -> None:
+        """Close the connection, with CLOSED/SILENT, if its peer gives no sign of life for ``timeout_s`` (until a third
+        of it later). Its lanes ask the peer's, so that a peer whose interpreter is busy lives; any bytes from it are
+        such a sign. Until ``unwatch``; only of a connection that both sides authorized. An unknown one is ignored.
+
+        Raises ValueError for a time that is not more than 0 and at most a week.
+        """
+        ...
+
+    def unwatch(self, connection: int) -> None:
+        """Whether the peer lives is of no interest (any more): it costs nothing then."""
+        ...
 
     def close_connection(self, connection: int) -> None:
         """End a connection; CLOSED/CANCELLED follows."""

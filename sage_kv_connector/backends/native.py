@@ -56,6 +56,12 @@ class NativeBackend:
     def authorize(self, connection: int) -> None:
         self._endpoint.authorize(connection)
 
+    def watch(self, connection: int, timeout_s: float) -> None:
+        self._endpoint.watch(connection, timeout_s)
+
+    def unwatch(self, connection: int) -> None:
+        self._endpoint.unwatch(connection)
+
     def connection_info(self, connection: int) -> ConnectionInfo:
         return ConnectionInfo(*self._endpoint.connection_info(connection))
 

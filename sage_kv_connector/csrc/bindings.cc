@@ -109,6 +109,9 @@ NB_MODULE(_data_plane, m) {
       .def("listen", &Endpoint::listen, "address"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("connect", &Endpoint::connect, "address"_a, "timeout_s"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("authorize", &Endpoint::authorize, "connection"_a, nb::call_guard<nb::gil_scoped_release>())
+      // Short calls, which are many: they keep the interpreter.
+      .def("watch", &Endpoint::watch, "connection"_a, "timeout_s"_a)
+      .def("unwatch", &Endpoint::unwatch, "connection"_a)
       .def("connection_info",
            [](Endpoint& e, uint64_t connection) {
              const auto info = e.info(connection);

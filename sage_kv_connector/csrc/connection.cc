@@ -15,7 +15,7 @@ constexpr size_t kMaxInboxBytes = 16u << 20, kMaxUnauthorizedInboxBytes = 1u << 
 
 bool Connection::take_message(const Channel& channel, std::string* message) {
   std::lock_guard lock(mutex_);
-  if (messages_.empty() || channels_.empty() || channels_.front().get() != &channel) return false;
+  if (messages_.empty() || !channel.first) return false;
   *message = std::move(messages_.front());
   messages_.pop_front();
   message_bytes_ -= message->size();
@@ -64,7 +64,7 @@ bool Connection::has_work() const {
 bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
   if (!queue_.empty() && authorized) return true;
-  return !messages_.empty() && !channels_.empty() && channels_.front().get() == &channel;
+  return !messages_.empty() && channel.first;
 }
 
 bool Connection::queue_message(std::string message) {
@@ -139,9 +139,15 @@ void Connection::kick() const {
   for (const auto& channel : channels()) channel->lane->kick();
 }
 
+void Connection::wake_in_time() const {
+  for (const auto& channel : channels())
+    if (channel->first) channel->lane->wake_by(liveness.due());
+}
+
 bool Connection::add_channel(std::shared_ptr<Channel> channel) {
   std::lock_guard lock(mutex_);
   if (sealed_) return false;
+  channel->first = channels_.empty();
   channels_.push_back(std::move(channel));
   return true;
 }

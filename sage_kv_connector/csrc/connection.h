@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "event.h"
+#include "liveness.h"
 #include "post.h"
 
 namespace sage_kvt {
@@ -38,6 +39,8 @@ class Connection {
   // Cost of the events of this peer that nobody took yet; channels read no more while it is full.
   std::atomic<size_t> inbox_bytes{0};
   bool inbox_full() const;
+  // Of the peer; the first channel looks after it.
+  Liveness liveness;
 
   // -- work for channels
 
@@ -64,6 +67,8 @@ class Connection {
   bool push() const;
   // There is work: the lanes look at it.
   void kick() const;
+  // The first channel's lane is awake when its peer is to be looked after.
+  void wake_in_time() const;
   // False once sealed: the caller shuts the channel.
   bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();

@@ -29,11 +29,11 @@ void Endpoint::throw_if_closed() const {
   if (closed_) throw std::invalid_argument("the backend is closed");
 }
 
-uint64_t Endpoint::deadline_after(double timeout_s) {
+uint64_t Endpoint::nanoseconds(double timeout_s) {
   if (!(timeout_s > 0) || timeout_s > kMaxTimeoutS)
     throw std::invalid_argument("timeout_s is " + std::to_string(timeout_s) + ", must be more than 0 and at most " +
                                 std::to_string(static_cast<int>(kMaxTimeoutS)));
-  return now_ns() + static_cast<uint64_t>(timeout_s * 1e9);
+  return static_cast<uint64_t>(timeout_s * 1e9);
 }
 
 std::shared_ptr<Connection> Endpoint::new_connection(bool incoming) {
@@ -110,6 +110,18 @@ void Endpoint::authorize(uint64_t id) {
 ConnectionInfo Endpoint::info(uint64_t id) {
   auto connection = find_connection(id);
   return connection ? connection->info() : ConnectionInfo{};
+}
+
+void Endpoint::watch(uint64_t id, double timeout_s) {
+  const uint64_t timeout = nanoseconds(timeout_s);
+  auto connection = find_connection(id);
+  if (!connection) return;
+  connection->liveness.watch(timeout, now_ns());
+  connection->wake_in_time();
+}
+
+void Endpoint::unwatch(uint64_t id) {
+  if (auto connection = find_connection(id)) connection->liveness.unwatch();
 }
 
 void Endpoint::close_connection(uint64_t id, Status status, const std::string& detail) {

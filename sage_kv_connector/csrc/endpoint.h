@@ -23,7 +23,7 @@ namespace sage_kvt {
 // What an event costs besides its payload, in a connection's inbox.
 constexpr size_t kEventBytes = sizeof(Event);
 // Longer times are refused where a user gives them, and are for ever where a thread waits.
-constexpr double kMaxTimeoutS = 86400;
+constexpr double kMaxTimeoutS = 604800;
 
 struct EndpointOptions {
   int lanes = 1;
@@ -63,6 +63,9 @@ class Endpoint {
   void deregister_memory(uint64_t region) { regions_.remove(region); }
   virtual void authorize(uint64_t connection);
   ConnectionInfo info(uint64_t connection);
+  // Close the connection with kSilent if its peer gives no sign of life for so long; until `unwatch`.
+  void watch(uint64_t connection, double timeout_s);
+  void unwatch(uint64_t connection);
   void close_connection(uint64_t connection, Status status, const std::string& detail);
 
   // -- transfers
@@ -112,11 +115,12 @@ class Endpoint {
   // A connection is gone; for what a backend keeps of it.
   virtual void forgotten(uint64_t) {}
   // now_ns() in `timeout_s`; throws std::invalid_argument for one that is not allowed.
-  static uint64_t deadline_after(double timeout_s);
+  static uint64_t deadline_after(double timeout_s) { return now_ns() + nanoseconds(timeout_s); }
   void throw_if_closed() const;
   Lane& lane(size_t index) { return *lanes_[index % lanes_.size()]; }
 
  private:
+  static uint64_t nanoseconds(double timeout_s);
   void no_longer_counted(Connection& connection);
   std::vector<std::shared_ptr<Channel>> all_channels();
   void bury_doomed();

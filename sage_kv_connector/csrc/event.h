@@ -36,6 +36,7 @@ enum class Status : int {
   kRefused = 8,
   kIoError = 9,
   kBeyondEnd = 10,
+  kSilent = 11,
 };
 
 // CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.

@@ -115,6 +115,10 @@ void Lane::modify(int fd, uint32_t events, void* owner) {
   epoll_ctl(epoll_, EPOLL_CTL_MOD, fd, &event);
 }
 
+void Lane::wake_by(uint64_t due) {
+  if (sleeping_ && sleeps_until_ > due) kick();
+}
+
 void Lane::forget(int fd) {
   std::lock_guard lock(mutex_);
   epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
@@ -142,8 +146,8 @@ bool Lane::drive() {
   bool moved = false, any_dead = false;
   const uint64_t now = now_ns();
   for (const auto& channel : channels()) {
-    const uint64_t deadline = channel->deadline;
-    const bool late = deadline != 0 && now >= deadline;
+    const uint64_t due = channel->due();
+    const bool late = due != 0 && now >= due;
     if (!channel->dead && (now < channel->hot_until || channel->woken || late || channel->connection->has_work())) {
       std::unique_lock lock(channel->mutex, std::try_to_lock);
       if (!lock.owns_lock()) continue;
@@ -152,7 +156,7 @@ bool Lane::drive() {
         moved = true;
         channel->hot_until = now_ns() + spin_ns_;
       }
-      if (late && !channel->dead && channel->deadline != 0) channel->expire();
+      if (late && !channel->dead) channel->on_time(now);
     }
     any_dead |= channel->dead;
   }
@@ -163,7 +167,7 @@ bool Lane::drive() {
 
 bool Lane::arm_all(int* timeout_ms) {
   bool idle = true;
-  uint64_t nearest = 0;
+  uint64_t nearest = kForEver;
   for (const auto& channel : channels()) {
     std::lock_guard lock(channel->mutex);
     if (channel->dead) continue;
@@ -172,11 +176,11 @@ bool Lane::arm_all(int* timeout_ms) {
       channel->hot_until = now_ns() + spin_ns_;
       idle = false;
     }
-    const uint64_t deadline = channel->deadline;
-    if (deadline != 0 && (nearest == 0 || deadline < nearest)) nearest = deadline;
+    if (const uint64_t due = channel->due(); due != 0) nearest = std::min(nearest, due);
   }
+  sleeps_until_ = nearest;
   *timeout_ms = -1;
-  if (const uint64_t now = now_ns(); nearest != 0)
+  if (const uint64_t now = now_ns(); nearest != kForEver)
     *timeout_ms = nearest <= now ? 0 : static_cast<int>(std::min<uint64_t>((nearest - now) / 1000000 + 1, 60000));
   return idle;
 }
@@ -209,6 +213,7 @@ void Lane::run() {
       spinner.turn();
       continue;
     }
+    sleeps_until_ = kForEver;  // whoever wants it earlier meanwhile must kick
     sleeping_ = true;
     int count = 0, timeout_ms = -1;
     if (arm_all(&timeout_ms) && !kicked_ && !stopping_) count = epoll_wait(epoll_, events, 64, timeout_ms);

@@ -38,11 +38,15 @@ class Channel {
 
   std::mutex mutex;
   const std::shared_ptr<Connection> connection;
-  Lane* lane = nullptr;                // set once, before the channel is published
+  Lane* lane = nullptr;                // set once, before the channel is published, as is
+  bool first = false;                  // of its connection: it carries messages, and looks after the peer
   std::atomic<uint64_t> hot_until{0};  // spinning is worth it until then
   std::atomic<bool> woken{true};       // something happened that `progress` has not seen yet
   std::atomic<uint64_t> deadline{0};   // set-up must be over by then (now_ns), 0: it is
   std::atomic<bool> dead{false};
+
+  // When something is to be done even if nothing happens (now_ns), 0: never.
+  uint64_t due() const;
 
   // All below with `mutex` held.
   virtual bool progress() = 0;  // true if something moved
@@ -53,15 +57,24 @@ class Channel {
   // Work was taken off the connection that waits here for `arm`'s wake-up.
   virtual bool stuck() const = 0;
   virtual void expire() = 0;  // the deadline is over
+  virtual void ping() = 0;    // have the peer's lane show that it lives
+  // It is due.
+  void on_time(uint64_t now);
   // Somebody polls again, so wake-ups cost the peer for nothing. `lane_sleeps`: a waiting thread
   // polls while the lane stays in epoll, which must not wake either.
   virtual void disarm(bool lane_sleeps) = 0;
   virtual void revoke(const Post& post) = 0;  // what is in flight of it is void; ends those chunks
   virtual void shut() = 0;                    // close descriptors, end chunks in flight
   virtual std::vector<int> fds() const = 0;
+
+ protected:
+  // Shuts it, and ends its connection a moment later.
+  void broken(Status status, const std::string& detail);
 };
 
 class Lane {
+  static constexpr uint64_t kForEver = UINT64_MAX;
+
  public:
   // `housekeeping` runs on the lane's thread after it drove channels, without locks.
   Lane(uint64_t spin_ns, std::function<void()> housekeeping);
@@ -71,6 +84,8 @@ class Lane {
   // Called back on the lane's thread for each socket that the listener accepted.
   void watch(std::unique_ptr<Listener> listener, std::function<void(int)> on_accepted);
   void kick();
+  // It looks at its channels at that moment at the latest.
+  void wake_by(uint64_t due);
   void forget(int fd);
   void modify(int fd, uint32_t events, void* owner);
   std::vector<std::shared_ptr<Channel>> channels();
@@ -98,6 +113,7 @@ class Lane {
   };
   std::vector<std::shared_ptr<Watched>> watched_;
   std::atomic<bool> sleeping_{false}, kicked_{false}, stopping_{false};
+  std::atomic<uint64_t> sleeps_until_{kForEver};
   std::thread thread_;
 };
 

@@ -7,7 +7,7 @@ Who owns what::
     ├── ControlLoop                one thread; owns the state of everything below
     ├── backends                   by name; their lanes are C++ threads
     ├── SessionTable               sessions by connection and by peer
-    │   └── Session                one authenticated connection: plan, schema verdict, liveness
+    │   └── Session                one authenticated connection: plan, schema verdict, who holds it
     ├── Conversions                staging memory, the kernels' threads (and a device's lanes)
     ├── Producer                   transfers on offer
     │   ├── Offer → Source         a transfer id and where its bytes come from

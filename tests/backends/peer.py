@@ -3,11 +3,13 @@
 
 It prints its address and then serves one connection. Orders, as JSON: ``{"open": bytes}``
 answers with a window's descriptor, ``{"post": bytes, "descriptor": hex, "fill": byte}`` posts
-so many bytes of that value. Each end of a window or post is told as ``{"ended": kind, "status": status}``.
+so many bytes of that value, ``{"busy": seconds}`` lets no Python run for so long and answers then. Each end of a
+window or post is told as ``{"ended": kind, "status": status}``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +27,11 @@ from tests.backends.places import Places
 GENERATION = 1
 
 
+def hold_interpreter(seconds: float) -> None:
+    """No Python of this process runs meanwhile, as beside a long call into a library that keeps the interpreter."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
 def serve(kind: Kind) -> None:
     backend = kind.make()
     print(backend.listen(kind.listen_on), flush=True)
@@ -34,6 +41,10 @@ def serve(kind: Kind) -> None:
         backend.send(connection, json.dumps(message).encode())
 
     def obey(connection: int, order: dict[str, Any]) -> None:
+        if "busy" in order:
+            hold_interpreter(order["busy"])
+            answer(connection, order)
+            return
         size = order.get("open") or order["post"]
         memory = np.full(size, order.get("fill", 0), np.uint8)
         address = places.register(backend, memory)

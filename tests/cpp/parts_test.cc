@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "crc32c.h"
+#include "liveness.h"
 #include "pair.h"
 #include "shm/arena.h"
 #include "shm/ring.h"
@@ -114,6 +115,59 @@ void ring_survives_a_hostile_peer() {
   }
 }
 
+// One answer is for all pings that came before it, and is seen once.
+void ring_answers_pings() {
+  RingIndex index{};
+  RingWriter writer(index, nullptr);
+  RingReader reader(index, nullptr);
+  CHECK(!reader.pinged() && !writer.answered());
+  for (int round = 0; round < 3; ++round) {
+    writer.ping();
+    writer.ping();
+    CHECK(reader.pinged() && !writer.answered());
+    reader.answer_ping();
+    CHECK(!reader.pinged() && writer.answered() && !writer.answered());
+  }
+  index.pings = ~0u;  // whatever a peer writes there
+  CHECK(reader.pinged());
+  reader.answer_ping();
+  CHECK(!reader.pinged() && index.answered == ~0u && writer.answered());
+}
+
+// Three pings without a sign of life, then silence; looks of one timeout fall together.
+void liveness_takes_three_pings() {
+  using Verdict = Liveness::Verdict;
+  constexpr uint64_t kTimeout = 30000000, kInterval = kTimeout / 3;
+  Liveness liveness;
+  uint64_t now = 7 * kInterval + 1;
+  const auto pings_until_silence = [&] {
+    int pings = 0;
+    for (Verdict verdict = Verdict::kPing; verdict == Verdict::kPing; pings += verdict == Verdict::kPing) {
+      CHECK(liveness.due() > now && liveness.due() % kInterval == 0);
+      CHECK(liveness.look(now) == Verdict::kWait);
+      now = liveness.due();
+      verdict = liveness.look(now);
+      CHECK(verdict != Verdict::kWait);
+    }
+    CHECK(liveness.due() == 0 && liveness.look(now + kTimeout) == Verdict::kWait);  // said once
+    return pings;
+  };
+  CHECK(liveness.due() == 0 && liveness.look(now) == Verdict::kWait);
+  liveness.watch(kTimeout, now);
+  CHECK(pings_until_silence() == 3);
+  for (int signs_after = 1; signs_after <= 3; ++signs_after) {
+    liveness.watch(kTimeout, now);
+    for (int ping = 0; ping < signs_after; ++ping) CHECK(liveness.look(now = liveness.due()) == Verdict::kPing);
+    liveness.heard();
+    CHECK(pings_until_silence() == 3);
+  }
+  liveness.watch(kTimeout, now);
+  liveness.unwatch();
+  CHECK(liveness.due() == 0 && liveness.look(now + kTimeout) == Verdict::kWait);
+  liveness.watch(1, now);  // no time is too short
+  CHECK(liveness.due() > now);
+}
+
 // A window counts every byte once, against a map of bytes.
 void window_counts_bytes_once() {
   std::mt19937 random(5);
@@ -160,6 +214,8 @@ int main() {
   RUN(arena_spans_are_disjoint);
   RUN(ring_keeps_records);
   RUN(ring_survives_a_hostile_peer);
+  RUN(ring_answers_pings);
+  RUN(liveness_takes_three_pings);
   RUN(window_counts_bytes_once);
   RUN(crcs_agree);
 }

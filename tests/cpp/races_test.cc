@@ -96,6 +96,15 @@ void hanging_up_races_with_everything(Kind kind) {
           std::this_thread::sleep_for(std::chrono::microseconds(200));
         }
       });
+    threads.emplace_back([&] {  // a peer that is given up ends as one that hung up
+      for (int i = 0; !over; ++i) {
+        pair.sender->watch(pair.to_receiver, 0.3);
+        pair.receiver->watch(pair.to_sender, 0.003 * (1 + i % 100));
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        if (i % 3 == 0) pair.sender->unwatch(pair.to_receiver);
+        pair.receiver->unwatch(pair.to_sender);
+      }
+    });
     threads.emplace_back([&] { pair.received.until([&] { return pair.received.count(EventKind::kClosed) == 1; }); });
     const unsigned how = random() % 4;
     std::thread closer([&] {

@@ -56,6 +56,7 @@ class MemoryBackend:
     def __init__(self) -> None:
         self.hold_posts = False
         self.fail_window: Status | None = None
+        self.watched: set[int] = set()
         self._events: deque[Event] = deque()
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._ends: dict[int, _End] = {}
@@ -88,6 +89,12 @@ class MemoryBackend:
 
     def authorize(self, connection: int) -> None:
         pass
+
+    def watch(self, connection: int, timeout_s: float) -> None:
+        self.watched.add(connection)
+
+    def unwatch(self, connection: int) -> None:
+        self.watched.discard(connection)
 
     def connection_info(self, connection: int) -> ConnectionInfo:
         return ConnectionInfo("memory", "direct", "", False, 1)

@@ -35,7 +35,6 @@ valid = st.one_of(
     st.builds(m.Cancel, names, u63),
     st.builds(m.Release, names),
     st.builds(m.Renew, st.lists(names).map(tuple)),
-    st.builds(m.Ping, u63),
     st.builds(m.Ask, u63, names, st.binary(max_size=64)),
     st.builds(m.Answer, u63, st.text(max_size=64), names, st.binary(max_size=64)),
 )

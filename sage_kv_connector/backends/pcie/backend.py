@@ -120,6 +120,12 @@ class PcieBackend:
     def authorize(self, connection: int) -> None:
         self._inner.authorize(connection)
 
+    def watch(self, connection: int, timeout_s: float) -> None:
+        self._inner.watch(connection, timeout_s)
+
+    def unwatch(self, connection: int) -> None:
+        self._inner.unwatch(connection)
+
     def connection_info(self, connection: int) -> ConnectionInfo:
         peer = self._inner.connection_info(connection).peer
         return ConnectionInfo(peer, "ipc", "", False, 1)

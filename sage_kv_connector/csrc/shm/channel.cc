@@ -49,12 +49,6 @@ uint8_t* ShmChannel::arena(int side) const {
          static_cast<uint64_t>(side) * endpoint_.shm().arena_bytes;
 }
 
-void ShmChannel::broken(Status status, const std::string& detail) {
-  if (dead.exchange(true)) return;
-  shut();
-  endpoint_.doom(connection, status, detail);
-}
-
 void ShmChannel::shut() {
   // First make void what the peer may be reading, then forget it.
   if (shared_)
@@ -96,6 +90,8 @@ bool ShmChannel::progress() {
     const bool moved = handshake();
     if (dead || state_ != State::kReady) return moved;
   }
+  if (reader_->pinged()) reader_->answer_ping();
+  if (writer_->answered()) connection->liveness.heard();
   const bool received = receive_some();
   if (dead) return true;
   const bool sent = send_some();
@@ -125,6 +121,11 @@ bool ShmChannel::peer_gone() {
 
 void ShmChannel::expire() { broken(Status::kIoError, "the rendezvous took too long"); }
 
+void ShmChannel::ping() {
+  writer_->ping();
+  wake_peer();
+}
+
 bool ShmChannel::has_credit() const { return in_flight_ < kSlots && bytes_in_flight_ < kMaxBytesInFlight; }
 
 bool ShmChannel::arm() {
@@ -137,7 +138,7 @@ bool ShmChannel::arm() {
   const bool can_send =
       !waiting_for_room_ && !waiting_for_ack_ &&
       (!acks_.empty() || has_message_ || next_.post || (has_credit() && connection->has_work_for(*this)));
-  if ((reader_->empty() || connection->inbox_full()) && !can_send) return true;
+  if ((reader_->empty() || connection->inbox_full()) && !can_send && !reader_->pinged()) return true;
   reader_->set_sleeping(false);
   return false;
 }
@@ -269,6 +270,7 @@ bool ShmChannel::receive_some() {
     const auto result = reader_->read(&record_);
     if (result == RingReader::Result::kEmpty) break;
     moved = true;
+    connection->liveness.heard();
     if (result == RingReader::Result::kBroken || !on_record()) {
       broken(Status::kProtocolError, "a record in the shared ring is not valid");
       return true;

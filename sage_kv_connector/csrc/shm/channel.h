@@ -36,6 +36,7 @@ class ShmChannel : public Channel {
   void shut() override;
   bool stuck() const override { return has_message_ || next_.post || !acks_.empty(); }
   void expire() override;
+  void ping() override;
   std::vector<int> fds() const override;
 
   // The connecting side begins; false with errno when the peer can't be told.
@@ -71,7 +72,6 @@ class ShmChannel : public Channel {
   // Wakes it if it waits for the acknowledgements of this turn, or for the room of what was read.
   void after_records();
   void write_peer_wake();
-  void broken(Status status, const std::string& detail);
 
   uint8_t* arena(int side) const;
   bool put(const std::vector<RingWriter::Part>& parts, uint64_t total);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace sage_kvt {
@@ -23,6 +24,8 @@ struct alignas(64) RingIndex {
   alignas(64) std::atomic<uint64_t> tail;      // bytes ever taken, by the reader
   alignas(64) std::atomic<uint32_t> sleeping;  // the reader wants its eventfd written
   std::atomic<uint32_t> blocked;               // so does the writer, once there is room
+  std::atomic<uint32_t> pings;                 // so many the writer's lane has sent
+  std::atomic<uint32_t> answered;              // the last of them that the reader's lane saw
 };
 
 struct SharedLayout {
@@ -83,6 +86,13 @@ class RingWriter {
   bool write(const std::vector<Part>& parts);
   // True once after records were written and the reader sleeps: it must be woken.
   bool reader_sleeps();
+  // The reader's lane shall show that it lives; it is woken as after a record.
+  void ping() { index_.pings.fetch_add(1, std::memory_order_seq_cst); }
+  // True once after it did.
+  bool answered() {
+    const uint32_t last = index_.answered.load(std::memory_order_relaxed);
+    return std::exchange(answered_, last) != last;
+  }
   // The ring was full: ask to be woken. False if there is room by now.
   bool wait_for_room(uint64_t total);
 
@@ -91,6 +101,7 @@ class RingWriter {
   RingIndex& index_;
   uint8_t* data_;
   uint64_t head_;
+  uint32_t answered_ = 0;
 };
 
 class RingReader {
@@ -105,6 +116,12 @@ class RingReader {
     return index_.blocked.load(std::memory_order_seq_cst) != 0 &&
            index_.blocked.exchange(0, std::memory_order_seq_cst) != 0;
   }
+  // However many pings came, one answer is for all of them.
+  bool pinged() const { return index_.pings.load(std::memory_order_seq_cst) != answered_; }
+  void answer_ping() {
+    answered_ = index_.pings.load(std::memory_order_seq_cst);
+    index_.answered.store(answered_, std::memory_order_relaxed);
+  }
   void set_sleeping(bool sleeping) { index_.sleeping.store(sleeping ? 1 : 0, std::memory_order_seq_cst); }
 
  private:
@@ -112,6 +129,7 @@ class RingReader {
   RingIndex& index_;
   const uint8_t* data_;
   uint64_t tail_;
+  uint32_t answered_ = 0;
 };
 
 }  // namespace sage_kvt

@@ -38,12 +38,6 @@ int TcpChannel::release_fd() {
   return fd;
 }
 
-void TcpChannel::broken(Status status, const std::string& detail) {
-  if (dead.exchange(true)) return;
-  shut();
-  endpoint_.doom(connection, status, detail);
-}
-
 void TcpChannel::shut() {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
@@ -56,6 +50,11 @@ void TcpChannel::shut() {
 
 void TcpChannel::expire() {
   broken(Status::kIoError, connecting_ ? "the peer did not answer in time" : "the peer sent no preface in time");
+}
+
+void TcpChannel::ping() {
+  owes_ping_ = true;
+  send_some();
 }
 
 bool TcpChannel::progress() {
@@ -89,7 +88,7 @@ bool TcpChannel::arm() {
   } else if (announce_) {
     return false;
   } else if (!want_write_ &&
-             (out_active_ || !control_.empty() || ((established_ || !incoming_) && connection->has_work_for(*this)))) {
+             (out_active_ || owes_control() || ((established_ || !incoming_) && connection->has_work_for(*this)))) {
     return false;
   }
   // Edge-triggered while nothing is read, so that a hang-up wakes once.

@@ -33,8 +33,9 @@ class TcpChannel : public Channel {
   void disarm(bool lane_sleeps) override;
   void revoke(const Post& post) override;
   void shut() override;
-  bool stuck() const override { return out_active_ || !control_.empty(); }
+  bool stuck() const override { return out_active_ || owes_control(); }
   void expire() override;
+  void ping() override;
   std::vector<int> fds() const override { return {fd_}; }
 
   // Queue a frame without payload (mutex held).
@@ -51,7 +52,7 @@ class TcpChannel : public Channel {
   bool on_header();
   bool on_payload(size_t received);
   bool finish_data();
-  void broken(Status status, const std::string& detail);
+  bool owes_control() const { return !control_.empty() || owes_ping_ || owes_pong_; }
 
   // One turn of a direction moves about this much before the other gets its own.
   static constexpr uint64_t kTurnBytes = 4u << 20;
@@ -65,6 +66,7 @@ class TcpChannel : public Channel {
 
   // sending
   std::vector<FrameHeader> control_;
+  bool owes_ping_ = false, owes_pong_ = false;  // however many pings came, one answer is for all of them
   FrameHeader out_header_{};
   FrameTrailer out_trailer_{};
   std::string out_message_;

@@ -7,7 +7,7 @@
 
 namespace sage_kvt {
 
-enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4 };
+enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4, kPing = 5, kPong = 6 };
 
 struct FrameHeader {
   uint32_t magic;

@@ -65,13 +65,14 @@ bool TcpChannel::receive_some() {
       return true;
     }
     moved = true;
+    connection->liveness.heard();
     turn += static_cast<uint64_t>(n);
     if (!on_payload(static_cast<size_t>(n))) return true;
   }
   return moved;
 }
 
-// False once the channel is broken or given away.
+// False where the turn ends: the channel is broken or given away, or owes a pong first.
 bool TcpChannel::on_payload(size_t n) {
   switch (state_) {
     case Receive::kHeader:
@@ -194,6 +195,11 @@ bool TcpChannel::on_header() {
       if (incoming_) break;
       endpoint_.join(connection, h.token, h.offset);
       return true;
+    case FrameType::kPing:
+    case FrameType::kPong:
+      if (!connection->authorized || h.length != 0) break;
+      owes_pong_ |= type == FrameType::kPing;
+      return false;
     case FrameType::kPreface:
       break;
   }

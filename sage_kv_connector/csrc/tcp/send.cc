@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "crc32c.h"
 #include "tcp/channel.h"
@@ -41,9 +42,15 @@ void TcpChannel::revoke(const Post& post) {
 bool TcpChannel::begin_frame() {
   out_.clear();
   out_next_ = 0;
-  if (!control_.empty()) {
-    out_header_ = control_.front();
-    control_.erase(control_.begin());
+  if (owes_control()) {
+    if (!control_.empty()) {
+      out_header_ = control_.front();
+      control_.erase(control_.begin());
+    } else {
+      const bool pong = std::exchange(owes_pong_, false);
+      out_header_ = control_frame(pong ? FrameType::kPong : FrameType::kPing, {}, 0);
+      if (!pong) owes_ping_ = false;
+    }
     out_.push_back({&out_header_, sizeof out_header_});
     return out_active_ = true;
   }

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authenticated connections to peers: messages, handshake, liveness, questions."""
+"""Authenticated connections to peers: messages, handshake, questions."""

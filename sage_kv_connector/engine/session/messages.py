@@ -26,7 +26,7 @@ from sage_kv_connector.engine.session.transfer_messages import (
     SubscribePart,
 )
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 NONCE_BYTES = 32
 #: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
@@ -35,7 +35,7 @@ MAX_BODY = (1 << 20) - (32 << 10)
 
 __all__ = [
     "MAX_BODY", "MAX_DETAIL", "MAX_TRANSFER_ID", "MAX_VERB", "PROTOCOL_VERSION",
-    "Answer", "Ask", "Cancel", "Challenge", "Failed", "Hello", "Message", "PageRuns", "Ping", "Pong", "Proof",
+    "Answer", "Ask", "Cancel", "Challenge", "Failed", "Hello", "Message", "PageRuns", "Proof",
     "ProtocolError", "Reject", "Release", "Renew", "Subscribe", "SubscribePart", "Welcome", "decode", "encode",
 ]  # fmt: skip
 
@@ -123,18 +123,6 @@ def _check_question(number: int, body: bytes) -> None:
         raise ProtocolError(f"body has {len(body)} bytes, at most {MAX_BODY} are allowed")
 
 
-class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
-    """Either way, while something is in flight."""
-
-    sequence: int
-
-
-class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
-    """Answer to a Ping with the same number."""
-
-    sequence: int
-
-
 Message = (
     Hello
     | Challenge
@@ -149,8 +137,6 @@ Message = (
     | Renew
     | Ask
     | Answer
-    | Ping
-    | Pong
 )
 
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -167,7 +153,7 @@ def decode(payload: bytes) -> Message:
         message: Message = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"message of {len(payload)} bytes is not valid: {error}") from error
-    if not isinstance(message, Proof | Welcome | Reject | Ping | Pong):
+    if not isinstance(message, Proof | Welcome | Reject):
         message.check()
     detail = getattr(message, "detail", "")
     if len(detail) > MAX_DETAIL:

@@ -2,8 +2,8 @@
 """One connection to a peer: messages out, who holds it, and whether the peer still lives.
 
 Life: CONNECTING → (handshake) → OPEN → CLOSED. Only an OPEN one carries anything but the
-handshake. While something is in flight on it it is pinged, so that a peer that went
-silent is given up after ``peer_timeout_s``. Control thread only.
+handshake. While something is in flight on it the backend watches the peer, and ends the
+connection if it is silent for ``peer_timeout_s``. Control thread only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.contract.peer import PeerAddress, rank_label
 from sage_kv_connector.contract.plan import TransportPlan
-from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
@@ -27,7 +26,6 @@ class Session:
 
     def __init__(
         self,
-        loop: ControlLoop,
         peer_timeout_s: float,
         backend: Backend,
         connection: int,
@@ -35,7 +33,6 @@ class Session:
         dialled: PeerAddress | None = None,
         address: str = "",
     ) -> None:
-        self._loop = loop
         self._peer_timeout_s = peer_timeout_s
         self.backend = backend
         self.connection = connection
@@ -48,9 +45,6 @@ class Session:
         self.converts: bool | None = None  #: what comes in over it; found out with the first subscription
         self.deadline: Timer | None = None  #: of the handshake
         self._holders = 0
-        self._last_heard = 0
-        self._last_pinged = 0
-        self._pinger: Timer | None = None
 
     @property
     def open(self) -> bool:
@@ -76,35 +70,10 @@ class Session:
 
     def hold(self) -> None:
         self._holders += 1
-        if self._pinger is None:
-            self._last_heard = self._last_pinged
-            self._schedule_ping()
+        if self._holders == 1:
+            self.backend.watch(self.connection, self._peer_timeout_s)
 
     def drop(self) -> None:
         self._holders -= 1
-
-    def heard(self, message: m.Ping | m.Pong) -> None:
-        if isinstance(message, m.Ping):
-            self.send(m.Pong(message.sequence))
-        else:
-            self._last_heard = max(self._last_heard, min(message.sequence, self._last_pinged))
-
-    def close_timers(self) -> None:
-        for timer in (self.deadline, self._pinger):
-            if timer is not None:
-                timer.cancel()
-
-    def _schedule_ping(self) -> None:
-        self._pinger = self._loop.call_later(self._peer_timeout_s / 3, self._ping)
-
-    def _ping(self) -> None:
-        self._pinger = None
-        if not self.open or not self._holders:
-            return
-        if self._last_pinged - self._last_heard >= 3:
-            logger.warning("%s is silent for %.0f s", self.label, self._peer_timeout_s)
-            self.close()
-            return
-        self._last_pinged += 1
-        self.send(m.Ping(self._last_pinged))
-        self._schedule_ping()
+        if self._holders == 0:
+            self.backend.unwatch(self.connection)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from sage_kv_connector.backends.base import Backend, Event, EventKind
+from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
@@ -92,7 +92,7 @@ class SessionTable:
             assert isinstance(session.handshake, ConnectorHandshake)
             backend.send(event.connection, session.handshake.hello)
         elif event.kind == EventKind.CLOSED:
-            self._closed(session, event.why)
+            self._closed(session, event)
         elif event.kind == EventKind.MESSAGE:
             self._message(session, event.payload)
 
@@ -105,7 +105,7 @@ class SessionTable:
         address: str = "",
     ) -> None:
         timeout_s = self._config.peer_timeout_s
-        session = Session(self._loop, timeout_s, backend, connection, handshake, dialled, address)
+        session = Session(timeout_s, backend, connection, handshake, dialled, address)
         self._sessions[(id(backend), connection)] = session
         session.deadline = self._loop.call_later(self._config.connect_timeout_s, self._late, session)
 
@@ -137,8 +137,6 @@ class SessionTable:
             message = m.decode(payload)
             if not session.open:
                 self._handshake(session, message, payload)
-            elif isinstance(message, m.Ping | m.Pong):
-                session.heard(message)
             else:
                 self._on_message(session, message)
         except m.ProtocolError as error:
@@ -152,21 +150,24 @@ class SessionTable:
                 session.backend.send(session.connection, acceptor.on_hello(message, raw))
             case AcceptorHandshake() as acceptor, m.Proof():
                 peer, welcome = acceptor.on_proof(message, raw)
+                session.backend.authorize(session.connection)  # before the peer knows that it may send
                 session.backend.send(session.connection, welcome)
                 self._opened(session, peer)
             case ConnectorHandshake() as connector, m.Challenge():
                 session.backend.send(session.connection, connector.on_challenge(message, raw))
             case ConnectorHandshake() as connector, m.Welcome():
-                self._opened(session, connector.on_welcome(message))
+                peer = connector.on_welcome(message)
+                session.backend.authorize(session.connection)
+                self._opened(session, peer)
             case _, m.Reject():
                 self._reject(session, reason_of_peer(message.code, message.detail))
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in the handshake")
 
     def _opened(self, session: Session, peer: Peer) -> None:
-        session.close_timers()
+        if session.deadline is not None:
+            session.deadline.cancel()
         session.peer = peer
-        session.backend.authorize(session.connection)
         capabilities = session.backend.capabilities
         info = session.backend.connection_info(session.connection)
         session.plan = plan_session(capabilities.name, info, self._config)
@@ -197,13 +198,16 @@ class SessionTable:
             self._dials[session.dialled].failed(session.address, why)
         session.close()
 
-    def _closed(self, session: Session, why: str) -> None:
-        session.close_timers()
+    def _closed(self, session: Session, event: Event) -> None:
+        why = event.why
+        if session.deadline is not None:
+            session.deadline.cancel()
         self._sessions.pop((id(session.backend), session.connection), None)
         if session.open:
             if session.dialled is not None and self._by_peer.get(session.dialled) is session:
                 del self._by_peer[session.dialled]
-            logger.info("session with %s ended: %s", session.label, why)
+            level = logging.WARNING if event.status == Status.SILENT else logging.INFO
+            logger.log(level, "session with %s ended: %s", session.label, why)
             self._on_closed(session, why)
         elif session.dialled is not None:
             dial = self._dials[session.dialled]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -32,6 +33,8 @@ from tests.backends.tcp.wire import (
     HEADER_BYTES,
     JOIN,
     MESSAGE,
+    PING,
+    PONG,
     PREFACE,
     Proxy,
     header,
@@ -41,6 +44,7 @@ from tests.backends.tcp.wire import (
 
 CHUNK = 64 << 10
 UNAUTHORIZED_CONNECTIONS = 64
+FLOOD_BYTES = 16 << 20
 
 
 class Listener:
@@ -89,6 +93,26 @@ def listener() -> Iterator[Listener]:
     made = Listener()
     yield made
     made.backend.close()
+
+
+def skip_invitation(stranger: socket.socket) -> None:
+    """The frame with which an acceptor of several lanes begins once it trusts a peer."""
+    stranger.settimeout(PATIENCE_S)
+    assert stranger.recv(HEADER_BYTES, socket.MSG_WAITALL)[4] == JOIN
+
+
+def received(stranger: socket.socket) -> bytes:
+    """All until the other end closed."""
+    data = b""
+    while more := stranger.recv(1 << 16):
+        data += more
+    return data
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def hangs_up(stranger: socket.socket) -> bool:
@@ -212,6 +236,8 @@ def test_every_truncation_of_a_stream_ends_quietly(listener: Listener) -> None:
         header(MESSAGE, length=(1 << 20) + 1),
         header(JOIN, token=b"x" * 16, offset=3),
         header(PREFACE),
+        header(PING, length=1),
+        header(PONG, length=2**64 - 1),
         header(MESSAGE)[:-1] + b"\0",
         header(MESSAGE, magic=1),
     ],
@@ -222,6 +248,8 @@ def test_every_truncation_of_a_stream_ends_quietly(listener: Listener) -> None:
         "long-message",
         "join",
         "preface",
+        "ping-with-payload",
+        "pong-with-payload",
         "bad-checksum",
         "bad-magic",
     ],
@@ -263,6 +291,65 @@ def test_a_slow_frame_does_not_hold_others_up(listener: Listener) -> None:
     with listener.stranger(header(PREFACE), header(MESSAGE, length=100), b"half"):
         listener.accepted()
         listener.serves()
+
+
+def test_pings_are_answered_between_frames(listener: Listener) -> None:
+    with listener.stranger(header(PREFACE)) as stranger:
+        listener.backend.authorize(listener.accepted())
+        stranger.settimeout(PATIENCE_S)
+        skip_invitation(stranger)
+        stranger.sendall(header(PONG) + header(PING))  # an answer that nobody asked for is nothing
+        assert stranger.recv(HEADER_BYTES, socket.MSG_WAITALL) == header(PONG)
+        stranger.sendall(header(PING) + header(MESSAGE, length=3) + b"hey")
+        assert listener.inbox.next(EventKind.MESSAGE).payload == b"hey"
+        assert stranger.recv(HEADER_BYTES, socket.MSG_WAITALL) == header(PONG)
+
+
+def test_a_flood_of_pings_holds_nobody_up_and_is_not_kept(listener: Listener) -> None:
+    """Its answers are not read, so at some time none can leave; however many pings come meanwhile, one is owed."""
+    flood, sent, over = header(PING) * 1000, [0], threading.Event()
+    with listener.stranger(header(PREFACE)) as stranger:
+        listener.backend.authorize(listener.accepted())
+        stranger.setblocking(False)
+
+        def pour() -> None:
+            while not over.is_set():
+                try:
+                    sent[0] += stranger.send(flood[sent[0] % HEADER_BYTES :])
+                except BlockingIOError:
+                    time.sleep(0.001)
+
+        listener.serves()
+        before = resident_bytes()
+        pouring = threading.Thread(target=pour)
+        pouring.start()
+        try:
+            until = time.monotonic() + 2.0
+            while time.monotonic() < until:
+                listener.serves()
+        finally:
+            over.set()
+            pouring.join()
+        assert sent[0] > FLOOD_BYTES
+        assert resident_bytes() - before < FLOOD_BYTES
+
+
+def test_any_bytes_are_a_sign_of_life(listener: Listener) -> None:
+    """A peer that answers no ping lives as long as it says something, if only parts of a message."""
+    with listener.stranger(header(PREFACE)) as stranger:
+        connection = listener.accepted()
+        listener.backend.authorize(connection)
+        listener.backend.watch(connection, 0.3)
+        stranger.sendall(header(MESSAGE, length=30))
+        for _ in range(30):
+            stranger.sendall(b"x")
+            time.sleep(0.05)
+        assert listener.inbox.next(EventKind.MESSAGE).payload == b"x" * 30
+        closed = listener.closed()
+        assert (closed.status, closed.detail) == (Status.SILENT, "the peer is silent for 0.3 s")
+        skip_invitation(stranger)
+        pings = received(stranger)
+        assert len(pings) >= 6 * HEADER_BYTES and pings == header(PING) * (len(pings) // HEADER_BYTES)
 
 
 def test_scattered_bytes_of_a_peer_cost_bounded_memory(listener: Listener) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from sage_kv_connector._data_plane import crc32c
 
 MAGIC = 0x54564B53
-PREFACE, MESSAGE, DATA, JOIN = 1, 2, 3, 4
+PREFACE, MESSAGE, DATA, JOIN, PING, PONG = 1, 2, 3, 4, 5, 6
 HEADER_BYTES = 64
 
 
