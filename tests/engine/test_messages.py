@@ -86,6 +86,7 @@ def subscribe(**changes: object) -> bytes:
         (subscribe(selection=(m.PageRuns(1, ()), m.PageRuns(1, ()))), "group 1 twice"),
         (m.encode(m.Hello((1,), "e", 0, b"short")), "nonce has 5 bytes"),
         (m.encode(m.Failed("t", 1, "c", "x" * 5000)), "detail has 5000 characters"),
+        (m.encode(m.Renew(("t",) * 513)), "number of transfer_ids is 513"),
         (m.encode(m.Ask(0, "v", b"")), "number is 0"),
         (m.encode(m.Ask(1, "", b"")), "verb has 0 characters"),
         (m.encode(m.Ask(1, "v" * 65, b"")), "verb has 65 characters"),

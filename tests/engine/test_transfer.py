@@ -15,6 +15,7 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.pages.layout import NULL_PAGE
 from sage_kv_connector.engine.pages.memory import MemorySource
 from sage_kv_connector.engine.pages.target import MemoryTarget
+from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.transfer.subscription import Wanted
 from tests.engine.paged_side import DIM, HEADS, LAYERS, MakeCore, Side, assert_pages_equal, eventually
 
@@ -133,6 +134,30 @@ def test_lease_runs_out_and_renewal_holds_it(make_core: MakeCore) -> None:
         decode.core.renew(prefill.address(), ("t",))
     assert prefill.released.empty()
     assert "lease" in prefill.released.get(timeout=5).error
+
+
+def test_many_renewals_travel_together(make_core: MakeCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit in a message, however long their names; none is sent for nothing."""
+    prefill, decode = Side(make_core(), 1), Side(make_core(), 2)
+    renewed: list[tuple[str, ...]] = []
+    backend = decode.backend()
+    send = backend.send
+
+    def noted(connection: int, message: bytes) -> None:
+        if isinstance(known := m.decode(message), m.Renew):
+            renewed.append(known.transfer_ids)
+        send(connection, message)
+
+    monkeypatch.setattr(backend, "send", noted)
+    names = tuple(f"{number:0>256}" for number in range(2 * m.MAX_RENEWED + 1))
+    decode.core.renew(prefill.address(), ())
+    decode.core.renew(prefill.address(), names)
+    eventually(lambda: len(renewed) == 3)
+    assert [len(some) for some in renewed] == [m.MAX_RENEWED, m.MAX_RENEWED, 1]
+    assert sum(renewed, ()) == names
+    decode.core.renew(prefill.address(), ("t",))  # the session bore them
+    eventually(lambda: len(renewed) == 4)
+    assert prefill.core.counters()["sessions"] == 1
 
 
 def test_unmatched_subscription_and_deadline_end_in_time(make_core: MakeCore) -> None:

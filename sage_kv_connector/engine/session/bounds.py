@@ -8,6 +8,8 @@ from collections.abc import Sized
 #: Longest texts that are accepted from a peer, in characters.
 MAX_TRANSFER_ID = 256
 MAX_DETAIL = 4096
+#: Transfers that one message renews, so that it fits a backend's longest.
+MAX_RENEWED = 512
 #: A transfer has at most this many consumers.
 MAX_CONSUMERS = 4096
 MAX_UINT64 = (1 << 64) - 1

@@ -10,6 +10,7 @@ import msgspec
 
 from sage_kv_connector.engine.session.bounds import (
     MAX_DETAIL,
+    MAX_RENEWED,
     MAX_TRANSFER_ID,
     MAX_UINT64,
     ProtocolError,
@@ -34,7 +35,7 @@ MAX_VERB = 64
 MAX_BODY = (1 << 20) - (32 << 10)
 
 __all__ = [
-    "MAX_BODY", "MAX_DETAIL", "MAX_TRANSFER_ID", "MAX_VERB", "PROTOCOL_VERSION",
+    "MAX_BODY", "MAX_DETAIL", "MAX_RENEWED", "MAX_TRANSFER_ID", "MAX_VERB", "PROTOCOL_VERSION",
     "Answer", "Ask", "Cancel", "Challenge", "Failed", "Hello", "Message", "PageRuns", "Proof",
     "ProtocolError", "Reject", "Release", "Renew", "Subscribe", "SubscribePart", "Welcome", "decode", "encode",
 ]  # fmt: skip

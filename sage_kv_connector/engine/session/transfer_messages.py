@@ -8,6 +8,7 @@ import msgspec
 from sage_kv_connector.contract.prompt import DIGEST_BYTES, UNBOUND, PromptDigest
 from sage_kv_connector.engine.session.bounds import (
     MAX_CONSUMERS,
+    MAX_RENEWED,
     MAX_UINT64,
     ProtocolError,
     check_length,
@@ -185,5 +186,6 @@ class Renew(msgspec.Struct, tag="renew", array_like=True, frozen=True):
     transfer_ids: tuple[str, ...]
 
     def check(self) -> None:
+        check_number("number of transfer_ids", len(self.transfer_ids), 0, MAX_RENEWED)
         for transfer_id in self.transfer_ids:
             check_transfer_id(transfer_id)

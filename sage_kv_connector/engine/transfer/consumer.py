@@ -92,7 +92,9 @@ class Consumer:
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
         """Ask the producer to keep these transfers for another lease."""
-        self._sessions.get(peer, partial(_tell, m.Renew(transfer_ids)))
+        for first in range(0, len(transfer_ids), m.MAX_RENEWED):
+            some = transfer_ids[first : first + m.MAX_RENEWED]
+            self._sessions.get(peer, partial(_tell, m.Renew(some)))
 
     def close(self) -> None:
         for subscription in list(self._open):

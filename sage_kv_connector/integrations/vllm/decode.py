@@ -198,7 +198,10 @@ class DecodeHalf:
             self._core.release(read.peer, transfer_id, max(1, read.consumers), prompt=prompt)
 
     def _renew(self, meta: SageKVConnectorMetadata) -> None:
-        """Requests that queue here keep their pages there; a third of the lease leaves room for two misses."""
+        """Requests that queue here keep their pages there; a third of the lease leaves room for two misses.
+
+        What comes from one prefill engine is renewed together: one message for each of its ranks.
+        """
         for remote in meta.expected:
             self._expected[remote.transfer_id] = remote
         for transfer_id in meta.no_longer_expected:
@@ -207,13 +210,17 @@ class DecodeHalf:
         if not self._expected or now - self._renewed_at < self._config.lease_s / 3:
             return
         self._renewed_at = now
+        together: dict[object, list[RemotePrefill]] = {}
         for remote in self._expected.values():
-            self._directory.resolve(remote, partial(self._renew_at, remote))
+            together.setdefault(remote.prefill or remote.place, []).append(remote)
+        for remotes in together.values():
+            transfers = tuple(transfer for remote in remotes for transfer in remote.transfers)
+            self._directory.resolve(remotes[0], partial(self._renew_at, transfers))
 
-    def _renew_at(self, remote: RemotePrefill, found: Sequence[ReadPeer] | Reason) -> None:
+    def _renew_at(self, transfers: tuple[str, ...], found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread."""
         for peer, _ in () if isinstance(found, Reason) else found:
-            self._core.renew(peer, remote.transfers)
+            self._core.renew(peer, transfers)
 
 
 def not_landed(loads: Iterable[Load]) -> StepResults:
