@@ -35,6 +35,17 @@ void Channel::on_time(uint64_t now) {
   }
 }
 
+bool Channel::rest() {
+  resting = arm();
+  if (!resting) woken = true;
+  return resting;
+}
+
+void Channel::rouse(bool lane_sleeps) {
+  resting = false;
+  disarm(lane_sleeps);
+}
+
 void Channel::broken(Status status, const std::string& detail) {
   if (dead.exchange(true)) return;
   shut();

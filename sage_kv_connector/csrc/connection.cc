@@ -136,7 +136,10 @@ bool Connection::push() const {
 }
 
 void Connection::kick() const {
-  for (const auto& channel : channels()) channel->lane->kick();
+  for (const auto& channel : channels()) {
+    channel->woken = true;
+    channel->lane->kick();
+  }
 }
 
 void Connection::wake_in_time() const {

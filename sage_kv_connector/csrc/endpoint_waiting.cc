@@ -24,7 +24,6 @@ std::vector<Event> Endpoint::poll(size_t max_events) {
     const bool was_full = connection->inbox_full();
     connection->inbox_bytes -= kEventBytes + event.payload.size();
     if (!was_full || connection->inbox_full()) continue;
-    for (const auto& channel : connection->channels()) channel->woken = true;
     connection->kick();
   }
   return events;
@@ -49,7 +48,7 @@ bool Endpoint::wait(double timeout_s) {
   if (options_.spin_ns > 0 && channels.size() <= kMaxDrivenByWaiter) {
     for (const auto& channel : channels) {
       std::lock_guard lock(channel->mutex);
-      if (!channel->dead) channel->disarm(true);
+      if (!channel->dead) channel->rouse(true);
     }
     const uint64_t spin_ns = wait_spin_ns_;
     Spinner spinner;
@@ -66,7 +65,7 @@ bool Endpoint::wait(double timeout_s) {
     bool left = false;
     for (const auto& channel : channels) {
       std::lock_guard lock(channel->mutex);
-      if (!channel->dead && !channel->arm()) left = true;
+      if (!channel->dead && !channel->rest()) left = true;
     }
     if (left)
       for (const auto& lane : lanes_) lane->kick();

@@ -77,6 +77,7 @@ void Lane::stop() {
   std::lock_guard lock(mutex_);
   close_descriptors();
   channels.swap(channels_);
+  driven_.clear();
   watched.swap(watched_);
 }
 
@@ -93,6 +94,7 @@ void Lane::add(const std::shared_ptr<Channel>& channel) {
     }
     // Last, so that nobody changes a descriptor's events before it is known to epoll.
     channels_.push_back(channel);
+    changed_ = true;
   }
   kick();
 }
@@ -134,8 +136,18 @@ std::vector<std::shared_ptr<Channel>> Lane::channels() {
   return channels_;
 }
 
+const std::vector<std::shared_ptr<Channel>>& Lane::driven() {
+  if (changed_.exchange(false)) {
+    std::lock_guard lock(mutex_);
+    driven_ = channels_;
+  }
+  return driven_;
+}
+
 void Lane::reap() {
   std::vector<std::shared_ptr<Channel>> gone;  // destroyed after the lock
+  driven_.clear();
+  changed_ = true;
   std::lock_guard lock(mutex_);
   auto first_dead = std::stable_partition(channels_.begin(), channels_.end(), [](const auto& c) { return !c->dead; });
   gone.assign(first_dead, channels_.end());
@@ -145,13 +157,15 @@ void Lane::reap() {
 bool Lane::drive() {
   bool moved = false, any_dead = false;
   const uint64_t now = now_ns();
-  for (const auto& channel : channels()) {
+  for (const auto& channel : driven()) {
     const uint64_t due = channel->due();
     const bool late = due != 0 && now >= due;
-    if (!channel->dead && (now < channel->hot_until || channel->woken || late || channel->connection->has_work())) {
+    const bool has_work = !channel->resting && channel->connection->has_work();
+    if (!channel->dead && (now < channel->hot_until || channel->woken || late || has_work)) {
       std::unique_lock lock(channel->mutex, std::try_to_lock);
       if (!lock.owns_lock()) continue;
       channel->woken = false;
+      if (channel->resting && !channel->dead) channel->rouse(false);
       if (!channel->dead && channel->progress()) {
         moved = true;
         channel->hot_until = now_ns() + spin_ns_;
@@ -168,13 +182,14 @@ bool Lane::drive() {
 bool Lane::arm_all(int* timeout_ms) {
   bool idle = true;
   uint64_t nearest = kForEver;
-  for (const auto& channel : channels()) {
-    std::lock_guard lock(channel->mutex);
-    if (channel->dead) continue;
-    if (!channel->arm()) {
-      channel->woken = true;
-      channel->hot_until = now_ns() + spin_ns_;
-      idle = false;
+  for (const auto& channel : driven()) {
+    if (!channel->resting || channel->woken) {  // woken, and somebody else had its lock
+      std::lock_guard lock(channel->mutex);
+      if (channel->dead) continue;
+      if (!channel->rest()) {
+        channel->hot_until = now_ns() + spin_ns_;
+        idle = false;
+      }
     }
     if (const uint64_t due = channel->due(); due != 0) nearest = std::min(nearest, due);
   }
@@ -219,12 +234,12 @@ void Lane::run() {
     if (arm_all(&timeout_ms) && !kicked_ && !stopping_) count = epoll_wait(epoll_, events, 64, timeout_ms);
     sleeping_ = false;
     bool other = false;
-    for (int i = 0; i < count; ++i) other |= events[i].data.ptr == nullptr;
-    for (const auto& channel : channels()) {
-      for (int i = 0; i < count; ++i)
-        if (channel.get() == events[i].data.ptr) channel->woken = true;
-      std::lock_guard lock(channel->mutex);
-      if (!channel->dead) channel->disarm(false);
+    for (int i = 0; i < count; ++i) {
+      // One that died meanwhile is out of epoll, and still there: only this thread lets go of it.
+      if (auto* channel = static_cast<Channel*>(events[i].data.ptr))
+        channel->woken = true;
+      else
+        other = true;
     }
     if (other) {
       uint64_t value;

@@ -42,6 +42,7 @@ class Channel {
   bool first = false;                  // of its connection: it carries messages, and looks after the peer
   std::atomic<uint64_t> hot_until{0};  // spinning is worth it until then
   std::atomic<bool> woken{true};       // something happened that `progress` has not seen yet
+  std::atomic<bool> resting{false};    // whatever happens makes it `woken`: nothing is to be looked at before
   std::atomic<uint64_t> deadline{0};   // set-up must be over by then (now_ns), 0: it is
   std::atomic<bool> dead{false};
 
@@ -60,6 +61,9 @@ class Channel {
   virtual void ping() = 0;    // have the peer's lane show that it lives
   // It is due.
   void on_time(uint64_t now);
+  // `arm`, and `disarm`.
+  bool rest();
+  void rouse(bool lane_sleeps);
   // Somebody polls again, so wake-ups cost the peer for nothing. `lane_sleeps`: a waiting thread
   // polls while the lane stays in epoll, which must not wake either.
   virtual void disarm(bool lane_sleeps) = 0;
@@ -86,6 +90,7 @@ class Lane {
   void kick();
   // It looks at its channels at that moment at the latest.
   void wake_by(uint64_t due);
+  // Before it is closed: what a peer shares stays in epoll as long as the peer keeps it open.
   void forget(int fd);
   void modify(int fd, uint32_t events, void* owner);
   std::vector<std::shared_ptr<Channel>> channels();
@@ -95,6 +100,8 @@ class Lane {
  private:
   void reap();
   void run();
+  // Its own list of them, without a lock and a copy where none came or went.
+  const std::vector<std::shared_ptr<Channel>>& driven();
   void wake_up();
   void close_descriptors();
   bool drive();
@@ -107,6 +114,8 @@ class Lane {
   int epoll_, wake_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<Channel>> channels_;
+  std::vector<std::shared_ptr<Channel>> driven_;  // the lane's thread's
+  std::atomic<bool> changed_{false};              // `channels_`, since `driven_` was copied
   struct Watched {
     std::unique_ptr<Listener> listener;
     std::function<void(int)> on_accepted;

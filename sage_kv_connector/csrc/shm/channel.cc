@@ -64,6 +64,7 @@ void ShmChannel::shut() {
     auto post = std::move(next_.post);
     connection->chunk_done(post, Status::kConnectionLost, "");
   }
+  for (int fd : fds()) lane->forget(fd);
   if (socket_ >= 0) ::shutdown(socket_, SHUT_RDWR);
   for (int* fd : {&socket_, &own_wake_, &peer_wake_}) {
     if (*fd >= 0) ::close(*fd);

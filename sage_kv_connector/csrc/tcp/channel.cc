@@ -39,7 +39,10 @@ int TcpChannel::release_fd() {
 }
 
 void TcpChannel::shut() {
-  if (fd_ >= 0) ::close(fd_);
+  if (fd_ >= 0) {
+    lane->forget(fd_);
+    ::close(fd_);
+  }
   fd_ = -1;
   in_window_.reset();
   if (out_post_) {
