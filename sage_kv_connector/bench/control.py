@@ -51,20 +51,20 @@ class Cost(NamedTuple):
 
 
 class Side:
-    """An engine and its cache, whose pages no two of which lie beside each other."""
+    """An engine and its cache, whose pages no two of which lie beside each other; ``dim`` channels a head."""
 
-    def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int) -> None:
+    def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int, dim: int = DIM) -> None:
         self.pages, self._tokens = -(-tokens // page), tokens
-        shape = (2 * self.pages, HEADS, page, 2 * DIM)
+        shape = (2 * self.pages, HEADS, page, 2 * dim)
         self._cache = [np.full(shape, seed, dtype=np.uint16) for _ in range(layers)]
-        token = 2 * DIM * ITEM
-        orders = [strided(first * DIM * ITEM, page * token, token, ITEM) for first in (0, 1)]
-        canonical = tuple(CanonicalPlane(name, DIM, 0, orders[i]) for i, name in enumerate("kv"))
+        token = 2 * dim * ITEM
+        orders = [strided(first * dim * ITEM, page * token, token, ITEM) for first in (0, 1)]
+        canonical = tuple(CanonicalPlane(name, dim, 0, orders[i]) for i, name in enumerate("kv"))
         axes = ("page", "head", "token", "content")
         named = [(f"layers.{i}", [("kv", tensor, axes)]) for i, tensor in enumerate(self._cache)]
         group = group_view("fullattention", page, 2 * self.pages, named, heads=HEADS, canonical=canonical)
         self.view = KVCacheView((group,))
-        schema = KVCacheSchema("bench", "m", "bf16", layers, HEADS, 0, HEADS, DIM, (group.schema(),))
+        schema = KVCacheSchema("bench", "m", "bf16", layers, HEADS, 0, HEADS, dim, (group.schema(),))
         self.core = EngineCore(KVTransportConfig(backend=backend, host="127.0.0.1"), schema=schema)
         self.core.register_memory(self.view.extents())
         self.core.start()
@@ -87,7 +87,7 @@ class Side:
     def filled_with(self, value: int) -> bool:
         """Every token of the request; what lies behind them in the last page is nobody's."""
         by_token = [tensor[self.ids].transpose(0, 2, 1, 3) for tensor in self._cache]
-        rows = [tensor.reshape(-1, HEADS * 2 * DIM)[: self._tokens] for tensor in by_token]
+        rows = [tensor.reshape(-1, HEADS * tensor.shape[-1])[: self._tokens] for tensor in by_token]
         return all(bool((row == value).all()) for row in rows)
 
     def control_ms(self) -> float:

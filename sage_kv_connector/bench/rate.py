@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sage_kv_connector.bench.control import DIM, HEADS, ITEM, LAYER_S, PAGE, TIMEOUT_S, Side
+from sage_kv_connector.bench.control import HEADS, ITEM, LAYER_S, PAGE, TIMEOUT_S, Side
 from sage_kv_connector.bench.pair import take_cores
 from sage_kv_connector.bench.sessions import thread_cpu_s
 from sage_kv_connector.console import bytes_text, progress
@@ -29,6 +29,8 @@ from sage_kv_connector.engine import PagedSource, Step
 
 MODES = ("whole", "streamed")
 WARM_UP = 20
+#: So small that what is measured is how many pages there are.
+DIM = 2
 PAGE_BYTES = HEADS * PAGE * 2 * DIM * ITEM
 #: A latency of the last fifth that is so much of the first one's grows.
 GROWS = 2.0
@@ -59,7 +61,7 @@ class _Clock:
 def _decode(pipe: Connection, backend: str, layers: int, tokens: int) -> None:
     """The other process: fetches what it is told of; after None it says what ended when, went wrong, and was spent."""
     take_cores(1)
-    side = Side(backend, layers, tokens, PAGE, 2)
+    side = Side(backend, layers, tokens, PAGE, 2, DIM)
     engine_id, addresses = pipe.recv()
     peer = PeerAddress(engine_id, 0, addresses)
     ended_ns: dict[str, int] = {}
@@ -95,7 +97,7 @@ class _Prefill:
 
     def __init__(self, pipe: Connection, mode: str, backend: str, layers: int, tokens: int) -> None:
         self._pipe, self._streamed, self._layers = pipe, mode == "streamed", layers
-        self.side = Side(backend, layers, tokens, PAGE, 1)
+        self.side = Side(backend, layers, tokens, PAGE, 1, DIM)
         pipe.send((self.side.core.engine_id, self.side.core.addresses))
         self.final_ns: dict[str, int] = {}
         self.clock = _Clock()
