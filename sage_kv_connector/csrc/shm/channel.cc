@@ -105,7 +105,7 @@ bool ShmChannel::push() {
   const bool direct = peer_reads_ && we_read_;
   if (state_ != State::kReady || !direct || stuck()) return false;
   if (send_chunk()) wake_peer();
-  return !stuck() && !connection->has_work();
+  return !stuck() && !next_.post && !connection->has_work();
 }
 
 bool ShmChannel::peer_gone() {
