@@ -25,7 +25,7 @@ from integration_tests.cluster import (
     wait_until,
 )
 from integration_tests.request_pair import STALL_S
-from sage_kv_connector.launch.process import Process, core_halves, running
+from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 #: Several of prefill's steps.
@@ -129,17 +129,79 @@ def test_on_free_ports_decode_hears_at_once_that_nobody_is_there(
 
 @pytest.mark.parametrize("what", ["a client that hangs up", "a request that decode refuses"])
 def test_nothing_is_held_of_requests_that_end_early(cluster: Cluster, what: str) -> None:
-    hangs_up = what == "a client that hangs up"
-    body = {"model": "model", "prompt": new_prompt(LONG if hangs_up else 600), "max_tokens": 8}
-    if not hangs_up:
-        body["max_tokens"] = 10**6  # prefill is asked for one token
+    if what == "a client that hangs up":
+        hang_up(cluster, new_prompt(LONG))
+    else:  # prefill is asked for one token
+        with pytest.raises(ServerError, match="400"):
+            complete(cluster.concurrent.url, new_prompt(600), max_tokens=10**6)
+    nothing_is_held(cluster)
+
+
+@pytest.mark.full
+def test_mixed_requests_get_right_answers_while_prefill_is_restarted(cluster: Cluster) -> None:
+    """64 prompts of many lengths, eight at a time; every eighth client hangs up."""
+    learn(cluster.concurrent)
+    prompts = [new_prompt((16, 200, 600, 2000, LONG)[i % 5]) for i in range(64)]
+    done: list[_Ended] = []
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(_ask, cluster, prompt, i % 8 == 7, done) for i, prompt in enumerate(prompts)]
+        wait_until(lambda: len(done) >= 24, 120.0, lambda: f"{len(done)} of 64 ended")
+        down = time.monotonic()
+        cluster.prefill.stop()
+        cluster.prefill.start()
+        cluster.prefill.wait_until_healthy()
+        up = time.monotonic()
+        for one in asked:
+            one.result()
+    answered = [one for one in done if one.token_ids is not None]
+    # A router says so where prefill is not there; nothing but that may fail.
+    refused = [one for one in done if one.error and (one.ended < down or one.began > up)]
+    assert not refused, refused
+    assert (
+        len(done) == 64
+        and any(one.began > up for one in answered)
+        and any(one.ended < down for one in answered)
+    )
+    assert [one for one in answered if one.token_ids != cluster.alone(one.prompt)] == []
+    slowest = max(one.ended - one.began for one in answered)
+    assert slowest < up - down + TIMES["deadline_s"], f"{slowest:.1f} s"
+    nothing_is_held(cluster)
+
+
+class _Ended(NamedTuple):
+    """A request: its answer, or why the router gave none; neither where the client hung up."""
+
+    prompt: list[int]
+    began: float
+    ended: float
+    token_ids: list[int] | None = None
+    error: str = ""
+
+
+def _ask(cluster: Cluster, prompt: list[int], hangs_up: bool, done: list[_Ended]) -> None:
+    began = time.monotonic()
+    try:
+        if hangs_up:
+            hang_up(cluster, prompt)
+            done.append(_Ended(prompt, began, time.monotonic()))
+        else:
+            answer = complete(cluster.concurrent.url, prompt, max_tokens=8)
+            done.append(_Ended(prompt, began, time.monotonic(), answer.token_ids))
+    except (ServerError, OSError) as error:
+        done.append(_Ended(prompt, began, time.monotonic(), error=str(error)))
+
+
+def hang_up(cluster: Cluster, prompt: list[int]) -> None:
+    """Ask the router, and close the connection while prefill is busy."""
+    body = {"model": "model", "prompt": prompt, "max_tokens": 8}
     connection = http.client.HTTPConnection("127.0.0.1", cluster.concurrent.port, timeout=60)
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    if hangs_up:
-        time.sleep(0.3)
-    else:
-        assert connection.getresponse().status == 400
+    time.sleep(0.3)
     connection.close()
+
+
+def nothing_is_held(cluster: Cluster) -> None:
+    """Soon, and at the latest when leases are over."""
     expected = {"subscriptions": 0, "loads": 0, "on_offer": 0, "offers": 0}
     for server in (cluster.prefill, cluster.decode_shm):
         left: dict[str, float] = {}
