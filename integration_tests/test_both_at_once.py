@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +24,7 @@ from integration_tests.cluster import (
 )
 from integration_tests.request_pair import STALL_S
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
-from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
+from sage_kv_connector.launch.vllm import VllmOptions, complete, metric, router, vllm_server
 
 #: Several of prefill's steps.
 LONG = 8192
@@ -39,13 +37,6 @@ class Seen(NamedTuple):
     subscriptions: float
 
 
-def requests_running(server: Process) -> int:
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    found = re.findall(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", text, re.MULTILINE)
-    return int(sum(map(float, found)))
-
-
 def watched(cluster: Cluster, prompt: list[int]) -> tuple[list[int], list[Seen]]:
     """The router's answer, and what both servers' /metrics said while prefill was busy with it."""
     before = settled_gauges(cluster.prefill)["bytes_sent"]
@@ -56,7 +47,7 @@ def watched(cluster: Cluster, prompt: list[int]) -> tuple[list[int], list[Seen]]
         while not answer.done():
             sent = gauges(cluster.prefill).get("bytes_sent", 0) - before
             waits = gauges(cluster.decode_shm).get("subscriptions", 0)
-            if requests_running(cluster.prefill):  # asked last: it was busy all the while
+            if metric(cluster.prefill, "vllm:num_requests_running"):  # asked last: it was busy all the while
                 seen.append(Seen(sent, waits))
     return answer.result().token_ids, seen
 
