@@ -87,6 +87,7 @@ def test_a_restarted_prefill_is_found_again_or_not_missed(cluster: Cluster) -> N
     cluster.audited(1)
 
 
+@pytest.mark.full
 def test_on_free_ports_decode_hears_at_once_that_nobody_is_there(
     scratch: Path, model: Path, secret: dict[str, str]
 ) -> None:

@@ -128,7 +128,7 @@ def decode_server(
     ("name", "block_size", "extra"),
     [
         pytest.param("page-64", 64, (), marks=pytest.mark.full),
-        ("page-96", 96, ()),
+        pytest.param("page-96", 96, (), marks=pytest.mark.full),
         ("tp-2", 128, ("--tensor-parallel-size", "2")),
         pytest.param("page-32-tp-2", 32, ("--tensor-parallel-size", "2"), marks=pytest.mark.full),
     ],
