@@ -7,12 +7,11 @@ scheduler records it (``record_weight_version_change``) after the new weights ar
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from sage_kv_connector.integrations.common.engine_methods import wrap_method
 from sage_kv_connector.integrations.common.weight_files import weights_identity
 
 #: What SGLang calls weights that were never given another version.
@@ -56,15 +55,10 @@ def weights_of(server_args: Any, version: str = FIRST_VERSION) -> str:
 def follow_weights(replaced: Callable[[str], None]) -> None:
     """Call ``replaced(version)`` on the scheduler's thread when it was told another version."""
     _listeners.append(replaced)
-    module = sys.modules.get("sglang.srt.managers.scheduler")
-    scheduler = getattr(module, "Scheduler", None)
-    record = getattr(scheduler, "record_weight_version_change", None)
-    if scheduler is not None and record is not None and not hasattr(record, "sage_kvt"):
-        scheduler.record_weight_version_change = _heard(record)
+    wrap_method("sglang.srt.managers.scheduler", "Scheduler", "record_weight_version_change", _heard)
 
 
 def _heard(record: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(record)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = own_version()
         result = record(self, *args, **kwargs)
@@ -73,5 +67,4 @@ def _heard(record: Callable[..., Any]) -> Callable[..., Any]:
                 replaced(version)
         return result
 
-    wrapped.sage_kvt = True  # type: ignore[attr-defined]
     return wrapped

@@ -7,30 +7,27 @@ requests over its ranks the next one is likely to be computed by another rank th
 
 from __future__ import annotations
 
-import functools
-import sys
+from collections.abc import Callable
 from typing import Any
 
 from sage_kv_connector.integrations.common.bootstrap_answers import DP_ENGINE
+from sage_kv_connector.integrations.common.engine_methods import wrap_method
 
 _CHOSEN = "sage_kvt_rank_was_chosen"
 
 
 def follow_chosen_ranks() -> None:
     """Let requests remember it, from now on. Idempotent; nothing happens in a vLLM that makes them otherwise."""
-    kind = getattr(sys.modules.get("vllm.v1.request"), "Request", None)
-    made = getattr(kind, "from_engine_core_request", None)
-    if kind is None or made is None or hasattr(made, "sage_kvt"):
-        return
+    wrap_method("vllm.v1.request", "Request", "from_engine_core_request", _remembering)
 
-    @functools.wraps(made.__func__)
-    def remembering(cls: Any, request: Any, *arguments: Any, **named: Any) -> Any:
-        result = made.__func__(cls, request, *arguments, **named)
+
+def _remembering(made: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(cls: Any, request: Any, *arguments: Any, **named: Any) -> Any:
+        result = made(cls, request, *arguments, **named)
         setattr(result, _CHOSEN, getattr(request, "data_parallel_rank", None) is not None)
         return result
 
-    remembering.sage_kvt = True  # type: ignore[attr-defined]
-    kind.from_engine_core_request = classmethod(remembering)
+    return wrapped
 
 
 def always_this_engine(request: Any, engine_id: str, parallel_config: Any) -> bool:

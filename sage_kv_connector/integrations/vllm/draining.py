@@ -8,32 +8,25 @@ there is work left says ``EngineCoreProc.has_work``, which vLLM asks before each
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from sage_kv_connector.integrations.common.engine_methods import wrap_method
 from sage_kv_connector.integrations.vllm.scheduler_connectors import connectors_with
 
 
 def follow_draining() -> None:
     """Let connectors of ours hear of it, from now on. Idempotent; nothing happens in a vLLM that asks otherwise."""
-    module = sys.modules.get("vllm.v1.engine.core")
-    core = getattr(module, "EngineCoreProc", None)
-    asked = getattr(core, "has_work", None)
-    if core is not None and asked is not None and not hasattr(asked, "sage_kvt"):
-        core.has_work = _telling(asked)
+    wrap_method("vllm.v1.engine.core", "EngineCoreProc", "has_work", _telling)
 
 
 def _telling(has_work: Callable[..., bool]) -> Callable[..., bool]:
-    @functools.wraps(has_work)
     def wrapped(self: Any) -> bool:
         draining = _draining(self)
         for connector in connectors_with("drains", self.scheduler):
             connector.drains(draining)
         return has_work(self)
 
-    wrapped.sage_kvt = True  # type: ignore[attr-defined]
     return wrapped
 
 

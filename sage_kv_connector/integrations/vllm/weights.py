@@ -7,30 +7,23 @@ end of an update over vLLM's weight transfer (since 0.32). It runs in the schedu
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from sage_kv_connector.integrations.common.engine_methods import wrap_method
 from sage_kv_connector.integrations.vllm.scheduler_connectors import connectors_with
 
 
 def follow_weights() -> None:
     """Let connectors of ours hear of versions, from now on. Idempotent; nothing happens in a vLLM without versions."""
-    module = sys.modules.get("vllm.v1.engine.core")
-    core = getattr(module, "EngineCore", None)
-    told = getattr(core, "set_weight_version", None)
-    if core is not None and told is not None and not hasattr(told, "sage_kvt"):
-        core.set_weight_version = _heard(told)
+    wrap_method("vllm.v1.engine.core", "EngineCore", "set_weight_version", _heard)
 
 
 def _heard(set_weight_version: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(set_weight_version)
     def wrapped(self: Any, weight_version: str) -> Any:
         result = set_weight_version(self, weight_version)
         for connector in connectors_with("weights_replaced", self.scheduler):
             connector.weights_replaced(weight_version)
         return result
 
-    wrapped.sage_kvt = True  # type: ignore[attr-defined]
     return wrapped
