@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sage_kv_connector.cli import bench_engine
+from sage_kv_connector.cli.bench_failure import said_of
 from sage_kv_connector.cli.bench_idle import bench_idle_command, bench_unfetched_command
 from sage_kv_connector.cli.options import AsJson, BackendChoice, lengths
 from sage_kv_connector.console import emit, progress
@@ -45,11 +46,8 @@ def bench_transfer_command(
         raise typer.BadParameter(
             f"--total-bytes {total_bytes} must be a multiple of --block-bytes {block_bytes}"
         )
-    try:
+    with said_of(ContenderError):
         result = bench_transfer(backend, block_bytes, total_bytes, _contenders(against), repeats)
-    except ContenderError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
     raise typer.Exit(int(not result["verified"]))
 
@@ -77,7 +75,7 @@ def bench_handover_command(
         KVTransportConfig.load({"target_dtype": target_dtype}, "--target-dtype")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    try:
+    with said_of(ServerError):
         result = bench_handover(
             _contenders(against),
             prompts,
@@ -86,9 +84,6 @@ def bench_handover_command(
             target_dtype=target_dtype,
             real_attention=real_attention,
         )
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
 
 
@@ -104,11 +99,8 @@ def bench_tpot_command(
     from sage_kv_connector.bench.tpot import bench_tpot, tpot_rows
     from sage_kv_connector.launch.process import ServerError
 
-    try:
+    with said_of(ServerError):
         result = bench_tpot(tokens, a_second, rounds, backend)
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="tpot", rows=tpot_rows(result))
     raise typer.Exit(int(not result["right"]))
 
@@ -127,11 +119,8 @@ def bench_routed_command(
 
     if against not in ("", "nixl"):
         raise typer.BadParameter(f"--against {against!r}: allowed is nixl")
-    try:
+    with said_of(ServerError):
         result = bench_routed(lengths(tokens), repeats, backend, peers=against == "nixl")
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="routed", rows=routed_rows(result))
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))
 
@@ -208,15 +197,12 @@ def bench_device_command(
     from sage_kv_connector.vendors import open_runtime
     from sage_kv_connector.vendors.emulator import EmulatorSettings
 
-    try:
+    with said_of(DeviceError, RuntimeUnavailable, ValueError):
         settings = EmulatorSettings(memory_bytes=total_bytes + (1 << 20)) if emulated else None
         runtime = open_runtime(vendor, settings)
         if device >= runtime.device_count():
             raise ValueError(f"--device is {device}, {runtime.api} has {runtime.device_count()}")
         result = bench_device(runtime, device, page_bytes, total_bytes, repeats)
-    except (DeviceError, RuntimeUnavailable, ValueError) as error:
-        progress.print(f"bench: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="device", rows=device_rows(result))
     raise typer.Exit(int(not result["verified"]))
 
@@ -236,11 +222,8 @@ def bench_sage_command(
 
     if total_bytes % MOST_HANDLES:
         raise typer.BadParameter(f"--total-bytes {total_bytes} must be a multiple of {MOST_HANDLES}")
-    try:
+    with said_of(BenchError, ImportError, RuntimeError):
         result = bench_sage(total_bytes, repeats)
-    except (BenchError, ImportError, RuntimeError) as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="sageLLM transfers", rows=sage_rows(result))
 
 
@@ -254,10 +237,7 @@ def bench_store_command(
     """A batch of pages into a store in another process and back; shm, tcp and a plain copy in one run."""
     from sage_kv_connector.bench.store import BenchError, bench_store, store_rows
 
-    try:
+    with said_of(BenchError, RuntimeError):
         result = bench_store(page_bytes, pages, repeats)
-    except (BenchError, RuntimeError) as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="store", rows=store_rows(result))
     raise typer.Exit(int(not result["verified"]))

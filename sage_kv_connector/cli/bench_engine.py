@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sage_kv_connector.cli.bench_failure import said_of
 from sage_kv_connector.cli.options import AsJson, BackendChoice, lengths, words
-from sage_kv_connector.console import emit, progress
+from sage_kv_connector.console import emit
 
 
 def control(
@@ -80,10 +81,7 @@ def sessions(
     """What many open sessions between two processes cost while they are idle: CPU, memory, descriptors."""
     from sage_kv_connector.bench.sessions import TooManySessions, bench_sessions, sessions_rows
 
-    try:
+    with said_of(TooManySessions):
         result = bench_sessions(words(backends, "--backends", ("shm", "tcp")), sessions, seconds)
-    except TooManySessions as error:
-        progress.print(f"bench: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="sessions", rows=sessions_rows(result))
     raise typer.Exit(int(not all(row["sessions"] == sessions for row in result["rows"])))

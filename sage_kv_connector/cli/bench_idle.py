@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sage_kv_connector.cli.bench_failure import said_of
 from sage_kv_connector.cli.options import AsJson
-from sage_kv_connector.console import emit, progress
+from sage_kv_connector.console import emit
 
 
 def bench_idle_command(
@@ -19,11 +20,8 @@ def bench_idle_command(
     from sage_kv_connector.bench.idle import bench_idle, idle_rows
     from sage_kv_connector.launch.process import ServerError
 
-    try:
+    with said_of(ServerError):
         result = bench_idle(seconds)
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="idle", rows=idle_rows(result))
 
 
@@ -39,9 +37,6 @@ def bench_unfetched_command(
 
     if against not in ("", "nixl"):
         raise typer.BadParameter(f"--against {against!r}: allowed is nixl")
-    try:
+    with said_of(ServerError):
         result = bench_unfetched(seconds, offers, peers=against == "nixl")
-    except ServerError as error:
-        progress.print(f"bench: {error}")
-        raise typer.Exit(1) from error
     emit(result, as_json=as_json, title="unfetched", rows=unfetched_rows(result))
