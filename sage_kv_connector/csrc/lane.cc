@@ -148,10 +148,14 @@ void Lane::reap() {
   std::vector<std::shared_ptr<Channel>> gone;  // destroyed after the lock
   driven_.clear();
   changed_ = true;
-  std::lock_guard lock(mutex_);
-  auto first_dead = std::stable_partition(channels_.begin(), channels_.end(), [](const auto& c) { return !c->dead; });
-  gone.assign(first_dead, channels_.end());
-  channels_.erase(first_dead, channels_.end());
+  {
+    std::lock_guard lock(mutex_);
+    auto first_dead = std::stable_partition(channels_.begin(), channels_.end(), [](const auto& c) { return !c->dead; });
+    gone.assign(first_dead, channels_.end());
+    channels_.erase(first_dead, channels_.end());
+  }
+  // Whoever ends a channel holds this until epoll knows it no more, and could give it to us again.
+  for (const auto& channel : gone) std::lock_guard ended(channel->mutex);
 }
 
 bool Lane::drive() {
