@@ -132,6 +132,68 @@ class PagedCursor:
     def why(self) -> str: ...
     def take_ready(self) -> _U64 | None: ...
 
+class _PartStream:
+    @property
+    def id(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def largest(self) -> int: ...
+    def asked(self, part: int) -> tuple[int, tuple[int, int, int, int, int, int, list[int]], int, int]: ...
+    def answered(self, part: int, why: str) -> None: ...
+    def close(self) -> None: ...
+
+class PartEncoder(_PartStream):
+    def __init__(
+        self,
+        pool: ConversionPool,
+        parts: _I64,
+        heads: tuple[int, int],
+        page_sizes: Sequence[int],
+        converters: Sequence[tuple[int, PagedConverter]],
+        tables: PageTables,
+        prompt_tokens: int,
+        padding_page: int | None,
+    ) -> None: ...
+    def attach(self) -> None: ...
+    def grant(self, parts: int) -> None: ...
+
+class PartDecoder(_PartStream):
+    def __init__(
+        self,
+        pool: ConversionPool,
+        parts: _I64,
+        heads: tuple[int, int],
+        page_sizes: Sequence[int],
+        converters: Sequence[tuple[int, PagedConverter]],
+        pages: Sequence[tuple[int, int, _I64]],
+    ) -> None: ...
+    @property
+    def granted(self) -> int: ...
+
+def open_part_window(
+    endpoint: Endpoint,
+    connection: int,
+    decoder: PartDecoder,
+    address: int,
+    slot_bytes: int,
+    slots: int,
+    generation: int,
+) -> int: ...
+def post_parts(
+    endpoint: Endpoint,
+    connection: int,
+    window_descriptor: bytes,
+    encoder: PartEncoder,
+    address: int,
+    slot_bytes: int,
+    slots: int,
+    generation: int,
+    priority: int,
+    checksum: bool,
+) -> int: ...
 def open_paged_window(
     endpoint: Endpoint,
     connection: int,

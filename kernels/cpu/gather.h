@@ -59,35 +59,35 @@ void transpose(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t c
 }
 
 template <typename T>
-inline bool is_rows(const PageLayout& layout) {
-  return layout.dim_inner == sizeof(T) && layout.dim_outer == layout.dim_tile * layout.dim_inner &&
-         layout.token_outer == layout.token_tile * layout.token_inner;
+inline bool is_rows(const ElementOrder& order) {
+  return order.dim_inner == sizeof(T) && order.dim_outer == order.dim_tile * order.dim_inner &&
+         order.token_outer == order.token_tile * order.token_inner;
 }
 
 template <typename T>
-inline bool is_columns(const PageLayout& layout) {
-  return layout.token_inner == sizeof(T) && layout.token_outer == layout.token_tile * layout.token_inner &&
-         layout.dim_outer == layout.dim_tile * layout.dim_inner;
+inline bool is_columns(const ElementOrder& order) {
+  return order.token_inner == sizeof(T) && order.token_outer == order.token_tile * order.token_inner &&
+         order.dim_outer == order.dim_tile * order.dim_inner;
 }
 
 template <typename T>
-inline bool is_pair_columns(const PageLayout& layout, int64_t dim) {
-  return layout.dim_tile == 2 && layout.dim_inner == sizeof(T) && layout.token_inner == 2 * sizeof(T) &&
-         layout.token_tile == 16 && layout.dim_outer == 32 * sizeof(T) && dim % 2 == 0;
+inline bool is_pair_columns(const ElementOrder& order, int64_t dim) {
+  return order.dim_tile == 2 && order.dim_inner == sizeof(T) && order.token_inner == 2 * sizeof(T) &&
+         order.token_tile == 16 && order.dim_outer == 32 * sizeof(T) && dim % 2 == 0;
 }
 
 template <typename T>
-inline bool is_token_pairs(const PageLayout& layout, int64_t dim) {
-  return layout.token_tile == 2 && layout.token_inner == sizeof(T) && layout.dim_inner == 2 * sizeof(T) &&
-         layout.dim_tile == 16 && layout.token_outer == 32 * sizeof(T) && dim % 16 == 0;
+inline bool is_token_pairs(const ElementOrder& order, int64_t dim) {
+  return order.token_tile == 2 && order.token_inner == sizeof(T) && order.dim_inner == 2 * sizeof(T) &&
+         order.dim_tile == 16 && order.token_outer == 32 * sizeof(T) && dim % 16 == 0;
 }
 
-inline int64_t token_offset(const PageLayout& layout, int64_t token) {
-  return (token % layout.token_tile) * layout.token_inner + (token / layout.token_tile) * layout.token_outer;
+inline int64_t token_offset(const ElementOrder& order, int64_t token) {
+  return (token % order.token_tile) * order.token_inner + (token / order.token_tile) * order.token_outer;
 }
 
-inline int64_t dim_offset(const PageLayout& layout, int64_t channel) {
-  return (channel % layout.dim_tile) * layout.dim_inner + (channel / layout.dim_tile) * layout.dim_outer;
+inline int64_t dim_offset(const ElementOrder& order, int64_t channel) {
+  return (channel % order.dim_tile) * order.dim_inner + (channel / order.dim_tile) * order.dim_outer;
 }
 
 template <typename T>
@@ -127,95 +127,95 @@ SAGE_KVT_INLINE void join_pairs(const uint8_t* even, const uint8_t* odd, uint8_t
 
 // One piece into `rows`, dim elements a row.
 template <typename T>
-void gather(const PageLayout& layout, const Piece& piece, int64_t dim, T* rows) {
+void gather(const ElementOrder& order, const Piece& piece, int64_t dim, T* rows) {
   const int64_t row_bytes = dim * sizeof(T);
   auto* out = reinterpret_cast<uint8_t*>(rows);
-  if (is_rows<T>(layout)) {
-    if (layout.token_inner == row_bytes) {
+  if (is_rows<T>(order)) {
+    if (order.token_inner == row_bytes) {
       std::memcpy(out, piece.head + piece.first * row_bytes, piece.count * row_bytes);
       return;
     }
     for (int64_t t = 0; t < piece.count; ++t)
-      std::memcpy(out + t * row_bytes, piece.head + (piece.first + t) * layout.token_inner, row_bytes);
+      std::memcpy(out + t * row_bytes, piece.head + (piece.first + t) * order.token_inner, row_bytes);
     return;
   }
-  if (is_columns<T>(layout)) {
-    transpose<T>(piece.head + piece.first * sizeof(T), layout.dim_inner, dim, piece.count, out, row_bytes);
+  if (is_columns<T>(order)) {
+    transpose<T>(piece.head + piece.first * sizeof(T), order.dim_inner, dim, piece.count, out, row_bytes);
     return;
   }
   int64_t t = 0;
-  if (is_pair_columns<T>(layout, dim)) {
+  if (is_pair_columns<T>(order, dim)) {
     using Pair = typename DoubleUnit<T>::type;
     while (t < piece.count) {
       const int64_t token = piece.first + t;
       const int64_t here = 16 - token % 16 < piece.count - t ? 16 - token % 16 : piece.count - t;
-      transpose<Pair>(piece.head + token_offset(layout, token), layout.dim_outer, dim / 2, here, out + t * row_bytes,
+      transpose<Pair>(piece.head + token_offset(order, token), order.dim_outer, dim / 2, here, out + t * row_bytes,
                       row_bytes);
       t += here;
     }
     return;
   }
-  const bool pairs = is_token_pairs<T>(layout, dim);
+  const bool pairs = is_token_pairs<T>(order, dim);
   while (t < piece.count) {
     const int64_t token = piece.first + t;
     if (pairs && token % 2 == 0 && t + 2 <= piece.count) {
-      const uint8_t* from = piece.head + token_offset(layout, token);
+      const uint8_t* from = piece.head + token_offset(order, token);
       for (int64_t d = 0; d < dim; d += 16)
-        split_pairs<T>(from + (d / 16) * layout.dim_outer, out + t * row_bytes + d * sizeof(T),
+        split_pairs<T>(from + (d / 16) * order.dim_outer, out + t * row_bytes + d * sizeof(T),
                        out + (t + 1) * row_bytes + d * sizeof(T));
       t += 2;
       continue;
     }
-    const uint8_t* from = piece.head + token_offset(layout, token);
+    const uint8_t* from = piece.head + token_offset(order, token);
     for (int64_t d = 0; d < dim; ++d)
-      std::memcpy(out + t * row_bytes + d * sizeof(T), from + dim_offset(layout, d), sizeof(T));
+      std::memcpy(out + t * row_bytes + d * sizeof(T), from + dim_offset(order, d), sizeof(T));
     ++t;
   }
 }
 
 // The inverse.
 template <typename T>
-void scatter(const PageLayout& layout, const Piece& piece, int64_t dim, const T* rows) {
+void scatter(const ElementOrder& order, const Piece& piece, int64_t dim, const T* rows) {
   const int64_t row_bytes = dim * sizeof(T);
   const auto* in = reinterpret_cast<const uint8_t*>(rows);
-  if (is_rows<T>(layout)) {
-    if (layout.token_inner == row_bytes) {
+  if (is_rows<T>(order)) {
+    if (order.token_inner == row_bytes) {
       std::memcpy(piece.head + piece.first * row_bytes, in, piece.count * row_bytes);
       return;
     }
     for (int64_t t = 0; t < piece.count; ++t)
-      std::memcpy(piece.head + (piece.first + t) * layout.token_inner, in + t * row_bytes, row_bytes);
+      std::memcpy(piece.head + (piece.first + t) * order.token_inner, in + t * row_bytes, row_bytes);
     return;
   }
-  if (is_columns<T>(layout)) {
-    transpose<T>(in, row_bytes, piece.count, dim, piece.head + piece.first * sizeof(T), layout.dim_inner);
+  if (is_columns<T>(order)) {
+    transpose<T>(in, row_bytes, piece.count, dim, piece.head + piece.first * sizeof(T), order.dim_inner);
     return;
   }
   int64_t t = 0;
-  if (is_pair_columns<T>(layout, dim)) {
+  if (is_pair_columns<T>(order, dim)) {
     using Pair = typename DoubleUnit<T>::type;
     while (t < piece.count) {
       const int64_t token = piece.first + t;
       const int64_t here = 16 - token % 16 < piece.count - t ? 16 - token % 16 : piece.count - t;
-      transpose<Pair>(in + t * row_bytes, row_bytes, here, dim / 2, piece.head + token_offset(layout, token),
-                      layout.dim_outer);
+      transpose<Pair>(in + t * row_bytes, row_bytes, here, dim / 2, piece.head + token_offset(order, token),
+                      order.dim_outer);
       t += here;
     }
     return;
   }
-  const bool pairs = is_token_pairs<T>(layout, dim);
+  const bool pairs = is_token_pairs<T>(order, dim);
   while (t < piece.count) {
     const int64_t token = piece.first + t;
-    uint8_t* to = piece.head + token_offset(layout, token);
+    uint8_t* to = piece.head + token_offset(order, token);
     if (pairs && token % 2 == 0 && t + 2 <= piece.count) {
       for (int64_t d = 0; d < dim; d += 16)
         join_pairs<T>(in + t * row_bytes + d * sizeof(T), in + (t + 1) * row_bytes + d * sizeof(T),
-                      to + (d / 16) * layout.dim_outer);
+                      to + (d / 16) * order.dim_outer);
       t += 2;
       continue;
     }
     for (int64_t d = 0; d < dim; ++d)
-      std::memcpy(to + dim_offset(layout, d), in + t * row_bytes + d * sizeof(T), sizeof(T));
+      std::memcpy(to + dim_offset(order, d), in + t * row_bytes + d * sizeof(T), sizeof(T));
     ++t;
   }
 }

@@ -26,7 +26,7 @@ struct WireFormat {
 // Byte offset of element (token, channel) inside one head of a page:
 //   (token % token_tile) * token_inner + (token / token_tile) * token_outer
 // + (channel % dim_tile) * dim_inner + (channel / dim_tile) * dim_outer
-struct PageLayout {
+struct ElementOrder {
   int64_t token_tile, token_inner, token_outer;
   int64_t dim_tile, dim_inner, dim_outer;
 };
@@ -40,7 +40,7 @@ struct Piece {
 struct Memory {
   Dtype dtype;
   float tensor_scale;  // element value = code * tensor_scale; 1 but for fp8 caches of an engine
-  PageLayout layout;
+  ElementOrder order;
 };
 
 struct Sections {

@@ -17,8 +17,7 @@ bool copies(const Memory& memory, const WireFormat& format, float wire_scale) {
 template <typename Raw>
 int64_t direct_runs(const Memory& memory, const Piece* pieces, int64_t piece_count, RowRun* runs) {
   for (int64_t i = 0; i < piece_count; ++i)
-    runs[i] = {pieces[i].head + pieces[i].first * memory.layout.token_inner, memory.layout.token_inner,
-               pieces[i].count};
+    runs[i] = {pieces[i].head + pieces[i].first * memory.order.token_inner, memory.order.token_inner, pieces[i].count};
   return piece_count;
 }
 
@@ -37,17 +36,17 @@ void encode(const Memory& memory, const TilePieces& where, int64_t dim, const Wi
     if (copies(memory, format, wire_scale)) {
       auto* rows = reinterpret_cast<Raw*>(codes);
       for (int64_t i = 0; i < piece_count; rows += pieces[i].count * dim, ++i)
-        gather<Raw>(memory.layout, pieces[i], dim, rows);
+        gather<Raw>(memory.order, pieces[i], dim, rows);
       return;
     }
     RowRun runs[kMaxRuns];
     int64_t run_count = 1;
-    if (is_rows<Raw>(memory.layout)) {
+    if (is_rows<Raw>(memory.order)) {
       run_count = direct_runs<Raw>(memory, pieces, piece_count, runs);
     } else {
       auto* rows = reinterpret_cast<Raw*>(scratch.rows);
       for (int64_t i = 0; i < piece_count; rows += pieces[i].count * dim, ++i)
-        gather<Raw>(memory.layout, pieces[i], dim, rows);
+        gather<Raw>(memory.order, pieces[i], dim, rows);
       runs[0] = {scratch.rows, static_cast<int64_t>(dim * sizeof(Raw)), tokens};
     }
     const float tensor_scale = memory.tensor_scale;
@@ -107,12 +106,12 @@ void decode(const Memory& memory, const TilePieces& where, int64_t dim, const Wi
     if (copies(memory, format, wire_scale)) {
       const auto* rows = reinterpret_cast<const Raw*>(codes);
       for (int64_t i = 0; i < piece_count; rows += pieces[i].count * dim, ++i)
-        scatter<Raw>(memory.layout, pieces[i], dim, rows);
+        scatter<Raw>(memory.order, pieces[i], dim, rows);
       return;
     }
     RowRun runs[kMaxRuns];
     int64_t run_count = 1;
-    const bool direct = is_rows<Raw>(memory.layout);
+    const bool direct = is_rows<Raw>(memory.order);
     if (direct)
       run_count = direct_runs<Raw>(memory, pieces, piece_count, runs);
     else
@@ -159,7 +158,7 @@ void decode(const Memory& memory, const TilePieces& where, int64_t dim, const Wi
     if (!direct) {
       const auto* rows = reinterpret_cast<const Raw*>(scratch.rows);
       for (int64_t i = 0; i < piece_count; rows += pieces[i].count * dim, ++i)
-        scatter<Raw>(memory.layout, pieces[i], dim, rows);
+        scatter<Raw>(memory.order, pieces[i], dim, rows);
     }
   });
 }

@@ -102,6 +102,7 @@ class Status(IntEnum):
     IO_ERROR = 9
     BEYOND_END = 10
     SILENT = 11
+    NOT_CONVERTED = 12
 
 
 class Event(NamedTuple):
@@ -134,6 +135,7 @@ class Capabilities(NamedTuple):
     ``rank``: ``backend=auto`` prefers the lowest. ``crosses_nodes``: peers on other machines can be
     reached, at ``NAME://HOST:PORT``; else it listens on ``NAME://``. ``device_memory``: windows and posts may
     lie on a device (``DeviceBackend``), and only then is it of use. ``pages``: its lanes know pages (``PagedBackend``).
+    ``parts``: they convert on the way (``ConvertingBackend``).
     """
 
     name: str
@@ -141,6 +143,7 @@ class Capabilities(NamedTuple):
     crosses_nodes: bool
     device_memory: bool = False
     pages: bool = False
+    parts: bool = False
 
 
 class BackendOptions(NamedTuple):

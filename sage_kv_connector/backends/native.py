@@ -23,6 +23,7 @@ from sage_kv_connector.backends.base import (
     Segments,
     checked_table,
 )
+from sage_kv_connector.backends.converting_backend import Ring
 
 #: Spin of lanes and waiters after activity, in microseconds: longer than a wake-up, far shorter than a step.
 DEFAULT_SPIN_US = 50
@@ -124,6 +125,26 @@ class NativeBackend:
     ) -> int:
         return _data_plane.post_pages(
             self._endpoint, connection, window_descriptor, cursor, generation, priority, checksum
+        )
+
+    def open_part_window(
+        self, connection: int, decoder: _data_plane.PartDecoder, ring: Ring, generation: int
+    ) -> int:
+        return _data_plane.open_part_window(self._endpoint, connection, decoder, *ring, generation)
+
+    def post_parts(
+        self,
+        connection: int,
+        window_descriptor: bytes,
+        encoder: _data_plane.PartEncoder,
+        ring: Ring,
+        generation: int,
+        *,
+        priority: int = 0,
+        checksum: bool = True,
+    ) -> int:
+        return _data_plane.post_parts(
+            self._endpoint, connection, window_descriptor, encoder, *ring, generation, priority, checksum
         )
 
     def cancel(self, post: int) -> None:

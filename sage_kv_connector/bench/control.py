@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sage-kvt bench control``: interpreter time of a hand-over, on the control threads and on the engines' own.
 
-Two engines with small pages in one process: what counts is how many descriptors there are, not how many bytes. CPU time
-is that of each thread alone (its own clock), so what else runs meanwhile does not count. Modes: ``whole`` (decode asks
-when prefill is over), ``streamed`` (decode waits; layers become final one after the other), ``converted`` (prefill's
-pages of 16 tokens to decode's of 64).
+Two engines with small pages in one process: what counts is how many descriptors there are, not how many bytes, but for
+what is converted in parts of so many bytes (``dim``). CPU time is that of each thread alone (its own clock), so what
+else runs meanwhile does not count. Modes: ``whole`` (decode asks when prefill is over), ``streamed`` (decode waits;
+layers become final one after the other), ``converted`` (prefill's pages of 16 tokens to decode's of 64).
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ class _Handover:
         self._decode.core.subscribe(peer, wanted, self._ended.put)
 
 
-def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) -> dict[str, Any]:
-    prefill = Side(backend, layers, tokens, PAGE, 1)
-    decode = Side(backend, layers, tokens, LARGE_PAGE if mode == "converted" else PAGE, 2)
+def _measure(mode: str, backend: str, layers: int, tokens: int, dim: int, repeats: int) -> dict[str, Any]:
+    prefill = Side(backend, layers, tokens, PAGE, 1, dim)
+    decode = Side(backend, layers, tokens, LARGE_PAGE if mode == "converted" else PAGE, 2, dim)
     costs = []
     try:
         for number in range(WARM_UP + repeats):
@@ -178,10 +178,10 @@ def _measure(mode: str, backend: str, layers: int, tokens: int, repeats: int) ->
     return {"mode": mode, "backend": backend, "layers": layers, "tokens": tokens, "right": right, **figures}
 
 
-def _nixl(backend: str, layers: int, length: int, repeats: int) -> dict[str, Any]:
+def _nixl(backend: str, layers: int, length: int, dim: int, repeats: int) -> dict[str, Any]:
     """What NIXL takes from the thread that asks it for as many descriptors; its lists are prepared before."""
     program = PEERS["nixl"]
-    page_bytes = HEADS * PAGE * 2 * DIM * ITEM
+    page_bytes = HEADS * PAGE * 2 * dim * ITEM
     total = layers * -(-length // PAGE) * page_bytes
     transport = program.across if backend == "tcp" else program.on_node
     row = {"mode": "nixl", "backend": f"{backend} ({transport})", "layers": layers, "tokens": length}
@@ -199,10 +199,18 @@ def _nixl(backend: str, layers: int, length: int, repeats: int) -> dict[str, Any
 
 
 def bench_control(
-    backends: list[str], layers: int, tokens: list[int], modes: list[str], repeats: int, *, nixl: bool = False
+    backends: list[str],
+    layers: int,
+    tokens: list[int],
+    modes: list[str],
+    repeats: int,
+    *,
+    dim: int = DIM,
+    nixl: bool = False,
 ) -> dict[str, Any]:
     """``rows``: a hand-over's CPU by mode, backend and length, in milliseconds; medians over ``repeats``.
 
+    ``dim``: channels of K, and of V, of a token in a layer, 2 bytes each.
     ``peers``: what NIXL takes from its caller for as many descriptors, or why it can't be said.
     ``first_byte``: of each backend, microseconds from a layer's end, and from a step's, to a page's place at decode.
     """
@@ -211,8 +219,10 @@ def bench_control(
         for length in tokens:
             for mode in modes:
                 progress.print(f"{mode} over {backend}: {layers} layers, {length} tokens")
-                rows.append(_measure(mode, backend, layers, length, repeats))
-    peers = [_nixl(backend, layers, length, repeats) for backend in backends for length in tokens if nixl]
+                rows.append(_measure(mode, backend, layers, length, dim, repeats))
+    peers = [
+        _nixl(backend, layers, length, dim, repeats) for backend in backends for length in tokens if nixl
+    ]
     first = [first_byte_us(backend, FIRST_BYTES) for backend in backends]
     return {
         "rows": rows,
@@ -220,6 +230,7 @@ def bench_control(
         "first_byte": first,
         "page": PAGE,
         "large_page": LARGE_PAGE,
+        "dim": dim,
         "repeats": repeats,
     }
 

@@ -17,6 +17,9 @@ def control(
     tokens: Annotated[str, typer.Option(help="prompt lengths, separated by commas")] = "1024",
     backends: Annotated[str, typer.Option(help="any of shm,tcp")] = "shm,tcp",
     modes: Annotated[str, typer.Option(help="any of whole,streamed,converted")] = "whole,streamed,converted",
+    dim: Annotated[
+        int, typer.Option(min=1, max=65536, help="channels of K, and of V, of a token in a layer")
+    ] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="hand-overs of each kind")] = 15,
     against: Annotated[str, typer.Option(help="nixl: its own cost for as many descriptors")] = "",
     as_json: AsJson = False,
@@ -30,7 +33,7 @@ def control(
         words(modes, "--modes", MODES),
     )
     result = bench_control(
-        chosen_backends, layers, lengths(tokens), chosen_modes, repeats, nixl=against == "nixl"
+        chosen_backends, layers, lengths(tokens), chosen_modes, repeats, dim=dim, nixl=against == "nixl"
     )
     emit(result, as_json=as_json, title="control", rows=control_rows(result))
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))

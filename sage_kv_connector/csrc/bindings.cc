@@ -164,6 +164,7 @@ NB_MODULE(_data_plane, m) {
       .def("close", &Endpoint::close, nb::call_guard<nb::gil_scoped_release>());
 
   bind_paged(m);
+  bind_parts(m);
 
   nb::class_<TcpEndpoint, Endpoint>(m, "TcpEndpoint")
       .def(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "connection.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "endpoint.h"
@@ -22,6 +23,15 @@ bool Connection::take_message(const Channel& channel, std::string* message) {
   return true;
 }
 
+bool Connection::take_grant(const Channel& channel, Grant* grant) {
+  std::lock_guard lock(mutex_);
+  if (grants_.empty() || !channel.first) return false;
+  const auto next = grants_.begin();
+  *grant = {next->first, next->second};
+  grants_.erase(next);
+  return true;
+}
+
 bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk) {
   std::lock_guard lock(mutex_);
   while (!queue_.empty() && authorized) {
@@ -31,7 +41,7 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
     const bool refused = found->status != Status::kOk;
     if (found->all_cut() || found->waits() || refused) queue_.erase(first);
     if (chunk->length > 0) {
-      chunk->post_waits = found->waits();
+      chunk->ack_later = found->waits() && !found->needs_acks();
       ++found->chunks_in_flight;
       *post = found;
       return true;
@@ -41,14 +51,24 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
   return false;
 }
 
-void Connection::chunk_done(const std::shared_ptr<Post>& post, Status status, const std::string& detail) {
+void Connection::chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length) {
   std::lock_guard lock(mutex_);
-  --post->chunks_in_flight;
-  if (status != Status::kOk && post->status == Status::kOk) {
+  post->sent(offset, length);
+  chunk_over(post);
+}
+
+void Connection::chunk_failed(const std::shared_ptr<Post>& post, Status status, const std::string& detail) {
+  std::lock_guard lock(mutex_);
+  if (post->status == Status::kOk) {
     post->status = status;
     post->detail = detail;
     queue_.erase({post->priority, post->id});
   }
+  chunk_over(post);
+}
+
+void Connection::chunk_over(const std::shared_ptr<Post>& post) {
+  --post->chunks_in_flight;
   if (post->chunks_in_flight == 0 && (post->all_cut() || post->status != Status::kOk)) finish_locked(post);
 }
 
@@ -58,13 +78,13 @@ bool Connection::inbox_full() const {
 
 bool Connection::has_work() const {
   std::lock_guard lock(mutex_);
-  return !messages_.empty() || !queue_.empty();
+  return !messages_.empty() || !grants_.empty() || !queue_.empty();
 }
 
 bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
   if (!queue_.empty() && authorized) return true;
-  return !messages_.empty() && channel.first;
+  return (!messages_.empty() || !grants_.empty()) && channel.first;
 }
 
 bool Connection::queue_message(std::string message) {
@@ -74,6 +94,19 @@ bool Connection::queue_message(std::string message) {
   message_bytes_ += message.size();
   messages_.push_back(std::move(message));
   return true;
+}
+
+void Connection::queue_grant(const Grant& grant) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return;
+  auto& parts = grants_[grant.window];
+  parts = std::max(parts, grant.parts);
+}
+
+void Connection::granted(const Grant& grant) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, post] : posts_)
+    if (post->window == grant.window) post->granted(grant.parts);
 }
 
 bool Connection::queue_post(const std::shared_ptr<Post>& post) {
@@ -187,6 +220,7 @@ void Connection::close() {
     std::lock_guard lock(mutex_);
     if (closed_.exchange(true)) return;
     messages_.clear();
+    grants_.clear();
     queue_.clear();
     while (!posts_.empty()) {
       auto post = posts_.begin()->second;

@@ -26,6 +26,11 @@ struct ConnectionInfo {
   int lanes = 1;
 };
 
+// A window's owner has room for its first `parts` parts (csrc/parts).
+struct Grant {
+  uint64_t window, parts;
+};
+
 class Connection {
  public:
   Connection(Endpoint& endpoint, uint64_t id) : endpoint(endpoint), id(id) {}
@@ -44,10 +49,13 @@ class Connection {
 
   // -- work for channels
 
-  // False if none waits; messages go over the first channel only, chunks once authorized.
+  // False if none waits; messages and grants go over the first channel only, chunks once authorized.
   bool take_message(const Channel& channel, std::string* message);
+  bool take_grant(const Channel& channel, Grant* grant);
   bool take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk);
-  void chunk_done(const std::shared_ptr<Post>& post, Status status, const std::string& detail);
+  // A chunk ended: where it was, or why it did not get there.
+  void chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length);
+  void chunk_failed(const std::shared_ptr<Post>& post, Status status, const std::string& detail);
   bool has_work() const;
   bool has_work_for(const Channel& channel) const;
 
@@ -55,6 +63,10 @@ class Connection {
 
   bool queue_message(std::string message);
   bool queue_post(const std::shared_ptr<Post>& post);
+  // The last one of a window stands for those before it.
+  void queue_grant(const Grant& grant);
+  // The peer's, for our post into its window; nothing if there is none.
+  void granted(const Grant& grant);
   // A post that waited may have more to cut; false if it does not wait (any more).
   bool resume(const std::shared_ptr<Post>& post);
   // The post if it had not ended, taken off the queue.
@@ -82,11 +94,13 @@ class Connection {
   bool closed() const { return closed_; }
 
  private:
+  void chunk_over(const std::shared_ptr<Post>& post);
   void finish_locked(const std::shared_ptr<Post>& post);
 
   mutable std::mutex mutex_;
   std::deque<std::string> messages_;
   size_t message_bytes_ = 0;
+  std::map<uint64_t, uint64_t> grants_;  // parts by window
   std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>> queue_;
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
   std::vector<std::shared_ptr<Channel>> channels_;

@@ -150,7 +150,7 @@ void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t off
     if (auto connection = find_connection(window->connection)) connection->inbox_bytes += kEventBytes;
     completions_.push(event);
   }
-  if (!window->land(length)) return;
+  if (!window->land(offset, length)) return;
   event.kind = EventKind::kWindowDone;
   event.offset = 0;
   event.length = window->size();

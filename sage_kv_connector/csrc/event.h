@@ -22,6 +22,9 @@ enum class EventKind : int {
   kWindowDone = 7,
   kWindowFailed = 8,
   kConverted = 9,
+  kPartsReady = 10,
+  kPartsDone = 11,
+  kPartToConvert = 12,
 };
 
 enum class Status : int {
@@ -37,6 +40,7 @@ enum class Status : int {
   kIoError = 9,
   kBeyondEnd = 10,
   kSilent = 11,
+  kNotConverted = 12,
 };
 
 // CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.

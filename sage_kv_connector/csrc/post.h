@@ -20,7 +20,7 @@ struct Descriptor {
 struct Chunk {
   uint64_t offset = 0, length = 0;
   std::vector<iovec> pieces;
-  bool post_waits = false;  // nothing more of its post can be cut for now
+  bool ack_later = false;  // nobody waits for its end: nothing more of its post can be cut for now
 };
 
 // Joins neighbours that are adjacent on both sides; keeps the order.
@@ -45,6 +45,12 @@ struct Post {
   // Next chunk of at most `max_bytes` and `max_pieces`. Length 0: nothing can be cut (now), or `status` says why
   // nothing ever can.
   virtual Chunk cut(uint64_t max_bytes, size_t max_pieces) = 0;
+  // It waits for the ends of its chunks, too.
+  virtual bool needs_acks() const { return false; }
+  // A chunk left, or was taken: its memory is read no more.
+  virtual void sent(uint64_t, uint64_t) {}
+  // The receiver has room for so many of its parts.
+  virtual void granted(uint64_t) {}
   // It ended.
   virtual void finished() {}
 };

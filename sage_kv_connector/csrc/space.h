@@ -18,6 +18,10 @@ class Space {
   // Memory for [offset, offset + length), which is inside: at most `max` pieces in all in `out`. Returns how many
   // bytes they cover.
   virtual uint64_t pieces(uint64_t offset, uint64_t length, size_t max, std::vector<iovec>* out) const = 0;
+  // Whether a peer may fill this now.
+  virtual bool admits(uint64_t, uint64_t) const { return true; }
+  // It did, and the bytes held.
+  virtual void landed(uint64_t, uint64_t) {}
 };
 
 // One more piece, or a longer last one where it goes on behind that. False if there is no room for it.

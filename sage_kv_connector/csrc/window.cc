@@ -22,6 +22,7 @@ Window::Window(uint64_t id_, uint64_t connection_, uint64_t generation_, std::un
 Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   if (generation_ != generation) return Status::kStaleGeneration;
   if (length == 0 || offset > size_ || length > size_ - offset) return Status::kOutOfBounds;
+  if (!space_->admits(offset, length)) return Status::kOutOfBounds;
   std::lock_guard lock(mutex_);
   const uint64_t end = offset + length;
   auto next = taken_.lower_bound(offset);
@@ -52,7 +53,8 @@ void Window::end_copy() {
   if (--copies_ == 0) idle_.notify_all();
 }
 
-bool Window::land(uint64_t length) {
+bool Window::land(uint64_t offset, uint64_t length) {
+  space_->landed(offset, length);
   std::lock_guard lock(mutex_);
   landed_ += length;
   return landed_ == size_ && !failed_ && !closed_;

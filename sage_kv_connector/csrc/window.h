@@ -33,7 +33,7 @@ class Window {
   void end_copy();
 
   // The chunk arrived and held; true if it was the last one.
-  bool land(uint64_t length);
+  bool land(uint64_t offset, uint64_t length);
   // True the first time: the caller reports the failure.
   bool fail();
 

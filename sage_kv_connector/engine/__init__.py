@@ -11,11 +11,11 @@ Who owns what::
     ├── Conversions                staging memory, the kernels' threads (and a device's lanes)
     ├── Producer                   transfers on offer
     │   ├── Offer → Source         a transfer id and where its bytes come from
-    │   │   └── Stream → Cursor    one subscription, or one part, being served
+    │   │   └── Stream             one subscription being served, by a Cursor or a PartSender
     │   └── Early                  what came before its offer
     ├── Consumer                   transfers on their way in
     │   ├── Subscription → Target  one that was asked for, and where its bytes go
-    │   │   └── PartFetch          the parts of a converting one
+    │   │   └── PartFetch          of a converting one: its ring and its parts
     │   └── Windows                who gets a window's events
     └── Questions                  verbs, bodies and answers of services that stand on the engine
 

@@ -21,11 +21,11 @@ from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, Event
 from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
-from sage_kv_connector.contract.peer import PeerAddress, bracket
+from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
-from sage_kv_connector.engine.control.listen_address import advertised_host, listen_host
+from sage_kv_connector.engine.control.listen_address import listen_host, listen_on
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import backend_options, enabled_backends
 from sage_kv_connector.engine.conversion.converters import Converters
@@ -108,20 +108,10 @@ class EngineCore:
         Raises OSError naming the address that can't be bound.
         """
         if listen:
-            self.addresses = tuple(self._listen(name, backend) for name, backend in self.backends.items())
+            self.addresses = tuple(
+                listen_on(backend, self._host, self.config, self.rank) for backend in self.backends.values()
+            )
         self._loop.start()
-
-    def _listen(self, name: str, backend: Backend) -> str:
-        if not backend.capabilities.crosses_nodes:
-            return backend.listen(f"{name}://")
-        port = self.config.port + self.rank if self.config.port else 0
-        bound = backend.listen(f"{name}://{bracket(self._host)}:{port}")
-        bound_port = bound.rpartition(":")[2]
-        host = advertised_host(self.config)
-        advertised = self.config.advertise_port
-        if advertised is not None:
-            bound_port = str(advertised + self.rank)
-        return f"{name}://{bracket(host)}:{bound_port}"
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
         """Let posts and windows use these (address, length) spans of the KV cache, until ``close``."""
@@ -292,7 +282,7 @@ class EngineCore:
 
     def _on_message(self, session: Session, message: m.Message) -> None:
         match message:
-            case m.Subscribe() | m.SubscribePart():
+            case m.Subscribe() | m.SubscribeParts():
                 self._producer.on_subscribe(session, message)
             case m.Cancel():
                 self._producer.on_cancel(session, message)
@@ -304,6 +294,10 @@ class EngineCore:
                 self._questions.on_ask(session, message)
             case m.Answer():
                 self._questions.on_answer(session, message)
+            case m.Grant():
+                self._producer.on_grant(session, message)
+            case m.PartsReady():
+                self._consumer.on_ready(session, message)
             case m.Failed():
                 self._consumer.on_failed(session, message)
             case m.Reject():

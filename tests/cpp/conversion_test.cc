@@ -28,12 +28,12 @@ struct Cache {
   }
 
   PagedConverter converter(const WireFormat& format, const TileKernels& kernels) {
-    const PageLayout rows{1 << 20, kDim * 2, kDim * 2 << 20, 1 << 20, 2, 2 << 20};
-    const PageLayout columns{1 << 20, 2, 2 << 20, 1 << 20, kPageTokens * 2, kPageTokens * 2 << 20};
+    const ElementOrder rows{1 << 20, kDim * 2, kDim * 2 << 20, 1 << 20, 2, 2 << 20};
+    const ElementOrder columns{1 << 20, 2, 2 << 20, 1 << 20, kPageTokens * 2, kPageTokens * 2 << 20};
     std::vector<ConvertedPlane> planes;
     for (int plane = 0; plane < 2; ++plane) {
       ConvertedPlane one;
-      one.layout = plane ? rows : columns;
+      one.order = plane ? rows : columns;
       one.head_stride = kHeadBytes, one.page_stride = kPageBytes, one.dim = kDim, one.format = format;
       one.bases = {reinterpret_cast<uint64_t>(bytes.data()) + plane * kPlaneBytes};
       one.memory_scales = one.wire_scales = {1.0f};

@@ -67,7 +67,7 @@ void ring_keeps_records() {
     std::mt19937 random(3);
     for (int i = 0; i < kRecords; ++i) {
       std::vector<uint8_t> body(random() % 3000, static_cast<uint8_t>(i));
-      MessageRecord header{{static_cast<uint32_t>(padded(sizeof header + body.size())), 1}, body.size()};
+      MessageRecord header{{static_cast<uint32_t>(padded_to_8(sizeof header + body.size())), 1}, body.size()};
       while (!ring.write({{&header, sizeof header}, {body.data(), body.size()}})) std::this_thread::yield();
     }
   });

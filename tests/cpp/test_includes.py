@@ -17,6 +17,7 @@ MAY = {
     SHARED: (),
     "cpu": (),
     "conversion": ("cpu", "event.h"),
+    "parts": (SHARED, "conversion", "paged"),
 }
 BACKENDS_MAY = (SHARED,)
 

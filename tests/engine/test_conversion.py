@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -116,10 +117,10 @@ SCALED = (0.25, 0.3)
     ],
 )
 def test_what_lands_equals_the_reference(
-    make_core: MakeCore, source: Shape, target: Shape, wire: str
+    make_native_core: MakeCore, source: Shape, target: Shape, wire: str
 ) -> None:
-    prefill = ConvertingSide(make_core, source, 24)
-    decode = ConvertingSide(make_core, target, 24, target_dtype=wire)
+    prefill = ConvertingSide(make_native_core, source, 24)
+    decode = ConvertingSide(make_native_core, target, 24, target_dtype=wire)
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
     content = write_content(prefill, there, range(TOKENS))
     offer = prefill.offer("t", there)
@@ -137,11 +138,11 @@ def test_what_lands_equals_the_reference(
         assert (counters["staging_bytes"], counters["conversions"], counters["offers"]) == (0, 0, 0)
 
 
-def test_heads_of_one_prefill_are_split_over_two_decode_ranks(make_core: MakeCore) -> None:
-    prefill = ConvertingSide(make_core, Shape(), 24)
+def test_heads_of_one_prefill_are_split_over_two_decode_ranks(make_native_core: MakeCore) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(), 24)
     there = pages_for(prefill, 1)
     content = write_content(prefill, there, range(TOKENS))
-    ranks = [ConvertingSide(make_core, Shape(heads=half), 24) for half in HALVES]
+    ranks = [ConvertingSide(make_native_core, Shape(heads=half), 24) for half in HALVES]
     offer = prefill.offer("t", there)
     for seed, rank in enumerate(ranks):
         rank.subscribe(prefill, "t", range(TOKENS), pages_for(rank, seed), consumers=2)
@@ -154,13 +155,13 @@ def test_heads_of_one_prefill_are_split_over_two_decode_ranks(make_core: MakeCor
     assert prefill.released.get(timeout=5).ok
 
 
-def test_a_prefill_is_held_until_the_second_decode_rank_came(make_core: MakeCore) -> None:
-    prefill = ConvertingSide(make_core, Shape(), 24)
+def test_a_prefill_is_held_until_the_second_decode_rank_came(make_native_core: MakeCore) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(), 24)
     there = pages_for(prefill, 1)
     offer = prefill.offer("t", there)
     prefill.ready("t", offer, slice(None), len(there))
     prefill.core.finish("t")
-    ranks = [ConvertingSide(make_core, Shape(heads=half), 24) for half in HALVES]
+    ranks = [ConvertingSide(make_native_core, Shape(heads=half), 24) for half in HALVES]
     ranks[0].subscribe(prefill, "t", range(TOKENS), pages_for(ranks[0], 0), consumers=2)
     assert ranks[0].outcomes.get(timeout=10).ok
     with pytest.raises(queue.Empty):
@@ -169,11 +170,25 @@ def test_a_prefill_is_held_until_the_second_decode_rank_came(make_core: MakeCore
     assert prefill.released.get(timeout=5).ok
 
 
+def test_a_prefill_whose_second_decode_rank_never_comes_is_held_for_one_lease(
+    make_native_core: MakeCore,
+) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(), 24, lease_s=1)
+    there = pages_for(prefill, 1)
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    rank = ConvertingSide(make_native_core, Shape(heads=HALVES[0]), 24)
+    rank.subscribe(prefill, "t", range(TOKENS), pages_for(rank, 0), consumers=2)
+    assert rank.outcomes.get(timeout=10).ok
+    assert prefill.released.get(timeout=5).ok  # what the first one got counts
+
+
 @pytest.mark.parametrize("axis", ["heads", "layers"])
-def test_two_prefill_ranks_are_merged_in_one_decode(make_core: MakeCore, axis: str) -> None:
+def test_two_prefill_ranks_are_merged_in_one_decode(make_native_core: MakeCore, axis: str) -> None:
     """Tensor parallel ranks hold heads, pipeline parallel ranks hold layers."""
-    ranks = [ConvertingSide(make_core, Shape()._replace(**{axis: half}), 24) for half in HALVES]  # type: ignore[arg-type]
-    decode = ConvertingSide(make_core, Shape(page_size=8), 24)
+    ranks = [ConvertingSide(make_native_core, Shape()._replace(**{axis: half}), 24) for half in HALVES]  # type: ignore[arg-type]
+    decode = ConvertingSide(make_native_core, Shape(page_size=8), 24)
     here = pages_for(decode, 7)
     for seed, rank in enumerate(ranks):
         there = pages_for(rank, seed)
@@ -188,9 +203,9 @@ def test_two_prefill_ranks_are_merged_in_one_decode(make_core: MakeCore, axis: s
         assert rank.released.get(timeout=5).ok
 
 
-def test_parts_stream_while_prefill_computes(make_core: MakeCore) -> None:
-    prefill = ConvertingSide(make_core, Shape(page_size=8), 1200)
-    decode = ConvertingSide(make_core, Shape(), 600)
+def test_parts_stream_while_prefill_computes(make_native_core: MakeCore) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(page_size=8), 1200)
+    decode = ConvertingSide(make_native_core, Shape(), 600)
     tokens = range(5000)
     there = list(range(625))
     offer = prefill.offer("t", there)
@@ -208,10 +223,49 @@ def test_parts_stream_while_prefill_computes(make_core: MakeCore) -> None:
     assert prefill.released.get(timeout=5).ok
 
 
-def test_a_cancel_between_parts_frees_both_sides(make_core: MakeCore) -> None:
+def test_who_waits_for_a_prefill_keeps_nobody_from_staging_memory(make_native_core: MakeCore) -> None:
+    """Else those whose prefill is over wait for it, and keep the pages that the others' prefills wait for."""
+    prefill = ConvertingSide(make_native_core, Shape(page_size=8), 1200)
+    decode = ConvertingSide(make_native_core, Shape(), 600)
+    there, here = list(range(625)), list(range(313))
+    waiting = prefill.offer("waits", there)
+    decode.subscribe(prefill, "waits", range(5000), here)
+    eventually(lambda: prefill.core.is_streaming("waits"))
+    time.sleep(0.05)
+    assert [side.core.counters()["staging_bytes"] for side in (prefill, decode)] == [0, 0]
+    prefill.ready("waits", waiting, slice(None), 256)
+    eventually(lambda: all(side.core.counters()["staging_bytes"] > 0 for side in (prefill, decode)))
+    quarter = prefill.core.config.staging_bytes // 4
+    assert all(side.core.counters()["staging_bytes"] <= quarter for side in (prefill, decode))
+    prefill.ready("waits", waiting, slice(None), 625)
+    prefill.core.finish("waits")
+    assert decode.outcomes.get(timeout=10).ok
+    assert prefill.released.get(timeout=5).ok
+
+
+def test_more_transfers_than_rings_take_turns(make_native_core: MakeCore) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(page_size=8), 1200, staging_bytes=16 << 20)
+    decode = ConvertingSide(make_native_core, Shape(), 1200, staging_bytes=16 << 20)
+    there = list(range(1024))
+    content = write_content(prefill, there[:10], range(80))
+    for number in range(12):
+        offer = prefill.offer(f"t{number}", there)
+        prefill.ready(f"t{number}", offer, slice(None), len(there))
+        prefill.core.finish(f"t{number}")
+        decode.subscribe(prefill, f"t{number}", range(8192), list(range(512)), finished=number % 2 == 0)
+    for _ in range(12):
+        outcome = decode.outcomes.get(timeout=20)
+        assert outcome.ok, outcome.error
+        assert prefill.released.get(timeout=5).ok
+    check(prefill, decode, content, list(range(512)), range(80), "auto")
+    for side in (prefill, decode):
+        eventually(lambda side=side: side.core.counters()["staging_bytes"] == 0)  # type: ignore[misc]
+
+
+def test_a_cancel_between_parts_frees_both_sides(make_native_core: MakeCore) -> None:
     prefill, decode = (
-        ConvertingSide(make_core, Shape(page_size=8), 40),
-        ConvertingSide(make_core, Shape(), 24),
+        ConvertingSide(make_native_core, Shape(page_size=8), 40),
+        ConvertingSide(make_native_core, Shape(), 24),
     )
     there = pages_for(prefill, 1)
     offer = prefill.offer("t", there)
@@ -228,10 +282,10 @@ def test_a_cancel_between_parts_frees_both_sides(make_core: MakeCore) -> None:
         assert (counters["staging_bytes"], counters["conversions"], counters["subscriptions"]) == (0, 0, 0)
 
 
-def test_a_withdrawn_prefill_and_a_lost_session_end_the_transfer(make_core: MakeCore) -> None:
+def test_a_withdrawn_prefill_and_a_lost_session_end_the_transfer(make_native_core: MakeCore) -> None:
     for end in ("withdraw", "close"):
-        prefill = ConvertingSide(make_core, Shape(page_size=8), 40)
-        decode = ConvertingSide(make_core, Shape(), 24)
+        prefill = ConvertingSide(make_native_core, Shape(page_size=8), 40)
+        decode = ConvertingSide(make_native_core, Shape(), 24)
         prefill.offer("t", pages_for(prefill, 1))
         decode.subscribe(prefill, "t", range(TOKENS), pages_for(decode, 2))
         eventually(lambda p=prefill: p.core.is_streaming("t"))  # type: ignore[misc]
@@ -243,10 +297,10 @@ def test_a_withdrawn_prefill_and_a_lost_session_end_the_transfer(make_core: Make
         assert decode.core.counters()["staging_bytes"] == 0
 
 
-def test_pages_of_another_order_never_go_as_they_are(make_core: MakeCore) -> None:
+def test_pages_of_another_order_never_go_as_they_are(make_native_core: MakeCore) -> None:
     """Neither side relies on the other: the consumer refuses, and so does the producer if it is asked."""
-    prefill = ConvertingSide(make_core, Shape(packing="cpu-vec"), 24)
-    decode = ConvertingSide(make_core, Shape(packing="cpu-amx"), 24)
+    prefill = ConvertingSide(make_native_core, Shape(packing="cpu-vec"), 24)
+    decode = ConvertingSide(make_native_core, Shape(packing="cpu-amx"), 24)
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
     for transfer_id in ("asked", "posted"):
         offer = prefill.offer(transfer_id, there)
@@ -262,10 +316,12 @@ def test_pages_of_another_order_never_go_as_they_are(make_core: MakeCore) -> Non
         assert ("told by the peer" in outcome.error) == (transfer_id == "posted")
 
 
-def test_a_page_that_is_not_there_ends_the_transfer_and_keeps_no_staging_memory(make_core: MakeCore) -> None:
+def test_a_page_that_is_not_there_ends_the_transfer_and_keeps_no_staging_memory(
+    make_native_core: MakeCore,
+) -> None:
     prefill, decode = (
-        ConvertingSide(make_core, Shape(page_size=8), 40),
-        ConvertingSide(make_core, Shape(), 24),
+        ConvertingSide(make_native_core, Shape(page_size=8), 40),
+        ConvertingSide(make_native_core, Shape(), 24),
     )
     there = [99, *pages_for(prefill, 1)[1:]]
     offer = prefill.offer("t", there)
@@ -278,14 +334,14 @@ def test_a_page_that_is_not_there_ends_the_transfer_and_keeps_no_staging_memory(
         assert core.counters()["staging_bytes"] == 0
 
 
-def test_what_does_not_fit_is_refused_by_name(make_core: MakeCore) -> None:
-    prefill = ConvertingSide(make_core, Shape(), 24)
+def test_what_does_not_fit_is_refused_by_name(make_native_core: MakeCore) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(), 24)
     there = pages_for(prefill, 1)
     for change, message in (
         (Shape(heads=(0, 2), total_heads=2), "total_kv_heads: 2 here, 4 at the peer"),
         (Shape(dtype="bf16", packing="cpu-amx"), ""),
     ):
-        decode = ConvertingSide(make_core, change, 24)
+        decode = ConvertingSide(make_native_core, change, 24)
         offer = prefill.offer(f"t{message}", there)
         prefill.ready(f"t{message}", offer, slice(None), len(there))
         prefill.core.finish(f"t{message}")
@@ -293,7 +349,7 @@ def test_what_does_not_fit_is_refused_by_name(make_core: MakeCore) -> None:
         outcome = decode.outcomes.get(timeout=5)
         assert message in outcome.error and outcome.ok == (not message)
         prefill.released.get(timeout=5)
-    decode = ConvertingSide(make_core, Shape(page_size=8), 40)
+    decode = ConvertingSide(make_native_core, Shape(page_size=8), 40)
     prefill.offer("late", there[:2])
     prefill.core.finish("late")
     decode.subscribe(prefill, "late", range(TOKENS), pages_for(decode, 2), deadline_s=0.5)

@@ -37,13 +37,14 @@ from sage_kv_connector.backends.base import (
 )
 from sage_kv_connector.backends.pcie import messages as pm
 from sage_kv_connector.backends.pcie.greetings import Greetings
+from sage_kv_connector.backends.pcie.host_half import HOST, HostHalf
 from sage_kv_connector.backends.pcie.incoming import Incoming
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 from sage_kv_connector.backends.pcie.outgoing import Outgoing
 from sage_kv_connector.backends.shm.backend import ShmBackend
 from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory
 
-HOST, DEVICE = b"H", b"D"
+DEVICE = b"D"
 #: More than the inner backend can have left when it was closed.
 CLOSING_EVENTS = 1 << 20
 #: Ids of device windows and posts are above any that shm gives.
@@ -59,15 +60,15 @@ class _OnDevice(NamedTuple):
     outgoing: Outgoing
 
 
-class PcieBackend:
+class PcieBackend(HostHalf):
     """Made without a device; ``attach_device`` comes before ``listen`` and ``connect``."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        "pcie", rank=10, crosses_nodes=False, device_memory=True
+        "pcie", rank=10, crosses_nodes=False, device_memory=True, parts=True
     )
 
     def __init__(self, inner: ShmBackend) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._lock = threading.RLock()
         self._ids = count(FIRST_ID)
         self._refused: dict[int, str] = {}
@@ -92,15 +93,9 @@ class PcieBackend:
 
     # -- memory
 
-    def register_memory(self, address: int, length: int) -> int:
-        return self._inner.register_memory(address, length)
-
     def register_device_memory(self, address: int, length: int) -> None:
         """As ``register_memory``, for memory of the device, until ``close``. Raises DeviceError."""
         self._device().memory.register(address, length)
-
-    def deregister_memory(self, region: int) -> None:
-        self._inner.deregister_memory(region)
 
     # -- connections
 
@@ -117,21 +112,9 @@ class PcieBackend:
             raise ValueError(f"address {address!r}: {vendor or 'no vendor'} there, {ours} here")
         return self._inner.connect(f"shm://{name}", timeout_s)
 
-    def authorize(self, connection: int) -> None:
-        self._inner.authorize(connection)
-
-    def watch(self, connection: int, timeout_s: float) -> None:
-        self._inner.watch(connection, timeout_s)
-
-    def unwatch(self, connection: int) -> None:
-        self._inner.unwatch(connection)
-
     def connection_info(self, connection: int) -> ConnectionInfo:
         peer = self._inner.connection_info(connection).peer
         return ConnectionInfo(peer, "ipc", "", False, 1)
-
-    def close_connection(self, connection: int) -> None:
-        self._inner.close_connection(connection)
 
     def send(self, connection: int, message: bytes) -> None:
         self._inner.send(connection, pm.encode(pm.Upper(message)))

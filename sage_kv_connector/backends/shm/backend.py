@@ -17,7 +17,9 @@ DEFAULT_ARENA_BYTES = 32 << 20
 class ShmBackend(NativeBackend):
     """Addresses are ``shm://NAME``; ``listen("shm://")`` chooses an unguessable name."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities("shm", rank=20, crosses_nodes=False, pages=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "shm", rank=20, crosses_nodes=False, pages=True, parts=True
+    )
 
     def __init__(
         self,

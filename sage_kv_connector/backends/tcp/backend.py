@@ -16,7 +16,9 @@ DEFAULT_CHUNK_BYTES = 512 << 10
 class TcpBackend(NativeBackend):
     """Addresses are ``tcp://HOST:PORT`` or ``tcp://[V6]:PORT``; port 0 takes any free one."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities("tcp", rank=30, crosses_nodes=True, pages=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "tcp", rank=30, crosses_nodes=True, pages=True, parts=True
+    )
 
     def __init__(
         self,

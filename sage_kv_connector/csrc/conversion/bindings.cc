@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "conversion/pool.h"
+#include "conversion/handles.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -115,26 +115,29 @@ void bind_conversion(nb::module_& m) {
     return names;
   });
 
-  nb::class_<ConversionPool>(m, "ConversionPool")
+  nb::class_<PoolHandle>(m, "ConversionPool")
       .def(nb::init<int>(), "threads"_a)
       .def(
           "encode",
-          [](ConversionPool& p, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
-            return p.encode(c, span_of(span), wire, wire_length);
+          [](PoolHandle& self, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
+            return self.pool->encode(c, span_of(span), wire, wire_length);
           },
           "converter"_a, "span"_a, "wire"_a, "wire_length"_a)
       .def(
           "decode",
-          [](ConversionPool& p, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
-            return p.decode(c, span_of(span), wire, wire_length);
+          [](PoolHandle& self, const PagedConverter* c, const SpanFields& span, uint64_t wire, uint64_t wire_length) {
+            return self.pool->decode(c, span_of(span), wire, wire_length);
           },
           "converter"_a, "span"_a, "wire"_a, "wire_length"_a)
-      .def("cancel", &ConversionPool::cancel, "job"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("poll", [](ConversionPool& p, size_t max_events) { return events_of(p.completions().take(max_events)); })
-      .def("fileno", [](ConversionPool& p) { return p.completions().fd(); })
-      .def_prop_ro("busy_ns", &ConversionPool::busy_ns)
-      .def_prop_ro("wire_bytes", &ConversionPool::wire_bytes)
-      .def("close", &ConversionPool::close, nb::call_guard<nb::gil_scoped_release>());
+      .def(
+          "cancel", [](PoolHandle& self, uint64_t job) { self.pool->cancel(job); }, "job"_a,
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("poll",
+           [](PoolHandle& self, size_t max_events) { return events_of(self.pool->completions().take(max_events)); })
+      .def("fileno", [](PoolHandle& self) { return self.pool->completions().fd(); })
+      .def_prop_ro("busy_ns", [](PoolHandle& self) { return self.pool->busy_ns(); })
+      .def_prop_ro("wire_bytes", [](PoolHandle& self) { return self.pool->wire_bytes(); })
+      .def("close", [](PoolHandle& self) { self.pool->close(); }, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace sage_kvt

@@ -45,19 +45,19 @@ struct ThreadScratch {
 };
 
 // A piece's memory as equal rows, whatever their order.
-Ahead extent_of(const PageLayout& layout, int64_t dim, int64_t element, const Piece& piece) {
+Ahead extent_of(const ElementOrder& order, int64_t dim, int64_t element, const Piece& piece) {
   const int64_t last = piece.first + piece.count - 1;
   const auto at = [&](int64_t token) {
-    return (token % layout.token_tile) * layout.token_inner + (token / layout.token_tile) * layout.token_outer;
+    return (token % order.token_tile) * order.token_inner + (token / order.token_tile) * order.token_outer;
   };
   const uint8_t* base = piece.head + at(piece.first);
-  if (layout.token_inner >= dim * element) return {base, layout.token_inner, piece.count, dim * element};
-  if (layout.token_outer == layout.token_tile * dim * element) return {base, 0, 1, piece.count * dim * element};
+  if (order.token_inner >= dim * element) return {base, order.token_inner, piece.count, dim * element};
+  if (order.token_outer == order.token_tile * dim * element) return {base, 0, 1, piece.count * dim * element};
   // Runs of tokens, one for each outer step of the channels (or each channel, where they have one stride).
-  const bool columns = layout.dim_outer == layout.dim_tile * layout.dim_inner;
-  const int64_t step = columns ? layout.dim_inner : layout.dim_outer;
-  const int64_t rows = columns ? dim : (dim + layout.dim_tile - 1) / layout.dim_tile;
-  const int64_t run = at(last) - at(piece.first) + (columns ? element : layout.dim_tile * layout.dim_inner);
+  const bool columns = order.dim_outer == order.dim_tile * order.dim_inner;
+  const int64_t step = columns ? order.dim_inner : order.dim_outer;
+  const int64_t rows = columns ? dim : (dim + order.dim_tile - 1) / order.dim_tile;
+  const int64_t run = at(last) - at(piece.first) + (columns ? element : order.dim_tile * order.dim_inner);
   return {base, step, rows, run < step ? run : step};
 }
 
@@ -107,7 +107,7 @@ PagedConverter::PagedConverter(Dtype dtype, int64_t page_size, int64_t page_coun
   for (const auto& plane : planes_) {
     within("dim", plane.dim, 1, kMaxDim);
     within("group_tokens", plane.format.group_tokens, 1, kMaxGroupTokens);
-    within("layout tiles", std::min(plane.layout.token_tile, plane.layout.dim_tile), 1, int64_t{1} << 40);
+    within("order of elements: tiles", std::min(plane.order.token_tile, plane.order.dim_tile), 1, int64_t{1} << 40);
     if (plane.bases.size() != layers) refuse("bases count", plane.bases.size(), std::to_string(layers));
     check_scales("memory_scales", plane.memory_scales, layers);
     check_scales("wire_scales", plane.wire_scales, layers);
@@ -194,18 +194,18 @@ void PagedConverter::convert(const Span& span, uint8_t* wire) const {
     if (more) pieces_of(span, next, next_pieces);
     const auto& plane = planes_[step.plane];
     const Scratch scratch = memory.fit(plane.format.group_tokens, plane.dim);
-    const Memory order{dtype_, plane.memory_scales[step.layer], plane.layout};
+    const Memory order{dtype_, plane.memory_scales[step.layer], plane.order};
     const size_t bytes = tile_bytes(plane.format, step.count, plane.dim);
     for (int64_t head = 0; head < span.heads; ++head, wire += bytes) {
       ahead.clear();
       if (head + 1 < span.heads)
         for (const auto& piece : pieces)
-          ahead.push_back(extent_of(plane.layout, plane.dim, element_bits(dtype_) / 8,
+          ahead.push_back(extent_of(plane.order, plane.dim, element_bits(dtype_) / 8,
                                     {piece.head + plane.head_stride, piece.first, piece.count}));
       else if (more)
         for (const auto& piece : next_pieces)
           ahead.push_back(
-              extent_of(planes_[next.plane].layout, planes_[next.plane].dim, element_bits(dtype_) / 8, piece));
+              extent_of(planes_[next.plane].order, planes_[next.plane].dim, element_bits(dtype_) / 8, piece));
       const TilePieces where{pieces.data(), static_cast<int64_t>(pieces.size()), ahead.data(),
                              static_cast<int64_t>(ahead.size())};
       if constexpr (Encode)

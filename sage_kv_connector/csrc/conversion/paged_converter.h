@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,7 @@ size_t tile_bytes(const WireFormat& format, int64_t tokens, int64_t dim);
 
 // One plane of every layer of a group.
 struct ConvertedPlane {
-  PageLayout layout;
+  ElementOrder order;
   int64_t head_stride, page_stride;  // bytes
   int64_t dim;                       // channels of a head
   WireFormat format;
@@ -40,7 +41,7 @@ struct Span {
   std::vector<int64_t> pages;
 };
 
-class PagedConverter {
+class PagedConverter : public std::enable_shared_from_this<PagedConverter> {
  public:
   // Throws std::invalid_argument naming the argument, its value and what is allowed.
   PagedConverter(Dtype dtype, int64_t page_size, int64_t page_count, int64_t heads, std::vector<ConvertedPlane> planes,

@@ -34,12 +34,27 @@ uint64_t ConversionPool::submit(bool encode, const PagedConverter* converter, Sp
   if (wire_length != length)
     throw std::invalid_argument("wire_length is " + std::to_string(wire_length) + ", the span has " +
                                 std::to_string(length));
+  auto* at = reinterpret_cast<uint8_t*>(wire);
   std::lock_guard lock(mutex_);
   if (closing_) throw std::invalid_argument("the conversion pool is closed");
   const uint64_t id = next_++;
-  waiting_.push_back({id, encode, converter, std::move(span), reinterpret_cast<uint8_t*>(wire), length});
+  waiting_.push_back({id, [=, span = std::move(span)] {
+                        if (encode)
+                          converter->encode(span, at);
+                        else
+                          converter->decode(span, at);
+                        return length;
+                      }});
   work_.notify_one();
   return id;
+}
+
+bool ConversionPool::submit(std::function<uint64_t()> task) {
+  std::lock_guard lock(mutex_);
+  if (closing_) return false;
+  waiting_.push_back({0, std::move(task)});
+  work_.notify_one();
+  return true;
 }
 
 void ConversionPool::cancel(uint64_t job) {
@@ -68,11 +83,12 @@ uint64_t ConversionPool::wire_bytes() const {
 }
 
 void ConversionPool::close() {
+  std::deque<Job> dropped;  // destroyed after the lock
   {
     std::lock_guard lock(mutex_);
     if (closing_) return;
     closing_ = true;
-    waiting_.clear();
+    dropped.swap(waiting_);
     work_.notify_all();
   }
   for (auto& thread : threads_) thread.join();
@@ -86,23 +102,22 @@ void ConversionPool::run() {
     if (closing_) return;
     Job job = std::move(waiting_.front());
     waiting_.pop_front();
-    running_.insert(job.id);
+    if (job.id != 0) running_.insert(job.id);
     lock.unlock();
     const uint64_t begun = now_ns();
-    if (job.encode)
-      job.converter->encode(job.span, job.wire);
-    else
-      job.converter->decode(job.span, job.wire);
+    const uint64_t length = job.run();
     const uint64_t spent = now_ns() - begun;
+    job.run = nullptr;  // what it holds ends without the lock
     lock.lock();
-    busy_ns_ += spent;
-    wire_bytes_ += job.length;
+    busy_ns_ += length > 0 ? spent : 0;
+    wire_bytes_ += length;
+    if (job.id == 0) continue;
     running_.erase(job.id);
     ended_.notify_all();
     Event event;
     event.kind = EventKind::kConverted;
     event.id = job.id;
-    event.length = job.length;
+    event.length = length;
     completions_.push(std::move(event));
   }
 }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Threads that convert spans in the background, so that conversion, wire and scatter overlap.
 //
-// A job runs on one thread; jobs start in order of submission. Each ends in exactly one
-// CONVERTED event (id = job, length = wire bytes), whatever happens. Threads sleep while
-// there is nothing to do.
+// A job runs on one thread; jobs and tasks start in order of submission. A job ends in exactly one
+// CONVERTED event (id = job, length = wire bytes), whatever happens; a task says itself what it did.
+// Threads sleep while there is nothing to do. Whoever makes a pool closes it: tasks hold shares of what
+// holds a share of it, and the last of those may end on a thread of its own.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
@@ -31,6 +34,11 @@ class ConversionPool {
   uint64_t decode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   // After this returns the job touches no memory any more; one that had not begun ends as cancelled.
   void cancel(uint64_t job);
+  // `task` returns the wire bytes that it converted. False once the pool is closed: it won't run.
+  bool submit(std::function<uint64_t()> task);
+  int threads() const { return static_cast<int>(threads_.size()); }
+  // For events in its queue that no job has.
+  uint64_t new_id() { return next_++; }
   CompletionQueue& completions() { return completions_; }
   // Nanoseconds that the threads spent converting, and bytes of wire that they wrote and read.
   uint64_t busy_ns() const;
@@ -39,12 +47,8 @@ class ConversionPool {
 
  private:
   struct Job {
-    uint64_t id;
-    bool encode;
-    const PagedConverter* converter;
-    Span span;
-    uint8_t* wire;
-    size_t length;
+    uint64_t id;  // 0 for a task
+    std::function<uint64_t()> run;
   };
   uint64_t submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   void run();
@@ -55,7 +59,8 @@ class ConversionPool {
   std::unordered_set<uint64_t> running_;
   CompletionQueue completions_;
   std::vector<std::thread> threads_;
-  uint64_t next_ = 1, busy_ns_ = 0, wire_bytes_ = 0;
+  std::atomic<uint64_t> next_{1};
+  uint64_t busy_ns_ = 0, wire_bytes_ = 0;
   bool closing_ = false;
 };
 

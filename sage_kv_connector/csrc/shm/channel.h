@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A connection between two processes of one node. docs/protocol.md, "shm", is the format.
+// A connection between two processes of one node: its life (channel.cc), what it sends (send.cc), receives (receive.cc)
+// and copies (placement.cc). docs/protocol.md, "shm", is the format.
 //
 // The sender writes a notice; the receiver copies from the sender's pages straight into its
 // window (process_vm_readv), checks that the chunk was not revoked meanwhile, and acknowledges.
@@ -45,7 +46,7 @@ class ShmChannel : public Channel {
  private:
   struct InFlight {
     std::shared_ptr<Post> post;  // empty once revoked; the slot stays taken until the ack
-    uint64_t length = 0;
+    uint64_t offset = 0, length = 0;
     bool busy = false;
   };
 
@@ -64,8 +65,8 @@ class ShmChannel : public Channel {
   bool receive_some();
   bool on_record();
   bool on_notice();
-  void place(const Notice& notice, const Piece* pieces);
-  Status copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail);
+  void place(const Notice& notice, const PeerPiece* pieces);
+  Status copy_direct(Window& window, const Notice& notice, const PeerPiece* pieces, std::string* detail);
   Status copy_from_arena(Window& window, const Notice& notice, std::string* detail);
   bool on_ack(const Ack& ack);
   void wake_peer();

@@ -16,7 +16,7 @@ constexpr size_t kMaxIov = 1024;  // IOV_MAX
 
 }  // namespace
 
-void ShmChannel::place(const Notice& notice, const Piece* pieces) {
+void ShmChannel::place(const Notice& notice, const PeerPiece* pieces) {
   bytes_placed_ += notice.length;
   auto window = endpoint_.find_window(notice.window);
   Status status = Status::kRefused;
@@ -52,7 +52,7 @@ Status ShmChannel::still_valid(const Notice& notice, uint32_t crc, std::string* 
   return Status::kOk;
 }
 
-Status ShmChannel::copy_direct(Window& window, const Notice& notice, const Piece* pieces, std::string* detail) {
+Status ShmChannel::copy_direct(Window& window, const Notice& notice, const PeerPiece* pieces, std::string* detail) {
   std::vector<iovec> remote(notice.pieces), local;
   for (uint32_t i = 0; i < notice.pieces; ++i)
     remote[i] = {reinterpret_cast<void*>(pieces[i].address), pieces[i].length};

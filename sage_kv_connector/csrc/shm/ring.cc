@@ -17,7 +17,7 @@ void RingWriter::copy_in(uint64_t position, const void* from, size_t size) {
 bool RingWriter::write(const std::vector<Part>& parts) {
   uint64_t size = 0;
   for (const auto& part : parts) size += part.size;
-  const uint64_t total = padded(size);
+  const uint64_t total = padded_to_8(size);
   const uint64_t tail = index_.tail.load(std::memory_order_acquire);
   // A tail that the peer set beyond our head, or far behind, only makes the ring look full.
   if (tail > head_ || head_ - tail > kRingBytes || kRingBytes - (head_ - tail) < total) return false;
@@ -40,7 +40,7 @@ bool RingWriter::wait_for_room(uint64_t total) {
   index_.blocked.store(1, std::memory_order_seq_cst);
   const uint64_t tail = index_.tail.load(std::memory_order_seq_cst);
   // A tail that can't be makes us wait for a better one, not spin.
-  return tail > head_ || head_ - tail > kRingBytes || kRingBytes - (head_ - tail) < padded(total);
+  return tail > head_ || head_ - tail > kRingBytes || kRingBytes - (head_ - tail) < padded_to_8(total);
 }
 
 void RingReader::copy_out(uint64_t position, void* to, size_t size) const {

@@ -38,7 +38,7 @@ struct SharedLayout {
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
-enum class RecordType : uint32_t { kMessage = 1, kNotice = 2, kAck = 3 };
+enum class RecordType : uint32_t { kMessage = 1, kNotice = 2, kAck = 3, kGrant = 4 };
 
 struct RecordHeader {
   uint32_t size;  // of the whole record, a multiple of 8
@@ -52,13 +52,13 @@ struct Notice {
   uint32_t slot, pieces;
   uint32_t crc;
   uint32_t flags;
-  // followed by `pieces` × Piece unless kInArena
+  // followed by `pieces` × PeerPiece unless kInArena
 };
 constexpr uint32_t kInArena = 1, kHasCrc = 2;
 // The sender need not be woken for the acknowledgement if the chunk is taken: it has room for more, and its post waits.
 constexpr uint32_t kAckLater = 4;
 
-struct Piece {
+struct PeerPiece {
   uint64_t address, length;
 };
 
@@ -67,12 +67,17 @@ struct Ack {
   uint32_t slot, status;
 };
 
+struct GrantRecord {
+  RecordHeader header;
+  uint64_t window, parts;
+};
+
 struct MessageRecord {
   RecordHeader header;
   uint64_t length;
 };
 
-constexpr uint64_t padded(uint64_t size) { return (size + 7) & ~uint64_t{7}; }
+constexpr uint64_t padded_to_8(uint64_t size) { return (size + 7) & ~uint64_t{7}; }
 
 // Writer of one ring. Parts are copied one after the other as one record.
 class RingWriter {

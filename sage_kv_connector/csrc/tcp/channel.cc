@@ -47,7 +47,7 @@ void TcpChannel::shut() {
   in_window_.reset();
   if (out_post_) {
     auto post = std::move(out_post_);
-    connection->chunk_done(post, Status::kConnectionLost, "");
+    connection->chunk_failed(post, Status::kConnectionLost, "");
   }
 }
 

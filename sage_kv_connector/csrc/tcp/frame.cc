@@ -9,11 +9,12 @@ namespace sage_kvt {
 
 uint32_t frame_header_crc(const FrameHeader& header) { return crc32c(0, &header, offsetof(FrameHeader, header_crc)); }
 
-FrameHeader control_frame(FrameType type, const Token& token, uint64_t number) {
+FrameHeader control_frame(FrameType type, const Token& token, uint64_t number, uint64_t window) {
   FrameHeader header{};
   header.magic = kFrameMagic;
   header.type = static_cast<uint8_t>(type);
   header.token = token;
+  header.window = window;
   header.offset = number;
   header.header_crc = frame_header_crc(header);
   return header;

@@ -7,7 +7,7 @@
 
 namespace sage_kvt {
 
-enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4, kPing = 5, kPong = 6 };
+enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4, kPing = 5, kPong = 6, kGrant = 7 };
 
 struct FrameHeader {
   uint32_t magic;
@@ -40,6 +40,6 @@ using Token = std::array<uint8_t, 16>;
 uint32_t frame_header_crc(const FrameHeader& header);
 
 // A header of this type, sealed, without payload.
-FrameHeader control_frame(FrameType type, const Token& token, uint64_t number);
+FrameHeader control_frame(FrameType type, const Token& token, uint64_t number, uint64_t window = 0);
 
 }  // namespace sage_kvt

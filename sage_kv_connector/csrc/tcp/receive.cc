@@ -200,6 +200,10 @@ bool TcpChannel::on_header() {
       if (!connection->authorized || h.length != 0) break;
       owes_pong_ |= type == FrameType::kPing;
       return false;
+    case FrameType::kGrant:
+      if (!connection->authorized || h.length != 0) break;
+      connection->granted({h.window, h.offset});
+      return true;
     case FrameType::kPreface:
       break;
   }

@@ -36,7 +36,7 @@ void TcpChannel::revoke(const Post& post) {
   out_ = std::move(rest);
   out_next_ = 0;
   auto ended = std::move(out_post_);
-  connection->chunk_done(ended, Status::kCancelled, "");
+  connection->chunk_failed(ended, Status::kCancelled, "");
 }
 
 bool TcpChannel::begin_frame() {
@@ -55,6 +55,12 @@ bool TcpChannel::begin_frame() {
     return out_active_ = true;
   }
   if (incoming_ && !established_) return false;
+  Grant grant;
+  if (connection->take_grant(*this, &grant)) {
+    out_header_ = control_frame(FrameType::kGrant, {}, grant.parts, grant.window);
+    out_.push_back({&out_header_, sizeof out_header_});
+    return out_active_ = true;
+  }
   out_header_ = FrameHeader{};
   out_header_.magic = kFrameMagic;
   if (connection->take_message(*this, &out_message_)) {
@@ -92,7 +98,7 @@ void TcpChannel::end_frame() {
   endpoint_.counters.bytes_sent += out_length_;
   ++endpoint_.counters.chunks_sent;
   auto post = std::move(out_post_);
-  connection->chunk_done(post, Status::kOk, "");
+  connection->chunk_sent(post, out_header_.offset, out_length_);
 }
 
 bool TcpChannel::send_some() {

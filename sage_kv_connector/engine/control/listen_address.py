@@ -6,7 +6,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.contract.peer import bracket
 
 
 def listen_host(config: KVTransportConfig, secret: bytes) -> str:
@@ -46,3 +48,15 @@ def _reachable_host(host: str) -> str:
 def advertised_host(config: KVTransportConfig) -> str:
     """Where peers reach this node. Raises ValueError as ``listen_host``, and where nothing but an option could tell."""
     return config.advertise_host or _reachable_host(listen_host(config, config.resolved_secret()))
+
+
+def listen_on(backend: Backend, host: str, config: KVTransportConfig, rank: int) -> str:
+    """Let a backend of this rank listen on ``host``; returns what peers dial. Raises OSError as the backend does."""
+    name = backend.capabilities.name
+    if not backend.capabilities.crosses_nodes:
+        return backend.listen(f"{name}://")
+    port = config.port + rank if config.port else 0
+    bound = backend.listen(f"{name}://{bracket(host)}:{port}").rpartition(":")[2]
+    if config.advertise_port is not None:
+        bound = str(config.advertise_port + rank)
+    return f"{name}://{bracket(advertised_host(config))}:{bound}"

@@ -12,16 +12,25 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.dma_lane import DmaLane
 from sage_kv_connector.devices.runtime import CopyKind, DeviceError, DeviceRuntime
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
-from sage_kv_connector.engine.conversion.jobs import CpuConversions, JobEnded, OnConverted
+from sage_kv_connector.engine.conversion.device_parts import DevicePartCoder
+from sage_kv_connector.engine.conversion.jobs import (
+    CpuConversions,
+    JobEnded,
+    OnConverted,
+    PartCoder,
+    PartStream,
+)
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, converted_planes
 from sage_kv_connector.format.converter import Span
@@ -71,6 +80,7 @@ class DeviceConversions:
         self._runtime, self._device = runtime, device
         self._cpu = CpuConversions(threads, staging_bytes, register)
         self.outgoing, self.incoming = self._cpu.outgoing, self._cpu.incoming
+        self.pool = self._cpu.pool
         self._pinned: list[int] = []
         self._from_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
         self._to_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
@@ -97,6 +107,17 @@ class DeviceConversions:
         """What ``encode`` and ``decode`` of this group take. Raises ValueError as ``converted_planes``."""
         planes = converted_planes(view, index, formats, local, consumer, producer)
         return DeviceGroup(view, local.dtype, tuple(planes))
+
+    def in_lanes(self, groups: Mapping[int, DeviceGroup]) -> list[tuple[int, _data_plane.PagedConverter]]:
+        return []  # their pages are no memory of this process
+
+    def code(
+        self, stream: PartStream, groups: Mapping[int, DeviceGroup], on_event: Callable[[Event], None]
+    ) -> PartCoder:
+        convert = self.encode if isinstance(stream, _data_plane.PartEncoder) else self.decode
+        asks = DevicePartCoder(stream, groups, convert, self.cancel, on_event)
+        asks.inner = self._cpu.code(stream, {}, asks.on_event)
+        return asks
 
     def encode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
         """Device pages to wire bytes, in the background. Raises ValueError for a box that has no room."""
@@ -130,7 +151,7 @@ class DeviceConversions:
         cpu = self._cpu.counters()
         return cpu | {
             "staging_bytes": cpu["staging_bytes"] + staged,
-            "conversions": len(self._jobs),
+            "conversions": len(self._jobs) + self._cpu.streams,
             **{f"{name}_bytes": lane.bytes_copied for name, lane in lanes.items()},
             **{f"{name}_ns": lane.busy_ns for name, lane in lanes.items()},
             **{f"{name}_copies": lane.copies for name, lane in lanes.items()},

@@ -14,7 +14,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sage_kv_connector.backends.converting_backend import Ring
+
 ALIGNMENT = 4096
+#: Slots that a transfer's parts take turns in, and the share of an arena that they may have.
+RING_SLOTS = 8
+RINGS_IN_ARENA = 4
+SMALLEST_PART_BYTES, LARGEST_PART_BYTES = 256 << 10, 4 << 20
 
 
 class Lease:
@@ -114,6 +120,19 @@ class StagingArena:
     def _map(self, nbytes: int) -> int:
         self._memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+
+
+def part_bytes_of(arena: StagingArena) -> int:
+    """Bytes of a part, so that several transfers have a ring at a time."""
+    part = arena.capacity // RINGS_IN_ARENA // RING_SLOTS
+    return min(max(part, SMALLEST_PART_BYTES), LARGEST_PART_BYTES)
+
+
+def ring_of(arena: StagingArena, part_bytes: int, parts: int) -> Ring:
+    """The shape of a ring for ``parts`` parts of at most ``part_bytes``; a few large ones where they are larger."""
+    slot = _rounded(part_bytes)
+    slots = max(1, min(RING_SLOTS, parts, arena.capacity // RINGS_IN_ARENA // slot))
+    return Ring(0, slot, slots)
 
 
 def _rounded(nbytes: int) -> int:

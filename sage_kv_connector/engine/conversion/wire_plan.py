@@ -7,7 +7,6 @@ same result; the consumer's choice of formats travels in its subscriptions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
@@ -163,59 +162,3 @@ def _scales(group: GroupSchema, owner: GroupSchema, plane: int) -> list[float]:
         return [1.0] * len(group.layers)
     known = dict(zip(owner.layers, owner.scales, strict=True))
     return [known[name][plane] if name in known else 1.0 for name in group.layers]
-
-
-class Part(NamedTuple):
-    """What one window brings: some layers of some tokens of a group. ``nbytes`` on the wire."""
-
-    group: int
-    run: LayerRun
-    first_token: int
-    tokens: int
-    nbytes: int
-
-
-def head_bytes(formats: Formats, dims: Iterable[int], first_token: int, tokens: int) -> int:
-    """Wire bytes of one head of one layer, all planes."""
-    return sum(fmt.span_bytes(first_token, tokens, dim) for fmt, dim in zip(formats, dims, strict=True))
-
-
-#: A part is ready when all its tokens are computed: no more than an engine's usual prefill chunk.
-PART_TOKENS = 2048
-
-
-def plan_parts(
-    plan: WirePlan, schema: KVCacheSchema, tokens: Mapping[int, range], part_bytes: int
-) -> list[Part]:
-    """Cut a transfer so that each part has at most ``part_bytes``, or one tile of each head of one layer.
-
-    Token ranges come first, layers inside: prefill computes chunk after chunk, layer after layer.
-    """
-    parts: list[Part] = []
-    end = max((wanted.stop for wanted in tokens.values()), default=0)
-    start = min((wanted.start for wanted in tokens.values()), default=0)
-    dims = [[plane.dim for plane in group.canonical] for group in schema.groups]
-
-    def layer_bytes(group: int, first: int, count: int) -> int:
-        return plan.heads * head_bytes(plan.formats[group], dims[group], first, count)
-
-    step = PART_TOKENS
-    while step > _largest_group(plan) and any(layer_bytes(g, 0, step) > part_bytes for g in tokens):
-        step //= 2
-    for chunk in range(start - start % step, end, step):
-        for group, wanted in sorted(tokens.items()):
-            first = max(chunk, wanted.start)
-            count = min(chunk + step, wanted.stop) - first
-            if count <= 0:
-                continue
-            each = layer_bytes(group, first, count)
-            layers = max(1, part_bytes // each)
-            for run in plan.runs[group]:
-                for at in range(0, run.layers, layers):
-                    cut = LayerRun(run.local + at, run.peer + at, min(layers, run.layers - at))
-                    parts.append(Part(group, cut, first, count, each * cut.layers))
-    return parts
-
-
-def _largest_group(plan: WirePlan) -> int:
-    return max(fmt.group_tokens for formats in plan.formats for fmt in formats)

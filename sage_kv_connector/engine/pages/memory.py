@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from sage_kv_connector.backends.base import Descriptors, Segments
 from sage_kv_connector.engine.pages.layout import gathered_segments, page_indices, placed
-from sage_kv_connector.engine.pages.source import Cursor, PartCursor, SelectionError
-from sage_kv_connector.engine.session.transfer_messages import PageRuns, SubscribePart
+from sage_kv_connector.engine.pages.source import Cursor, SelectionError, TokenPages
+from sage_kv_connector.engine.session.transfer_messages import PageRuns
 
 
 class MemorySource:
@@ -25,7 +25,7 @@ class MemorySource:
             raise SelectionError(f"nbytes: {total} offered, {nbytes} asked for")
         return _MemoryCursor(self._segments)
 
-    def part(self, request: SubscribePart) -> PartCursor:
+    def token_pages(self) -> TokenPages:
         raise SelectionError("this transfer is plain memory, it has no tokens to convert")
 
 
@@ -49,7 +49,7 @@ class ItemSource:
             chosen = page_indices(selection[0].runs)
         return MemorySource(gathered_segments(self._items, chosen)).cursor((), nbytes)
 
-    def part(self, request: SubscribePart) -> PartCursor:
+    def token_pages(self) -> TokenPages:
         raise SelectionError("this transfer is items of memory, it has no tokens to convert")
 
 

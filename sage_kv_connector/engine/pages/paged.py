@@ -2,8 +2,8 @@
 """Pages of a KV cache as a source: its block tables grow and its pages become final while prefill computes.
 
 Tables and counters lie in the data plane (``csrc/paged/page_tables.h``): the engine's own thread changes them, and
-lanes that wait for it go on by themselves. Who else serves a stream (a converting part, a backend that does not
-know pages) asks ``part`` and ``cursor`` again on the control thread.
+lanes that wait for it go on by themselves. A backend that does not know pages asks a ``cursor`` again on the control
+thread.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Descriptors, Segments, Status
-from sage_kv_connector.contract.cache_view import GroupView, KVCacheView
+from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.failure import Code
-from sage_kv_connector.engine.pages.layout import NULL_PAGE, PageIds, page_indices, page_layout
-from sage_kv_connector.engine.pages.source import Cursor, PartCursor, SelectionError
+from sage_kv_connector.engine.pages.layout import PageIds, page_indices, page_layout
+from sage_kv_connector.engine.pages.source import Converted, Cursor, SelectionError, TokenPages
 from sage_kv_connector.engine.pages.target import window_segments
-from sage_kv_connector.engine.session.transfer_messages import PageRuns, SubscribePart
+from sage_kv_connector.engine.session.transfer_messages import PageRuns
 
 
 class PagedSource:
@@ -33,7 +33,7 @@ class PagedSource:
         self._padding_page = padding_page
         self.tables = _data_plane.PageTables([len(group.layers) for group in view.groups])
         self._selection: tuple[PageRuns, ...] = ()
-        self.served_parts: list[SubscribePart] = []
+        self.converted: list[Converted] = []  #: what was served in parts, for an audit
 
     # -- the engine's side
 
@@ -69,32 +69,6 @@ class PagedSource:
 
     # -- who is served
 
-    def part_pages(self, request: SubscribePart) -> list[int] | None:
-        """Page ids of a part's tokens once they are final in all its layers; None until then.
-
-        Raises SelectionError when they turn out to have no memory.
-        """
-        group, size = request.group, self._view.groups[request.group].page_size
-        last = self.tables.last(group)
-        if last is not None and request.prompt.tokens > last * size:
-            ended, wanted = last * size, request.prompt.tokens
-            raise SelectionError(
-                f"prefill ended with {ended} tokens at most, {wanted} asked for", Code.TOKENS
-            )
-        first, end = request.first_token // size, -(-(request.first_token + request.tokens) // size)
-        held = end if last is None or self._padding_page is None else min(end, last)
-        if self.tables.final_pages(group, request.first_layer, request.layers) < held:
-            return None
-        length = self.tables.length(group)
-        if held > length:
-            raise SelectionError(f"page {held - 1} of group {group} is beyond the {length} here")
-        ids = self.tables.page_ids(group, first, held)
-        if (ids == NULL_PAGE).any():
-            raise SelectionError(f"a page of group {group} is no longer kept here")
-        assert self._padding_page is not None or held == end
-        found: list[int] = ids.tolist()
-        return found + [self._padding_page or 0] * (end - max(first, held))
-
     def cursor(self, selection: tuple[PageRuns, ...], nbytes: int) -> Cursor:
         if not selection:
             raise SelectionError("this transfer is paged: name the pages")
@@ -110,15 +84,8 @@ class PagedSource:
         self._selection = selection
         return cursor
 
-    def part(self, request: SubscribePart) -> PartCursor:
-        if request.group >= len(self._view.groups):
-            raise SelectionError(f"group: {len(self._view.groups)} here, {request.group} asked for")
-        group = self._view.groups[request.group]
-        last = request.first_layer + request.layers
-        if last > len(group.layers):
-            raise SelectionError(f"layers: {len(group.layers)} here, up to {last} asked for")
-        self.served_parts.append(request)
-        return _PagedPartCursor(self, group, request)
+    def token_pages(self) -> TokenPages:
+        return TokenPages(self._view, self.tables, self._padding_page, self.converted)
 
     def served_segments(self) -> Segments:
         """Local memory of the last subscription's pages in window order, for an audit."""
@@ -127,16 +94,6 @@ class PagedSource:
             table = self.tables.page_ids(pages.group, 0, self.tables.length(pages.group))
             chosen[pages.group] = table[page_indices(pages.runs)]
         return window_segments(self._view, chosen)
-
-
-class _PagedPartCursor:
-    def __init__(self, source: PagedSource, group: GroupView, request: SubscribePart) -> None:
-        self.group = group
-        self._source = source
-        self._request = request
-
-    def ready_pages(self) -> list[int] | None:
-        return self._source.part_pages(self._request)
 
 
 class PagedCursor:

@@ -7,7 +7,7 @@ layer the selected pages in ascending order, in a page its planes; a consumer la
 same order (``target.py``).
 
 Life: the engine offers a source and changes it while prefill goes on (``paged.py``) → each subscription
-gets a cursor, each part of a converting one a part cursor → these are asked again after every change.
+gets a cursor, or the pages of its tokens if it converts → lanes see every change, other cursors are asked again.
 
 Implementor's contract: a cursor hands out each byte once, only when it is final, and raises SelectionError,
 never anything else, for what a peer should not have asked for. Control thread only.
@@ -15,12 +15,16 @@ never anything else, for what a peer should not have asked for. Control thread o
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Descriptors
-from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.cache_view import KVCacheView
 from sage_kv_connector.contract.failure import Code, Reason
-from sage_kv_connector.engine.session.transfer_messages import PageRuns, SubscribePart
+from sage_kv_connector.engine.session.transfer_messages import PageRuns
 
 
 class SelectionError(ValueError):
@@ -52,18 +56,34 @@ class Cursor(Protocol):
         ...
 
 
-class PartCursor(Protocol):
-    """A converting part's way through a source."""
+class Converted(NamedTuple):
+    """What was asked for in parts: ``parts`` as ``part_plan.Parts``, heads of the whole model."""
 
-    @property
-    def group(self) -> GroupView: ...
+    parts: npt.NDArray[np.int64]
+    first_head: int
+    heads: int
 
-    def ready_pages(self) -> list[int] | None:
-        """Page ids of the part's tokens once all of them are final; None until then.
 
-        Raises SelectionError when they turn out to have no memory.
-        """
-        ...
+class TokenPages(NamedTuple):
+    """Pages that hold a request's tokens, for who converts them.
+
+    ``padding_page``: stands for those behind the last one; without one they are refused. ``converted``: gets what is
+    served.
+    """
+
+    view: KVCacheView
+    tables: _data_plane.PageTables
+    padding_page: int | None
+    converted: list[Converted]
+
+    def pages_of(self, group: int, first_token: int, tokens: int) -> list[int]:
+        """Page ids of these tokens, of a request that ended."""
+        size, last = self.view.groups[group].page_size, self.tables.last(group)
+        first, end = first_token // size, -(-(first_token + tokens) // size)
+        found: list[int] = self.tables.page_ids(
+            group, first, end if last is None else min(end, last)
+        ).tolist()
+        return found + [self.padding_page or 0] * (end - first - len(found))
 
 
 class Source(Protocol):
@@ -73,6 +93,6 @@ class Source(Protocol):
         """Begin to serve a subscription. Raises SelectionError."""
         ...
 
-    def part(self, request: SubscribePart) -> PartCursor:
-        """Begin to serve a converting part. Raises SelectionError."""
+    def token_pages(self) -> TokenPages:
+        """For a converting transfer. Raises SelectionError for what has no tokens."""
         ...

@@ -20,14 +20,17 @@ from sage_kv_connector.engine.session.bounds import (
 from sage_kv_connector.engine.session.transfer_messages import (
     Cancel,
     Failed,
+    Grant,
     PageRuns,
+    PartGroup,
+    PartsReady,
     Release,
     Renew,
     Subscribe,
-    SubscribePart,
+    SubscribeParts,
 )
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 NONCE_BYTES = 32
 #: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
@@ -36,8 +39,9 @@ MAX_BODY = (1 << 20) - (32 << 10)
 
 __all__ = [
     "MAX_BODY", "MAX_DETAIL", "MAX_RENEWED", "MAX_TRANSFER_ID", "MAX_VERB", "PROTOCOL_VERSION",
-    "Answer", "Ask", "Cancel", "Challenge", "Failed", "Hello", "Message", "PageRuns", "Proof",
-    "ProtocolError", "Reject", "Release", "Renew", "Subscribe", "SubscribePart", "Welcome", "decode", "encode",
+    "Answer", "Ask", "Cancel", "Challenge", "Failed", "Grant", "Hello", "Message", "PageRuns", "PartGroup",
+    "PartsReady", "Proof", "ProtocolError", "Reject", "Release", "Renew", "Subscribe", "SubscribeParts", "Welcome",
+    "decode", "encode",
 ]  # fmt: skip
 
 
@@ -131,7 +135,9 @@ Message = (
     | Welcome
     | Reject
     | Subscribe
-    | SubscribePart
+    | SubscribeParts
+    | PartsReady
+    | Grant
     | Failed
     | Cancel
     | Release

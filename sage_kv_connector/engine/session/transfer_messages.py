@@ -19,9 +19,10 @@ from sage_kv_connector.format.wire_format import WireFormat
 
 #: A subscription names at most this many page runs over all groups.
 MAX_PAGE_RUNS = 1 << 16
-#: A converted part has at most this many bytes and tokens.
+#: A converted part has at most this many bytes.
 MAX_PART_BYTES = 16 << 20
-MAX_PART_TOKENS = 1 << 16
+#: Groups that parts are of, and runs of layers of one.
+MAX_PART_GROUPS, MAX_LAYER_RUNS = 64, 1024
 #: (first, count) of neighbouring places in a request, ascending.
 Runs = tuple[tuple[int, int], ...]
 
@@ -65,11 +66,6 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     consumers: int = 1
     prompt: PromptDigest = UNBOUND
 
-    @property
-    def consumer(self) -> int:
-        """What all streams of one consumer have in common: of a subscription there is one."""
-        return self.generation
-
     def check(self) -> None:
         _check_subscription(self)
         if sum(len(part.runs) for part in self.selection) > MAX_PAGE_RUNS:
@@ -82,50 +78,87 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
             pages.check()
 
 
-class SubscribePart(msgspec.Struct, tag="subscribe_part", array_like=True, frozen=True):
-    """Consumer → producer: convert this box of KV to these formats and stream it into my window.
+class PartGroup(msgspec.Struct, array_like=True, frozen=True):
+    """Of one kv group: what is wanted of it. The parts are cut from this on both sides (``part_plan``).
 
-    ``group`` and the layers are the producer's, heads count over the whole model, tokens from the
-    request's first. ``formats``: one for each canonical plane of the group. All parts of one
-    consumer carry the same ``consumer``; ``last`` marks its last one. ``consumers``: so many
-    read this transfer from this producer. ``prompt``: whose KV it must be.
+    ``group`` is the producer's, ``runs`` are (first, count) of its layers in the order of the wire, tokens count from
+    the request's first. ``formats``: one for each canonical plane.
+    """
+
+    group: int
+    runs: Runs
+    first_token: int
+    tokens: int
+    formats: tuple[WireFormat, ...]
+
+    def check(self) -> None:
+        check_number("group", self.group, 0, 1 << 16)
+        check_length("runs", self.runs, 1, MAX_LAYER_RUNS, "entries")
+        for first, count in self.runs:
+            check_number("first layer of a run", first, 0, 1 << 16)
+            check_number("layers of a run", count, 1, 1 << 16)
+        check_number("first_token", self.first_token, 0, 1 << 40)
+        check_number("tokens", self.tokens, 1, 1 << 32)
+        check_length("formats", self.formats, 1, 16, "entries")
+
+
+class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, frozen=True):
+    """Consumer → producer: convert this box of KV to these formats and stream it, part after part.
+
+    Heads count over the whole model. A part has at most ``part_bytes``, or one tile of each head of a layer;
+    ``nbytes``: of all of them. A ``grant`` names the window. The rest is as for ``subscribe``.
     """
 
     transfer_id: str
     generation: int
-    window: bytes
     nbytes: int
-    group: int
-    first_layer: int
-    layers: int
+    groups: tuple[PartGroup, ...]
     first_head: int
     heads: int
-    first_token: int
-    tokens: int
-    formats: tuple[WireFormat, ...]
-    consumer: int
-    consumers: int
-    last: bool
+    part_bytes: int
     checksum: bool
     finished: bool
     timeout_ms: int
+    consumers: int = 1
     prompt: PromptDigest = UNBOUND
 
     def check(self) -> None:
         _check_subscription(self)
-        check_number("group", self.group, 0, 1 << 16)
-        check_number("first_layer", self.first_layer, 0, 1 << 16)
-        check_number("layers", self.layers, 1, 1 << 16)
+        check_number("nbytes", self.nbytes, 1, MAX_UINT64)
+        check_length("groups", self.groups, 1, MAX_PART_GROUPS, "entries")
+        behind = -1
+        for group in self.groups:
+            group.check()
+            if group.group <= behind:
+                raise ProtocolError(f"groups name {group.group} behind {behind}, must ascend")
+            behind = group.group
         check_number("first_head", self.first_head, 0, 1 << 16)
         check_number("heads", self.heads, 1, 1 << 16)
-        check_number("first_token", self.first_token, 0, 1 << 40)
-        check_number("tokens", self.tokens, 1, MAX_PART_TOKENS)
-        check_number("nbytes", self.nbytes, 1, MAX_PART_BYTES)
-        check_number("consumer", self.consumer, 1, MAX_UINT64)
-        check_length("formats", self.formats, 1, 16, "entries")
+        check_number("part_bytes", self.part_bytes, 1, MAX_PART_BYTES)
 
 
-def _check_subscription(message: Subscribe | SubscribePart) -> None:
+class PartsReady(msgspec.Struct, tag="parts_ready", array_like=True, frozen=True):
+    """Producer → consumer: there is something to send for this subscription, grant it room."""
+
+    generation: int
+
+    def check(self) -> None:
+        check_number("generation", self.generation, 1, MAX_UINT64)
+
+
+class Grant(msgspec.Struct, tag="grant", array_like=True, frozen=True):
+    """Consumer → producer: the first ``parts`` parts of this subscription may be sent into ``window``."""
+
+    generation: int
+    parts: int
+    window: bytes
+
+    def check(self) -> None:
+        check_number("generation", self.generation, 1, MAX_UINT64)
+        check_number("parts", self.parts, 1, 1 << 32)
+
+
+def _check_subscription(message: Subscribe | SubscribeParts) -> None:
     check_transfer_id(message.transfer_id)
     check_number("generation", message.generation, 1, MAX_UINT64)
     if message.nbytes <= 0 or message.timeout_ms <= 0:
@@ -155,10 +188,10 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
-    """Consumer → producer: stop this subscription, or all parts of this consumer; its windows are closed."""
+    """Consumer → producer: stop this subscription; its window is closed."""
 
     transfer_id: str
-    consumer: int
+    generation: int
 
     def check(self) -> None:
         check_transfer_id(self.transfer_id)

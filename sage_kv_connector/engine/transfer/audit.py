@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,21 +22,11 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversion.wire_plan import group_converter
 from sage_kv_connector.engine.pages.memory_digest import digest_segments
 from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.source import Converted
 from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.transfer.subscription import Subscription
 from sage_kv_connector.format.converter import Span
 from sage_kv_connector.format.wire_format import WireFormat
-
-
-class _AuditedPart(NamedTuple):
-    group: int
-    first_layer: int
-    layers: int
-    first_head: int  # of the whole model
-    heads: int
-    first_token: int
-    tokens: int
-    pages: list[int]
 
 
 class TransferAudit:
@@ -56,26 +45,12 @@ class TransferAudit:
     def sent(self, source: PagedSource, outcome: Outcome) -> None:
         if not self._wanted(outcome):
             return
-        if not source.served_parts:
+        if not source.converted:
             self._write("producer", outcome, digest_segments(source.served_segments(), hashlib.sha256()), [])
             return
-        parts = []
-        for request in source.served_parts:
-            pages = source.part_pages(request)
-            assert pages is not None  # it was served
-            parts.append(
-                _AuditedPart(
-                    request.group,
-                    request.first_layer,
-                    request.layers,
-                    request.first_head,
-                    request.heads,
-                    request.first_token,
-                    request.tokens,
-                    pages,
-                )
-            )
-        self._write("producer", outcome, *self._digest_parts(parts))
+        pages_of = source.token_pages().pages_of
+        lines = [line for converted in source.converted for line in self._digest(converted, pages_of)]
+        self._write("producer", outcome, *_of_all(lines))
 
     def received(self, handle: Subscription, outcome: Outcome) -> None:
         if not self._wanted(outcome):
@@ -84,49 +59,30 @@ class TransferAudit:
         if fetch is None or not isinstance(target, PagesTarget):
             self._write("consumer", outcome, digest_segments(target.segments(), hashlib.sha256()), [])
             return
-        parts = []
-        for part in fetch.parts:
-            parts.append(
-                _AuditedPart(
-                    part.group,
-                    part.run.local,
-                    part.run.layers,
-                    fetch.plan.first_head,
-                    fetch.plan.heads,
-                    part.first_token,
-                    part.tokens,
-                    target.pages_of(part.group, part.first_token, part.tokens),
-                )
-            )
-        self._write("consumer", outcome, *self._digest_parts(parts))
+        self._write("consumer", outcome, *_of_all(self._digest(fetch.converted, target.pages_of)))
 
     def _wanted(self, outcome: Outcome) -> bool:
         return self._path is not None and outcome.stats is not None and self._path.exists()
 
-    def _digest_parts(self, parts: Iterable[_AuditedPart]) -> tuple[str, list[str]]:
+    def _digest(self, converted: Converted, pages_of: Callable[[int, int, int], list[int]]) -> list[str]:
+        """A line for each part: what it is of, and the digest of its elements in this side's pages."""
         view, schema = self._view, self._schema
         assert view is not None and schema is not None
         lines = []
-        for part in parts:
-            group = view.groups[part.group]
+        first_head, heads = converted.first_head, converted.heads
+        for index, first_layer, layers, first_token, tokens, _ in converted.parts.tolist():
+            group = view.groups[index]
             formats = tuple(WireFormat(schema.dtype) for _ in group.canonical)
-            converter = group_converter(group, part.group, formats, schema, schema, schema)
-            span = Span(
-                part.first_layer,
-                part.layers,
-                part.first_head - schema.head_start,
-                part.heads,
-                part.first_token,
-                part.tokens,
-                part.pages,
-            )
+            converter = group_converter(group, index, formats, schema, schema, schema)
+            head = first_head - schema.head_start
+            pages = pages_of(index, first_token, tokens)
+            span = Span(first_layer, layers, head, heads, first_token, tokens, pages)
             elements = np.zeros(converter.wire_bytes(span), np.uint8)
             converter.encode(span, elements.ctypes.data, len(elements))
-            name = group.layers[part.first_layer].name
+            name = group.layers[first_layer].name
             digest = hashlib.sha256(elements.data).hexdigest()
-            lines.append(f"{name} {part.layers} {part.first_head} {part.heads} {part.first_token} {digest}")
-        lines.sort()
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest(), lines
+            lines.append(f"{name} {layers} {first_head} {heads} {first_token} {digest}")
+        return lines
 
     def _write(self, side: str, outcome: Outcome, digest: str, parts: list[str]) -> None:
         stats = outcome.stats
@@ -146,3 +102,8 @@ class TransferAudit:
         }
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _of_all(lines: list[str]) -> tuple[str, list[str]]:
+    lines = sorted(lines)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), lines

@@ -22,7 +22,7 @@ from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.wire_plan import needs_conversion
-from sage_kv_connector.engine.pages.target import PagesTarget
+from sage_kv_connector.engine.pages.target import PagesTarget, open_window
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
@@ -112,6 +112,11 @@ class Consumer:
             why = reason_of_peer(message.code, message.detail)
             self._fail(subscription, why, tell=False, stage=FAILURE_KINDS[why.code].stage)
 
+    def on_ready(self, session: Session, message: m.PartsReady) -> None:
+        subscription = self._windows.owner(message.generation)
+        if subscription is not None and subscription.session is session and subscription.parts is not None:
+            subscription.parts.ready()
+
     def on_closed(self, session: Session, why: str) -> None:
         for subscription in [s for s in self._open if s.session is session]:
             self._fail(subscription, Reason(Code.SESSION_LOST, why), tell=False)
@@ -129,7 +134,11 @@ class Consumer:
         if verdict.refusal is not None:
             self._refuse(subscription, session, verdict.refusal)
         elif isinstance(target, PagesTarget) and target.has_tokens and self._must_convert(session):
-            self._fetch_parts(subscription, session, target)
+            if session.backend.capabilities.parts:
+                self._fetch_parts(subscription, session, target)
+            else:
+                why = f"backend {session.backend.capabilities.name} does not convert"
+                self._refuse(subscription, session, Reason(Code.SCHEMA, why))
         elif verdict.must_convert and target.selection:
             why = f"pages can't go as they are: {verdict.must_convert}"
             self._refuse(subscription, session, Reason(Code.SCHEMA, why))
@@ -152,16 +161,18 @@ class Consumer:
 
     def _fetch(self, subscription: Subscription, session: Session) -> None:
         """Pages or memory as they are: one window over the target."""
-        wanted, generation, plan = subscription.wanted, subscription.consumer, session.plan
+        wanted, generation, plan = subscription.wanted, subscription.generation, session.plan
         assert plan is not None
         subscription.nbytes = wanted.target.nbytes
         receiver = partial(self._on_event, subscription, session)
         try:
-            window = self._windows.open(session, wanted.target, generation, subscription, receiver)
+            window = open_window(session.backend, session.connection, wanted.target, generation)
         except (OSError, ValueError) as error:
             self._fail(subscription, Reason(Code.MEMORY, str(error)))
             return
         subscription.window = window
+        self._windows.own(generation, subscription)
+        self._windows.opened(session, window, receiver)
         self._subscribed(subscription, session)
         session.send(
             m.Subscribe(
@@ -256,7 +267,7 @@ class Consumer:
             return
         transfer_id, session = subscription.wanted.transfer_id, subscription.session
         if tell and session is not None:
-            session.send(m.Cancel(transfer_id, subscription.consumer))
+            session.send(m.Cancel(transfer_id, subscription.generation))
         stage = stage or subscription.stage
         ended = Failure(why.code, stage, why.detail, subscription.peer, subscription.nbytes, aborted)
         self._end(subscription, Outcome(transfer_id, None, ended))
@@ -271,7 +282,7 @@ class Consumer:
         if subscription.session is not None:
             if subscription.parts is None:
                 self._windows.close(subscription.session, subscription.window)
-                self._windows.forget(subscription.consumer)
+                self._windows.forget(subscription.generation)
             subscription.session.drop()
         if report is not None:
             report(outcome)

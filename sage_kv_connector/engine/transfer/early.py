@@ -115,11 +115,11 @@ class Early:
         for name in offer.names:
             _remember(self._gone, name, why or "it was fetched, or nobody needed it")
 
-    def cancel(self, session: Session, consumer: int) -> None:
+    def cancel(self, session: Session, generation: int) -> None:
         """A consumer stopped to wait."""
-        for stream in [s for s in self._waiting.values() if s.consumer == consumer]:
-            if stream.session is session:
-                self._leave(stream, "the consumer cancelled it")
+        stream = self._waiting.get(generation)
+        if stream is not None and stream.session is session:
+            self._leave(stream, "the consumer cancelled it")
 
     def on_closed(self, session: Session, why: str) -> None:
         for stream in [s for s in self._waiting.values() if s.session is session]:

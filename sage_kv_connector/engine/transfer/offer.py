@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A transfer on offer: its memory, who consumes it, and when everybody is served.
 
-An offer has *consumers*; each is served by one stream, or by one for each part of a converting
-transfer. What a consumer did not get and why is kept as the offer's trouble. State only: the
-producer acts on it. Control thread only.
+An offer has *consumers*; each is served by one stream. What a consumer did not get and why is kept as the
+offer's trouble. State only: the producer acts on it. Control thread only.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
+from sage_kv_connector.engine.conversion.wire_plan import SAME
 from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
@@ -27,15 +27,18 @@ OnReleased = Callable[[Outcome], None]
 
 
 class Stream:
-    """One subscription, or one part of a converting one, being served."""
+    """One subscription being served."""
 
-    def __init__(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
+    def __init__(self, session: Session, request: m.Subscribe | m.SubscribeParts) -> None:
         self.session = session
         self.request = request
+        self.window = request.window if isinstance(request, m.Subscribe) else b""  #: a grant names it
         self.cursor: Cursor | None = None
         self.part: PartSender | None = None
         self.by_lanes = False  #: one post sends all of it, each page once it is final
+        self.posted = False
         self.posts: set[int] = set()
+        self.begun_at = 0.0  #: when it met its offer
         self.timer: Timer | None = None
         self.waits_s = 0.0  #: what the timer was set to, before there is an offer
 
@@ -48,17 +51,22 @@ class Stream:
         return self.request.generation
 
     @property
-    def consumer(self) -> int:
-        """What all streams of one consumer have in common."""
-        return self.request.consumer
+    def delivered(self) -> bool:
+        if self.posts or not self.posted:
+            return False
+        return self.by_lanes or (self.cursor is not None and self.cursor.exhausted)
 
     @property
-    def delivered(self) -> bool:
-        if self.posts:
-            return False
-        if self.part is not None:
-            return self.part.posted
-        return self.cursor is not None and self.cursor.exhausted
+    def wire_dtype(self) -> str:
+        if isinstance(self.request, m.Subscribe):
+            return SAME
+        return "/".join(sorted({fmt.dtype for group in self.request.groups for fmt in group.formats}))
+
+    def grant(self, message: m.Grant) -> None:
+        """The consumer of a converting one has a window, and room for so many parts."""
+        if self.part is not None and not self.window:
+            self.window = message.window
+            self.part.granted(message.parts)
 
     def fail(self, why: Reason) -> None:
         """Tell the consumer that it won't complete."""
@@ -74,17 +82,6 @@ class Stream:
         if self.timer is not None:
             self.timer.cancel()
         self.session.drop()
-
-
-class Consuming:
-    """One consumer of an offer: what it got so far, and whether its last part was asked for."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.begun_at = time.monotonic()
-        self.nbytes = 0
-        self.wire_dtype = "same"
-        self.last_asked = False
 
 
 class OfferTerms(NamedTuple):
@@ -122,7 +119,6 @@ class Offer:
         self.offered_at = time.monotonic()
         self.stats: TransferStats | None = None
         self.streams: dict[int, Stream] = {}
-        self.consuming: dict[int, Consuming] = {}
         self.served: set[int] = set()
         self.declined = 0
         self.trouble: Reason | None = None  #: why a consumer did not get what it needed
@@ -143,7 +139,7 @@ class Offer:
 
     def has_room(self, consumers: int) -> bool:
         """Whether it expects one more of ``consumers`` consumers."""
-        known = len(self.served) + len(self.consuming) + self.declined
+        known = len(self.served) + len(self.streams) + self.declined
         return known < max(self.expected, consumers)
 
     def differs(self, prompt: PromptDigest) -> Reason | None:
@@ -161,11 +157,8 @@ class Offer:
             return Reason(Code.PROMPT, f"its first {prompt.tokens} tokens, salt, adapter or items differ")
         return None
 
-    def streams_of(self, consumer: int) -> list[Stream]:
-        return [stream for stream in self.streams.values() if stream.consumer == consumer]
-
     def is_serving(self, stream: Stream) -> bool:
-        return stream.generation in self.streams
+        return self.streams.get(stream.generation) is stream
 
     def decline(self, release: m.Release) -> None:
         """One of its consumers wants nothing (any more)."""
@@ -174,29 +167,19 @@ class Offer:
         if release.detail:
             self.trouble = self.trouble or reason_of_peer(Code.DECLINED, release.detail)
 
-    def expects_more_of(self, stream: Stream) -> bool:
-        """Whether the consumer of a delivered stream still has parts to come."""
-        if not isinstance(stream.request, m.SubscribePart):
-            return False
-        return not self.consuming[stream.consumer].last_asked or bool(self.streams_of(stream.consumer))
-
-    def deliver(self, stream: Stream) -> None:
-        self.consuming[stream.consumer].nbytes += stream.request.nbytes
-
-    def keep_stats(self, consumer: int) -> None:
+    def keep_stats(self, stream: Stream) -> None:
         """A consumer has all that it wanted."""
-        consuming = self.consuming[consumer]
-        plan = consuming.session.plan
+        plan = stream.session.plan
         assert plan is not None
         self.stats = TransferStats(
             transfer_id=self.transfer_id,
-            nbytes=consuming.nbytes,
-            wait_s=max(0.0, consuming.begun_at - self.offered_at),
-            transfer_s=time.monotonic() - consuming.begun_at,
+            nbytes=stream.request.nbytes,
+            wait_s=max(0.0, stream.begun_at - self.offered_at),
+            transfer_s=time.monotonic() - stream.begun_at,
             backend=plan.backend,
             mode=plan.mode,
             checksum=plan.checksum,
-            wire_dtype=consuming.wire_dtype,
+            wire_dtype=stream.wire_dtype,
         )
 
     def outcome(self, why: Reason | None) -> Outcome:

@@ -60,8 +60,8 @@ class OfferTable:
     def remove(self, offer: Offer) -> None:
         if self._offers.pop(offer.transfer_id, None) is None:
             return
-        for consumer, consuming in offer.consuming.items():
-            self.end(consuming.session, consumer)
+        for stream in offer.streams.values():
+            self.end(stream.session, stream.generation)
         for name in offer.names:
             _drop(self._named, name, offer)
         if offer.prompt is not None:
@@ -70,10 +70,8 @@ class OfferTable:
     def named(self, name: str) -> list[Offer]:
         return list(self._named.get(name, ()))
 
-    def find_for(self, session: Session, request: m.Subscribe | m.SubscribePart) -> Found:
-        """The offer that this consumer is served from, or one for it."""
-        known = self.of_consumer(session, request.consumer)
-        return Found(known) if known else self.find(request.transfer_id, request.prompt, request.consumers)
+    def find_for(self, request: m.Subscribe | m.SubscribeParts) -> Found:
+        return self.find(request.transfer_id, request.prompt, request.consumers)
 
     def find(self, transfer_id: str, prompt: PromptDigest, consumers: int) -> Found:
         """The offer for a new consumer of a prompt, one of ``consumers``."""
@@ -88,18 +86,18 @@ class OfferTable:
 
     # -- consumers that are being served
 
-    def of_consumer(self, session: Session, consumer: int) -> Offer | None:
-        return self._consumers.get((id(session), consumer))
+    def of_consumer(self, session: Session, generation: int) -> Offer | None:
+        return self._consumers.get((id(session), generation))
 
-    def has_ended(self, session: Session, consumer: int) -> bool:
-        return (id(session), consumer) in self._ended
+    def has_ended(self, session: Session, generation: int) -> bool:
+        return (id(session), generation) in self._ended
 
-    def begin(self, session: Session, consumer: int, offer: Offer) -> None:
-        self._consumers[(id(session), consumer)] = offer
+    def begin(self, session: Session, generation: int, offer: Offer) -> None:
+        self._consumers[(id(session), generation)] = offer
 
-    def end(self, session: Session, consumer: int) -> None:
-        if self._consumers.pop((id(session), consumer), None) is not None:
-            self._ended[(id(session), consumer)] = None
+    def end(self, session: Session, generation: int) -> None:
+        if self._consumers.pop((id(session), generation), None) is not None:
+            self._ended[(id(session), generation)] = None
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
 

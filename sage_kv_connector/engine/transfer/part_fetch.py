@@ -1,47 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode side of a converting transfer: windows over staging memory, decoded into pages.
+"""The decode side of a converting transfer: one window over a ring of staging memory, decoded into pages.
 
-A transfer is cut into parts (wire_plan). Each part: staging lease → window + SubscribePart
-→ WINDOW_DONE → decode job → lease given back. As many parts are under way as staging
-memory has room for, so that encoding there, the wire and decoding here overlap. The first
-part that fails ends the transfer. After ``close`` returns nothing writes into the pages any
-more. Control thread only.
+A transfer is cut into parts (part_plan); the data plane takes them in, decodes them and moves the window on
+(``csrc/parts``). Here are the orders: subscribe → the producer has something to send, or prefill is known to be over →
+a ring → the window and the first grant, lanes give the others → done. The ring is taken no earlier, so
+that who waits for a prefill keeps nobody from staging memory. After ``close`` returns nothing writes into the pages
+any more. Control thread only.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from typing import cast
 
-import numpy as np
-
-from sage_kv_connector.backends.base import Event, EventKind
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.backends.converting_backend import ConvertingBackend, Ring
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.conversion.staging import Lease
-from sage_kv_connector.engine.conversion.wire_plan import Part, WirePlan, plan_parts, plan_wire
-from sage_kv_connector.engine.pages.target import MemoryTarget, PagesTarget
+from sage_kv_connector.engine.conversion.jobs import PoolEvent
+from sage_kv_connector.engine.conversion.part_plan import Wanted as WantedParts
+from sage_kv_connector.engine.conversion.part_plan import plan_parts
+from sage_kv_connector.engine.conversion.staging import Lease, part_bytes_of, ring_of
+from sage_kv_connector.engine.conversion.wire_plan import plan_wire
+from sage_kv_connector.engine.pages.source import Converted
+from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.session.transfer_messages import SubscribePart
+from sage_kv_connector.engine.session.transfer_messages import Grant, PartGroup, SubscribeParts
 from sage_kv_connector.engine.transfer.subscription import Subscription
-from sage_kv_connector.engine.transfer.windows import Windows, failure, new_number
-from sage_kv_connector.format.converter import Span
-
-#: Part of the staging memory that one part may take, so that several are under way.
-PARTS_IN_STAGING = 16
-SMALLEST_PART_BYTES = 256 << 10
-LARGEST_PART_BYTES = 4 << 20
-
-
-class _PartUnderWay:
-    __slots__ = ("generation", "job", "lease", "part", "window")
-
-    def __init__(self, part: Part, lease: Lease) -> None:
-        self.part, self.lease = part, lease
-        self.generation = new_number()
-        self.window = 0
-        self.job = 0
+from sage_kv_connector.engine.transfer.windows import Windows, failure
 
 
 class PartFetch:
@@ -64,156 +52,129 @@ class PartFetch:
         assert session.peer is not None and session.peer.schema is not None
         self._subscription = subscription
         self._session = session
-        self._target = target
-        self._converters = converters
+        self._backend = cast(ConvertingBackend, session.backend)
         self._conversions = converters.conversions
         self._windows = windows
         self._checksum = checksum
         self._on_done: Callable[[Reason | None], None] | None = on_done
-        self.plan: WirePlan = plan_wire(converters.schema, session.peer.schema, target_dtype)
-        part_bytes = self._conversions.incoming.capacity // PARTS_IN_STAGING
-        part_bytes = min(max(part_bytes, SMALLEST_PART_BYTES), LARGEST_PART_BYTES)
-        self._waiting = plan_parts(self.plan, converters.schema, target.tokens, part_bytes)
-        if not self._waiting:
+        ours = converters.schema
+        plan = self.plan = plan_wire(ours, session.peer.schema, target_dtype)
+        self._part_bytes = part_bytes_of(self._conversions.incoming)
+        self._target = target
+        asked = [
+            WantedParts(
+                group,
+                [(run.local, run.layers) for run in plan.runs[group]],
+                tokens,
+                plan.formats[group],
+                [plane.dim for plane in ours.groups[group].canonical],
+            )
+            for group, tokens in sorted(target.tokens.items())
+            if plan.runs[group]
+        ]
+        parts = plan_parts(asked, plan.heads, self._part_bytes)
+        if not len(parts):
             raise ValueError("the peer holds none of the layers and heads that are wanted")
-        self.parts = tuple(self._waiting)
-        self.nbytes = sum(part.nbytes for part in self.parts)
-        self._waiting.reverse()
-        self._left = len(self._waiting)
+        self.converted = Converted(parts, plan.first_head, plan.heads)
+        views = target.view.groups
+        groups = {
+            one.group: converters.from_wire(session, views[one.group], one.group, one.formats)
+            for one in asked
+        }
+        self._decoder = _data_plane.PartDecoder(
+            self._conversions.pool,
+            parts,
+            (plan.first_head - ours.head_start, plan.heads),
+            [group.page_size for group in views],
+            self._conversions.in_lanes(groups),
+            [(pages.group, pages.runs[0][0], pages.ids) for pages in target.groups],
+        )
+        self.nbytes = self._decoder.nbytes
+        self._coder = self._conversions.code(self._decoder, groups, self._on_part_event)
         self._lease: Lease | None = None
-        self._under_way: set[_PartUnderWay] = set()
-        self._filling = False
+        self._window = 0
 
     def start(self) -> None:
-        self._fill()
+        """Subscribe. Where prefill is over, everything is there: room for it is granted at once."""
+        session, wanted = self._session, self._subscription.wanted
+        self._windows.own(self._subscription.generation, self._subscription)
+        left_s = self._subscription.asked_at + wanted.deadline_s - time.monotonic()
+        session.send(
+            SubscribeParts(
+                transfer_id=wanted.transfer_id,
+                generation=self._subscription.generation,
+                nbytes=self.nbytes,
+                groups=tuple(
+                    PartGroup(
+                        group,
+                        tuple((run.peer, run.layers) for run in self.plan.runs[group]),
+                        tokens.start,
+                        len(tokens),
+                        self.plan.formats[group],
+                    )
+                    for group, tokens in sorted(self._target.tokens.items())
+                    if self.plan.runs[group]
+                ),
+                first_head=self.plan.first_head,
+                heads=self.plan.heads,
+                part_bytes=self._part_bytes,
+                checksum=self._checksum,
+                finished=wanted.finished,
+                timeout_ms=max(1, int(left_s * 1000)),
+                consumers=wanted.consumers,
+                prompt=wanted.prompt,
+            )
+        )
+        if wanted.finished:
+            self.ready()
+
+    def ready(self) -> None:
+        """The producer has something to send: have it sent once there is staging memory."""
+        if self._lease is not None or self._on_done is None:
+            return
+        incoming = self._conversions.incoming
+        ring = ring_of(incoming, self._decoder.largest, self._decoder.count)
+        try:
+            self._lease = incoming.request(ring.nbytes, lambda lease: self._placed(lease, ring))
+        except ValueError as error:
+            self._end(Reason(Code.MEMORY, str(error)))
 
     def close(self) -> None:
-        """Stop: windows closed, jobs ended, memory given back. Idempotent."""
+        """Stop: window closed, conversions ended, memory given back. Idempotent."""
+        if self._on_done is None:
+            return
         self._on_done = None
-        self._waiting.clear()
+        if self._window:
+            self._windows.close(self._session, self._window)
+        self._coder.close()
+        self._windows.forget(self._subscription.generation)
         if self._lease is not None:
             self._conversions.incoming.release(self._lease)
-        for under_way in list(self._under_way):
-            if under_way.window:
-                self._close_window(under_way)
-            if under_way.job:
-                self._conversions.cancel(under_way.job)
-            self._forget(under_way)
 
     # -- inside
 
-    def _fill(self) -> None:
-        """Ask for staging memory for the next part while there is one; a loop, not a recursion."""
-        if self._filling:
-            return
-        self._filling = True
-        while self._waiting and (self._lease is None or self._lease.address):
-            self._lease = None
-            lease = self._conversions.incoming.request(self._waiting[-1].nbytes, self._ready)
-            if self._on_done is None:
-                self._conversions.incoming.release(lease)
-                break
-            self._lease = lease
-        self._filling = False
-
-    def _ready(self, lease: Lease) -> None:
-        if self._on_done is None:
-            self._conversions.incoming.release(lease)
-            return
-        part = self._waiting.pop()
-        under_way = _PartUnderWay(part, lease)
-        self._under_way.add(under_way)
-        session, wanted = self._session, self._subscription.wanted
-        staging = MemoryTarget(np.array([[lease.address, part.nbytes]], dtype=np.uint64))
-        receiver = partial(self._on_event, under_way)
+    def _placed(self, lease: Lease, ring: Ring) -> None:
+        self._lease = lease
+        session, generation = self._session, self._subscription.generation
         try:
-            under_way.window = self._windows.open(
-                session, staging, under_way.generation, self._subscription, receiver
+            self._window = self._backend.open_part_window(
+                session.connection, self._decoder, ring._replace(address=lease.address), generation
             )
         except (OSError, ValueError) as error:
             self._end(Reason(Code.MEMORY, str(error)))
             return
-        left_s = self._subscription.asked_at + wanted.deadline_s - time.monotonic()
-        session.send(
-            SubscribePart(
-                transfer_id=wanted.transfer_id,
-                generation=under_way.generation,
-                window=session.backend.window_descriptor(under_way.window),
-                nbytes=part.nbytes,
-                group=part.group,
-                first_layer=part.run.peer,
-                layers=part.run.layers,
-                first_head=self.plan.first_head,
-                heads=self.plan.heads,
-                first_token=part.first_token,
-                tokens=part.tokens,
-                formats=self.plan.formats[part.group],
-                consumer=self._subscription.consumer,
-                consumers=wanted.consumers,
-                last=not self._waiting,
-                checksum=self._checksum,
-                finished=wanted.finished,
-                timeout_ms=max(1, int(left_s * 1000)),
-                prompt=wanted.prompt,
-            )
-        )
-        self._fill()
+        self._windows.opened(session, self._window, self._on_window)
+        window = session.backend.window_descriptor(self._window)
+        session.send(Grant(generation, self._decoder.granted, window))
 
-    def _on_event(self, under_way: _PartUnderWay, event: Event) -> None:
-        """WINDOW_DONE and WINDOW_FAILED of a part's window."""
-        if self._on_done is None:
-            return
+    def _on_window(self, event: Event) -> None:
+        """WINDOW_FAILED; that bytes landed is not the end yet."""
         if event.kind == EventKind.WINDOW_FAILED:
-            self._end(failure(event, f"in a part of group {under_way.part.group}"))
-            return
-        self._close_window(under_way)
-        try:
-            self._decode(under_way)
-        except ValueError as error:
-            self._end(Reason(Code.CONVERSION, str(error)))
+            self._end(failure(event, f"in a part of {self._decoder.count}"))
 
-    def _decode(self, under_way: _PartUnderWay) -> None:
-        part, plan = under_way.part, self.plan
-        view = self._target.view.groups[part.group]
-        converter = self._converters.from_wire(self._session, view, part.group, plan.formats[part.group])
-        span = Span(
-            part.run.local,
-            part.run.layers,
-            plan.first_head - self._converters.schema.head_start,
-            plan.heads,
-            part.first_token,
-            part.tokens,
-            self._target.pages_of(part.group, part.first_token, part.tokens),
-        )
-        under_way.job = self._conversions.decode(
-            converter,
-            span,
-            under_way.lease.address,
-            part.nbytes,
-            partial(self._decoded, under_way),
-        )
-
-    def _decoded(self, under_way: _PartUnderWay, error: str) -> None:
-        if self._on_done is None:
-            return
-        under_way.job = 0
-        self._forget(under_way)
-        self._left -= 1
-        if error:
-            self._end(Reason(Code.CONVERSION, error))
-        elif self._left == 0:
-            self._end(None)
-        else:
-            self._fill()
-
-    def _close_window(self, under_way: _PartUnderWay) -> None:
-        self._windows.close(self._session, under_way.window)
-        under_way.window = 0
-
-    def _forget(self, under_way: _PartUnderWay) -> None:
-        self._under_way.discard(under_way)
-        self._windows.forget(under_way.generation)
-        self._conversions.incoming.release(under_way.lease)
+    def _on_part_event(self, event: Event) -> None:
+        if event.kind == PoolEvent.PARTS_DONE:
+            self._end(None if event.status == Status.OK else Reason(Code.CONVERSION, event.why))
 
     def _end(self, reason: Reason | None) -> None:
         done = self._on_done

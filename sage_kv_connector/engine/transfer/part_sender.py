@@ -1,45 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One converted part on the prefill side: wait for its pages, take staging memory, encode, hand over.
+"""The prefill side of a converting transfer: when it may begin, and with which staging memory.
 
-Life: ``pump`` until the pages are ready → staging lease → encode job → ``on_encoded`` with
-one descriptor → (the post ends) → ``close``. ``close`` may come at any time; after it no
-page is read and no callback comes. Control thread only.
+The data plane waits for pages, encodes and sends (``csrc/parts``). Life: made → the first pages are final, which the
+consumer is told unless it knows → it grants room → a ring of staging memory → one post → ``close``. Neither side
+holds a ring while there is nothing to send. ``close`` may come at any time; after it no page is read and no callback
+comes. Control thread only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
-import numpy as np
-
-from sage_kv_connector.backends.base import Descriptors
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import Event, Status
+from sage_kv_connector.backends.converting_backend import ConvertingBackend, Ring
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.conversion.staging import Lease
-from sage_kv_connector.engine.conversion.wire_plan import head_bytes
-from sage_kv_connector.engine.pages.source import PartCursor, SelectionError
+from sage_kv_connector.engine.conversion.jobs import PoolEvent
+from sage_kv_connector.engine.conversion.part_plan import Parts, Wanted, plan_parts
+from sage_kv_connector.engine.conversion.staging import Lease, ring_of
+from sage_kv_connector.engine.pages.paged import refusal_code
+from sage_kv_connector.engine.pages.source import Converted, SelectionError, TokenPages
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.session.transfer_messages import SubscribePart
-from sage_kv_connector.format.converter import Span
+from sage_kv_connector.engine.session.transfer_messages import PartsReady, SubscribeParts
 
 
 class PartSender:
-    """Raises SelectionError, naming the field, for a part that does not fit this cache."""
+    """``post`` is called at most once, with what begins the post.
+
+    Raises SelectionError, naming the field, for what does not fit this cache.
+    """
 
     def __init__(
         self,
-        request: SubscribePart,
-        pages: PartCursor,
+        request: SubscribeParts,
+        pages: TokenPages,
         session: Session,
         converters: Converters,
-        on_encoded: Callable[[Descriptors], None],
-        on_failed: Callable[[str], None],
+        post: Callable[[Callable[..., int]], None],
+        on_failed: Callable[[Reason], None],
     ) -> None:
-        self.posted = False
         self._request = request
-        self._pages = pages
+        self._session = session
         self._conversions = converters.conversions
-        self._on_encoded, self._on_failed = on_encoded, on_failed
+        self._post, self._on_failed = post, on_failed
         ours = converters.schema
         first = request.first_head - ours.head_start
         if first < 0 or first + request.heads > ours.head_count:
@@ -47,60 +53,87 @@ class PartSender:
                 f"heads: {ours.head_start} to {ours.head_end - 1} here, {request.first_head} to "
                 f"{request.first_head + request.heads - 1} asked for"
             )
-        self._converter = converters.to_wire(session, pages.group, request.group, request.formats)
-        dims = [plane.dim for plane in pages.group.canonical]
-        expected = head_bytes(request.formats, dims, request.first_token, request.tokens)
-        expected *= request.layers * request.heads
-        if expected != request.nbytes:
-            raise SelectionError(f"nbytes: the part holds {expected} here, {request.nbytes} asked for")
-        self._first_head = first
-        self._lease: Lease | None = None
-        self._job = 0
-        self._begun = False
-        self._closed = False
-
-    def pump(self) -> None:
-        """Begin once the pages are ready. Raises SelectionError when they have no memory."""
-        if self._begun or self._closed:
-            return
-        pages = self._pages.ready_pages()
-        if pages is None:
-            return
-        request = self._request
-        span = Span(
-            request.first_layer,
-            request.layers,
-            self._first_head,
-            request.heads,
-            request.first_token,
-            request.tokens,
-            pages,
+        parts = _parts(request, pages)
+        groups = {
+            one.group: converters.to_wire(session, pages.view.groups[one.group], one.group, one.formats)
+            for one in request.groups
+        }
+        self._encoder = _data_plane.PartEncoder(
+            self._conversions.pool,
+            parts,
+            (first, request.heads),
+            [group.page_size for group in pages.view.groups],
+            self._conversions.in_lanes(groups),
+            pages.tables,
+            request.prompt.tokens,
+            pages.padding_page,
         )
+        if self._encoder.nbytes != request.nbytes:
+            raise SelectionError(
+                f"nbytes: the parts hold {self._encoder.nbytes} here, {request.nbytes} asked for"
+            )
+        pages.converted.append(Converted(parts, request.first_head, request.heads))
+        self._coder = self._conversions.code(self._encoder, groups, self._on_event)
+        self._ready = False
+        self._granted = False
+        self._lease: Lease | None = None
 
-        self._begun = True
-        self._lease = self._conversions.outgoing.request(request.nbytes, partial(self._encode, span))
+    def start(self) -> None:
+        self._encoder.attach()
+
+    def granted(self, parts: int) -> None:
+        """The consumer has a window, and room for the first ``parts``; lanes hear of more."""
+        self._granted = True
+        self._encoder.grant(parts)
+        self._go_on()
 
     def close(self) -> None:
-        self._closed = True
-        if self._job:
-            self._conversions.cancel(self._job)
+        self._coder.close()
         if self._lease is not None:
             self._conversions.outgoing.release(self._lease)
 
-    def _encode(self, span: Span, lease: Lease) -> None:
-        self._lease = lease
-        try:
-            self._job = self._conversions.encode(
-                self._converter, span, lease.address, self._request.nbytes, self._encoded
-            )
-        except ValueError as error:
-            self._on_failed(str(error))
+    # -- inside
 
-    def _encoded(self, error: str) -> None:
-        if self._closed or self._lease is None:
+    def _on_event(self, event: Event) -> None:
+        if event.kind != PoolEvent.PARTS_READY:
             return
-        if error:
-            self._on_failed(error)
+        if event.status != Status.OK:
+            self._on_failed(Reason(refusal_code(event.status), event.why))
             return
-        self.posted = True
-        self._on_encoded(np.array([[self._lease.address, 0, self._request.nbytes]], dtype=np.uint64))
+        self._ready = True
+        if not self._request.finished:
+            self._session.send(PartsReady(self._request.generation))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._ready or not self._granted or self._lease is not None:
+            return
+        outgoing = self._conversions.outgoing
+        ring = ring_of(outgoing, self._encoder.largest, self._encoder.count)
+        try:
+            self._lease = outgoing.request(ring.nbytes, lambda lease: self._placed(lease, ring))
+        except ValueError as error:
+            self._on_failed(Reason(Code.MEMORY, str(error)))
+
+    def _placed(self, lease: Lease, ring: Ring) -> None:
+        self._lease = lease
+        backend = cast(ConvertingBackend, self._session.backend)
+        here = ring._replace(address=lease.address)
+        self._post(partial(backend.post_parts, encoder=self._encoder, ring=here))
+
+
+def _parts(request: SubscribeParts, pages: TokenPages) -> Parts:
+    groups = pages.view.groups
+    wanted = []
+    for one in request.groups:
+        if one.group >= len(groups):
+            raise SelectionError(f"group: {len(groups)} here, {one.group} asked for")
+        group = groups[one.group]
+        last = max(first + count for first, count in one.runs)
+        if last > len(group.layers):
+            raise SelectionError(f"layers: {len(group.layers)} here, up to {last} asked for")
+        if len(one.formats) != len(group.canonical):
+            raise SelectionError(f"formats: {len(group.canonical)} planes here, {len(one.formats)} asked for")
+        tokens = range(one.first_token, one.first_token + one.tokens)
+        wanted.append(Wanted(one.group, one.runs, tokens, one.formats, [p.dim for p in group.canonical]))
+    return plan_parts(wanted, request.heads, request.part_bytes)

@@ -27,11 +27,12 @@ class Posts:
         request, session = stream.request, stream.session
         number = post(
             connection=session.connection,
-            window_descriptor=request.window,
+            window_descriptor=stream.window,
             generation=request.generation,
             checksum=request.checksum or bool(session.plan and session.plan.checksum),
         )
         stream.posts.add(number)
+        stream.posted = True
         if not self._posts:
             self._since = time.monotonic_ns()
         self._posts[(id(session.backend), number)] = (offer, stream)

@@ -10,11 +10,12 @@ thread only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
-from sage_kv_connector.backends.base import Descriptors, Event, Status
+from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.backends.paged_backend import PagedBackend
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason
@@ -27,7 +28,6 @@ from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.early import Early
 from sage_kv_connector.engine.transfer.offer import (
     NO_TERMS,
-    Consuming,
     Offer,
     OfferTerms,
     OnReleased,
@@ -67,7 +67,7 @@ class Producer:
         for release in self._early.take_releases(offer):
             offer.decline(release)
         for stream in self._early.fitting(offer):
-            if stream.consumer in offer.consuming or offer.has_room(stream.request.consumers):
+            if offer.has_room(stream.request.consumers):
                 self._early.take(stream)
                 self._attach(offer, stream)
             else:
@@ -123,7 +123,7 @@ class Producer:
 
     # -- the peers' side
 
-    def on_subscribe(self, session: Session, request: m.Subscribe | m.SubscribePart) -> None:
+    def on_subscribe(self, session: Session, request: m.Subscribe | m.SubscribeParts) -> None:
         stream = Stream(session, request)
         if session.verdict.refusal:
             stream.fail(session.verdict.refusal)
@@ -132,21 +132,27 @@ class Producer:
         if must_convert and isinstance(request, m.Subscribe) and request.selection:
             stream.fail(Reason(Code.SCHEMA, f"pages can't go as they are: {must_convert}"))
             return
-        if self._offers.has_ended(session, request.consumer):
-            stream.fail(Reason(Code.BAD_SELECTION, "this consumer was served already, or won't be"))
+        generation = request.generation
+        if self._offers.of_consumer(session, generation) or self._offers.has_ended(session, generation):
+            stream.fail(Reason(Code.BAD_SELECTION, f"generation: {generation} was subscribed already"))
             return
-        offer, difference = self._offers.find_for(session, request)
+        offer, difference = self._offers.find_for(request)
         if offer is None:
             self._early.add(stream, difference)
         else:
             self._attach(offer, stream)
 
+    def on_grant(self, session: Session, message: m.Grant) -> None:
+        offer = self._offers.of_consumer(session, message.generation)
+        if offer is not None:
+            offer.streams[message.generation].grant(message)
+
     def on_cancel(self, session: Session, message: m.Cancel) -> None:
-        self._early.cancel(session, message.consumer)
-        offer = self._offers.of_consumer(session, message.consumer)
+        self._early.cancel(session, message.generation)
+        offer = self._offers.of_consumer(session, message.generation)
         if offer is not None:
             why = Reason(Code.CANCELLED, "decode wants it no more")
-            self._served(offer, session, message.consumer, why)
+            self._served(offer, offer.streams[message.generation], why)
 
     def on_release(self, message: m.Release) -> None:
         offer, difference = self._offers.find(message.transfer_id, message.prompt, message.consumers)
@@ -170,6 +176,8 @@ class Producer:
         offer, stream = known
         if event.status in (Status.BEYOND_END, Status.OUT_OF_BOUNDS) and stream.by_lanes:
             self._broken(offer, stream, Reason(refusal_code(event.status), event.why))
+        elif event.status == Status.NOT_CONVERTED:
+            self._broken(offer, stream, Reason(Code.CONVERSION, event.why))
         elif event.status != Status.OK:
             self._broken(offer, stream, Reason(Code.SEND_FAILED, event.why))
         elif offer.is_serving(stream) and stream.delivered:
@@ -178,14 +186,14 @@ class Producer:
     def on_closed(self, session: Session, why: str) -> None:
         self._early.on_closed(session, why)
         for offer in self._offers:
-            for consumer in [c for c, consuming in offer.consuming.items() if consuming.session is session]:
-                self._served(offer, session, consumer, Reason(Code.SESSION_LOST, why))
+            for stream in [s for s in offer.streams.values() if s.session is session]:
+                self._served(offer, stream, Reason(Code.SESSION_LOST, why))
 
     # -- inside
 
     def _late(self, stream: Stream, why: Reason) -> None:
         """It waited in vain for an offer of its own; one that others fetch still holds what it needs."""
-        offer = self._offers.find_for(stream.session, stream.request).offer
+        offer = self._offers.find_for(stream.request).offer
         if offer is None:
             stream.fail(why)
         else:
@@ -198,20 +206,20 @@ class Producer:
             stream.session.hold()
         else:
             stream.timer.cancel()
+        if stream.generation in offer.streams:
+            stream.fail(Reason(Code.BAD_SELECTION, f"generation: {stream.generation} is another session's"))
+            stream.session.drop()
+            return
         offer.streams[stream.generation] = stream
         offer.peer = stream.session.label
-        consuming = offer.consuming.setdefault(stream.consumer, Consuming(stream.session))
-        self._offers.begin(stream.session, stream.consumer, offer)
+        stream.begun_at = time.monotonic()
+        self._offers.begin(stream.session, stream.generation, offer)
         try:
             peer = stream.session.peer
             if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
                 raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
-            if consuming.session is not stream.session:
-                raise SelectionError("this consumer is another session's")
             offer.expected = max(offer.expected, request.consumers)
-            if isinstance(request, m.SubscribePart):
-                consuming.last_asked |= request.last
-                consuming.wire_dtype = request.formats[0].dtype
+            if isinstance(request, m.SubscribeParts):
                 stream.part = self._part_sender(offer, stream, request)
             else:
                 stream.cursor = offer.source.cursor(request.selection, request.nbytes)
@@ -223,44 +231,42 @@ class Producer:
         late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
         stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
         backend, cursor = stream.session.backend, stream.cursor
-        if isinstance(cursor, PagedCursor) and backend.capabilities.pages:
+        if stream.part is not None:
+            stream.by_lanes = True
+            stream.part.start()
+        elif isinstance(cursor, PagedCursor) and backend.capabilities.pages:
             stream.by_lanes = True
             lanes = cast(PagedBackend, backend)
-            self._begin_post(offer, stream, partial(lanes.post_pages, cursor=cursor.lanes))
+            self._post(offer, stream, partial(lanes.post_pages, cursor=cursor.lanes))
         else:
             self._pump(offer, stream)
 
-    def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribePart) -> PartSender:
-        peer = stream.session.peer
-        if self._converters is None or peer is None or peer.schema is None:
+    def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribeParts) -> PartSender:
+        session = stream.session
+        if self._converters is None or session.peer is None or session.peer.schema is None:
             raise SelectionError("no schema describes this cache: it can't be converted")
+        if not session.backend.capabilities.parts:
+            raise SelectionError(f"backend {session.backend.capabilities.name} does not convert")
         return PartSender(
             request,
-            offer.source.part(request),
-            stream.session,
+            offer.source.token_pages(),
+            session,
             self._converters,
-            on_encoded=partial(self._post, offer, stream),
-            on_failed=lambda why: self._broken(offer, stream, Reason(Code.CONVERSION, why)),
+            post=partial(self._post, offer, stream),
+            on_failed=partial(self._broken, offer, stream),
         )
 
     def _pump(self, offer: Offer, stream: Stream) -> None:
+        assert stream.cursor is not None
         try:
-            if stream.part is not None:
-                stream.part.pump()
-                return
-            assert stream.cursor is not None
             descriptors = stream.cursor.take_ready()
         except ValueError as error:
             self._broken(offer, stream, refusal(error))
             return
-        if descriptors is not None:
-            self._post(offer, stream, descriptors)
+        if descriptors is not None and offer.is_serving(stream):
+            self._post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
 
-    def _post(self, offer: Offer, stream: Stream, descriptors: Descriptors) -> None:
-        if offer.is_serving(stream):
-            self._begin_post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
-
-    def _begin_post(self, offer: Offer, stream: Stream, post: Callable[..., int]) -> None:
+    def _post(self, offer: Offer, stream: Stream, post: Callable[..., int]) -> None:
         try:
             self.posts.begin(offer, stream, post)
         except (OSError, ValueError) as error:
@@ -270,29 +276,24 @@ class Producer:
         """Its consumer won't get what it needs. Nothing happens if it is served no more."""
         if offer.is_serving(stream):
             stream.fail(why)
-            self._served(offer, stream.session, stream.consumer, why)
+            self._served(offer, stream, why)
 
     def _detach(self, offer: Offer, stream: Stream) -> None:
         if offer.streams.pop(stream.generation, None) is not None:
             stream.stop()
 
     def _delivered(self, offer: Offer, stream: Stream) -> None:
-        offer.deliver(stream)
-        self._detach(offer, stream)
-        if not offer.expects_more_of(stream):
-            offer.keep_stats(stream.consumer)
-            self._served(offer, stream.session, stream.consumer)
-        elif offer.finished and not offer.streams:
-            self._start_lease(offer)
+        offer.keep_stats(stream)
+        self._served(offer, stream)
 
-    def _served(self, offer: Offer, session: Session, consumer: int, trouble: Reason | None = None) -> None:
-        """One consumer has all it wanted, or won't get it (``trouble``): end its streams."""
+    def _served(self, offer: Offer, stream: Stream, trouble: Reason | None = None) -> None:
+        """One consumer has all it wanted, or won't get it (``trouble``): end its stream."""
         offer.trouble = offer.trouble or trouble
-        for stream in offer.streams_of(consumer):
-            self._detach(offer, stream)
-        offer.served.add(consumer)
-        offer.consuming.pop(consumer, None)
-        self._offers.end(session, consumer)
+        self._detach(offer, stream)
+        offer.served.add(stream.generation)
+        self._offers.end(stream.session, stream.generation)
+        if not offer.done and offer.finished and not offer.streams:
+            self._start_lease(offer)
         self._release_if_done(offer)
 
     def _release_if_done(self, offer: Offer) -> None:

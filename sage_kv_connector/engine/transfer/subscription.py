@@ -44,7 +44,7 @@ class Subscription:
         self.wanted = wanted
         self.on_outcome: OnOutcome | None = on_outcome
         self.stage = Stage.CONNECT
-        self.consumer = new_number()  #: also the generation, where pages go as they are
+        self.generation = new_number()
         self.nbytes = 0
         self.peer = ""  #: whom it is asked of
         self.session: Session | None = None

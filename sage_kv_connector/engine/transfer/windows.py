@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.failure import Code, Reason
-from sage_kv_connector.engine.pages.target import Target, open_window
 from sage_kv_connector.engine.session.session import Session
 
 if TYPE_CHECKING:
@@ -40,19 +39,13 @@ class Windows:
         self._receivers: dict[tuple[int, int], Receiver] = {}
         self._owners: dict[int, Subscription] = {}
 
-    def open(
-        self,
-        session: Session,
-        target: Target,
-        generation: int,
-        owner: Subscription,
-        receiver: Receiver,
-    ) -> int:
-        """Let the peer fill the target; returns the window. Raises OSError or ValueError as the backend does."""
-        window = open_window(session.backend, session.connection, target, generation)
-        self._receivers[(id(session.backend), window)] = receiver
+    def own(self, generation: int, owner: Subscription) -> None:
+        """What the producer says of this generation is about this subscription."""
         self._owners[generation] = owner
-        return window
+
+    def opened(self, session: Session, window: int, receiver: Receiver) -> None:
+        """The peer may fill a window from now on."""
+        self._receivers[(id(session.backend), window)] = receiver
 
     def close(self, session: Session, window: int) -> None:
         """After this nothing writes into the window's memory, and its events go nowhere."""

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from sage_kv_connector.backends.base import Backend, DeviceBackend, Event
 from sage_kv_connector.backends.pcie import messages as pm
-from sage_kv_connector.backends.pcie.backend import DEVICE, HOST, PcieBackend
+from sage_kv_connector.backends.pcie.backend import DEVICE, PcieBackend
+from sage_kv_connector.backends.pcie.host_half import HOST
 from sage_kv_connector.backends.shm.backend import ShmBackend
 from sage_kv_connector.devices.runtime import CopyKind, DeviceMemory, DeviceRuntime
 from tests.backends.kinds import Kind, Stranger, forge_native

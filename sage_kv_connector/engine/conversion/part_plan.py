@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a converting transfer is cut into parts, from what a consumer asks for alone: both sides come to the same ones.
+
+Token ranges come first, groups inside, then layers: prefill computes chunk after chunk, layer after layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sage_kv_connector.engine.conversion.wire_plan import Formats
+
+#: int64 (n, 6): group, first layer, layers, first token, tokens, bytes on the wire.
+Parts = npt.NDArray[np.int64]
+
+#: A part is ready when all its tokens are computed: no more than an engine's usual prefill chunk.
+PART_TOKENS = 2048
+#: A transfer has at most this many parts.
+MAX_PARTS = 1 << 18
+
+
+class Wanted(NamedTuple):
+    """Of one group: ``runs`` (first, count) of layers here, ``dims`` channels of a head of each plane."""
+
+    group: int
+    runs: Sequence[tuple[int, int]]
+    tokens: range
+    formats: Formats
+    dims: Sequence[int]
+
+
+def plan_parts(wanted: Sequence[Wanted], heads: int, part_bytes: int) -> Parts:
+    """Each part has at most ``part_bytes``, or one tile of each head of one layer.
+
+    Raises ValueError for more than ``MAX_PARTS``.
+    """
+    step = PART_TOKENS
+    tile = max((fmt.group_tokens for one in wanted for fmt in one.formats), default=1)
+    while step > tile and any(_layer_bytes(one, heads, 0, step) > part_bytes for one in wanted):
+        step //= 2
+    end = max((one.tokens.stop for one in wanted), default=0)
+    start = min((one.tokens.start for one in wanted), default=0)
+    layers = sum(count for one in wanted for _, count in one.runs)
+    if ((end - start) // step + 2) * layers > MAX_PARTS:
+        raise ValueError(
+            f"tokens: {start} to {end} of {layers} layers are more than {MAX_PARTS} parts of {step} tokens"
+        )
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    for chunk in range(start - start % step, end, step):
+        for one in wanted:
+            first = max(chunk, one.tokens.start)
+            count = min(chunk + step, one.tokens.stop) - first
+            if count <= 0:
+                continue
+            each = _layer_bytes(one, heads, first, count)
+            most = max(1, part_bytes // each)
+            for run, in_run in one.runs:
+                for at in range(0, in_run, most):
+                    here = min(most, in_run - at)
+                    rows.append((one.group, run + at, here, first, count, each * here))
+    return np.array(rows, dtype=np.int64).reshape(-1, 6)
+
+
+def head_bytes(formats: Formats, dims: Iterable[int], first_token: int, tokens: int) -> int:
+    """Wire bytes of one head of one layer, all planes."""
+    return sum(fmt.span_bytes(first_token, tokens, dim) for fmt, dim in zip(formats, dims, strict=True))
+
+
+def _layer_bytes(one: Wanted, heads: int, first: int, count: int) -> int:
+    return heads * head_bytes(one.formats, one.dims, first, count)

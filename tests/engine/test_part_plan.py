@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts cover what is wanted exactly once, are small enough, and are the same on both sides."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_kv_connector.engine.conversion.part_plan import Wanted, plan_parts
+from sage_kv_connector.engine.conversion.staging import RINGS_IN_ARENA, StagingArena, part_bytes_of, ring_of
+from sage_kv_connector.format.wire_format import WireFormat
+
+FORMATS = (
+    WireFormat("bf16"),
+    WireFormat("fp8_e4m3", "token"),
+    WireFormat("int4", "channel", zero_point=True),
+)
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[Wanted]:
+    found = []
+    for group in sorted(draw(st.sets(st.integers(0, 5), min_size=1, max_size=3))):
+        runs, at = [], 0
+        for _ in range(draw(st.integers(1, 3))):
+            at += draw(st.integers(0, 3))
+            count = draw(st.integers(1, 6))
+            runs.append((at, count))
+            at += count
+        first = draw(st.integers(0, 9000))
+        tokens = range(first, first + draw(st.integers(1, 6000)))
+        planes = draw(st.integers(1, 2))
+        formats = tuple(draw(st.sampled_from(FORMATS)) for _ in range(planes))
+        found.append(Wanted(group, runs, tokens, formats, [16] * planes))
+    return found
+
+
+@given(groups(), st.integers(1, 8), st.sampled_from([1, 4096, 256 << 10, 4 << 20]))
+def test_parts_cover_everything_once(wanted: list[Wanted], heads: int, part_bytes: int) -> None:
+    parts = plan_parts(wanted, heads, part_bytes)
+    of = {one.group: one for one in wanted}
+    seen: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for group, first_layer, layers, first, tokens, nbytes in parts.tolist():
+        one = of[group]
+        each = sum(fmt.span_bytes(first, tokens, dim) for fmt, dim in zip(one.formats, one.dims, strict=True))
+        assert nbytes == layers * heads * each
+        tile = max(fmt.group_tokens for other in wanted for fmt in other.formats)
+        assert nbytes <= part_bytes or (layers == 1 and tokens <= tile)
+        for layer in range(first_layer, first_layer + layers):
+            seen.setdefault((group, layer), []).append((first, tokens))
+    for one in wanted:
+        for run, count in one.runs:
+            for layer in range(run, run + count):
+                at = one.tokens.start
+                for first, tokens in sorted(seen.pop((one.group, layer))):
+                    assert first == at
+                    at += tokens
+                assert at == one.tokens.stop
+    assert not seen
+    # Tokens ascend, as prefill computes them, but for groups that begin within a chunk.
+    assert (np.diff(parts[:, 3] // 2048) >= 0).all()
+
+
+@given(groups(), st.integers(1, 8), st.integers(1, 50))
+def test_both_sides_cut_alike_whatever_their_layers_numbers(
+    wanted: list[Wanted], heads: int, shift: int
+) -> None:
+    theirs = [one._replace(runs=[(run + shift, count) for run, count in one.runs]) for one in wanted]
+    ours, peers = plan_parts(wanted, heads, 64 << 10), plan_parts(theirs, heads, 64 << 10)
+    np.testing.assert_array_equal(np.delete(ours, 1, axis=1), np.delete(peers, 1, axis=1))
+    np.testing.assert_array_equal(ours[:, 1] + shift, peers[:, 1])
+
+
+@pytest.mark.parametrize("tokens", [range(1 << 32), range(1 << 40, (1 << 40) + 10)])
+def test_what_a_peer_asks_for_costs_no_more_than_it_may(tokens: range) -> None:
+    near = Wanted(0, [(0, 1)], range(10), FORMATS[:1], [16])
+    far = Wanted(1, [(0, 80)], tokens, FORMATS[:1], [16])
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="are more than 262144 parts"):
+        plan_parts([near, far], 1, 1 << 20)
+    assert time.monotonic() - begun < 1
+
+
+@given(st.integers(16, 256), st.integers(1, 40 << 20), st.integers(1, 1000))
+def test_a_ring_leaves_room_for_others_where_it_can(mib: int, part: int, parts: int) -> None:
+    arena = StagingArena(mib << 20, lambda *_: None)
+    ring = ring_of(arena, part, parts)
+    assert ring.slot_bytes >= part and 1 <= ring.slots <= parts
+    assert ring.slots == 1 or ring.nbytes <= arena.capacity // RINGS_IN_ARENA
+    assert ring_of(arena, part_bytes_of(arena), parts).slots == min(parts, 8)
