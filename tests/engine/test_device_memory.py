@@ -170,6 +170,27 @@ def test_cancel_waits_for_the_copy_that_is_under_way(make_native_core: MakeCore,
         np.testing.assert_array_equal(layer, known)
 
 
+def test_who_has_all_bytes_needs_no_session_to_place_them(make_native_core: MakeCore, rig: Rig) -> None:
+    prefill = ConvertingSide(make_native_core, Shape(), PAGES)
+    decode = DeviceSide(make_native_core, Shape(), PAGES, rig)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    content = write_content(prefill, there, range(TOKENS))
+    rig.control.hold("h2d")
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    prefill.core.finish("t")
+    decode.subscribe(prefill, "t", range(TOKENS), here, finished=True)
+    assert prefill.released.get(timeout=5).ok
+    prefill.core.close()
+    eventually(lambda: decode.core.counters()["sessions"] == 0)
+    assert decode.outcomes.empty()
+    rig.control.release()
+    outcome = decode.outcomes.get(timeout=10)
+    assert outcome.ok, outcome.error
+    decode.download()
+    check(prefill, decode, content, here, range(TOKENS), "auto")
+
+
 def test_runs_of_a_box_are_merged_where_they_touch() -> None:
     nhd = strided(0, 64, 4 * 64, 2)  # 4 heads of 32 elements of 2 bytes
     offsets, run = box_runs(nhd, 32, 2, 0, 4, 3, 5)

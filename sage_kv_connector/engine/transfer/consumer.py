@@ -119,7 +119,8 @@ class Consumer:
 
     def on_closed(self, session: Session, why: str) -> None:
         for subscription in [s for s in self._open if s.session is session]:
-            self._fail(subscription, Reason(Code.SESSION_LOST, why), tell=False)
+            if subscription.parts is None or not subscription.parts.landed:
+                self._fail(subscription, Reason(Code.SESSION_LOST, why), tell=False)
 
     # -- inside
 

@@ -93,6 +93,7 @@ class PartFetch:
         self._coder = self._conversions.code(self._decoder, groups, self._on_part_event)
         self._lease: Lease | None = None
         self._window = 0
+        self.landed = False  #: all bytes are here: nothing more is needed of the producer
 
     def start(self) -> None:
         """Subscribe. Where prefill is over, everything is there: room for it is granted at once."""
@@ -168,9 +169,11 @@ class PartFetch:
         session.send(Grant(generation, self._decoder.granted, window))
 
     def _on_window(self, event: Event) -> None:
-        """WINDOW_FAILED; that bytes landed is not the end yet."""
+        """That bytes landed is not the end yet."""
         if event.kind == EventKind.WINDOW_FAILED:
             self._end(failure(event, f"in a part of {self._decoder.count}"))
+        else:
+            self.landed = True
 
     def _on_part_event(self, event: Event) -> None:
         if event.kind == PoolEvent.PARTS_DONE:
