@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.control.timers import FEW, Timers
 
 PATIENCE_S = 10.0
 
@@ -79,6 +82,66 @@ def test_orders_and_events_run_as_they_came_about(source: _Source, order_first: 
     finally:
         loop.stop()
     assert seen == (["order", "event"] if order_first else ["event", "order"])
+
+
+def test_a_source_that_fails_ends_nothing(source: _Source) -> None:
+    """Neither the thread, nor the other sources, nor what it tells afterwards."""
+    loop, heard, heard_again = ControlLoop(), threading.Event(), threading.Event()
+    broken = _Source()
+
+    def fail() -> list[_Event]:
+        raise RuntimeError("a vendor's error")
+
+    told = broken.poll
+    broken.poll = fail  # type: ignore[method-assign]
+    loop.watch(broken, lambda event: heard_again.set())
+    loop.watch(source, lambda event: heard.set())
+    loop.start()
+    try:
+        broken.happen()
+        source.happen()
+        assert heard.wait(PATIENCE_S)
+        broken.poll = told  # type: ignore[method-assign]
+        assert heard_again.wait(PATIENCE_S)
+    finally:
+        loop.stop()
+        os.close(broken.fileno())
+
+
+@pytest.mark.parametrize("delay_s", [1e9, 1e300, float("inf")])
+def test_a_timer_that_is_far_away_ends_nothing(source: _Source, delay_s: float) -> None:
+    loop, heard = ControlLoop(), threading.Event()
+    loop.watch(source, lambda event: heard.set())
+    loop.start()
+    try:
+        loop.call(PATIENCE_S, loop.call_later, delay_s, heard.set)
+        time.sleep(0.05)  # it sleeps with that timer
+        assert not heard.is_set()
+        source.happen()
+        assert heard.wait(PATIENCE_S)
+    finally:
+        loop.stop()
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.002), st.booleans()), max_size=300))
+def test_cancelled_timers_are_gone_and_the_others_come(planned: list[tuple[float, bool]]) -> None:
+    timers = Timers()
+    fired: list[float] = []
+    begun = time.monotonic()
+    made = [(delay, timers.add(delay, fired.append, (delay,)), stays) for delay, stays in planned]
+    far = [timers.add(1e6, fired.append, (0.0,)) for _ in range(500)]
+    for timer in far:
+        timer.cancel()
+        timer.cancel()  # once is enough
+    for _, timer, stays in made:
+        if not stays:
+            timer.cancel()
+    left = [delay for delay, _, stays in made if stays]
+    assert len(timers) <= 2 * len(left) + 2 * FEW + 2
+    while timers.next_timeout() >= 0 and time.monotonic() - begun < PATIENCE_S:
+        while (due := timers.pop_due()) is not None:
+            due.fire()
+    assert sorted(fired) == sorted(left)
 
 
 def test_a_step_that_fails_ends_nothing(source: _Source) -> None:

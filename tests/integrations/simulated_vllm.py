@@ -49,7 +49,7 @@ from sage_kv_connector.contract.cache_view import KVCacheView, group_view
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.prompt import Prompt
-from sage_kv_connector.engine.control.timers import Timer
+from sage_kv_connector.engine.control.timers import Timer, Timers
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
 from sage_kv_connector.engine.transfer.producer import Producer
@@ -127,9 +127,10 @@ class _InlineLoop:
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
+        self._all = Timers()
 
     def call_later(self, delay_s: float, function: Callable[..., object], *arguments: Any) -> Timer:
-        timer = Timer(function, arguments)
+        timer = self._all.add(delay_s, function, arguments)
         self.timers.append(timer)
         return timer
 

@@ -24,6 +24,10 @@ from sage_kv_connector.engine.control.timers import Timer, Timers
 logger = logging.getLogger(__name__)
 
 _PR_SET_NAME = 15
+#: A source that fails each time must not take a core for it.
+BROKEN_SOURCE_S = 0.01
+#: It looks up after this time at the latest, whatever a timer was set to: epoll takes no time of months.
+LONGEST_SLEEP_S = 3600.0
 
 
 class Happened(Protocol):
@@ -137,12 +141,17 @@ class ControlLoop:
     def _take_events(self) -> list[tuple[int, Callable[..., object], tuple[Any, ...]]]:
         """Waits for something to happen."""
         happened = []
-        for fd, _ in self._epoll.poll(self._timers.next_timeout()):
+        for fd, _ in self._epoll.poll(min(self._timers.next_timeout(), LONGEST_SLEEP_S)):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
-            else:
-                source, handler, first = self._watched[fd]
+                continue
+            source, handler, first = self._watched[fd]
+            try:
                 happened += [(event.time_ns, handler, (*first, event)) for event in source.poll()]
+            except Exception:
+                # Its events may be lost; those of the others must not be. It is asked again.
+                logger.exception("%s could not tell its events", type(source).__name__)
+                time.sleep(BROKEN_SOURCE_S)
         return happened
 
     def _run_orders(self, until_ns: int | None = None) -> None:
