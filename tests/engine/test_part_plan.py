@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.engine.conversion.part_plan import Wanted, plan_parts
-from sage_kv_connector.engine.conversion.staging import RINGS_IN_ARENA, StagingArena, part_bytes_of, ring_of
+from sage_kv_connector.engine.conversion.staging import (
+    RING_SLOTS,
+    RINGS_IN_ARENA,
+    STREAMING_SLOTS,
+    StagingArena,
+    part_bytes_of,
+    ring_of,
+)
 from sage_kv_connector.format.wire_format import WireFormat
 
 FORMATS = (
@@ -85,10 +92,11 @@ def test_what_a_peer_asks_for_costs_no_more_than_it_may(tokens: range) -> None:
     assert time.monotonic() - begun < 1
 
 
-@given(st.integers(16, 256), st.integers(1, 40 << 20), st.integers(1, 1000))
-def test_a_ring_leaves_room_for_others_where_it_can(mib: int, part: int, parts: int) -> None:
+@given(st.integers(16, 256), st.integers(1, 40 << 20), st.integers(1, 1000), st.booleans())
+def test_a_ring_leaves_room_for_others_where_it_can(mib: int, part: int, parts: int, finished: bool) -> None:
     arena = StagingArena(mib << 20, lambda *_: None)
-    ring = ring_of(arena, part, parts)
+    ring = ring_of(arena, part, parts, finished=finished)
     assert ring.slot_bytes >= part and 1 <= ring.slots <= parts
     assert ring.slots == 1 or ring.nbytes <= arena.capacity // RINGS_IN_ARENA
-    assert ring_of(arena, part_bytes_of(arena), parts).slots == min(parts, 8)
+    slots = ring_of(arena, part_bytes_of(arena), parts, finished=finished).slots
+    assert slots == min(parts, RING_SLOTS if finished else STREAMING_SLOTS)

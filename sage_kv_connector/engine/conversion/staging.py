@@ -17,8 +17,9 @@ import numpy as np
 from sage_kv_connector.backends.converting_backend import Ring
 
 ALIGNMENT = 4096
-#: Slots that a transfer's parts take turns in, and the share of an arena that they may have.
-RING_SLOTS = 8
+#: Slots that a transfer's parts take turns in; of one whose prefill still computes, which is no faster with more.
+RING_SLOTS, STREAMING_SLOTS = 8, 4
+#: The share of an arena that a ring may have.
 RINGS_IN_ARENA = 4
 SMALLEST_PART_BYTES, LARGEST_PART_BYTES = 256 << 10, 4 << 20
 
@@ -128,10 +129,14 @@ def part_bytes_of(arena: StagingArena) -> int:
     return min(max(part, SMALLEST_PART_BYTES), LARGEST_PART_BYTES)
 
 
-def ring_of(arena: StagingArena, part_bytes: int, parts: int) -> Ring:
-    """The shape of a ring for ``parts`` parts of at most ``part_bytes``; a few large ones where they are larger."""
+def ring_of(arena: StagingArena, part_bytes: int, parts: int, *, finished: bool) -> Ring:
+    """The shape of a ring for ``parts`` parts of at most ``part_bytes``; a few large ones where they are larger.
+
+    ``finished``: prefill is over, so that all of it moves at once.
+    """
     slot = _rounded(part_bytes)
-    slots = max(1, min(RING_SLOTS, parts, arena.capacity // RINGS_IN_ARENA // slot))
+    most = RING_SLOTS if finished else STREAMING_SLOTS
+    slots = max(1, min(most, parts, arena.capacity // RINGS_IN_ARENA // slot))
     return Ring(0, slot, slots)
 
 

@@ -134,7 +134,8 @@ class PartFetch:
         if self._lease is not None or self._on_done is None:
             return
         incoming = self._conversions.incoming
-        ring = ring_of(incoming, self._decoder.largest, self._decoder.count)
+        finished = self._subscription.wanted.finished
+        ring = ring_of(incoming, self._decoder.largest, self._decoder.count, finished=finished)
         try:
             self._lease = incoming.request(ring.nbytes, lambda lease: self._placed(lease, ring))
         except ValueError as error:

@@ -109,7 +109,8 @@ class PartSender:
         if not self._ready or not self._granted or self._lease is not None:
             return
         outgoing = self._conversions.outgoing
-        ring = ring_of(outgoing, self._encoder.largest, self._encoder.count)
+        finished = self._request.finished
+        ring = ring_of(outgoing, self._encoder.largest, self._encoder.count, finished=finished)
         try:
             self._lease = outgoing.request(ring.nbytes, lambda lease: self._placed(lease, ring))
         except ValueError as error:
