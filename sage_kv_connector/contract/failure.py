@@ -55,6 +55,7 @@ class Code(StrEnum):
     LANDING = "landing"
     CONVERSION = "conversion"
     FIRST_TOKEN = "first_token"
+    INTERNAL = "internal"
     OTHER = "other"
 
 
@@ -67,6 +68,11 @@ class Reason(NamedTuple):
     def __str__(self) -> str:
         """``reason_of_text`` is the way back."""
         return f"{self.code}: {self.detail}"
+
+
+def fault(error: Exception) -> Reason:
+    """Of a fault that nobody thought of: ours, a library's, a vendor's."""
+    return Reason(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 class Failure(NamedTuple):

@@ -282,6 +282,14 @@ _KINDS = (
         "Limit the requests in flight; let SGLang's router choose rooms.",
     ),
     FailureKind(
+        Code.INTERNAL,
+        Symptom.DATA,
+        Stage.MOVE,
+        "A step of this transfer failed in a way that nobody thought of; others go on.",
+        "A fault of the connector, of a library or of a vendor's driver; the log has its traceback.",
+        "Report it with the traceback and the versions that sage-kvt doctor prints.",
+    ),
+    FailureKind(
         Code.OTHER,
         Symptom.SOME,
         Stage.WAIT,

@@ -12,8 +12,10 @@ from sage_kv_connector.backends.base import Status
 from sage_kv_connector.contract.failure import Code, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.prompt import Prompt
+from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.session.transfer_messages import PageRuns
 from sage_kv_connector.engine.transfer.offer import OfferTerms
-from tests.engine.paged_side import DIM, HEADS, LAYERS, PAGE_SIZE, MakeCore, Side, eventually
+from tests.engine.paged_side import DIM, HEADS, LAYERS, PAGE_SIZE, PAGES, MakeCore, Side, eventually
 
 NBYTES = LAYERS * HEADS * PAGE_SIZE * 2 * DIM
 
@@ -145,3 +147,49 @@ def test_prefill_learns_why_it_was_not_fetched(make_core: MakeCore) -> None:
     cancelled = prefill.released.get(timeout=5)
     assert cancelled.failure is not None and cancelled.failure.code is Code.CANCELLED and cancelled.aborted
     assert cancelled.failure.peer == f"{decode.core.engine_id}[0]"
+
+
+class _VendorError(RuntimeError):
+    """What no part of the engine knows."""
+
+
+def _raise(*_: object, **__: object) -> None:
+    raise _VendorError("error 507899")
+
+
+@pytest.mark.parametrize("where", ["prefill's cursor", "prefill's post", "decode's window"])
+def test_a_fault_that_nobody_thought_of_ends_its_transfer_at_once_and_no_other(
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    prefill, decode = Side(make_core(), 1), Side(make_core(), 2)
+    prefill.prefilled("good", [0])
+    decode.subscribe(prefill, "good", range(1), [1], finished=True)
+    assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).ok
+    side = decode if where == "decode's window" else prefill
+    faulty = {"prefill's post": "post", "decode's window": "open_window"}.get(where)
+    with monkeypatch.context() as patched:
+        if faulty is None:
+            patched.setattr(PagedSource, "cursor", _raise)
+        else:
+            patched.setattr(side.backend(), faulty, _raise)
+        prefill.prefilled("bad", [2])
+        decode.subscribe(prefill, "bad", range(1), [3], finished=True)
+        failure = decode.outcomes.get(timeout=5).failure
+        assert failure is not None and failure.code is Code.INTERNAL
+        assert "_VendorError: error 507899" in failure.detail
+    prefill.prefilled("next", [4])
+    decode.subscribe(prefill, "next", range(1), [5], finished=True)
+    assert decode.outcomes.get(timeout=5).ok
+    for counters in (prefill.core.counters(), decode.core.counters()):
+        eventually(lambda c=counters: c["subscriptions"] == 0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("pages", [PAGES + 1, 1 << 40])
+def test_a_selection_beyond_the_cache_is_refused_before_it_costs_anything(
+    make_core: MakeCore, pages: int
+) -> None:
+    prefill = Side(make_core(), 1)
+    source = prefill.offer("t", [0])
+    with pytest.raises(ValueError, match=f"has {PAGES} pages here, {pages} are selected"):
+        source.cursor((PageRuns(0, ((0, pages),)),), 1)

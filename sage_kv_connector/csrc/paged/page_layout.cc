@@ -46,7 +46,9 @@ PagedSpace::PagedSpace(std::shared_ptr<const PageLayout> layout, const std::vect
     const auto [group, pages] = selected_[slot];
     if (group >= layout_->groups().size() || (slot > 0 && group <= selected_[slot - 1].group))
       throw std::invalid_argument("group " + std::to_string(group) + " of a selection is unknown, or out of order");
-    ids_[slot].reserve(pages);
+    if (const uint64_t here = layout_->groups()[group].pages; pages > here)
+      throw std::invalid_argument("group " + std::to_string(group) + " has " + std::to_string(here) + " pages here, " +
+                                  std::to_string(pages) + " are selected");
     const auto& layers = layout_->groups()[group].layers;
     for (size_t l = 0; l < layers.size() && pages > 0; ++l) {
       const uint64_t bytes = pages * layers[l].page_bytes;

@@ -9,13 +9,14 @@ writes nothing into the target any more. Control thread only.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from sage_kv_connector.backends.base import Event, EventKind
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage, reason_of_peer
+from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage, fault, reason_of_peer
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
@@ -29,6 +30,8 @@ from sage_kv_connector.engine.session.table import SessionTable
 from sage_kv_connector.engine.transfer.part_fetch import PartFetch
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
 from sage_kv_connector.engine.transfer.windows import Windows, failure
+
+logger = logging.getLogger(__name__)
 
 
 class Consumer:
@@ -130,6 +133,13 @@ class Consumer:
         if isinstance(session, Reason):
             self._fail(subscription, session)
             return
+        try:
+            self._agree(subscription, session)
+        except Exception as error:
+            logger.exception("%s: transfer %s failed", session.label, subscription.wanted.transfer_id)
+            self._fail(subscription, fault(error))
+
+    def _agree(self, subscription: Subscription, session: Session) -> None:
         subscription.stage = Stage.AGREE
         target, verdict = subscription.wanted.target, session.verdict
         if verdict.refusal is not None:

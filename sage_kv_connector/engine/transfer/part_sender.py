@@ -22,7 +22,7 @@ from sage_kv_connector.engine.conversion.jobs import PoolEvent
 from sage_kv_connector.engine.conversion.part_plan import Parts, Wanted, plan_parts
 from sage_kv_connector.engine.conversion.staging import Lease, ring_of
 from sage_kv_connector.engine.pages.paged import refusal_code
-from sage_kv_connector.engine.pages.source import Converted, SelectionError, TokenPages
+from sage_kv_connector.engine.pages.source import Converted, SelectionError, Source, TokenPages
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.transfer_messages import PartsReady, SubscribeParts
 
@@ -121,6 +121,22 @@ class PartSender:
         backend = cast(ConvertingBackend, self._session.backend)
         here = ring._replace(address=lease.address)
         self._post(partial(backend.post_parts, encoder=self._encoder, ring=here))
+
+
+def part_sender(
+    request: SubscribeParts,
+    source: Source,
+    session: Session,
+    converters: Converters | None,
+    post: Callable[[Callable[..., int]], None],
+    on_failed: Callable[[Reason], None],
+) -> PartSender:
+    """As ``PartSender``; raises SelectionError as well where nothing can be converted."""
+    if converters is None or session.peer is None or session.peer.schema is None:
+        raise SelectionError("no schema describes this cache: it can't be converted")
+    if not session.backend.capabilities.parts:
+        raise SelectionError(f"backend {session.backend.capabilities.name} does not convert")
+    return PartSender(request, source.token_pages(), session, converters, post, on_failed)
 
 
 def _parts(request: SubscribeParts, pages: TokenPages) -> Parts:

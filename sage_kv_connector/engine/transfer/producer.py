@@ -10,6 +10,7 @@ thread only.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,7 +19,7 @@ from typing import cast
 from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.backends.paged_backend import PagedBackend
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.failure import Code, Reason
+from sage_kv_connector.contract.failure import Code, Reason, fault
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.pages.paged import PagedCursor, refusal_code
@@ -34,8 +35,10 @@ from sage_kv_connector.engine.transfer.offer import (
     Stream,
 )
 from sage_kv_connector.engine.transfer.offer_table import OfferTable
-from sage_kv_connector.engine.transfer.part_sender import PartSender
+from sage_kv_connector.engine.transfer.part_sender import part_sender
 from sage_kv_connector.engine.transfer.posts import Posts
+
+logger = logging.getLogger(__name__)
 
 
 class Producer:
@@ -81,7 +84,7 @@ class Producer:
         if offer is not None:
             for stream in list(offer.streams.values()):
                 if not stream.by_lanes:
-                    self._pump(offer, stream)
+                    self._guarded(offer, stream, self._pump)
 
     def is_streaming(self, transfer_id: str) -> bool:
         offer = self._offers.get(transfer_id)
@@ -201,7 +204,6 @@ class Producer:
 
     def _attach(self, offer: Offer, stream: Stream) -> None:
         """Begin to serve a stream; one that waited for the offer holds its session already."""
-        request = stream.request
         if stream.timer is None:
             stream.session.hold()
         else:
@@ -214,18 +216,19 @@ class Producer:
         offer.peer = stream.session.label
         stream.begun_at = time.monotonic()
         self._offers.begin(stream.session, stream.generation, offer)
-        try:
-            peer = stream.session.peer
-            if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
-                raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
-            offer.expected = max(offer.expected, request.consumers)
-            if isinstance(request, m.SubscribeParts):
-                stream.part = self._part_sender(offer, stream, request)
-            else:
-                stream.cursor = offer.source.cursor(request.selection, request.nbytes)
-        except ValueError as error:
-            self._broken(offer, stream, refusal(error))
-            return
+        self._guarded(offer, stream, self._serve)
+
+    def _serve(self, offer: Offer, stream: Stream) -> None:
+        """Raises ValueError for what can't be had."""
+        peer, request = stream.session.peer, stream.request
+        if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
+            raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
+        offer.expected = max(offer.expected, request.consumers)
+        if isinstance(request, m.SubscribeParts):
+            ends = partial(self._post, offer, stream), partial(self._broken, offer, stream)
+            stream.part = part_sender(request, offer.source, stream.session, self._converters, *ends)
+        else:
+            stream.cursor = offer.source.cursor(request.selection, request.nbytes)
         if offer.lease is not None:
             offer.lease.cancel()
         late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
@@ -241,29 +244,20 @@ class Producer:
         else:
             self._pump(offer, stream)
 
-    def _part_sender(self, offer: Offer, stream: Stream, request: m.SubscribeParts) -> PartSender:
-        session = stream.session
-        if self._converters is None or session.peer is None or session.peer.schema is None:
-            raise SelectionError("no schema describes this cache: it can't be converted")
-        if not session.backend.capabilities.parts:
-            raise SelectionError(f"backend {session.backend.capabilities.name} does not convert")
-        return PartSender(
-            request,
-            offer.source.token_pages(),
-            session,
-            self._converters,
-            post=partial(self._post, offer, stream),
-            on_failed=partial(self._broken, offer, stream),
-        )
+    def _guarded(self, offer: Offer, stream: Stream, step: Callable[[Offer, Stream], None]) -> None:
+        """A fault in one stream ends that one."""
+        try:
+            step(offer, stream)
+        except ValueError as error:
+            self._broken(offer, stream, refusal(error))
+        except Exception as error:
+            logger.exception("%s: transfer %s failed", stream.session.label, stream.transfer_id)
+            self._broken(offer, stream, fault(error))
 
     def _pump(self, offer: Offer, stream: Stream) -> None:
         assert stream.cursor is not None
-        try:
-            descriptors = stream.cursor.take_ready()
-        except ValueError as error:
-            self._broken(offer, stream, refusal(error))
-            return
-        if descriptors is not None and offer.is_serving(stream):
+        descriptors = stream.cursor.take_ready()
+        if descriptors is not None:
             self._post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
 
     def _post(self, offer: Offer, stream: Stream, post: Callable[..., int]) -> None:
