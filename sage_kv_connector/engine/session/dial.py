@@ -29,6 +29,10 @@ class Dial:
         """The next one to try; None when all were."""
         return self._untried.pop(0) if self._untried else None
 
+    def resolved(self, addresses: tuple[str, ...]) -> None:
+        """These stand for a name: they come next."""
+        self._untried[:0] = addresses
+
     def failed(self, address: str, why: Reason) -> None:
         """The first reason of an address counts: what follows only says that its connection ended."""
         self._errors.setdefault(address, why)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
 from sage_kv_connector.config import KVTransportConfig
@@ -15,6 +16,7 @@ from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.control.names import Names, has_name
 from sage_kv_connector.engine.control.reachability import scheme_of
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import plan_session, schema_verdict
@@ -52,6 +54,7 @@ class SessionTable:
         self._sessions: dict[tuple[int, int], Session] = {}
         self._by_peer: dict[PeerAddress, Session] = {}
         self._dials: dict[PeerAddress, Dial] = {}
+        self._names = Names(loop)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -121,6 +124,10 @@ class SessionTable:
             if backend is None:
                 dial.failed(address, Reason(Code.UNREACHABLE, "backend not enabled here"))
                 continue
+            if backend.capabilities.crosses_nodes and has_name(address):
+                named = partial(self._named, dial, address)
+                self._names.look_up(address, self._config.connect_timeout_s, named)
+                return
             try:
                 connection = backend.connect(address, self._config.connect_timeout_s)
             except (OSError, ValueError) as error:
@@ -131,6 +138,13 @@ class SessionTable:
             return
         self._dials.pop(dial.peer, None)
         dial.gave_up()
+
+    def _named(self, dial: Dial, address: str, found: tuple[str, ...] | Reason) -> None:
+        if isinstance(found, Reason):
+            dial.failed(address, found)
+        else:
+            dial.resolved(found)
+        self._dial_next(dial)
 
     def _message(self, session: Session, payload: bytes) -> None:
         try:
