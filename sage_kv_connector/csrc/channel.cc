@@ -49,7 +49,10 @@ void Channel::rouse(bool lane_sleeps) {
 void Channel::broken(Status status, const std::string& detail) {
   if (dead.exchange(true)) return;
   shut();
-  connection->endpoint.doom(connection, status, detail);
+  if (expendable())
+    connection->drop_channel(*this);
+  else
+    connection->endpoint.doom(connection, status, detail);
 }
 
 }  // namespace sage_kvt

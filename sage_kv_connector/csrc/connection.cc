@@ -194,6 +194,11 @@ void Connection::drop_channels() {
   dropped.swap(channels_);
 }
 
+void Connection::drop_channel(const Channel& channel) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(channels_, [&](const auto& known) { return known.get() == &channel; });
+}
+
 std::vector<std::shared_ptr<Channel>> Connection::seal(Status status, const std::string& detail) {
   std::lock_guard lock(mutex_);
   if (!std::exchange(sealed_, true)) {

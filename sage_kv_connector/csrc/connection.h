@@ -84,6 +84,7 @@ class Connection {
   // False once sealed: the caller shuts the channel.
   bool add_channel(std::shared_ptr<Channel> channel);
   void drop_channels();
+  void drop_channel(const Channel& channel);
   // From now on add_channel refuses; returns what is there. The first caller says why CLOSED comes.
   std::vector<std::shared_ptr<Channel>> seal(Status status, const std::string& detail);
   ConnectionInfo info() const;

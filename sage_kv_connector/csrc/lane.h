@@ -59,6 +59,8 @@ class Channel {
   virtual bool stuck() const = 0;
   virtual void expire() = 0;  // the deadline is over
   virtual void ping() = 0;    // have the peer's lane show that it lives
+  // It carried nothing yet, and its connection does without: it ends alone.
+  virtual bool expendable() const { return false; }
   // It is due.
   void on_time(uint64_t now);
   // `arm`, and `disarm`.

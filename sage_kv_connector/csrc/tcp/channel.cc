@@ -17,7 +17,8 @@ TcpChannel::TcpChannel(std::shared_ptr<Connection> connection, TcpEndpoint& endp
       fd_(fd),
       connecting_(connecting),
       incoming_(incoming),
-      announce_(!incoming && preface == Token{}),
+      joins_(!incoming && preface != Token{}),
+      announce_(!incoming && !joins_),
       armed_events_(EPOLLIN | EPOLLRDHUP) {
   if (!incoming) queue_control(FrameType::kPreface, preface, 0);
 }
@@ -74,7 +75,7 @@ bool TcpChannel::progress() {
     if (::getpeername(fd_, reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0) return false;
     connecting_ = false;
   }
-  if (!incoming_ && deadline != 0) deadline = 0;
+  if (!incoming_ && !joins_ && deadline != 0) deadline = 0;
   if (announce_) {
     announce_ = false;
     endpoint_.emit(EventKind::kConnected, connection->id);
@@ -90,8 +91,7 @@ bool TcpChannel::arm() {
     want_write_ = true;
   } else if (announce_) {
     return false;
-  } else if (!want_write_ &&
-             (out_active_ || owes_control() || ((established_ || !incoming_) && connection->has_work_for(*this)))) {
+  } else if (!want_write_ && (out_active_ || owes_control() || (may_send() && connection->has_work_for(*this)))) {
     return false;
   }
   // Edge-triggered while nothing is read, so that a hang-up wakes once.

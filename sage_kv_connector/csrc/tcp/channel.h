@@ -36,13 +36,15 @@ class TcpChannel : public Channel {
   bool stuck() const override { return out_active_ || owes_control(); }
   void expire() override;
   void ping() override;
+  bool expendable() const override { return joins_ && !established_; }
   std::vector<int> fds() const override { return {fd_}; }
 
   // Queue a frame without payload (mutex held).
   void queue_control(FrameType type, const Token& token, uint64_t number);
   // Give the socket up to another connection's channel (a joining lane). The caller owns it then.
   int release_fd();
-  void mark_established() { established_ = true; }
+  // It joined its connection: the peer is told that it may use it.
+  void welcome() { established_ = owes_pong_ = true; }
 
  private:
   bool send_some();
@@ -52,6 +54,8 @@ class TcpChannel : public Channel {
   bool on_header();
   bool on_payload(size_t received);
   bool finish_data();
+  // More than control frames.
+  bool may_send() const { return established_ || !(incoming_ || joins_); }
   bool owes_control() const { return !control_.empty() || owes_ping_ || owes_pong_; }
 
   // One turn of a direction moves about this much before the other gets its own.
@@ -60,6 +64,7 @@ class TcpChannel : public Channel {
   TcpEndpoint& endpoint_;
   int fd_;
   bool connecting_, incoming_;
+  const bool joins_;  // as another lane of its connection, once the acceptor answered
   bool established_ = false;
   bool announce_;  // CONNECTED is still to be said
   uint32_t armed_events_;

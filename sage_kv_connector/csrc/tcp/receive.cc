@@ -159,6 +159,7 @@ bool TcpChannel::on_header() {
       return true;
     }
     established_ = true;
+    if (joins_) deadline = 0;
   }
   switch (type) {
     case FrameType::kMessage: {

@@ -54,7 +54,7 @@ bool TcpChannel::begin_frame() {
     out_.push_back({&out_header_, sizeof out_header_});
     return out_active_ = true;
   }
-  if (incoming_ && !established_) return false;
+  if (!may_send()) return false;
   Grant grant;
   if (connection->take_grant(*this, &grant)) {
     out_header_ = control_frame(FrameType::kGrant, {}, grant.parts, grant.window);

@@ -261,7 +261,7 @@ bool TcpEndpoint::adopt(TcpChannel& channel, const Token& token) {
   if (!connection) return false;
   forget(channel.connection);
   auto joined = std::make_shared<TcpChannel>(connection, *this, channel.release_fd(), false, true, Token{});
-  joined->mark_established();
+  joined->welcome();
   attach(joined);
   return true;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -411,6 +412,63 @@ def test_a_joining_lane_needs_the_token(listener: Listener) -> None:
 
 
 # -- the connecting side
+
+
+def test_a_lane_that_is_refused_ends_alone(listener: Listener) -> None:
+    """The acceptor has no room for it: strangers hold all that may be without a preface."""
+    client = TcpBackend(lanes=2)
+    here = client.connect(listener.address, 5.0)
+    until_event(client, EventKind.CONNECTED)
+    there = listener.accepted()
+    listener.backend.authorize(there)
+    strangers = [listener.stranger() for _ in range(UNAUTHORIZED_CONNECTIONS)]
+    time.sleep(0.1)
+    client.authorize(here)
+    time.sleep(0.2)  # it dials the other lane, which is closed at once
+    for number in range(3):
+        client.send(here, b"hey %d" % number)
+        assert listener.inbox.next(EventKind.MESSAGE).payload == b"hey %d" % number
+        time.sleep(0.1)
+    assert client.connection_info(here).lanes == 1
+    source, target = random_bytes(1 << 20), np.zeros(1 << 20, np.uint8)
+    listener.backend.register_memory(address_of(target), target.nbytes)
+    client.register_memory(address_of(source), source.nbytes)
+    window = listener.backend.open_window(there, table([(address_of(target), target.nbytes)]), 1)
+    rows = table([(address_of(source), 0, source.nbytes)])
+    client.post(here, listener.backend.window_descriptor(window), rows, 1)
+    listener.inbox.next(EventKind.WINDOW_DONE, window)
+    assert np.array_equal(source, target)
+    for stranger in strangers:
+        stranger.close()
+    client.close()
+
+
+def test_a_lane_carries_nothing_before_it_was_answered() -> None:
+    """Its bytes would be lost with it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = TcpBackend(lanes=2)
+        connection = client.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}", 5.0)
+        server.settimeout(PATIENCE_S)
+        first, _ = server.accept()
+        until_event(client, EventKind.CONNECTED)
+        first.sendall(header(JOIN, token=b"t" * 16, offset=1))
+        client.authorize(connection)
+        joined, _ = server.accept()
+        joined.settimeout(PATIENCE_S)
+        assert joined.recv(HEADER_BYTES, socket.MSG_WAITALL)[4] == PREFACE
+        source = random_bytes(64 << 20)  # more than the first lane takes
+        client.register_memory(address_of(source), source.nbytes)
+        window = struct.pack("<QQQ", 1, 1, source.nbytes)
+        client.post(connection, window, table([(address_of(source), 0, source.nbytes)]), 1)
+        joined.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            joined.recv(1)
+        joined.sendall(header(PONG))
+        joined.settimeout(PATIENCE_S)
+        assert joined.recv(HEADER_BYTES, socket.MSG_WAITALL)[4] == DATA
+        client.close()
+        for each in (first, joined):
+            each.close()
 
 
 def test_an_acceptor_can_not_make_us_open_sockets_before_we_trust_it() -> None:
