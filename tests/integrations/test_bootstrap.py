@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -181,3 +182,56 @@ def test_no_parameters_of_a_client_break_vllms_scheduler(params: dict[str, Any])
         parse_remote(params)
     except ValueError as error:
         assert any(field in str(error) for field in FIELDS) or "ranks" in str(error)
+
+
+class _Misleading(BaseHTTPRequestHandler):
+    """Answers ``/query`` as its server's ``does`` says, and counts who came to ``/elsewhere``."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        if self.path != "/query":
+            server.elsewhere += 1
+        if server.does == "redirect" and self.path == "/query":
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100 if server.does == "drip" else 1):
+                self.wfile.write(b"{")
+                self.wfile.flush()
+                time.sleep(0.05 if server.does == "drip" else 0)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def _misleading(does: str) -> Iterator[Any]:
+    server: Any = HTTPServer(("127.0.0.1", 0), _Misleading)
+    server.does, server.elsewhere = does, 0
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nobody_sends_us_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _misleading("redirect") as server, _misleading("answer") as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(OSError, match="302"):
+            query_bootstrap(f"http://127.0.0.1:{server.server_port}", 5.0)
+        assert server.elsewhere == 0 and proxy.elsewhere == 0
+
+
+def test_an_answer_that_never_ends_is_not_waited_for() -> None:
+    with _misleading("drip") as server:
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=r"took longer than 0\.3 s"):
+            query_bootstrap(f"http://127.0.0.1:{server.server_port}", 0.3)
+        assert time.monotonic() - begun < 3

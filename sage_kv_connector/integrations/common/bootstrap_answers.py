@@ -9,6 +9,7 @@ in it. ``GET /route`` is what SGLang's decode asks before it makes a receiver.
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,16 @@ DP_ENGINE = re.compile(r"_dp(\d{1,6})$")
 #: The field of registrations and answers that is ours.
 FIELD = "sage_kvt"
 MAX_ANSWER_BYTES = 1 << 20
+PIECE_BYTES = 64 << 10
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """An error, then: who is asked answers itself."""
+
+
+#: Peers of a cluster are asked directly: no proxy of the environment's, and no other host that an answer names.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 def query_answer(engines: Mapping[int, PrefillEngine]) -> dict[str, Any]:
@@ -86,10 +97,15 @@ def query_engine(url: str, timeout_s: float, engine_id: str) -> PrefillEngine:
 
 def query_engines(url: str, timeout_s: float) -> dict[int, PrefillEngine]:
     """Ask ``url``/query for all data parallel ranks. Raises OSError, and ValueError when the answer is not ours."""
-    with urllib.request.urlopen(f"{url}/query", timeout=timeout_s) as response:
-        data = response.read(MAX_ANSWER_BYTES + 1)
-    if len(data) > MAX_ANSWER_BYTES:
-        raise ValueError(f"{url}/query answered more than {MAX_ANSWER_BYTES} bytes")
+    until = time.monotonic() + timeout_s
+    data = bytearray()
+    with _opener.open(f"{url}/query", timeout=timeout_s) as response:
+        while piece := response.read1(PIECE_BYTES):
+            data += piece
+            if len(data) > MAX_ANSWER_BYTES:
+                raise ValueError(f"{url}/query answered more than {MAX_ANSWER_BYTES} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError(f"{url}/query: the answer took longer than {timeout_s:g} s")
     try:
         answer = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
         engines = {}
