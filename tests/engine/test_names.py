@@ -113,6 +113,19 @@ def test_a_session_is_opened_by_name_whichever_of_its_addresses_answers(
     assert _outcome_code(decode, prefill, f"tcp://prefill.example:{port}") is None
 
 
+@pytest.mark.parametrize("host", ["192.0.2.7", "[2001:db8::7]", "anywhere.example"])
+def test_without_a_secret_nobody_beyond_this_node_is_dialled(
+    make_tcp_core: Cores, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Whatever a request names, and whatever its name stands for."""
+    prefill, decode = make_tcp_core(), make_tcp_core()
+    dialled = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.7", 5))])
+    monkeypatch.setattr(decode.backends["tcp"], "connect", lambda *found: dialled.append(found))
+    assert _outcome_code(decode, prefill, f"tcp://{host}:5") is Code.BAD_SECRET
+    assert dialled == []
+
+
 def test_a_name_that_nobody_knows_is_an_unreachable_peer(make_tcp_core: Cores) -> None:
     prefill, decode = make_tcp_core(), make_tcp_core()
     assert _outcome_code(decode, prefill, "tcp://nobody.invalid:5") is Code.UNREACHABLE

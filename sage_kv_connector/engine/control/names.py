@@ -28,12 +28,24 @@ OnFound = Callable[[tuple[str, ...] | Reason], None]
 
 def has_name(address: str) -> bool:
     """Whether the host of ``SCHEME://HOST:PORT`` must be looked up."""
-    host = address.partition("://")[2].rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return bool(_host_of(address)) and _number(address) is None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``SCHEME://NUMBER:PORT`` is on this machine, whoever wrote it."""
+    number = _number(address)
+    return number is not None and number.is_loopback
+
+
+def _number(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(_host_of(address).partition("%")[0])
     except ValueError:
-        return bool(host)
-    return False
+        return None
+
+
+def _host_of(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 class _Lookup:

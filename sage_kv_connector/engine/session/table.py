@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.control.names import Names, has_name
+from sage_kv_connector.engine.control.names import Names, has_name, is_loopback
 from sage_kv_connector.engine.control.reachability import scheme_of
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import plan_session, schema_verdict
@@ -31,6 +31,13 @@ from sage_kv_connector.engine.session.handshake import (
 from sage_kv_connector.engine.session.session import Session
 
 logger = logging.getLogger(__name__)
+
+#: A client's request may name any address: KV is not fetched from whoever answers there.
+NO_SECRET = Reason(
+    Code.BAD_SECRET,
+    "it is not on this node, and others are dialled with a shared secret only: set secret, secret_file or "
+    f"${SECRET_ENV} on every server",
+)
 
 
 class SessionTable:
@@ -128,6 +135,9 @@ class SessionTable:
                 named = partial(self._named, dial, address)
                 self._names.look_up(address, self._config.connect_timeout_s, named)
                 return
+            if backend.capabilities.crosses_nodes and not self._identity.secret and not is_loopback(address):
+                dial.failed(address, NO_SECRET)
+                continue
             try:
                 connection = backend.connect(address, self._config.connect_timeout_s)
             except (OSError, ValueError) as error:
