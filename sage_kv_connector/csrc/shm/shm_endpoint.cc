@@ -124,6 +124,10 @@ bool ShmChannel::begin() {
   ucred peer{};
   socklen_t size = sizeof peer;
   if (::getsockopt(socket_, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
+  if (peer.uid != ::geteuid()) {
+    errno = EACCES;
+    return false;
+  }
   peer_pid_ = peer.pid;
   if (incoming_) return true;
   const int memfd = static_cast<int>(::memfd_create("sage-kvt", MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -248,10 +252,7 @@ std::string ShmEndpoint::listen(const std::string& address) {
 }
 
 void ShmEndpoint::accepted(int fd) {
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  const bool same_user = ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::geteuid();
-  auto connection = same_user ? new_connection(true) : nullptr;
+  auto connection = new_connection(true);
   if (!connection) {
     ::close(fd);
     return;
