@@ -198,8 +198,8 @@ def prefill_of(
 @pytest.mark.parametrize(
     ("name", "block_size", "extra"),
     [
-        pytest.param("smaller-pages", 96, (), marks=pytest.mark.full),
-        ("tp-2-page-64", 64, ("--tensor-parallel-size", "2")),
+        ("smaller-pages", 96, ()),
+        pytest.param("tp-2-page-64", 64, ("--tensor-parallel-size", "2"), marks=pytest.mark.full),
     ],
 )
 def test_smaller_pages_and_more_ranks_of_prefill_change_no_element(
