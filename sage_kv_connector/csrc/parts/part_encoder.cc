@@ -83,6 +83,7 @@ PartEncoder::Pages PartEncoder::look(const Part& part, std::vector<int64_t>* ids
 }
 
 std::optional<size_t> PartEncoder::next() const {
+  if (status_ != Status::kOk || post_ended_) return std::nullopt;
   Status status;
   std::string why;
   const size_t end = std::min<size_t>(granted_, first_open_ + ring_.slots);
@@ -94,13 +95,10 @@ std::optional<size_t> PartEncoder::next() const {
   return std::nullopt;
 }
 
-bool PartEncoder::startable() const {
-  return ring_.slots > 0 && status_ == Status::kOk && !post_ended_ && next().has_value();
-}
-
 std::optional<PartWork> PartEncoder::take() {
-  if (!startable()) return std::nullopt;
-  const size_t part = *next();
+  const auto found = next();
+  if (!found) return std::nullopt;
+  const size_t part = *found;
   std::vector<int64_t> ids;
   Status status = Status::kOk;
   std::string why;

@@ -50,14 +50,14 @@ class PartEncoder : public PartStream, public Waiter {
  private:
   enum class State : uint8_t { kOpen, kBegun, kSent };
   enum class Pages { kWait, kFinal, kRefused };
-  bool startable() const override;
+  bool startable() const override { return next().has_value(); }
   std::optional<PartWork> take() override;
   void converted(size_t part) override;
   void fail(Status status, std::string why) override;
   void convert(const PagedConverter& converter, const PartWork& work) const override;
   void tell() override;
 
-  // Of the first part that can begin or is to be refused.
+  // The first part that can begin or is to be refused; none before `start`.
   std::optional<size_t> next() const;
   // Whether a part's pages are final; `ids` where they are asked for; `status` and `why` where they can't be had.
   Pages look(const Part& part, std::vector<int64_t>* ids, Status* status, std::string* why) const;

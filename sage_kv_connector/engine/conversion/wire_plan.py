@@ -7,6 +7,7 @@ same result; the consumer's choice of formats travels in its subscriptions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sage_kv_connector.contract.cache_view import GroupView
@@ -40,7 +41,12 @@ class WirePlan(NamedTuple):
 
     @property
     def wire_dtype(self) -> str:
-        return "/".join(sorted({fmt.dtype for formats in self.formats for fmt in formats}))
+        return wire_dtype_of(self.formats)
+
+
+def wire_dtype_of(groups: Iterable[Formats]) -> str:
+    """What is on the wire, for people and reports; ``groups``: the formats of each."""
+    return "/".join(sorted({fmt.dtype for formats in groups for fmt in formats}))
 
 
 def needs_conversion(

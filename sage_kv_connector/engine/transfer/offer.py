@@ -16,7 +16,7 @@ from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
-from sage_kv_connector.engine.conversion.wire_plan import SAME
+from sage_kv_connector.engine.conversion.wire_plan import SAME, wire_dtype_of
 from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
@@ -60,7 +60,7 @@ class Stream:
     def wire_dtype(self) -> str:
         if isinstance(self.request, m.Subscribe):
             return SAME
-        return "/".join(sorted({fmt.dtype for group in self.request.groups for fmt in group.formats}))
+        return wire_dtype_of(group.formats for group in self.request.groups)
 
     def grant(self, message: m.Grant) -> None:
         """The consumer of a converting one has a window, and room for so many parts."""

@@ -60,8 +60,7 @@ class PartFetch:
         ours = converters.schema
         plan = self.plan = plan_wire(ours, session.peer.schema, target_dtype)
         self._part_bytes = part_bytes_of(self._conversions.incoming)
-        self._target = target
-        asked = [
+        asked = self._asked = [
             WantedParts(
                 group,
                 [(run.local, run.layers) for run in plan.runs[group]],
@@ -107,14 +106,13 @@ class PartFetch:
                 nbytes=self.nbytes,
                 groups=tuple(
                     PartGroup(
-                        group,
-                        tuple((run.peer, run.layers) for run in self.plan.runs[group]),
-                        tokens.start,
-                        len(tokens),
-                        self.plan.formats[group],
+                        one.group,
+                        tuple((run.peer, run.layers) for run in self.plan.runs[one.group]),
+                        one.tokens.start,
+                        len(one.tokens),
+                        one.formats,
                     )
-                    for group, tokens in sorted(self._target.tokens.items())
-                    if self.plan.runs[group]
+                    for one in self._asked
                 ),
                 first_head=self.plan.first_head,
                 heads=self.plan.heads,

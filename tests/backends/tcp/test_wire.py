@@ -75,6 +75,12 @@ class Listener:
         there = self.accepted()
         client.authorize(here)
         self.backend.authorize(there)
+        self.carries(client, here, there)
+        client.close()
+        self.closed()
+
+    def carries(self, client: TcpBackend, here: int, there: int) -> None:
+        """Bytes of a client get through its connection."""
         source, target = random_bytes(1 << 20), np.zeros(1 << 20, np.uint8)
         region = self.backend.register_memory(address_of(target), target.nbytes)
         client.register_memory(address_of(source), source.nbytes)
@@ -85,8 +91,6 @@ class Listener:
         assert np.array_equal(source, target)
         self.backend.close_window(window)
         self.backend.deregister_memory(region)
-        client.close()
-        self.closed()
 
 
 @pytest.fixture
@@ -430,14 +434,7 @@ def test_a_lane_that_is_refused_ends_alone(listener: Listener) -> None:
         assert listener.inbox.next(EventKind.MESSAGE).payload == b"hey %d" % number
         time.sleep(0.1)
     assert client.connection_info(here).lanes == 1
-    source, target = random_bytes(1 << 20), np.zeros(1 << 20, np.uint8)
-    listener.backend.register_memory(address_of(target), target.nbytes)
-    client.register_memory(address_of(source), source.nbytes)
-    window = listener.backend.open_window(there, table([(address_of(target), target.nbytes)]), 1)
-    rows = table([(address_of(source), 0, source.nbytes)])
-    client.post(here, listener.backend.window_descriptor(window), rows, 1)
-    listener.inbox.next(EventKind.WINDOW_DONE, window)
-    assert np.array_equal(source, target)
+    listener.carries(client, here, there)
     for stranger in strangers:
         stranger.close()
     client.close()
