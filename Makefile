@@ -4,14 +4,14 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint matrix bench shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint matrix bench simulate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-cpp test-vendor-headers test-wheel test-engines
+test: test-unit test-simulation test-cpp test-vendor-headers test-wheel test-engines
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
 PARALLEL_TESTS = tests/config tests/contract tests/engine tests/format tests/hardware tests/integrations tests/kernels tests/sglang tests/vendors tests/test_architecture.py tests/test_docs.py
@@ -22,6 +22,10 @@ else
 	$(RUN) python -m pytest -q -n 2 --dist worksteal --durations 15 $(PARALLEL_TESTS)
 	$(RUN) python -m pytest -q --durations 15 tests $(PARALLEL_TESTS:%=--ignore %)
 endif
+
+# New seeds each day, so that all runs together see far more than one.
+test-simulation:
+	$(RUN) python -m scripts.simulate --seconds 150 --seed $$(($$(date +%s) / 86400 * 1000000))
 
 # The wheel in a fresh environment without a compiler.
 test-wheel:
@@ -40,7 +44,7 @@ test-engines: test-vllm test-sglang
 
 # With the cases that another one of their kind stands for in make test.
 test-full:
-	$(MAKE) test-unit test-cpp test-vendor-headers test-wheel
+	$(MAKE) test-unit test-simulation test-cpp test-vendor-headers test-wheel
 	$(MAKE) test-engines ARGS=--full
 
 # Tests that want SGLang skip themselves here.
@@ -54,6 +58,11 @@ test-sglang:
 # Every kind of request against one server, on pairs of real ones (docs/requests.md). ARGS="--setup lora --json"
 matrix:
 	$(RUN) python -m scripts.request_matrix $(ARGS)
+
+# The real engine over a virtual clock and a lying network, by seed (docs/reliability.md).
+# ARGS="--schedules 1000000", "--seed 4711 --schedules 1", "--planted", "--json"
+simulate:
+	$(RUN) python -m scripts.simulate $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

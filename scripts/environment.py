@@ -217,6 +217,7 @@ def build_package() -> None:
             "pyproject.toml",
             "sage_kv_connector/csrc/**/*",
             "kernels/cpu/*",
+            "tests/simulation/csrc/*",
         )
         for path in ROOT.glob(pattern)
         if path.is_file()
@@ -234,6 +235,8 @@ def build_package() -> None:
         "--quiet",
         "--no-build-isolation",
         "--no-deps",
+        # For tests; a wheel has none of it.
+        "--config-settings=cmake.define.SAGE_KVT_SIMULATION=ON",
         "-e",
         ROOT,
     ]

@@ -56,8 +56,13 @@ std::vector<Descriptor> descriptors_of(const Triples& array) {
 
 nb::bytes to_bytes(const WindowDescriptor& d) { return nb::bytes(reinterpret_cast<const char*>(&d), sizeof d); }
 
-nb::dict counters_of(const Counters& c) {
+nb::dict counters_of(Endpoint& endpoint) {
+  const Counters& c = endpoint.counters;
+  const auto held = endpoint.held();
   nb::dict out;
+  out["connections"] = held.connections;
+  out["windows"] = held.windows;
+  out["posts"] = held.posts;
   out["bytes_sent"] = c.bytes_sent.load();
   out["bytes_landed"] = c.bytes_landed.load();
   out["chunks_sent"] = c.chunks_sent.load();
@@ -160,11 +165,14 @@ NB_MODULE(_data_plane, m) {
       .def("poll", [](Endpoint& e, size_t max_events) { return events_of(e.poll(max_events)); })
       .def("wait", &Endpoint::wait, "timeout_s"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("fileno", &Endpoint::fileno)
-      .def("counters", [](Endpoint& e) { return counters_of(e.counters); })
+      .def("counters", [](Endpoint& e) { return counters_of(e); })
       .def("close", &Endpoint::close, nb::call_guard<nb::gil_scoped_release>());
 
   bind_paged(m);
   bind_parts(m);
+#ifdef SAGE_KVT_SIMULATION
+  bind_simulation(m);
+#endif
 
   nb::class_<TcpEndpoint, Endpoint>(m, "TcpEndpoint")
       .def(

@@ -19,5 +19,6 @@ WindowDescriptor window_descriptor(const nanobind::bytes& data);
 void bind_conversion(nanobind::module_& m);
 void bind_paged(nanobind::module_& m);
 void bind_parts(nanobind::module_& m);
+void bind_simulation(nanobind::module_& m);
 
 }  // namespace sage_kvt

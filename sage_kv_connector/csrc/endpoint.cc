@@ -6,7 +6,7 @@
 namespace sage_kvt {
 Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spin_ns_(options.spin_ns) {
   for (int i = 0; i < options.lanes; ++i)
-    lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { bury_doomed(); }));
+    lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { bury_doomed(); }, options.stepped));
 }
 
 Endpoint::~Endpoint() { close(); }
@@ -23,6 +23,11 @@ void Endpoint::close() {
   for (uint64_t id : connections) close_connection(id, Status::kCancelled, "closed here");
   for (uint64_t id : windows) close_window(id);
   completions_.close();
+}
+
+Held Endpoint::held() {
+  std::shared_lock lock(mutex_);
+  return {connections_.size(), windows_.size(), post_owner_.size()};
 }
 
 void Endpoint::throw_if_closed() const {

@@ -31,6 +31,12 @@ struct EndpointOptions {
   uint64_t spin_ns = 50000;
   // A post of at most this many bytes on an idle connection leaves from the caller's thread.
   uint64_t inline_bytes = 64 << 10;
+  bool stepped = false;  // lanes have no threads
+};
+
+// What is open now.
+struct Held {
+  size_t connections, windows, posts;
 };
 
 struct Counters {
@@ -110,6 +116,7 @@ class Endpoint {
   void doom(const std::shared_ptr<Connection>& connection, Status status, const std::string& detail);
   const EndpointOptions& options() const { return options_; }
   Counters counters;
+  Held held();
 
  protected:
   // A connection is gone; for what a backend keeps of it.
@@ -118,6 +125,8 @@ class Endpoint {
   static uint64_t deadline_after(double timeout_s) { return now_ns() + nanoseconds(timeout_s); }
   void throw_if_closed() const;
   Lane& lane(size_t index) { return *lanes_[index % lanes_.size()]; }
+  const std::vector<std::unique_ptr<Lane>>& lanes() const { return lanes_; }
+  bool has_doomed() const { return any_doomed_; }
 
  private:
   static uint64_t nanoseconds(double timeout_s);

@@ -7,12 +7,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <system_error>
 
 namespace sage_kvt {
 
+#ifdef SAGE_KVT_SIMULATION
+namespace {
+std::atomic<uint64_t> simulated_ns{0};
+}
+void simulate_now(uint64_t ns) { simulated_ns = ns; }
+#endif
+
 uint64_t now_ns() {
+#ifdef SAGE_KVT_SIMULATION
+  if (const uint64_t simulated = simulated_ns.load(std::memory_order_relaxed)) return simulated;
+#endif
   timespec t{};
   clock_gettime(CLOCK_MONOTONIC, &t);
   return static_cast<uint64_t>(t.tv_sec) * 1000000000ull + static_cast<uint64_t>(t.tv_nsec);

@@ -45,6 +45,10 @@ enum class Status : int {
 
 // CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.
 uint64_t now_ns();
+#ifdef SAGE_KVT_SIMULATION
+// What `now_ns` says instead, until it is set to 0.
+void simulate_now(uint64_t ns);
+#endif
 
 struct Event {
   EventKind kind = EventKind::kClosed;

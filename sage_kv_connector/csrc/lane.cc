@@ -36,7 +36,7 @@ void Spinner::turn() {
     pause_cpu();
 }
 
-Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping)
+Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping, bool stepped)
     : spin_ns_(spin_ns),
       housekeeping_(std::move(housekeeping)),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
@@ -50,7 +50,7 @@ Lane::Lane(uint64_t spin_ns, std::function<void()> housekeeping)
   event.events = EPOLLIN;
   event.data.ptr = nullptr;
   epoll_ctl(epoll_, EPOLL_CTL_ADD, wake_, &event);
-  thread_ = std::thread([this] { run(); });
+  if (!stepped) thread_ = std::thread([this] { run(); });
 }
 
 Lane::~Lane() { stop(); }

@@ -83,7 +83,8 @@ class Lane {
 
  public:
   // `housekeeping` runs on the lane's thread after it drove channels, without locks.
-  Lane(uint64_t spin_ns, std::function<void()> housekeeping);
+  // `stepped`: without a thread, `step` is all that drives it.
+  Lane(uint64_t spin_ns, std::function<void()> housekeeping, bool stepped = false);
   ~Lane();
 
   void add(const std::shared_ptr<Channel>& channel);
@@ -96,6 +97,8 @@ class Lane {
   void forget(int fd);
   void modify(int fd, uint32_t events, void* owner);
   std::vector<std::shared_ptr<Channel>> channels();
+  // One look at every channel, of a lane that is stepped; true if something moved.
+  bool step() { return drive(); }
   // Joins the thread, closes the listeners and the lane's own descriptors, lets go of the channels.
   void stop();
 

@@ -9,7 +9,7 @@
 namespace sage_kvt {
 
 struct PoolHandle {
-  explicit PoolHandle(int threads) : pool(std::make_shared<ConversionPool>(threads)) {}
+  explicit PoolHandle(int threads, bool stepped = false) : pool(std::make_shared<ConversionPool>(threads, stepped)) {}
   ~PoolHandle() { pool->close(); }
   PoolHandle(const PoolHandle&) = delete;
   PoolHandle& operator=(const PoolHandle&) = delete;

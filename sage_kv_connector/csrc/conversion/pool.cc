@@ -8,10 +8,10 @@
 
 namespace sage_kvt {
 
-ConversionPool::ConversionPool(int threads) {
+ConversionPool::ConversionPool(int threads, bool stepped) : wanted_(threads) {
   if (threads < 1 || threads > 64)
     throw std::invalid_argument("threads is " + std::to_string(threads) + ", allowed: 1 to 64");
-  for (int i = 0; i < threads; ++i) {
+  for (int i = 0; i < threads && !stepped; ++i) {
     threads_.emplace_back([this] { run(); });
     pthread_setname_np(threads_.back().native_handle(), "sage-kvt-conv");
   }
@@ -100,26 +100,42 @@ void ConversionPool::run() {
   while (true) {
     work_.wait(lock, [&] { return closing_ || !waiting_.empty(); });
     if (closing_) return;
-    Job job = std::move(waiting_.front());
-    waiting_.pop_front();
-    if (job.id != 0) running_.insert(job.id);
-    lock.unlock();
-    const uint64_t begun = now_ns();
-    const uint64_t length = job.run();
-    const uint64_t spent = now_ns() - begun;
-    job.run = nullptr;  // what it holds ends without the lock
-    lock.lock();
-    busy_ns_ += length > 0 ? spent : 0;
-    wire_bytes_ += length;
-    if (job.id == 0) continue;
-    running_.erase(job.id);
-    ended_.notify_all();
-    Event event;
-    event.kind = EventKind::kConverted;
-    event.id = job.id;
-    event.length = length;
-    completions_.push(std::move(event));
+    run_next(lock);
   }
+}
+
+bool ConversionPool::step() {
+  std::unique_lock lock(mutex_);
+  if (closing_ || waiting_.empty()) return false;
+  run_next(lock);
+  return true;
+}
+
+bool ConversionPool::idle() const {
+  std::lock_guard lock(mutex_);
+  return waiting_.empty();
+}
+
+void ConversionPool::run_next(std::unique_lock<std::mutex>& lock) {
+  Job job = std::move(waiting_.front());
+  waiting_.pop_front();
+  if (job.id != 0) running_.insert(job.id);
+  lock.unlock();
+  const uint64_t begun = now_ns();
+  const uint64_t length = job.run();
+  const uint64_t spent = now_ns() - begun;
+  job.run = nullptr;  // what it holds ends without the lock
+  lock.lock();
+  busy_ns_ += length > 0 ? spent : 0;
+  wire_bytes_ += length;
+  if (job.id == 0) return;
+  running_.erase(job.id);
+  ended_.notify_all();
+  Event event;
+  event.kind = EventKind::kConverted;
+  event.id = job.id;
+  event.length = length;
+  completions_.push(std::move(event));
 }
 
 }  // namespace sage_kvt

@@ -23,7 +23,8 @@ namespace sage_kvt {
 
 class ConversionPool {
  public:
-  explicit ConversionPool(int threads);
+  // `stepped`: it has none, `step` runs what waits, one at a time.
+  explicit ConversionPool(int threads, bool stepped = false);
   ~ConversionPool();
   ConversionPool(const ConversionPool&) = delete;
   ConversionPool& operator=(const ConversionPool&) = delete;
@@ -36,7 +37,10 @@ class ConversionPool {
   void cancel(uint64_t job);
   // `task` returns the wire bytes that it converted. False once the pool is closed: it won't run.
   bool submit(std::function<uint64_t()> task);
-  int threads() const { return static_cast<int>(threads_.size()); }
+  int threads() const { return wanted_; }
+  // Runs the next job or task here; false if none waits.
+  bool step();
+  bool idle() const;
   // For events in its queue that no job has.
   uint64_t new_id() { return next_++; }
   CompletionQueue& completions() { return completions_; }
@@ -52,7 +56,9 @@ class ConversionPool {
   };
   uint64_t submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   void run();
+  void run_next(std::unique_lock<std::mutex>& lock);
 
+  const int wanted_;
   mutable std::mutex mutex_;
   std::condition_variable work_, ended_;
   std::deque<Job> waiting_;

@@ -127,16 +127,19 @@ class ControlLoop:
     def _run(self) -> None:
         _name_thread(b"sage-kvt-ctl")
         while not self._stopping:
-            happened = self._take_events()
-            self._woken = False  # before the orders are looked at, so that none is left lying
-            # In the order in which it came about: a peer may know of what was ordered here, and who orders of what
-            # a peer did.
-            for time_ns, handler, arguments in happened:
-                self._run_orders(time_ns)
-                self._guarded(handler, *arguments)
-            self._run_orders()
-            while (timer := self._timers.pop_due()) is not None:
-                self._guarded(timer.fire)
+            self._turn()
+
+    def _turn(self) -> None:
+        happened = self._take_events()
+        self._woken = False  # before the orders are looked at, so that none is left lying
+        # In the order in which it came about: a peer may know of what was ordered here, and who orders of what
+        # a peer did.
+        for time_ns, handler, arguments in happened:
+            self._run_orders(time_ns)
+            self._guarded(handler, *arguments)
+        self._run_orders()
+        while (timer := self._timers.pop_due()) is not None:
+            self._guarded(timer.fire)
 
     def _take_events(self) -> list[tuple[int, Callable[..., object], tuple[Any, ...]]]:
         """Waits for something to happen."""

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold after a run: who must have been right, who is told in time, and how long pages are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tests.simulation.decode import SLACK_S, DecodeLoad
+from tests.simulation.prefill import PrefillRequest
+from tests.simulation.stepped import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from tests.simulation.schedule import Schedule
+    from tests.simulation.world import World
+
+_BYTES_A_TOKEN = 2 * 2 * 2 * 32 * 2
+
+
+def wrong_at_the_end(
+    world: World, prefills: Sequence[PrefillRequest], loads: Sequence[DecodeLoad]
+) -> Iterator[str]:
+    for load in loads:
+        yield from load.unanswered()
+    for prefill in prefills:
+        yield from prefill.unanswered()
+        of_request = [load for load in loads if load.prefill is prefill]
+        yield from _held_too_long(world, prefill, of_request)
+        if is_calm(world.schedule):
+            yield from _should_be_right(world.schedule, prefill, of_request)
+            yield from _told_too_late(world.schedule, prefill, of_request)
+
+
+def is_calm(schedule: Schedule) -> bool:
+    """Nothing goes wrong but what requests do themselves."""
+    return not schedule.faults and not schedule.options.corrupt and not schedule.options.duplicate
+
+
+def moving_s(schedule: Schedule) -> float:
+    """Longer than any hand-over takes on this wire, its session included."""
+    tokens = sum(request.tokens * len(request.loads) for request in schedule.requests)
+    packets = 20 + 8 * len(schedule.requests) + 3 * tokens * _BYTES_A_TOKEN / CHUNK_BYTES
+    return 1.0 + 2 * packets * schedule.options.longest_s
+
+
+def _should_be_right(
+    schedule: Schedule, prefill: PrefillRequest, loads: Sequence[DecodeLoad]
+) -> Iterator[str]:
+    """Whoever comes in time gets what prefill computed."""
+    request, options, moving = prefill.request, schedule.options, moving_s(schedule)
+    if request.how != "finished" or prefill.finished_at is None or prefill.offered_at is None:
+        return
+    for load in loads:
+        if not load.asked or load.load.cancel_s or load.load.other_prompt or not load.answers:
+            continue
+        waits_for_offer = prefill.offered_at - load.asked_at
+        since_end = load.asked_at - prefill.finished_at
+        end = max(load.asked_at, prefill.finished_at) + moving
+        in_time = waits_for_offer < options.unmatched_timeout_s - 2 * options.longest_s
+        if in_time and since_end < options.lease_s - moving and end < load.asked_at + load.load.deadline_s:
+            outcome = load.answers[0]
+            code = outcome.failure.code if outcome.failure else ""
+            # A part that no staging memory holds is refused, by name.
+            if outcome.stats is None and code != "memory":
+                yield f"{load.name}: {outcome.failure}, and nothing went wrong"
+
+
+def _told_too_late(schedule: Schedule, prefill: PrefillRequest, loads: Sequence[DecodeLoad]) -> Iterator[str]:
+    """Who waits for what never comes hears so: at once if prefill knows it, else after the time for that."""
+    request, moving = prefill.request, moving_s(schedule)
+    for load in loads:
+        if load.answered_at is None or load.satisfied:
+            continue
+        if prefill.offered_at is None:
+            bound = load.asked_at + schedule.options.unmatched_timeout_s + moving
+        elif request.how in ("given_up", "withdrawn") and prefill.ended_at is not None:
+            bound = max(load.asked_at, prefill.ended_at) + moving
+        else:
+            continue
+        if load.answered_at > bound:
+            yield f"{load.name}: told {load.answered_at - bound:.1f} s too late that prefill does not come"
+
+
+def _held_too_long(world: World, prefill: PrefillRequest, loads: Sequence[DecodeLoad]) -> Iterator[str]:
+    """Pages are free soon after the last of those who wanted them; after a lease if one of them never came."""
+    request, options, schedule = prefill.request, world.schedule.options, world.schedule
+    server = prefill.server
+    if server is None or prefill.released_at is None or prefill.finished_at is None:
+        return
+    ends = [load.ended_at for load in loads if load.ended_at is not None]
+    last = max([prefill.finished_at, *ends])
+    everybody = request.how == "finished" and is_calm(schedule) and all(load.satisfied for load in loads)
+    bound = last + SLACK_S + moving_s(schedule) + world.lost_s(server)
+    if not everybody:
+        bound += options.lease_s + 2 * options.peer_timeout_s + options.connect_timeout_s
+        bound += sum(fault.for_s for fault in schedule.faults)
+    if any(load.load.renews for load in loads):
+        bound += options.lease_s
+    if prefill.released_at > bound:
+        yield (
+            f"{prefill.transfer_id}: its pages were free {prefill.released_at - last:.1f} s after the last "
+            f"consumer ended, at most {bound - last:.1f} s are right"
+        )
