@@ -214,11 +214,16 @@ class EngineCore:
         detail: str = "",
         prompt: PromptDigest = UNBOUND,
     ) -> None:
-        """See :class:`Consumer`. ``detail``: why what was needed is given up, empty if it never was."""
-        self._loop.submit(self._consumer.release, peer, m.Release(transfer_id, consumers, detail, prompt))
+        """Tell the producer that this consumer wants nothing of a transfer.
+
+        ``detail``: why what was needed is given up, empty if it never was.
+        """
+        self._loop.submit(self.sessions.tell, peer, m.Release(transfer_id, consumers, detail, prompt))
 
     def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
-        self._loop.submit(self._consumer.renew, peer, transfer_ids)
+        """Ask the producer to keep these transfers for another lease."""
+        for first in range(0, len(transfer_ids), m.MAX_RENEWED):
+            self._loop.submit(self.sessions.tell, peer, m.Renew(transfer_ids[first : first + m.MAX_RENEWED]))
 
     # -- questions
 

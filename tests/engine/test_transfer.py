@@ -172,16 +172,21 @@ def test_unmatched_subscription_and_deadline_end_in_time(make_core: MakeCore) ->
     prefill.released.get(timeout=5)
 
 
-def test_lost_session_fails_the_load_and_frees_the_pages(sides: tuple[Side, Side]) -> None:
+def test_a_session_lost_twice_fails_the_load_and_frees_the_pages(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefill, decode = sides
+    monkeypatch.setattr(prefill.core._producer._returns, "_wait_s", 0.2)
     source = prefill.offer("t", [1])
     prefill.backend().hold_posts = True
     decode.subscribe(prefill, "t", range(1), [1])
     prefill.ready("t", source, slice(None), 1)
     prefill.core.finish("t")
     eventually(lambda: prefill.backend().counters()["posts"] > 0)
-    for connection in list(prefill.backend()._ends):
-        prefill.backend().close_connection(connection)
+    for _ in range(2):
+        eventually(lambda: prefill.backend().counters()["posts"] > 0)
+        for connection in list(prefill.backend()._ends):
+            prefill.backend().close_connection(connection)
     assert not decode.outcomes.get(timeout=5).ok
     prefill.released.get(timeout=5)
     second = prefill.offer("u", [2])

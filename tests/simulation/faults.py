@@ -23,7 +23,7 @@ def begin_fault(world: World, fault: Fault) -> None:
     server = world.server(fault.server)
     now = world.clock.ns
     until = now + int(fault.for_s * 1e9)
-    host = server.name
+    host = server.host
     match fault.kind:
         case "cut" | "cut_silently":
             world.wire.cut(host=host, silently=fault.kind == "cut_silently")
@@ -86,7 +86,7 @@ def _noise(world: World, victim: Server) -> None:
     """A connection without a handshake."""
     evil = world.start(world.schedule.prefills)
     backend = evil.core.backends["stepped"]
-    connection = backend.connect(f"stepped://{victim.name}", 1.0)
+    connection = backend.connect(victim.address.addresses[0], 1.0)
     for number in range(MESSAGES):
         world.after(number * 0.01, _shout, world, evil, connection)
     world.after(5.0, evil.kill)

@@ -112,6 +112,22 @@ def _generation_not_new() -> Any:
     return mock.patch.object(subscription, "new_number", lambda: 1)
 
 
+def _not_tried_again() -> Any:
+    """A load whose session is lost fails, be it that nothing moved."""
+    real = Consumer._lost
+
+    def lost(self: Consumer, ended: Any, why: Any) -> None:
+        ended.tries = 2
+        real(self, ended, why)
+
+    return _replaced(Consumer, "_lost", lost)
+
+
+def _not_probed() -> Any:
+    """A connection that was idle is trusted as any other."""
+    return _replaced(Session, "doubtful", property(lambda session: False))
+
+
 def _release_dropped() -> Any:
     """Who wants nothing is waited for."""
     return _replaced(Producer, "on_release", _nothing)
@@ -148,6 +164,8 @@ PLANTED: dict[str, Callable[[], Any]] = {
     "delivered_too_early": _delivered_too_early,
     "prompt_not_compared": _any_prompt,
     "staging_memory_kept": _staging_kept,
+    "not_tried_again": _not_tried_again,
+    "not_probed": _not_probed,
     "session_kept": _session_kept,
     "early_subscription_forgotten": _early_forgotten,
     "answered_twice": _answered_twice,

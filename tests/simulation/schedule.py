@@ -82,7 +82,8 @@ class Schedule(NamedTuple):
 
 
 FAULTS = (
-    "cut", "cut_silently", "kill", "kill_silently", "restart", "stop", "freeze", "busy", "jump", "slow", "hostile",
+    "cut", "cut", "cut", "cut_silently", "cut_silently", "kill", "kill_silently", "restart", "stop", "freeze", "busy",
+    "jump", "slow", "hostile",
     "noise", "unreachable",
 )  # fmt: skip
 
@@ -114,19 +115,37 @@ def drawn(seed: int) -> Schedule:
     )
     until = max(r.offered_s + r.steps * r.step_s for r in requests) + 1.0
     faults = tuple(
-        Fault(
-            rng.choice(FAULTS),
-            round(rng.uniform(0, until), 4),
-            rng.randrange(prefills + decodes),
-            rng.choice((0.05, 0.5, 3.0, 20.0)),
-        )
-        for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))
+        _fault(rng, requests, prefills + decodes, until) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))
     )
+    if rng.random() < 0.05:
+        requests, faults = _forgotten(rng, requests[0])
     return Schedule(seed, prefills, decodes, options, requests, tuple(sorted(faults, key=lambda f: f.at_s)))
 
 
+def _forgotten(rng: random.Random, request: Request) -> tuple[tuple[Request, ...], tuple[Fault, ...]]:
+    """The same pair twice, and between them the network forgets the connection."""
+    pause_s = rng.uniform(3.0, 30.0)
+    later = request._replace(
+        number=1,
+        offered_s=request.offered_s + pause_s,
+        loads=tuple(load._replace(at_s=load.at_s + pause_s) for load in request.loads),
+    )
+    cut = Fault("cut_silently", later.loads[0].at_s - rng.uniform(0.2, 2.5), request.server, 1.0)
+    return (request, later), (cut,)
+
+
+def _fault(rng: random.Random, requests: tuple[Request, ...], servers: int, until: float) -> Fault:
+    at_s = rng.uniform(0, until)
+    if rng.random() < 0.6:  # while something goes on
+        request = rng.choice(requests)
+        at_s = rng.choice(request.loads).at_s + rng.uniform(0, request.steps * request.step_s + 0.01)
+    return Fault(
+        rng.choice(FAULTS), round(at_s, 5), rng.randrange(servers), rng.choice((0.05, 0.5, 3.0, 20.0))
+    )
+
+
 def _request(rng: random.Random, number: int, prefills: int, decodes: int, options: Options) -> Request:
-    offered_s = rng.uniform(0, 0.5)
+    offered_s = rng.uniform(0, rng.choice((0.5, 5.0)))
     steps, step_s = rng.choice((1, 2, 4)), rng.choice((1e-4, 0.01, 0.2))
     prefill_s = steps * step_s
     servers = rng.sample(range(decodes), rng.randint(1, decodes))

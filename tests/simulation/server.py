@@ -8,7 +8,7 @@ freed memory is found, and whoever reads it sends what no request holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -95,12 +95,13 @@ def _config(options: tuple[tuple[str, Any], ...]) -> KVTransportConfig:
 
 
 class Server:
-    """``name``: its engine id and host. It runs until ``kill`` or ``stop``."""
+    """``name``: its engine id; ``port``: what tells it from others. It runs until ``kill`` or ``stop``."""
 
     def __init__(
         self,
         wire: Any,
         name: str,
+        port: int,
         layout: Layout,
         options: dict[str, Any],
         lanes: int,
@@ -108,6 +109,7 @@ class Server:
         knows_pages: bool = True,
     ) -> None:
         self.name = name
+        self.host = f"127.0.0.1:{port}"
         self.memory = borrow(layout)
         self.free = list(range(PAGES))
         self.alive = True
@@ -115,7 +117,7 @@ class Server:
         self.stopped_until = 0  #: nothing of it moves before
         self.busy_until = 0  #: nor does its control thread
         self.wrong: list[str] = []
-        with stepped_engine(lambda: SteppedBackend(wire, name, lanes, knows_pages), staging_bytes):
+        with stepped_engine(lambda: SteppedBackend(wire, self.host, lanes, knows_pages), staging_bytes):
             self.core = EngineCore(
                 _config(tuple(sorted(options.items()))), engine_id=name, schema=self.memory.schema
             )
@@ -129,7 +131,7 @@ class Server:
 
     @property
     def address(self) -> PeerAddress:
-        return PeerAddress(self.name, 0, (f"stepped://{self.name}",))
+        return PeerAddress(self.name, 0, (f"stepped://{self.host}",))
 
     # -- pages
 
@@ -205,11 +207,21 @@ class Server:
             for session in self.core.sessions._sessions.values()
             if session._holders
         ]
+        producer, windows = self.core._producer, self.core._consumer._windows
+        tables: dict[str, Sized] = {
+            "consumers": producer._offers._consumers,
+            "posts of streams": producer.posts._posts,
+            "receivers of windows": windows._receivers,
+            "owners of generations": windows._owners,
+            "lost consumers": producer._returns._lost,
+            "dials": self.core.sessions._dials,
+        }
+        found += [f"{self.name} remembers {len(table)} {name}" for name, table in tables.items() if table]
         if self.loop.timers:
             found.append(f"{self.name} has {self.loop.timers} timers")
         for page in self.free:
             self._check_untouched(page)
-        return found + self.wrong
+        return found + self.wrong + [f"{self.name}: {fault}" for fault in self.loop.faults]
 
 
 @contextmanager

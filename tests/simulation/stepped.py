@@ -62,6 +62,7 @@ class SteppedLoop(ControlLoop):
         super().__init__()
         self._sources: list[tuple[Any, Callable[..., object], tuple[Any, ...]]] = []
         self._inside = False
+        self.faults: list[str] = []  #: what a real one would have logged, and gone on
 
     def watch(self, source: Any, handler: Callable[..., object], *first: Any) -> None:
         self._sources.append((source, handler, first))
@@ -103,6 +104,12 @@ class SteppedLoop(ControlLoop):
             for event in source.poll()
         ]
 
+    def _guarded(self, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.faults.append(f"{type(error).__name__}: {error}")
+
     @property
     def next_due(self) -> int | None:
         """When there is something to do, now or later; None: never."""
@@ -128,7 +135,7 @@ def _has_events(source: Any) -> bool:
 class SteppedBackend(NativeBackend):
     """Over the simulated wire; ``host`` is where it listens."""
 
-    capabilities = Capabilities("stepped", rank=0, crosses_nodes=False, pages=True, parts=True)
+    capabilities = Capabilities("stepped", rank=0, crosses_nodes=True, pages=True, parts=True)
 
     def __init__(self, wire: Any, host: str, lanes: int, knows_pages: bool) -> None:
         self.endpoint = stepped_data_plane.SteppedEndpoint(

@@ -6,14 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sage_kv_connector.engine.session.session import PROBE_S
 from tests.simulation.decode import SLACK_S, DecodeLoad
 from tests.simulation.prefill import PrefillRequest
-from tests.simulation.stepped import CHUNK_BYTES
+from tests.simulation.stepped import BEGINNING_NS, CHUNK_BYTES
 
 if TYPE_CHECKING:
     from tests.simulation.schedule import Schedule
     from tests.simulation.world import World
 
+#: A dead connection is noticed within this time after it was idle.
+NOTICED_S = 2.0
 _BYTES_A_TOKEN = 2 * 2 * 2 * 32 * 2
 
 
@@ -26,14 +29,29 @@ def wrong_at_the_end(
         yield from prefill.unanswered()
         of_request = [load for load in loads if load.prefill is prefill]
         yield from _held_too_long(world, prefill, of_request)
-        if is_calm(world.schedule):
+        if is_calm(world.schedule) or is_cut_only(world.schedule, loads):
             yield from _should_be_right(world.schedule, prefill, of_request)
+        if is_calm(world.schedule):
             yield from _told_too_late(world.schedule, prefill, of_request)
 
 
 def is_calm(schedule: Schedule) -> bool:
     """Nothing goes wrong but what requests do themselves."""
     return not schedule.faults and not schedule.options.corrupt and not schedule.options.duplicate
+
+
+def is_cut_only(schedule: Schedule, loads: Sequence[DecodeLoad]) -> bool:
+    """Links break, once: with a word, or without one while nothing goes over them."""
+    if len(schedule.faults) != 1 or schedule.options.corrupt or schedule.options.duplicate:
+        return False
+    fault = schedule.faults[0]
+    at = BEGINNING_NS / 1e9 + fault.at_s
+    if fault.kind == "cut_silently" and schedule.options.peer_timeout_s > PROBE_S:
+        busy = [
+            load for load in loads if load.asked_at - 0.1 < at < (load.answered_at or at) + moving_s(schedule)
+        ]
+        return not busy
+    return fault.kind == "cut"
 
 
 def moving_s(schedule: Schedule) -> float:
@@ -46,8 +64,11 @@ def moving_s(schedule: Schedule) -> float:
 def _should_be_right(
     schedule: Schedule, prefill: PrefillRequest, loads: Sequence[DecodeLoad]
 ) -> Iterator[str]:
-    """Whoever comes in time gets what prefill computed."""
+    """Whoever comes in time gets what prefill computed, over another session if the first one breaks."""
     request, options, moving = prefill.request, schedule.options, moving_s(schedule)
+    allowed = {"memory"}  # no staging memory holds a part
+    if schedule.faults:
+        moving += NOTICED_S
     if request.how != "finished" or prefill.finished_at is None or prefill.offered_at is None:
         return
     for load in loads:
@@ -60,9 +81,11 @@ def _should_be_right(
         if in_time and since_end < options.lease_s - moving and end < load.asked_at + load.load.deadline_s:
             outcome = load.answers[0]
             code = outcome.failure.code if outcome.failure else ""
-            # A part that no staging memory holds is refused, by name.
-            if outcome.stats is None and code != "memory":
+            moved = outcome.failure is not None and "bytes had moved" in outcome.failure.detail
+            if outcome.stats is None and code not in allowed and not (code == "session_lost" and moved):
                 yield f"{load.name}: {outcome.failure}, and nothing went wrong"
+            elif load.answered_at is not None and load.answered_at > end:
+                yield f"{load.name}: answered {load.answered_at - end:.1f} s later than a hand-over takes"
 
 
 def _told_too_late(schedule: Schedule, prefill: PrefillRequest, loads: Sequence[DecodeLoad]) -> Iterator[str]:

@@ -54,7 +54,7 @@ class World:
         self.right = 0
         self.failures: dict[str, int] = {}
         self._running: list[Server] = []  #: prefill's, then decode's
-        self._incarnations = count()
+        self._incarnations = count(1)
         self._plans: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = count()
         self._lost: dict[Server, float] = {}
@@ -99,9 +99,11 @@ class World:
     def start(self, index: int) -> Server:
         """A new server, in place ``index``."""
         options, decodes = self.schedule.options, index >= self.schedule.prefills
+        port = next(self._incarnations)
         server = Server(
             self.wire,
-            f"{'d' if decodes else 'p'}{index}.{next(self._incarnations)}",
+            f"{'d' if decodes else 'p'}{index}.{port}",
+            port,
             options.layouts[decodes],
             {
                 name: getattr(options, name)

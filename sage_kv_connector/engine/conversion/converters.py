@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversion.jobs import Conversions
-from sage_kv_connector.engine.conversion.wire_plan import Formats
+from sage_kv_connector.engine.conversion.wire_plan import Formats, needs_conversion
 from sage_kv_connector.engine.session.session import Session
 
 
@@ -34,6 +35,15 @@ class Converters:
     def from_wire(self, session: Session, view: GroupView, group: int, formats: Formats) -> Any:
         """For ``conversions.decode``, from a producer. Raises ValueError as ``Conversions.group``."""
         return self._get(session, view, group, formats, encode=False)
+
+    def needed(self, session: Session, config: KVTransportConfig) -> bool:
+        """Whether what comes in over a session must be converted."""
+        theirs = session.peer.schema if session.peer else None
+        if theirs is None:
+            return False
+        # A CRC needs bytes that a CPU can read: they are staged then.
+        on_device = session.backend.capabilities.device_memory and config.integrity != "crc"
+        return needs_conversion(self.schema, theirs, config.target_dtype, device_memory=on_device)
 
     def _get(self, session: Session, view: GroupView, group: int, formats: Formats, *, encode: bool) -> Any:
         made = self._made.setdefault(session, {})

@@ -20,6 +20,7 @@ class Dial:
         self.peer = peer
         self._untried = list(peer.addresses)
         self._errors: dict[str, Reason] = {}
+        self._broke: set[str] = set()
         self._waiting: list[OnSession] = []
 
     def wait(self, on_session: OnSession) -> None:
@@ -32,6 +33,12 @@ class Dial:
     def resolved(self, addresses: tuple[str, ...]) -> None:
         """These stand for a name: they come next."""
         self._untried[:0] = addresses
+
+    def broke(self, address: str) -> None:
+        """It broke at once, or in the handshake: it is tried once more."""
+        if address not in self._broke:
+            self._broke.add(address)
+            self._untried.insert(0, address)
 
     def failed(self, address: str, why: Reason) -> None:
         """The first reason of an address counts: what follows only says that its connection ended."""

@@ -3,16 +3,19 @@
 
 Life: CONNECTING → (handshake) → OPEN → CLOSED. Only an OPEN one carries anything but the
 handshake. While something is in flight on it the backend watches the peer, and ends the
-connection if it is silent for ``peer_timeout_s``. Control thread only.
+connection if it is silent for ``peer_timeout_s``. After idleness it finds out soon whether the connection
+is still one: firewalls and balancers forget those that are quiet. Control thread only.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.contract.peer import PeerAddress, rank_label
 from sage_kv_connector.contract.plan import TransportPlan
+from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
@@ -20,12 +23,18 @@ from sage_kv_connector.engine.session.handshake import AcceptorHandshake, Connec
 
 logger = logging.getLogger(__name__)
 
+#: A session without anything in flight for so long may be gone without a word.
+IDLE_S = 1.0
+#: Its peer's lanes have so long for a sign of life; by ``PROBED_S`` they gave one, or it was closed.
+PROBE_S, PROBED_S = 1.2, 1.7
+
 
 class Session:
     """Owners of transfers ``hold`` it, so that it is watched while they wait."""
 
     def __init__(
         self,
+        loop: ControlLoop,
         peer_timeout_s: float,
         backend: Backend,
         connection: int,
@@ -33,6 +42,7 @@ class Session:
         dialled: PeerAddress | None = None,
         address: str = "",
     ) -> None:
+        self._loop = loop
         self._peer_timeout_s = peer_timeout_s
         self.backend = backend
         self.connection = connection
@@ -45,6 +55,8 @@ class Session:
         self.converts: bool | None = None  #: what comes in over it; found out with the first subscription
         self.deadline: Timer | None = None  #: of the handshake
         self._holders = 0
+        self.begun_at = self._idle_since = time.monotonic()
+        self._probe: Timer | None = None
 
     @property
     def open(self) -> bool:
@@ -69,11 +81,42 @@ class Session:
         self.backend.close_connection(self.connection)
 
     def hold(self) -> None:
+        probe = self.doubtful
         self._holders += 1
-        if self._holders == 1:
-            self.backend.watch(self.connection, self._peer_timeout_s)
+        if self._holders > 1:
+            return
+        if probe:
+            self.backend.watch(self.connection, PROBE_S)
+            self._probe = self._loop.call_later(PROBED_S, self._as_usual)
+        else:
+            self._as_usual()
 
     def drop(self) -> None:
         self._holders -= 1
         if self._holders == 0:
+            self._idle_since = time.monotonic()
+            self._no_probe()
             self.backend.unwatch(self.connection)
+
+    def _as_usual(self) -> None:
+        self._no_probe()
+        self.backend.watch(self.connection, self._peer_timeout_s)
+
+    def _no_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Nothing has gone over it for a while, and what lies between may have forgotten it."""
+        if self._holders or not self.backend.capabilities.crosses_nodes or self._peer_timeout_s <= PROBE_S:
+            return False
+        return time.monotonic() - self._idle_since > IDLE_S
+
+
+def is_same_peer(one: Session, other: Session) -> bool:
+    """Whether two sessions are with the same engine and rank."""
+    if one.peer is None or other.peer is None:
+        return False
+    return (one.peer.engine_id, one.peer.rank) == (other.peer.engine_id, other.peer.rank)

@@ -7,6 +7,7 @@ Sessions to a peer are kept and reused. Control thread only.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -28,7 +29,7 @@ from sage_kv_connector.engine.session.handshake import (
     Identity,
     Peer,
 )
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import PROBED_S, Session
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class SessionTable:
         self._by_peer: dict[PeerAddress, Session] = {}
         self._dials: dict[PeerAddress, Dial] = {}
         self._names = Names(loop)
+        #: What was sent over sessions of which nobody knows whether they live.
+        self._unsure: dict[Session, list[tuple[PeerAddress, m.Message]]] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -82,6 +85,24 @@ class SessionTable:
         dial = self._dials[peer] = Dial(peer)
         dial.wait(on_session)
         self._dial_next(dial)
+
+    def tell(self, peer: PeerAddress, message: m.Message) -> None:
+        """Send it once there is a session. Over one that was idle it may get lost: it is sent again then, once."""
+        self.get(peer, partial(self._tell, peer, message))
+
+    def _tell(self, peer: PeerAddress, message: m.Message, session: Session | Reason) -> None:
+        if isinstance(session, Reason):
+            return
+        if session.doubtful:
+            self._unsure.setdefault(session, []).append((peer, message))
+            session.hold()
+            self._loop.call_later(PROBED_S, self._sure, session)
+        session.send(message)
+
+    def _sure(self, session: Session) -> None:
+        """It lives: what was sent over it has arrived, or will."""
+        if self._unsure.pop(session, None) is not None:
+            session.drop()
 
     def describe(self, schema: KVCacheSchema) -> None:
         """Say this of our cache from now on, and end every session that was agreed on something else."""
@@ -115,7 +136,7 @@ class SessionTable:
         address: str = "",
     ) -> None:
         timeout_s = self._config.peer_timeout_s
-        session = Session(timeout_s, backend, connection, handshake, dialled, address)
+        session = Session(self._loop, timeout_s, backend, connection, handshake, dialled, address)
         self._sessions[(id(backend), connection)] = session
         session.deadline = self._loop.call_later(self._config.connect_timeout_s, self._late, session)
 
@@ -233,7 +254,12 @@ class SessionTable:
             level = logging.WARNING if event.status == Status.SILENT else logging.INFO
             logger.log(level, "session with %s ended: %s", session.label, why)
             self._on_closed(session, why)
+            for peer, message in self._unsure.pop(session, ()):
+                self.tell(peer, message)
         elif session.dialled is not None:
             dial = self._dials[session.dialled]
             dial.failed(session.address, Reason(Code.UNREACHABLE, why))
+            soon = time.monotonic() - session.begun_at < self._config.connect_timeout_s / 2
+            if soon and event.status == Status.CONNECTION_LOST:
+                dial.broke(session.address)
             self._dial_next(dial)

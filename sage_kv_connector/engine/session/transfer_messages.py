@@ -19,6 +19,8 @@ from sage_kv_connector.format.wire_format import WireFormat
 
 #: A subscription names at most this many page runs over all groups.
 MAX_PAGE_RUNS = 1 << 16
+#: Who is busy names at most this time to come back.
+MAX_AGAIN_MS = 600_000
 #: A converted part has at most this many bytes.
 MAX_PART_BYTES = 16 << 20
 #: Groups that parts are of, and runs of layers of one.
@@ -53,6 +55,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     An empty ``selection`` means everything that the producer offers under that id.
     ``finished``: the consumer knows that prefill is over, so an unknown id is an error at once.
     ``consumers``: so many read this transfer from this producer. ``prompt``: whose KV it must be.
+    ``replaces``: the generation of the same consumer's subscription over a session that was lost, or 0.
     """
 
     transfer_id: str
@@ -65,6 +68,7 @@ class Subscribe(msgspec.Struct, tag="subscribe", array_like=True, frozen=True):
     timeout_ms: int
     consumers: int = 1
     prompt: PromptDigest = UNBOUND
+    replaces: int = 0
 
     def check(self) -> None:
         _check_subscription(self)
@@ -121,6 +125,7 @@ class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, fro
     timeout_ms: int
     consumers: int = 1
     prompt: PromptDigest = UNBOUND
+    replaces: int = 0
 
     def check(self) -> None:
         _check_subscription(self)
@@ -166,6 +171,7 @@ def _check_subscription(message: Subscribe | SubscribeParts) -> None:
             f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
         )
     check_number("consumers", message.consumers, 1, MAX_CONSUMERS)
+    check_number("replaces", message.replaces, 0, MAX_UINT64)
     _check_prompt(message.prompt)
 
 
@@ -176,15 +182,17 @@ def _check_prompt(prompt: PromptDigest) -> None:
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
-    """Producer → consumer: this subscription won't complete."""
+    """Producer → consumer: this subscription won't complete. ``again_ms``: it may after this time, 0: it won't."""
 
     transfer_id: str
     generation: int
     code: str
     detail: str
+    again_ms: int = 0
 
     def check(self) -> None:
         check_transfer_id(self.transfer_id)
+        check_number("again_ms", self.again_ms, 0, MAX_AGAIN_MS)
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):

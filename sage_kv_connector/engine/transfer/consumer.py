@@ -19,10 +19,9 @@ from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage, fault, reason_of_peer
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.contract.plan import Outcome, TransferStats
+from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.conversion.wire_plan import needs_conversion
 from sage_kv_connector.engine.pages.target import PagesTarget, open_window
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
@@ -32,6 +31,9 @@ from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscripti
 from sage_kv_connector.engine.transfer.windows import Windows, failure
 
 logger = logging.getLogger(__name__)
+
+#: Of one subscription, where nothing moved.
+MAX_TRIES = 5
 
 
 class Consumer:
@@ -67,7 +69,7 @@ class Consumer:
 
         ``on_started`` gives the handle for ``cancel``, before any outcome.
         """
-        subscription = Subscription(wanted, on_outcome)
+        subscription = Subscription(wanted, on_outcome, peer if isinstance(peer, PeerAddress) else None)
         self._open[subscription] = None
         subscription.peer = peer.label
         late = Reason(Code.DEADLINE, f"the deadline of {wanted.deadline_s:.0f} s passed")
@@ -89,16 +91,6 @@ class Consumer:
         for subscription in list(subscriptions):
             self.cancel(subscription)
 
-    def release(self, peer: PeerAddress, release: m.Release) -> None:
-        """Tell the producer that this consumer wants nothing of a transfer."""
-        self._sessions.get(peer, partial(_tell, release))
-
-    def renew(self, peer: PeerAddress, transfer_ids: tuple[str, ...]) -> None:
-        """Ask the producer to keep these transfers for another lease."""
-        for first in range(0, len(transfer_ids), m.MAX_RENEWED):
-            some = transfer_ids[first : first + m.MAX_RENEWED]
-            self._sessions.get(peer, partial(_tell, m.Renew(some)))
-
     def close(self) -> None:
         for subscription in list(self._open):
             self._fail(subscription, Reason(Code.SHUTTING_DOWN, "this engine shuts down"), aborted=True)
@@ -113,6 +105,13 @@ class Consumer:
         subscription = self._windows.owner(message.generation)
         if subscription is not None and subscription.session is session:
             why = reason_of_peer(message.code, message.detail)
+            if message.again_ms and subscription.tries < MAX_TRIES:
+                self._detach(subscription)
+                subscription.begin_again()
+                subscription.again = self._loop.call_later(
+                    message.again_ms / 1000, self._again, subscription, session
+                )
+                return
             self._fail(subscription, why, tell=False, stage=FAILURE_KINDS[why.code].stage)
 
     def on_ready(self, session: Session, message: m.PartsReady) -> None:
@@ -123,7 +122,7 @@ class Consumer:
     def on_closed(self, session: Session, why: str) -> None:
         for subscription in [s for s in self._open if s.session is session]:
             if subscription.parts is None or not subscription.parts.landed:
-                self._fail(subscription, Reason(Code.SESSION_LOST, why), tell=False)
+                self._lost(subscription, Reason(Code.SESSION_LOST, why))
 
     # -- inside
 
@@ -131,7 +130,7 @@ class Consumer:
         if subscription.on_outcome is None:
             return
         if isinstance(session, Reason):
-            self._fail(subscription, session)
+            self._fail(subscription, subscription.lost_and(session))
             return
         try:
             self._agree(subscription, session)
@@ -158,17 +157,9 @@ class Consumer:
 
     def _must_convert(self, session: Session) -> bool:
         if session.converts is None:
-            session.converts = self._converts(session)
+            converters = self._converters
+            session.converts = converters is not None and converters.needed(session, self._config)
         return session.converts
-
-    def _converts(self, session: Session) -> bool:
-        theirs = session.peer.schema if session.peer else None
-        if self._converters is None or theirs is None:
-            return False
-        # A CRC needs bytes that a CPU can read: they are staged then.
-        on_device = session.backend.capabilities.device_memory and self._config.integrity != "crc"
-        ours, target_dtype = self._converters.schema, self._config.target_dtype
-        return needs_conversion(ours, theirs, target_dtype, device_memory=on_device)
 
     def _fetch(self, subscription: Subscription, session: Session) -> None:
         """Pages or memory as they are: one window over the target."""
@@ -197,6 +188,7 @@ class Consumer:
                 timeout_ms=max(1, int(wanted.deadline_s * 1000)),
                 consumers=wanted.consumers,
                 prompt=wanted.prompt,
+                replaces=subscription.replaces,
             )
         )
 
@@ -241,22 +233,11 @@ class Consumer:
             return
         where = f"at bytes {event.offset} to {event.offset + event.length}"
         why = failure(event, where)
-        self._fail(subscription, why, stage=None if why.code is Code.SESSION_LOST else Stage.MOVE)
+        self._fail(subscription, why, stage=Stage.MOVE)
 
     def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
-        plan = session.plan
-        assert plan is not None
-        stats = TransferStats(
-            transfer_id=subscription.wanted.transfer_id,
-            nbytes=subscription.nbytes,
-            wait_s=subscription.subscribed_at - subscription.asked_at,
-            transfer_s=landed_at - subscription.subscribed_at,
-            backend=plan.backend,
-            mode=plan.mode,
-            checksum=plan.checksum,
-            wire_dtype=subscription.parts.plan.wire_dtype if subscription.parts else "same",
-        )
-        self._end(subscription, Outcome(subscription.wanted.transfer_id, stats))
+        assert session.plan is not None
+        self._end(subscription, subscription.arrived(session.plan, landed_at))
 
     def _refuse(self, subscription: Subscription, session: Session, why: Reason) -> None:
         """This transfer can't come from there; nothing was asked for yet."""
@@ -264,6 +245,30 @@ class Consumer:
         detail = str(why)[: m.MAX_DETAIL]
         session.send(m.Release(wanted.transfer_id, wanted.consumers, detail, wanted.prompt))
         self._fail(subscription, why)
+
+    def _lost(self, subscription: Subscription, why: Reason) -> None:
+        """Its session is gone; where nothing moved yet, another one is tried once."""
+        stage, nbytes = subscription.stage, subscription.nbytes
+        landed = self._detach(subscription)
+        if landed or subscription.tries > 1 or subscription.address is None:
+            subscription.session = None
+            moved = f"{why.detail}; {landed} bytes had moved" if landed else why.detail
+            self._fail(subscription, why._replace(detail=moved), stage=stage)
+            return
+        logger.info("%s: %s, %s bytes are asked for again", subscription.peer, why, nbytes)
+        subscription.begin_again()
+        subscription.lost = why
+        self._sessions.get(subscription.address, partial(self._on_session, subscription))
+
+    def _again(self, subscription: Subscription, session: Session) -> None:
+        """The peer was busy, and said when to come back."""
+        subscription.again = None
+        if subscription.address is not None:
+            self._sessions.get(subscription.address, partial(self._on_session, subscription))
+        elif self._sessions.find(session.backend, session.connection) is session:
+            self._on_session(subscription, session)
+        else:
+            self._fail(subscription, Reason(Code.SESSION_LOST, "while the peer was busy"))
 
     def _fail(
         self,
@@ -287,18 +292,21 @@ class Consumer:
         report, subscription.on_outcome = subscription.on_outcome, None
         if subscription.deadline is not None:
             subscription.deadline.cancel()
+        if subscription.again is not None:
+            subscription.again.cancel()
         self._open.pop(subscription, None)
-        if subscription.parts is not None:
-            subscription.parts.close()
-        if subscription.session is not None:
-            if subscription.parts is None:
-                self._windows.close(subscription.session, subscription.window)
-                self._windows.forget(subscription.generation)
-            subscription.session.drop()
+        self._detach(subscription)
         if report is not None:
             report(outcome)
 
-
-def _tell(message: m.Message, session: Session | Reason) -> None:
-    if isinstance(session, Session):
-        session.send(message)
+    def _detach(self, subscription: Subscription) -> int:
+        """From its session: nothing writes into its memory any more. Returns what landed, in bytes."""
+        landed, session = 0, subscription.session
+        if subscription.parts is not None:
+            landed = subscription.parts.close()
+        elif session is not None:
+            landed = self._windows.close(session, subscription.window)
+            self._windows.forget(subscription.generation)
+        if session is not None:
+            session.drop()
+        return landed

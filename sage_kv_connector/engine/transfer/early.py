@@ -17,13 +17,15 @@ from typing import TypeVar
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session, is_same_peer
 from sage_kv_connector.engine.transfer.offer import Offer, Stream
 
 #: Subscriptions that may wait for their offer, and releases that came before it.
 MAX_EARLY = 4096
 #: The offers of one request's prompts come within this time of each other.
 SIBLING_S = 0.5
+#: Who finds no place to wait may ask again after this time.
+BUSY_S = 1.0
 
 NEVER_OFFERED = Reason(Code.UNKNOWN_TRANSFER, "never offered here, or released already (lease expired)")
 NOT_IN_TIME = Reason(Code.UNKNOWN_TRANSFER, "no prefill with this transfer id arrived in time")
@@ -62,7 +64,8 @@ class Early:
         if request.finished:
             stream.fail(known or NEVER_OFFERED)
         elif len(self._waiting) >= MAX_EARLY or request.generation in self._waiting:
-            stream.fail(Reason(Code.BUSY, f"more than {MAX_EARLY} subscriptions wait for their prefill"))
+            busy = Reason(Code.BUSY, f"more than {MAX_EARLY} subscriptions wait for their prefill")
+            stream.fail(busy, again_s=BUSY_S)
         else:
             self._waiting[request.generation] = stream
             stream.session.hold()
@@ -119,11 +122,21 @@ class Early:
         """A consumer stopped to wait."""
         stream = self._waiting.get(generation)
         if stream is not None and stream.session is session:
-            self._leave(stream, "the consumer cancelled it")
+            self._drop(stream)
+            self.remember(stream.release("the consumer cancelled it"))
 
-    def on_closed(self, session: Session, why: str) -> None:
-        for stream in [s for s in self._waiting.values() if s.session is session]:
-            self._leave(stream, f"the session was lost: {why}")
+    def take_lost(self, session: Session) -> list[Stream]:
+        """Those of a session that is gone wait no more."""
+        lost = [stream for stream in self._waiting.values() if stream.session is session]
+        for stream in lost:
+            self._drop(stream)
+        return lost
+
+    def replaced(self, session: Session, generation: int) -> None:
+        """The same consumer asks again, over another session."""
+        stream = self._waiting.get(generation)
+        if stream is not None and is_same_peer(stream.session, session):
+            self._drop(stream)
 
     def remember(self, release: m.Release) -> None:
         """A consumer gave up what was not offered yet."""
@@ -144,11 +157,6 @@ class Early:
     def _late(self, stream: Stream, why: Reason) -> None:
         self._drop(stream)
         self._on_late(stream, why)
-
-    def _leave(self, stream: Stream, why: str) -> None:
-        self._drop(stream)
-        request = stream.request
-        self.remember(m.Release(stream.transfer_id, request.consumers, why, request.prompt))
 
     def _drop(self, stream: Stream) -> None:
         if self._waiting.pop(stream.generation, None) is not None:

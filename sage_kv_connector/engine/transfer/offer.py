@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.failure import Code, Failure, Reason, reason_of_peer
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.conversion.wire_plan import SAME, wire_dtype_of
+from sage_kv_connector.engine.pages.paged import refusal_code
 from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
@@ -62,16 +64,39 @@ class Stream:
             return SAME
         return wire_dtype_of(group.formats for group in self.request.groups)
 
+    @property
+    def refusal(self) -> Reason | None:
+        """Why nothing can go to this consumer in the way it asks."""
+        verdict = self.session.verdict
+        if verdict.refusal or not verdict.must_convert:
+            return verdict.refusal
+        if isinstance(self.request, m.Subscribe) and self.request.selection:
+            return Reason(Code.SCHEMA, f"pages can't go as they are: {verdict.must_convert}")
+        return None
+
+    def trouble(self, sent: Event) -> Reason | None:
+        """What a SENT event says went wrong."""
+        if sent.status == Status.OK:
+            return None
+        if sent.status in (Status.BEYOND_END, Status.OUT_OF_BOUNDS) and self.by_lanes:
+            return Reason(refusal_code(sent.status), sent.why)
+        code = Code.CONVERSION if sent.status == Status.NOT_CONVERTED else Code.SEND_FAILED
+        return Reason(code, sent.why)
+
     def grant(self, message: m.Grant) -> None:
         """The consumer of a converting one has a window, and room for so many parts."""
         if self.part is not None and not self.window:
             self.window = message.window
             self.part.granted(message.parts)
 
-    def fail(self, why: Reason) -> None:
-        """Tell the consumer that it won't complete."""
-        failed = m.Failed(self.transfer_id, self.generation, why.code, why.detail[: m.MAX_DETAIL])
-        self.session.send(failed)
+    def fail(self, why: Reason, again_s: float = 0.0) -> None:
+        """Tell the consumer that it won't complete, or may after ``again_s``."""
+        detail, again_ms = why.detail[: m.MAX_DETAIL], int(again_s * 1000)
+        self.session.send(m.Failed(self.transfer_id, self.generation, why.code, detail, again_ms))
+
+    def release(self, why: str) -> m.Release:
+        """What its consumer would say, had it the time to."""
+        return m.Release(self.transfer_id, self.request.consumers, why[: m.MAX_DETAIL], self.request.prompt)
 
     def stop(self) -> None:
         """Revoke what is in flight, give back what it holds."""

@@ -58,10 +58,9 @@ class OfferTable:
             self._prompts.setdefault(offer.prompt.whole, []).append(offer)
 
     def remove(self, offer: Offer) -> None:
-        if self._offers.pop(offer.transfer_id, None) is None:
-            return
-        for stream in offer.streams.values():
-            self.end(stream.session, stream.generation)
+        if self._offers.get(offer.transfer_id) is not offer:
+            return  # another one may have its id by now
+        del self._offers[offer.transfer_id]
         for name in offer.names:
             _drop(self._named, name, offer)
         if offer.prompt is not None:

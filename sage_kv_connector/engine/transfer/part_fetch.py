@@ -122,6 +122,7 @@ class PartFetch:
                 timeout_ms=max(1, int(left_s * 1000)),
                 consumers=wanted.consumers,
                 prompt=wanted.prompt,
+                replaces=self._subscription.replaces,
             )
         )
         if wanted.finished:
@@ -139,17 +140,17 @@ class PartFetch:
         except ValueError as error:
             self._end(Reason(Code.MEMORY, str(error)))
 
-    def close(self) -> None:
-        """Stop: window closed, conversions ended, memory given back. Idempotent."""
+    def close(self) -> int:
+        """Stop: window closed, conversions ended, memory given back. Returns what landed, in bytes. Idempotent."""
         if self._on_done is None:
-            return
+            return 0
         self._on_done = None
-        if self._window:
-            self._windows.close(self._session, self._window)
+        landed = self._windows.close(self._session, self._window) if self._window else 0
         self._coder.close()
         self._windows.forget(self._subscription.generation)
         if self._lease is not None:
             self._conversions.incoming.release(self._lease)
+        return landed
 
     # -- inside
 

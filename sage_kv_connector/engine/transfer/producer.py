@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import cast
 
 from sage_kv_connector.backends.base import Event, Status
-from sage_kv_connector.backends.paged_backend import PagedBackend
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.failure import Code, Reason, fault
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.pages.paged import PagedCursor, refusal_code
-from sage_kv_connector.engine.pages.source import SelectionError, Source, refusal
+from sage_kv_connector.engine.pages.source import SelectionError, Source
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer.early import Early
+from sage_kv_connector.engine.session.session import Session, is_same_peer
+from sage_kv_connector.engine.transfer.early import NOT_IN_TIME, Early
 from sage_kv_connector.engine.transfer.offer import (
     NO_TERMS,
     Offer,
@@ -35,8 +32,8 @@ from sage_kv_connector.engine.transfer.offer import (
     Stream,
 )
 from sage_kv_connector.engine.transfer.offer_table import OfferTable
-from sage_kv_connector.engine.transfer.part_sender import part_sender
 from sage_kv_connector.engine.transfer.posts import Posts
+from sage_kv_connector.engine.transfer.returns import Returns
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +44,10 @@ class Producer:
     def __init__(self, loop: ControlLoop, config: KVTransportConfig, converters: Converters | None) -> None:
         self._loop = loop
         self._lease_s = config.lease_s
-        self._converters = converters
         self._offers = OfferTable()
         self._early = Early(loop, config.unmatched_timeout_s, self._late)
-        self.posts = Posts()
+        self._returns = Returns(loop, config.lease_s)
+        self.posts = Posts(converters, self._broken)
 
     def __len__(self) -> int:
         return len(self._offers) + len(self._early)
@@ -84,7 +81,7 @@ class Producer:
         if offer is not None:
             for stream in list(offer.streams.values()):
                 if not stream.by_lanes:
-                    self._guarded(offer, stream, self._pump)
+                    self.posts.guarded(offer, stream, self.posts.pump)
 
     def is_streaming(self, transfer_id: str) -> bool:
         offer = self._offers.get(transfer_id)
@@ -112,6 +109,8 @@ class Producer:
                 for stream in list(offer.streams.values()):
                     stream.fail(why)
                     self._detach(offer, stream)
+                    # It computes the prompt itself now: an offer of the same id is not for it.
+                    self._early.remember(stream.release(why.detail))
                 self._release(offer, why)
 
     def give_up(self, transfer_ids: Iterable[str], why: Reason) -> None:
@@ -123,22 +122,21 @@ class Producer:
     def close(self) -> None:
         why = Reason(Code.SHUTTING_DOWN, "the producer shuts down")
         self.withdraw([o.transfer_id for o in self._offers], why)
+        self._returns.close()
 
     # -- the peers' side
 
     def on_subscribe(self, session: Session, request: m.Subscribe | m.SubscribeParts) -> None:
         stream = Stream(session, request)
-        if session.verdict.refusal:
-            stream.fail(session.verdict.refusal)
-            return
-        must_convert = session.verdict.must_convert
-        if must_convert and isinstance(request, m.Subscribe) and request.selection:
-            stream.fail(Reason(Code.SCHEMA, f"pages can't go as they are: {must_convert}"))
+        if (refusal := stream.refusal) is not None:
+            stream.fail(refusal)
             return
         generation = request.generation
         if self._offers.of_consumer(session, generation) or self._offers.has_ended(session, generation):
             stream.fail(Reason(Code.BAD_SELECTION, f"generation: {generation} was subscribed already"))
             return
+        if request.replaces:
+            self._replace(session, request.replaces)
         offer, difference = self._offers.find_for(request)
         if offer is None:
             self._early.add(stream, difference)
@@ -177,30 +175,54 @@ class Producer:
         if known is None:
             return
         offer, stream = known
-        if event.status in (Status.BEYOND_END, Status.OUT_OF_BOUNDS) and stream.by_lanes:
-            self._broken(offer, stream, Reason(refusal_code(event.status), event.why))
-        elif event.status == Status.NOT_CONVERTED:
-            self._broken(offer, stream, Reason(Code.CONVERSION, event.why))
-        elif event.status != Status.OK:
-            self._broken(offer, stream, Reason(Code.SEND_FAILED, event.why))
+        if event.status == Status.CONNECTION_LOST:
+            return  # the session says so a moment later, and its consumer may come back
+        if (trouble := stream.trouble(event)) is not None:
+            self._broken(offer, stream, trouble)
         elif offer.is_serving(stream) and stream.delivered:
             self._delivered(offer, stream)
 
     def on_closed(self, session: Session, why: str) -> None:
-        self._early.on_closed(session, why)
+        for stream in self._early.take_lost(session):
+            left = stream.release(f"the session was lost: {why}")
+            self._returns.wait(stream, partial(self.on_release, left))
         for offer in self._offers:
             for stream in [s for s in offer.streams.values() if s.session is session]:
-                self._served(offer, stream, Reason(Code.SESSION_LOST, why))
+                self._leave(offer, stream)
+                lost = Reason(Code.SESSION_LOST, why)
+                self._returns.wait(stream, partial(self._stays_away, offer, stream, lost))
 
     # -- inside
 
     def _late(self, stream: Stream, why: Reason) -> None:
         """It waited in vain for an offer of its own; one that others fetch still holds what it needs."""
         offer = self._offers.find_for(stream.request).offer
-        if offer is None:
-            stream.fail(why)
-        else:
+        if offer is not None:
             self._attach(offer, stream)
+            return
+        stream.fail(why)
+        if why is NOT_IN_TIME:  # an offer that comes after all is not for it
+            self._early.remember(stream.release(why.detail))
+
+    def _replace(self, session: Session, generation: int) -> None:
+        """A consumer is back over a new session, be it before the loss of the old one was noticed here."""
+        self._returns.came_back(session, generation)
+        self._early.replaced(session, generation)
+        for offer in self._offers:
+            old = offer.streams.get(generation)
+            if old is not None and is_same_peer(old.session, session):
+                self._leave(offer, old)
+
+    def _leave(self, offer: Offer, stream: Stream) -> None:
+        """Its consumer is away, and may come back."""
+        self._detach(offer, stream)
+        if offer.finished and not offer.streams:
+            self._start_lease(offer)
+
+    def _stays_away(self, offer: Offer, stream: Stream, why: Reason) -> None:
+        offer.trouble = offer.trouble or why
+        offer.served.add(stream.generation)
+        self._release_if_done(offer)
 
     def _attach(self, offer: Offer, stream: Stream) -> None:
         """Begin to serve a stream; one that waited for the offer holds its session already."""
@@ -216,7 +238,7 @@ class Producer:
         offer.peer = stream.session.label
         stream.begun_at = time.monotonic()
         self._offers.begin(stream.session, stream.generation, offer)
-        self._guarded(offer, stream, self._serve)
+        self.posts.guarded(offer, stream, self._serve)
 
     def _serve(self, offer: Offer, stream: Stream) -> None:
         """Raises ValueError for what can't be had."""
@@ -224,47 +246,12 @@ class Producer:
         if offer.only_for and (peer is None or peer.engine_id != offer.only_for):
             raise SelectionError(f"this transfer is offered to engine {offer.only_for} only")
         offer.expected = max(offer.expected, request.consumers)
-        if isinstance(request, m.SubscribeParts):
-            ends = partial(self._post, offer, stream), partial(self._broken, offer, stream)
-            stream.part = part_sender(request, offer.source, stream.session, self._converters, *ends)
-        else:
-            stream.cursor = offer.source.cursor(request.selection, request.nbytes)
+        self.posts.prepare(offer, stream)
         if offer.lease is not None:
             offer.lease.cancel()
         late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
         stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
-        backend, cursor = stream.session.backend, stream.cursor
-        if stream.part is not None:
-            stream.by_lanes = True
-            stream.part.start()
-        elif isinstance(cursor, PagedCursor) and backend.capabilities.pages:
-            stream.by_lanes = True
-            lanes = cast(PagedBackend, backend)
-            self._post(offer, stream, partial(lanes.post_pages, cursor=cursor.lanes))
-        else:
-            self._pump(offer, stream)
-
-    def _guarded(self, offer: Offer, stream: Stream, step: Callable[[Offer, Stream], None]) -> None:
-        """A fault in one stream ends that one."""
-        try:
-            step(offer, stream)
-        except ValueError as error:
-            self._broken(offer, stream, refusal(error))
-        except Exception as error:
-            logger.exception("%s: transfer %s failed", stream.session.label, stream.transfer_id)
-            self._broken(offer, stream, fault(error))
-
-    def _pump(self, offer: Offer, stream: Stream) -> None:
-        assert stream.cursor is not None
-        descriptors = stream.cursor.take_ready()
-        if descriptors is not None:
-            self._post(offer, stream, partial(stream.session.backend.post, descriptors=descriptors))
-
-    def _post(self, offer: Offer, stream: Stream, post: Callable[..., int]) -> None:
-        try:
-            self.posts.begin(offer, stream, post)
-        except (OSError, ValueError) as error:
-            self._broken(offer, stream, Reason(Code.POST, str(error)))
+        self.posts.start(offer, stream)
 
     def _broken(self, offer: Offer, stream: Stream, why: Reason) -> None:
         """Its consumer won't get what it needs. Nothing happens if it is served no more."""
@@ -274,6 +261,7 @@ class Producer:
 
     def _detach(self, offer: Offer, stream: Stream) -> None:
         if offer.streams.pop(stream.generation, None) is not None:
+            self._offers.end(stream.session, stream.generation)
             stream.stop()
 
     def _delivered(self, offer: Offer, stream: Stream) -> None:
@@ -285,7 +273,6 @@ class Producer:
         offer.trouble = offer.trouble or trouble
         self._detach(offer, stream)
         offer.served.add(stream.generation)
-        self._offers.end(stream.session, stream.generation)
         if not offer.done and offer.finished and not offer.streams:
             self._start_lease(offer)
         self._release_if_done(offer)
@@ -296,12 +283,13 @@ class Producer:
 
     def _release(self, offer: Offer, why: Reason | None) -> None:
         report, offer.on_released = offer.on_released, None
+        if report is None:
+            return
         self._offers.remove(offer)
         self._early.gone(offer, why.detail if why else "")
         if offer.lease is not None:
             offer.lease.cancel()
-        if report is not None:
-            report(offer.outcome(why))
+        report(offer.outcome(why))
 
     def _start_lease(self, offer: Offer) -> None:
         if offer.lease is not None:

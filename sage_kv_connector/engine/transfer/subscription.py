@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sage_kv_connector.contract.failure import Stage
-from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.failure import Reason, Stage
+from sage_kv_connector.contract.peer import PeerAddress
+from sage_kv_connector.contract.plan import Outcome, TransferStats, TransportPlan
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.pages.target import Target
@@ -40,16 +41,49 @@ class Wanted(NamedTuple):
 class Subscription:
     """The handle of one that was asked for; ``on_outcome`` is None once it ended."""
 
-    def __init__(self, wanted: Wanted, on_outcome: OnOutcome) -> None:
+    def __init__(self, wanted: Wanted, on_outcome: OnOutcome, address: PeerAddress | None = None) -> None:
         self.wanted = wanted
+        self.address = address  #: where to dial again; None if it was asked for over one session
         self.on_outcome: OnOutcome | None = on_outcome
         self.stage = Stage.CONNECT
         self.generation = new_number()
+        self.replaces = 0  #: the generation of the try before
+        self.tries = 1
+        self.lost: Reason | None = None  #: why the try before came to nothing
         self.nbytes = 0
         self.peer = ""  #: whom it is asked of
         self.session: Session | None = None
         self.window = 0
         self.parts: PartFetch | None = None
         self.deadline: Timer | None = None
+        self.again: Timer | None = None  #: until the next try
         self.asked_at = time.monotonic()
         self.subscribed_at = 0.0
+
+    def begin_again(self) -> None:
+        """Nothing of the try before counts."""
+        self.replaces, self.generation = self.generation, new_number()
+        self.tries += 1
+        self.stage = Stage.CONNECT
+        self.session, self.window, self.parts = None, 0, None
+
+    def lost_and(self, no_session: Reason) -> Reason:
+        """Why it fails for want of a session: what lost the one before counts more."""
+        if self.lost is None:
+            return no_session
+        self.stage = Stage.WAIT
+        return Reason(self.lost.code, f"{self.lost.detail}; then {no_session.detail}")
+
+    def arrived(self, plan: TransportPlan, landed_at: float) -> Outcome:
+        """``landed_at``: by time.monotonic."""
+        stats = TransferStats(
+            transfer_id=self.wanted.transfer_id,
+            nbytes=self.nbytes,
+            wait_s=self.subscribed_at - self.asked_at,
+            transfer_s=landed_at - self.subscribed_at,
+            backend=plan.backend,
+            mode=plan.mode,
+            checksum=plan.checksum,
+            wire_dtype=self.parts.plan.wire_dtype if self.parts else "same",
+        )
+        return Outcome(self.wanted.transfer_id, stats)

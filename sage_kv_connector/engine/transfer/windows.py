@@ -23,13 +23,11 @@ def new_number() -> int:
     return secrets.randbits(63) | 1
 
 
-_CODES = {Status.CHECKSUM_MISMATCH: Code.CHECKSUM, Status.CONNECTION_LOST: Code.SESSION_LOST}
-
-
 def failure(event: Event, where: str) -> Reason:
     """Of a WINDOW_FAILED: status, ``where`` it happened, and the backend's words."""
     text = f"{event.status_name} {where}" + (f": {event.detail}" if event.detail else "")
-    return Reason(_CODES.get(Status(event.status), Code.LANDING), text)
+    wrong_sum = event.status == Status.CHECKSUM_MISMATCH
+    return Reason(Code.CHECKSUM if wrong_sum else Code.LANDING, text)
 
 
 class Windows:
@@ -47,16 +45,22 @@ class Windows:
         """The peer may fill a window from now on."""
         self._receivers[(id(session.backend), window)] = receiver
 
-    def close(self, session: Session, window: int) -> None:
-        """After this nothing writes into the window's memory, and its events go nowhere."""
-        session.backend.close_window(window)
+    def close(self, session: Session, window: int) -> int:
+        """After this nothing writes into the window's memory, and its events go nowhere.
+
+        Returns the bytes that landed.
+        """
         self._receivers.pop((id(session.backend), window), None)
+        return session.backend.close_window(window)
 
     def forget(self, generation: int) -> None:
         """Nothing that the producer says of it matters any more."""
         self._owners.pop(generation, None)
 
     def handle(self, session: Session, event: Event) -> None:
+        """That the connection is gone is the session's to say, a moment later."""
+        if event.status == Status.CONNECTION_LOST:
+            return
         receiver = self._receivers.get((id(session.backend), event.id))
         if receiver is not None:
             receiver(event)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Consumers that are told to come back, come back over a new session, or stay away for ever."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from sage_kv_connector.contract.failure import Code
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.transfer import early
+from tests.engine.paged_side import MakeCore, Side, assert_pages_equal, eventually
+
+
+@pytest.fixture
+def sides(make_core: MakeCore) -> tuple[Side, Side]:
+    prefill, decode = Side(make_core({"unmatched_timeout_s": 0.3}), 1), Side(make_core(), 2)
+    prefill.core._producer._returns._wait_s = 0.3
+    return prefill, decode
+
+
+def cut(side: Side) -> None:
+    for connection in list(side.backend()._ends):
+        side.backend().close_connection(connection)
+
+
+def stay_away(side: Side) -> None:
+    """Its process hangs: it does nothing about its lost sessions."""
+    side.core._consumer.on_closed = lambda session, why: None  # type: ignore[method-assign]
+
+
+def test_a_load_without_a_byte_is_asked_for_again_over_a_new_session(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    cut(prefill)
+    prefill.ready("t", source, slice(None), 1)
+    prefill.core.finish("t")
+    assert decode.outcomes.get(timeout=5).ok
+    assert_pages_equal(prefill, [3], decode, [1])
+    assert prefill.released.get(timeout=5).ok, "its consumer was served, whatever became of its first session"
+
+
+def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: len(prefill.core._producer._early) == 1)
+    cut(prefill)
+    eventually(lambda: len(prefill.core._producer._early) == 1)
+    prefill.prefilled("t", [3])
+    assert decode.outcomes.get(timeout=5).ok
+    time.sleep(0.4)  # nobody is taken for one that stays away
+    assert prefill.released.get(timeout=5).ok
+
+
+def test_who_stays_away_keeps_no_pages(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.backend().hold_posts = True
+    prefill.prefilled("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.backend().counters()["posts"] == 1)
+    stay_away(decode)
+    cut(prefill)
+    outcome = prefill.released.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.SESSION_LOST
+
+
+def test_who_stays_away_takes_no_later_offer_of_the_same_id_along(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    stay_away(decode)
+    cut(prefill)
+    prefill.core.withdraw(["t"], "preempted")
+    prefill.released.get(timeout=5)
+    prefill.prefilled("t", [4])
+    time.sleep(0.5)
+    other = Side.subscribe(decode, prefill, "t", range(1), [2], finished=True)
+    assert other
+    eventually(lambda: any(outcome.ok for outcome in list(decode.outcomes.queue)))
+    assert prefill.released.get(timeout=5).ok
+
+
+def test_what_was_withdrawn_is_forgotten_whole(
+    sides: tuple[Side, Side], caplog: pytest.LogCaptureFixture
+) -> None:
+    prefill, decode = sides
+    prefill.offer("t", [3])
+    started = decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    session = next(iter(decode.core.sessions._sessions.values()))
+    with caplog.at_level(logging.ERROR):
+        prefill.core.withdraw(["t"], "preempted")
+        for message in (m.Cancel("t", started[0].generation), m.Grant(started[0].generation, 1, b"")):
+            decode.core._loop.submit(session.send, message)
+        assert not decode.outcomes.get(timeout=5).ok
+        prefill.prefilled("u", [4])
+        decode.subscribe(prefill, "u", range(1), [2])
+        assert decode.outcomes.get(timeout=5).ok
+    assert not caplog.records
+    assert not prefill.core._producer._offers._consumers
+
+
+def test_who_waited_in_vain_is_not_waited_for(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    decode.subscribe(prefill, "t", range(1), [1])
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.UNKNOWN_TRANSFER
+    prefill.prefilled("t", [3])
+    outcome = prefill.released.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.DECLINED
+
+
+def test_who_was_told_of_a_preemption_is_not_waited_for(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    prefill.core.withdraw(["t"], "preempted")
+    assert not decode.outcomes.get(timeout=5).ok
+    prefill.released.get(timeout=5)
+    prefill.prefilled("t", [3])
+    assert not prefill.released.get(timeout=5).ok
+
+
+def test_a_busy_peer_says_when_to_come_back(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    monkeypatch.setattr(early, "MAX_EARLY", 0)
+    monkeypatch.setattr(early, "BUSY_S", 0.2)
+    decode.subscribe(prefill, "t", range(1), [1])
+    time.sleep(0.1)
+    prefill.prefilled("t", [3])
+    assert decode.outcomes.get(timeout=5).ok
+    assert_pages_equal(prefill, [3], decode, [1])
+
+
+def test_one_that_is_always_busy_is_given_up(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    monkeypatch.setattr(early, "MAX_EARLY", 0)
+    monkeypatch.setattr(early, "BUSY_S", 0.01)
+    decode.subscribe(prefill, "t", range(1), [1])
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.BUSY
