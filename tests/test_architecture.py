@@ -114,7 +114,7 @@ class OnlyFrom(NamedTuple):
         ]
 
 
-LAYERS = ("control", "session", "pages", "conversion", "transfer", "core", "transport")
+LAYERS = ("control", "session", "pages", "conversion", "transfer", "routing", "core", "transport")
 ROOF = ("cli", "bench", "demo", "doctor")
 ENGINES = ("vllm", "sglang", "sage")
 

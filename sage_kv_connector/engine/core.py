@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sage_kv_connector.backends import create_backend
-from sage_kv_connector.backends.base import Backend, DeviceBackend, Event, EventKind
+from sage_kv_connector.backends.base import Backend, DeviceBackend, Event
 from sage_kv_connector.backends.native import default_lanes
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
+from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.contract.schema import KVCacheSchema
@@ -32,6 +32,7 @@ from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
 from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
 from sage_kv_connector.engine.pages.source import Source
+from sage_kv_connector.engine.routing import Routing
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.handshake import Identity
 from sage_kv_connector.engine.session.questions import Handler, OnReply, Questions
@@ -72,14 +73,19 @@ class EngineCore:
         self.backends: dict[str, Backend] = {
             name: create_backend(name, backend_options(config)) for name in names
         }
-        self._loop = ControlLoop()
+        self._loop = ControlLoop(self._died)
         for backend in self.backends.values():
             if device is not None and isinstance(backend, DeviceBackend):
                 backend.attach_device(device)
             self._loop.watch(backend, self._on_event, backend)
         identity = Identity(self.engine_id, rank, secret, schema)
         self.sessions = SessionTable(
-            self._loop, identity, config, self.backends, self._on_message, self._on_closed
+            self._loop,
+            identity,
+            config,
+            self.backends,
+            lambda session, message: self._routing.on_message(session, message),
+            lambda session, why: self._routing.on_closed(session, why),
         )
         self._conversions: Conversions | None = None
         self._converters: Converters | None = None
@@ -90,6 +96,7 @@ class EngineCore:
         self._producer = Producer(self._loop, config, self._converters)
         self._consumer = Consumer(self._loop, self.sessions, config, self._converters)
         self._questions = Questions(self._loop, self.sessions)
+        self._routing = Routing(self.sessions, self._producer, self._consumer, self._questions)
         self._closed = False
         self.addresses: tuple[str, ...] = ()
 
@@ -264,8 +271,9 @@ class EngineCore:
             return
         self._closed = True
         try:
-            for part in (self._questions, self._producer, self._consumer):
-                self._loop.call(CALL_TIMEOUT_S, part.close)
+            self._loop.call(
+                CALL_TIMEOUT_S, self._end_all, Reason(Code.SHUTTING_DOWN, "this engine shuts down")
+            )
         finally:
             self._loop.stop()
             if self._conversions is not None:
@@ -274,46 +282,22 @@ class EngineCore:
                 backend.close()
 
     def _on_event(self, backend: Backend, event: Event) -> None:
-        if event.kind not in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
-            self.sessions.handle(backend, event)
-            return
-        session = self.sessions.find(backend, event.connection)
-        if session is None:
-            return
-        if event.kind == EventKind.SENT:
-            self._producer.on_sent(session, event)
-        else:
-            self._consumer.on_window(session, event)
+        self._routing.on_event(backend, event)
 
-    def _on_message(self, session: Session, message: m.Message) -> None:
-        match message:
-            case m.Subscribe() | m.SubscribeParts():
-                self._producer.on_subscribe(session, message)
-            case m.Cancel():
-                self._producer.on_cancel(session, message)
-            case m.Release():
-                self._producer.on_release(message)
-            case m.Renew():
-                self._producer.on_renew(message)
-            case m.Ask():
-                self._questions.on_ask(session, message)
-            case m.Answer():
-                self._questions.on_answer(session, message)
-            case m.Grant():
-                self._producer.on_grant(session, message)
-            case m.PartsReady():
-                self._consumer.on_ready(session, message)
-            case m.Failed():
-                self._consumer.on_failed(session, message)
-            case m.Reject():
-                logger.warning(
-                    "%s ended the session: %s", session.label, reason_of_peer(message.code, message.detail)
-                )
-                session.close()
-            case _:
-                raise m.ProtocolError(f"{type(message).__name__} is not expected in an open session")
+    def _end_all(self, why: Reason) -> None:
+        """Whatever is asked for, on offer or asked, now or from now on, ends with this reason."""
+        for part in (self._questions, self._producer, self._consumer):
+            part.close(why)
 
-    def _on_closed(self, session: Session, why: str) -> None:
-        self._producer.on_closed(session, why)
-        self._consumer.on_closed(session, why)
-        self._questions.on_closed(session, why)
+    def _died(self, why: str) -> None:
+        """The control thread ended by a fault: nobody is left waiting, here or at a peer."""
+        try:
+            self._end_all(Reason(Code.INTERNAL, f"the transport's control thread ended: {why}"))
+        finally:
+            for backend in self.backends.values():
+                backend.close()
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError once the control thread ended by a fault, for an engine to say that it is not healthy."""
+        if self._loop.death:
+            raise RuntimeError(f"the KV transport of this worker ended by a fault: {self._loop.death}")

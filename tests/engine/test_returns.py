@@ -79,8 +79,7 @@ def test_who_stays_away_takes_no_later_offer_of_the_same_id_along(sides: tuple[S
     prefill.released.get(timeout=5)
     prefill.prefilled("t", [4])
     time.sleep(0.5)
-    other = Side.subscribe(decode, prefill, "t", range(1), [2], finished=True)
-    assert other
+    decode.subscribe(prefill, "t", range(1), [2], finished=True)
     eventually(lambda: any(outcome.ok for outcome in list(decode.outcomes.queue)))
     assert prefill.released.get(timeout=5).ok
 

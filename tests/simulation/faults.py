@@ -36,6 +36,8 @@ def begin_fault(world: World, fault: Fault) -> None:
         case "restart":
             server.kill()
             world.restart(fault.server)
+        case "die":
+            server.loop.die()
         case "stop":
             server.stop()
         case "freeze":

@@ -83,8 +83,7 @@ class Schedule(NamedTuple):
 
 FAULTS = (
     "cut", "cut", "cut", "cut_silently", "cut_silently", "kill", "kill_silently", "restart", "stop", "freeze", "busy",
-    "jump", "slow", "hostile",
-    "noise", "unreachable",
+    "jump", "slow", "hostile", "noise", "unreachable", "die",
 )  # fmt: skip
 
 

@@ -160,7 +160,7 @@ class Server:
         if not self.alive:
             return
         control = self.loop.next_due
-        if control is not None:
+        if control is not None and not self.loop.death:
             yield max(control, self.stopped_until, self.busy_until), 0
         lanes = self.endpoint.next_due()
         if lanes < (1 << 64) - 1:
@@ -205,7 +205,7 @@ class Server:
         found += [
             f"{self.name} holds the session with {session.label} {session._holders} times"
             for session in self.core.sessions._sessions.values()
-            if session._holders
+            if session._holders and not self.loop.death
         ]
         producer, windows = self.core._producer, self.core._consumer._windows
         tables: dict[str, Sized] = {
@@ -216,8 +216,9 @@ class Server:
             "lost consumers": producer._returns._lost,
             "dials": self.core.sessions._dials,
         }
-        found += [f"{self.name} remembers {len(table)} {name}" for name, table in tables.items() if table]
-        if self.loop.timers:
+        if not self.loop.death:  # nobody is left to take events
+            found += [f"{self.name} remembers {len(table)} {name}" for name, table in tables.items() if table]
+        if self.loop.timers and not self.loop.death:
             found.append(f"{self.name} has {self.loop.timers} timers")
         for page in self.free:
             self._check_untouched(page)

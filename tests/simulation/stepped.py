@@ -26,6 +26,7 @@ BEGINNING_NS = 1_000_000_000_000
 PART_BYTES = 4096
 CHUNK_BYTES = 4096
 CONVERTING_THREADS = 2
+PLANTED_DEATH = "planted in the simulation"
 
 
 class VirtualClock:
@@ -58,8 +59,8 @@ class VirtualClock:
 class SteppedLoop(ControlLoop):
     """``turn`` is one round of what the thread would do."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, on_death: Callable[[str], None] | None = None) -> None:
+        super().__init__(on_death)
         self._sources: list[tuple[Any, Callable[..., object], tuple[Any, ...]]] = []
         self._inside = False
         self.faults: list[str] = []  #: what a real one would have logged, and gone on
@@ -72,9 +73,11 @@ class SteppedLoop(ControlLoop):
 
     def submit(self, function: Callable[..., object], *arguments: Any) -> None:
         self._orders.append((time.monotonic_ns(), function, arguments))
+        if self.death:
+            self._run_leftovers()
 
     def call(self, timeout_s: float, function: Callable[..., object], *arguments: Any) -> None:
-        if self._inside or self._stopping:
+        if self._inside or self._stopping or self.death:
             function(*arguments)
             return
         done: Future[None] = Future()
@@ -89,6 +92,11 @@ class SteppedLoop(ControlLoop):
         self.submit(settle)
         self.turn()
         done.result(0)
+
+    def die(self) -> None:
+        """As by a fault that no guard expects."""
+        if not self.death:
+            self._die(SystemExit(PLANTED_DEATH))
 
     def turn(self) -> None:
         self._inside = True

@@ -59,9 +59,16 @@ class EventSource(Protocol[E_co]):
 
 
 class ControlLoop:
-    """One thread; everything it calls runs there. Life: construct, watch …, start, … submit …, stop."""
+    """One thread; everything it calls runs there. Life: construct, watch …, start, … submit …, stop.
 
-    def __init__(self) -> None:
+    ``on_death(why)`` is called there if it ends by a fault. What is submitted from then on runs at once, on the
+    caller's thread, one at a time.
+    """
+
+    def __init__(self, on_death: Callable[[str], None] | None = None) -> None:
+        self._on_death = on_death
+        self.death = ""  #: the fault that ended the thread
+        self._after_death = threading.RLock()
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -89,7 +96,9 @@ class ControlLoop:
     def submit(self, function: Callable[..., object], *arguments: Any) -> None:
         """Run ``function(*arguments)`` on the control thread, soon, in order of submission; any thread may call."""
         self._orders.append((time.monotonic_ns(), function, arguments))
-        if not self._woken and not self._stopping:
+        if self.death:
+            self._run_leftovers()
+        elif not self._woken and not self._stopping:
             self._woken = True
             os.eventfd_write(self._wake, 1)
 
@@ -100,7 +109,8 @@ class ControlLoop:
         else owns the state: it runs here then.
         """
         if threading.current_thread() is self._thread or not self._thread.is_alive():
-            function(*arguments)
+            with self._after_death:
+                function(*arguments)
             return
         done: Future[None] = Future()
         self.submit(_settle, done, function, arguments)
@@ -126,8 +136,24 @@ class ControlLoop:
 
     def _run(self) -> None:
         _name_thread(b"sage-kvt-ctl")
-        while not self._stopping:
-            self._turn()
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        logger.critical("the KV transport's control thread ended by a fault", exc_info=error)
+        why = f"{type(error).__name__}: {error}"
+        with self._after_death:
+            if self._on_death is not None:
+                self._guarded(self._on_death, why)
+            self.death = why
+        self._run_leftovers()
+
+    def _run_leftovers(self) -> None:
+        with self._after_death:
+            self._run_orders()
 
     def _turn(self) -> None:
         happened = self._take_events()

@@ -85,6 +85,7 @@ class Questions:
         self._sessions = sessions
         self._handlers: dict[str, Handler] = {}
         self._numbers = count(1)
+        self._ended: Reply | None = None  #: why nothing is asked any more
         self._asking: dict[int, _Asking] = {}
         self._to_answer: dict[tuple[Session, int], Question] = {}
 
@@ -95,6 +96,9 @@ class Questions:
         self._handlers[verb] = handler
 
     def ask(self, peer: PeerAddress, verb: str, body: bytes, on_reply: OnReply, timeout_s: float) -> None:
+        if self._ended is not None:
+            on_reply(self._ended)
+            return
         number = next(self._numbers)
         asking = self._asking[number] = _Asking(on_reply)
         late = Reply("late", f"no answer within {timeout_s:.1f} s")
@@ -144,9 +148,11 @@ class Questions:
         for number in [n for n, asking in self._asking.items() if asking.session is session]:
             self._end(number, Reply("lost", f"the session was lost: {why}"))
 
-    def close(self) -> None:
+    def close(self, why: Reason) -> None:
+        """Every question of ours ends, and each that comes."""
+        self._ended = Reply(why.code, why.detail)
         for number in list(self._asking):
-            self._end(number, Reply("shutting_down", "the engine shuts down"))
+            self._end(number, self._ended)
 
     def settle(self, question: Question, answer: m.Answer) -> None:
         if self._to_answer.pop((question.session, question.number), None) is question:

@@ -52,6 +52,7 @@ class Consumer:
         self._converters = converters
         self._windows = Windows()
         self._open: dict[Subscription, None] = {}
+        self._ended: Reason | None = None  #: why nothing begins any more
 
     def __len__(self) -> int:
         return len(self._open)
@@ -72,6 +73,9 @@ class Consumer:
         subscription = Subscription(wanted, on_outcome, peer if isinstance(peer, PeerAddress) else None)
         self._open[subscription] = None
         subscription.peer = peer.label
+        if self._ended is not None:
+            self._fail(subscription, self._ended)
+            return
         late = Reason(Code.DEADLINE, f"the deadline of {wanted.deadline_s:.0f} s passed")
         subscription.deadline = self._loop.call_later(wanted.deadline_s, self._fail, subscription, late)
         if on_started is not None:
@@ -91,9 +95,11 @@ class Consumer:
         for subscription in list(subscriptions):
             self.cancel(subscription)
 
-    def close(self) -> None:
+    def close(self, why: Reason) -> None:
+        """Every subscription ends, and each that comes."""
+        self._ended = why
         for subscription in list(self._open):
-            self._fail(subscription, Reason(Code.SHUTTING_DOWN, "this engine shuts down"), aborted=True)
+            self._fail(subscription, why, aborted=why.code is Code.SHUTTING_DOWN)
 
     # -- the peers' side
 

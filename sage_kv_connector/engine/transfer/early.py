@@ -138,6 +138,12 @@ class Early:
         if stream is not None and is_same_peer(stream.session, session):
             self._drop(stream)
 
+    def close(self, why: Reason) -> None:
+        """Nobody waits any longer."""
+        for stream in list(self._waiting.values()):
+            self._drop(stream)
+            stream.fail(why)
+
     def remember(self, release: m.Release) -> None:
         """A consumer gave up what was not offered yet."""
         self._unwanted.setdefault(release.transfer_id, []).append(release)

@@ -44,6 +44,7 @@ class Producer:
     def __init__(self, loop: ControlLoop, config: KVTransportConfig, converters: Converters | None) -> None:
         self._loop = loop
         self._lease_s = config.lease_s
+        self._ended: Reason | None = None  #: why nothing begins any more
         self._offers = OfferTable()
         self._early = Early(loop, config.unmatched_timeout_s, self._late)
         self._returns = Returns(loop, config.lease_s)
@@ -58,11 +59,14 @@ class Producer:
         self, transfer_id: str, source: Source, on_released: OnReleased, terms: OfferTerms = NO_TERMS
     ) -> None:
         """Put a transfer on offer. An id that is on offer already is released at once, with that reason."""
+        offer = Offer(transfer_id, source, on_released, terms)
         if self._offers.get(transfer_id) is not None:
             twice = Reason(Code.DUPLICATE, f"transfer_id {transfer_id!r} is on offer already")
-            on_released(Offer(transfer_id, source, on_released, terms).outcome(twice))
+            on_released(offer.outcome(twice))
             return
-        offer = Offer(transfer_id, source, on_released, terms)
+        if self._ended is not None:
+            on_released(offer.outcome(self._ended))
+            return
         self._offers.add(offer)
         for release in self._early.take_releases(offer):
             offer.decline(release)
@@ -119,8 +123,10 @@ class Producer:
             self.withdraw((transfer_id,), why)
             self._early.give_up(transfer_id, why)
 
-    def close(self) -> None:
-        why = Reason(Code.SHUTTING_DOWN, "the producer shuts down")
+    def close(self, why: Reason) -> None:
+        """Every offer ends, and each that comes."""
+        self._ended = why
+        self._early.close(why)
         self.withdraw([o.transfer_id for o in self._offers], why)
         self._returns.close()
 

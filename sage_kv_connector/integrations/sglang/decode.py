@@ -170,6 +170,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self.kv_mgr.update_status(room, KVPoll.Success)
 
     def poll(self) -> Any:
+        self.kv_mgr.core.check_alive()
         status = super().poll()
         if status == KVPoll.WaitingForInput and self._landing is None:
             self._renew()

@@ -177,6 +177,10 @@ class SageKVSender(CommonKVSender):  # type: ignore[misc]
             mgr.rooms.open(room)
             mgr.update_status(room, KVPoll.WaitingForInput)
 
+    def poll(self) -> Any:
+        self.kv_mgr.core.check_alive()
+        return super().poll()
+
     def pop_decode_prefix_len(self) -> int:
         """Everything is offered; decode asks only for what its own cache lacks."""
         return 0

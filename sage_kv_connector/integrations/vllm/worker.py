@@ -122,6 +122,8 @@ class WorkerSide:
         self.withdraw(meta)
         self._weights = meta.weights or self._weights
         known = self._registered
+        if known is not None:
+            known.core.check_alive()
         if known is None:  # what needs the caches can't be done
             given_up = not_landed(meta.loads).and_also(not_on_offer(meta.finished))
         else:
