@@ -51,7 +51,7 @@ class Routing:
             case m.Cancel():
                 self._producer.on_cancel(session, message)
             case m.Release():
-                self._producer.on_release(message)
+                self._producer.on_release(session, message)
             case m.Renew():
                 self._producer.on_renew(message)
             case m.Ask():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.transfer_messages import MAX_AGAIN_MS, MAX_TIMEOUT_MS
 
 names = st.text(min_size=1, max_size=40)
 u63 = st.integers(1, 2**63 - 1)
@@ -29,9 +30,12 @@ def page_runs(draw: st.DrawFn) -> tuple[m.PageRuns, ...]:
 valid = st.one_of(
     st.builds(m.Hello, st.just((1,)), names, st.integers(0, 99), st.binary(min_size=32, max_size=32), names),
     st.builds(
-        m.Subscribe, names, u63, st.binary(max_size=64), u63, page_runs(), st.booleans(), st.booleans(), u63
+        m.Subscribe,
+        *(names, u63, st.binary(max_size=64), u63, page_runs(), st.booleans(), st.booleans()),
+        timeout_ms=st.integers(1, MAX_TIMEOUT_MS),
+        replaces=u63,
     ),
-    st.builds(m.Failed, names, u63, names, names),
+    st.builds(m.Failed, names, u63, names, names, st.integers(0, MAX_AGAIN_MS)),
     st.builds(m.Cancel, names, u63),
     st.builds(m.Release, names),
     st.builds(m.Renew, st.lists(names).map(tuple)),
@@ -78,7 +82,10 @@ def subscribe(**changes: object) -> bytes:
     [
         (subscribe(generation=0), "generation is 0"),
         (subscribe(nbytes=-1), "nbytes is -1"),
-        (subscribe(timeout_ms=0), "timeout_ms 0"),
+        (subscribe(timeout_ms=0), "timeout_ms is 0, allowed: 1 to 604800000"),
+        (subscribe(timeout_ms=604_800_001), "timeout_ms is 604800001"),
+        (subscribe(replaces=-1), "replaces is -1"),
+        (m.encode(m.Failed("t", 1, "busy", "", 600_001)), "again_ms is 600001"),
         (subscribe(transfer_id=""), "transfer_id has 0 characters"),
         (subscribe(transfer_id="x" * 300), "transfer_id has 300 characters"),
         (subscribe(selection=(m.PageRuns(0, ((4, 2), (5, 1))),)), "out of order"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sage_kv_connector.contract.failure import Reason
+from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from tests.simulation.hostile import hostile_bytes
 from tests.simulation.schedule import Fault
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 #: Nothing waits longer than a day.
 JUMP_S = 100.0
 MESSAGES = 12
+#: Turns of a flood, and messages of each.
+FLOODS, POURED = 4, 40
 
 
 def begin_fault(world: World, fault: Fault) -> None:
@@ -58,6 +61,8 @@ def begin_fault(world: World, fault: Fault) -> None:
             world.after(fault.for_s, _reachable, world, host)
         case "hostile":
             _hostile(world, server)
+        case "flood":
+            _flood(world, server)
         case "noise":
             _noise(world, server)
 
@@ -82,6 +87,32 @@ def _hostile(world: World, victim: Server) -> None:
 def _say(world: World, evil: Server, session: Session) -> None:
     if evil.alive:
         session.backend.send(session.connection, hostile_bytes(world.rng))
+
+
+def _flood(world: World, victim: Server) -> None:
+    """A peer that asks for more than anybody may have, as fast as it can."""
+    evil = world.start(world.schedule.prefills)
+
+    def opened(session: Session | Reason) -> None:
+        if isinstance(session, Session):
+            for number in range(FLOODS):
+                world.after(number * 0.001, _pour, world, evil, session, number)
+
+    evil.core.sessions.get(victim.address, opened)
+    world.after(5.0, evil.kill)
+
+
+def _pour(world: World, evil: Server, session: Session, number: int) -> None:
+    if not evil.alive:
+        return
+    for i in range(POURED):
+        name, generation = f"flood-{number}-{i}", 1 + number * POURED + i
+        message: m.Message = m.Release(name)
+        if i % 2:
+            message = m.Subscribe(
+                name, generation, bytes(24), 4096, (m.PageRuns(0, ((0, 1),)),), True, False, 60_000
+            )
+        session.backend.send(session.connection, m.encode(message))
 
 
 def _noise(world: World, victim: Server) -> None:

@@ -12,7 +12,7 @@ from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.staging import StagingArena
 from sage_kv_connector.engine.pages.paged import PagedSource
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer import subscription
+from sage_kv_connector.engine.transfer import offer, subscription
 from sage_kv_connector.engine.transfer.consumer import Consumer
 from sage_kv_connector.engine.transfer.early import Early
 from sage_kv_connector.engine.transfer.offer import Offer, Stream
@@ -77,7 +77,7 @@ def _delivered_too_early() -> Any:
 
 def _any_prompt() -> Any:
     """Whose KV it is, is not compared."""
-    return _replaced(Offer, "differs", lambda offer, prompt: None)
+    return _replaced(Offer, "differs", lambda self, prompt: None)
 
 
 def _staging_kept() -> Any:
@@ -123,6 +123,11 @@ def _not_tried_again() -> Any:
     return _replaced(Consumer, "_lost", lost)
 
 
+def _peers_not_counted() -> Any:
+    """One peer may have whatever all may have together."""
+    return mock.patch.object(offer, "owner_of", lambda session: object())
+
+
 def _not_probed() -> Any:
     """A connection that was idle is trusted as any other."""
     return _replaced(Session, "doubtful", property(lambda session: False))
@@ -164,6 +169,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
     "delivered_too_early": _delivered_too_early,
     "prompt_not_compared": _any_prompt,
     "staging_memory_kept": _staging_kept,
+    "peers_not_counted": _peers_not_counted,
     "not_tried_again": _not_tried_again,
     "not_probed": _not_probed,
     "session_kept": _session_kept,

@@ -83,8 +83,12 @@ class Schedule(NamedTuple):
 
 FAULTS = (
     "cut", "cut", "cut", "cut_silently", "cut_silently", "kill", "kill_silently", "restart", "stop", "freeze", "busy",
-    "jump", "slow", "hostile", "noise", "unreachable", "die",
+    "jump", "slow", "hostile", "noise", "flood", "flood", "unreachable", "die",
 )  # fmt: skip
+
+
+#: What a peer does that means harm.
+HARMLESS = ("hostile", "noise", "flood")
 
 
 def drawn(seed: int) -> Schedule:
@@ -116,8 +120,11 @@ def drawn(seed: int) -> Schedule:
     faults = tuple(
         _fault(rng, requests, prefills + decodes, until) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))
     )
-    if rng.random() < 0.05:
+    special = rng.random()
+    if special < 0.05:
         requests, faults = _forgotten(rng, requests[0])
+    elif special < 0.08:
+        requests, faults = _flooded(requests[0])
     return Schedule(seed, prefills, decodes, options, requests, tuple(sorted(faults, key=lambda f: f.at_s)))
 
 
@@ -133,14 +140,22 @@ def _forgotten(rng: random.Random, request: Request) -> tuple[tuple[Request, ...
     return (request, later), (cut,)
 
 
+def _flooded(request: Request) -> tuple[tuple[Request, ...], tuple[Fault, ...]]:
+    """Decode asks before prefill began, and somebody else asked for much before that."""
+    loads = tuple(load._replace(at_s=1.0) for load in request.loads)
+    return (request._replace(offered_s=1.5, loads=loads),), (Fault("flood", 0.7, request.server, 1.0),)
+
+
 def _fault(rng: random.Random, requests: tuple[Request, ...], servers: int, until: float) -> Fault:
     at_s = rng.uniform(0, until)
     if rng.random() < 0.6:  # while something goes on
         request = rng.choice(requests)
         at_s = rng.choice(request.loads).at_s + rng.uniform(0, request.steps * request.step_s + 0.01)
-    return Fault(
-        rng.choice(FAULTS), round(at_s, 5), rng.randrange(servers), rng.choice((0.05, 0.5, 3.0, 20.0))
-    )
+    kind, server = rng.choice(FAULTS), rng.randrange(servers)
+    if kind in HARMLESS:  # where and when it would harm most
+        request = rng.choice(requests)
+        at_s, server = max(0.0, rng.choice(request.loads).at_s - rng.uniform(0, 0.1)), request.server
+    return Fault(kind, round(at_s, 5), server, rng.choice((0.05, 0.5, 3.0, 20.0)))
 
 
 def _request(rng: random.Random, number: int, prefills: int, decodes: int, options: Options) -> Request:

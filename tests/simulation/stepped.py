@@ -17,6 +17,7 @@ from sage_kv_connector.engine import core as core_module
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion import staging
 from sage_kv_connector.engine.conversion.jobs import CpuConversions
+from sage_kv_connector.engine.transfer import early
 
 #: What the data plane has in builds with SAGE_KVT_SIMULATION only.
 stepped_data_plane: Any = _data_plane
@@ -26,6 +27,8 @@ BEGINNING_NS = 1_000_000_000_000
 PART_BYTES = 4096
 CHUNK_BYTES = 4096
 CONVERTING_THREADS = 2
+#: Some more than the requests of any schedule.
+EARLY_A_PEER = 16
 PLANTED_DEATH = "planted in the simulation"
 
 
@@ -172,9 +175,11 @@ def stepped_engine(make_backend: Callable[[], SteppedBackend], staging_bytes: in
 
 
 @contextmanager
-def small_parts() -> Iterator[None]:
+def small_bounds() -> Iterator[None]:
     with (
         mock.patch.object(staging, "SMALLEST_PART_BYTES", PART_BYTES),
         mock.patch.object(staging, "LARGEST_PART_BYTES", PART_BYTES),
+        mock.patch.object(early, "MAX_EARLY", 4 * EARLY_A_PEER),
+        mock.patch.object(early, "MAX_EARLY_A_PEER", EARLY_A_PEER),
     ):
         yield

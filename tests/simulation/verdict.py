@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sage_kv_connector.engine.session.session import PROBE_S
 from tests.simulation.decode import SLACK_S, DecodeLoad
 from tests.simulation.prefill import PrefillRequest
+from tests.simulation.schedule import HARMLESS
 from tests.simulation.stepped import BEGINNING_NS, CHUNK_BYTES
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def wrong_at_the_end(
 
 
 def is_calm(schedule: Schedule) -> bool:
-    """Nothing goes wrong but what requests do themselves."""
-    return not schedule.faults and not schedule.options.corrupt and not schedule.options.duplicate
+    """Nothing goes wrong but what requests do themselves, and peers that mean harm."""
+    harmless = all(fault.kind in HARMLESS for fault in schedule.faults)
+    return harmless and not schedule.options.corrupt and not schedule.options.duplicate
 
 
 def is_cut_only(schedule: Schedule, loads: Sequence[DecodeLoad]) -> bool:

@@ -15,7 +15,7 @@ from tests.simulation.faults import begin_fault
 from tests.simulation.prefill import PrefillRequest
 from tests.simulation.schedule import Schedule
 from tests.simulation.server import Server, closing
-from tests.simulation.stepped import VirtualClock, small_parts, stepped_data_plane
+from tests.simulation.stepped import VirtualClock, small_bounds, stepped_data_plane
 from tests.simulation.verdict import wrong_at_the_end
 
 #: More steps than any schedule needs: something turns round.
@@ -62,7 +62,7 @@ class World:
 
     def run(self) -> Result:
         schedule = self.schedule
-        with self.clock.running(), small_parts(), closing(self.servers):
+        with self.clock.running(), small_bounds(), closing(self.servers):
             self._running = [self.start(i) for i in range(schedule.prefills + schedule.decodes)]
             prefills = [PrefillRequest(self, request) for request in schedule.requests]
             loads = [DecodeLoad(self, p, load) for p in prefills for load in p.request.loads]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,9 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversion.jobs import Conversions
 from sage_kv_connector.engine.conversion.wire_plan import Formats, needs_conversion
 from sage_kv_connector.engine.session.session import Session
+
+#: Of one session: formats are the peer's to choose.
+MAX_MADE = 256
 
 
 class Converters:
@@ -24,7 +28,7 @@ class Converters:
         self.schema = schema
         self.conversions = conversions
         # The view is kept beside its converter, so that its id stays its own.
-        self._made: WeakKeyDictionary[Session, dict[tuple[object, ...], tuple[GroupView, Any]]] = (
+        self._made: WeakKeyDictionary[Session, OrderedDict[tuple[object, ...], tuple[GroupView, Any]]] = (
             WeakKeyDictionary()
         )
 
@@ -46,11 +50,14 @@ class Converters:
         return needs_conversion(self.schema, theirs, config.target_dtype, device_memory=on_device)
 
     def _get(self, session: Session, view: GroupView, group: int, formats: Formats, *, encode: bool) -> Any:
-        made = self._made.setdefault(session, {})
+        made = self._made.setdefault(session, OrderedDict())
         key = (id(view), group, formats, encode)
         if key not in made:
             assert session.peer is not None and session.peer.schema is not None
             ours, theirs = self.schema, session.peer.schema
             consumer, producer = (theirs, ours) if encode else (ours, theirs)
             made[key] = view, self.conversions.group(view, group, formats, ours, consumer, producer)
+            if len(made) > MAX_MADE:
+                made.popitem(last=False)
+        made.move_to_end(key)
         return made[key][1]

@@ -3,14 +3,15 @@
 
 Memory: one anonymous mapping, touched only as far as it is used, registered once with every
 backend. A lease is a run of it; the lowest free run that is long enough is taken. Requests
-are served in order, so a large one is not starved by small ones. Control thread only.
+are served in order, so a large one is not starved by small ones. No peer has all of it: one that
+takes nothing off its ring does not stop the others. Control thread only.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -27,12 +28,13 @@ SMALLEST_PART_BYTES, LARGEST_PART_BYTES = 256 << 10, 4 << 20
 class Lease:
     """Memory ``[address, address + nbytes)``; 0 while it waits for room."""
 
-    __slots__ = ("address", "nbytes", "on_ready", "released")
+    __slots__ = ("address", "nbytes", "on_ready", "owner", "released")
 
-    def __init__(self, nbytes: int, on_ready: Callable[[Lease], None]) -> None:
+    def __init__(self, nbytes: int, on_ready: Callable[[Lease], None], owner: Hashable) -> None:
         self.address = 0
         self.nbytes = nbytes
         self.on_ready = on_ready
+        self.owner = owner
         self.released = False
 
 
@@ -56,13 +58,14 @@ class StagingArena:
         self._base = 0
         self._free: list[tuple[int, int]] = [(0, self.capacity)]
         self._waiting: deque[Lease] = deque()
+        self._used: Counter[Hashable] = Counter()  #: bytes, by owner
 
     @property
     def in_use(self) -> int:
         return self.capacity - sum(length for _, length in self._free)
 
-    def request(self, nbytes: int, on_ready: Callable[[Lease], None]) -> Lease:
-        """``on_ready(lease)`` comes at once or when room is there.
+    def request(self, nbytes: int, on_ready: Callable[[Lease], None], owner: Hashable = None) -> Lease:
+        """``on_ready(lease)`` comes at once or when room is there. ``owner``: whom it is for.
 
         Raises ValueError for more than all of it, and what ``allocate`` raises.
         """
@@ -73,7 +76,7 @@ class StagingArena:
         if not self._base:
             self._base = self._allocate(self.capacity)
             self._register(self._base, self.capacity)
-        lease = Lease(nbytes, on_ready)
+        lease = Lease(nbytes, on_ready, owner)
         self._waiting.append(lease)
         self._serve()
         return lease
@@ -86,6 +89,7 @@ class StagingArena:
         if not lease.address:
             self._serve()  # it may have stood in the way of smaller ones
             return
+        self._count(lease, -1)
         self._free.append((lease.address - self._base, _rounded(lease.nbytes)))
         self._free.sort()
         merged: list[tuple[int, int]] = []
@@ -98,13 +102,27 @@ class StagingArena:
         self._serve()
 
     def _serve(self) -> None:
-        while self._waiting:
-            lease = self._waiting[0]
-            if not lease.released and not self._take(lease):
-                return
+        while (lease := self._next()) is not None and self._take(lease):
+            self._waiting.remove(lease)
+            self._count(lease, 1)
+            lease.on_ready(lease)
+
+    def _next(self) -> Lease | None:
+        """The first one whose owner leaves the others their share, or has nothing yet."""
+        while self._waiting and self._waiting[0].released:
             self._waiting.popleft()
-            if not lease.released:
-                lease.on_ready(lease)
+        most = self.capacity - self.capacity // RINGS_IN_ARENA
+        for lease in self._waiting:
+            used = self._used[lease.owner]
+            shares = lease.owner is None or not used or used + _rounded(lease.nbytes) <= most
+            if shares and not lease.released:
+                return lease
+        return None
+
+    def _count(self, lease: Lease, sign: int) -> None:
+        self._used[lease.owner] += sign * _rounded(lease.nbytes)
+        if not self._used[lease.owner]:
+            del self._used[lease.owner]
 
     def _take(self, lease: Lease) -> bool:
         wanted = _rounded(lease.nbytes)

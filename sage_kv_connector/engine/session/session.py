@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Hashable
 
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.contract.peer import PeerAddress, rank_label
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 IDLE_S = 1.0
 #: Its peer's lanes have so long for a sign of life; by ``PROBED_S`` they gave one, or it was closed.
 PROBE_S, PROBED_S = 1.2, 1.7
+#: A peer that says more is not one of ours: a busy decode server says some hundred a second.
+MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 10_000, 20_000
 
 
 class Session:
@@ -57,6 +60,7 @@ class Session:
         self._holders = 0
         self.begun_at = self._idle_since = time.monotonic()
         self._probe: Timer | None = None
+        self._counted_at, self._allowance = self._idle_since, float(MESSAGES_AT_ONCE)
 
     @property
     def open(self) -> bool:
@@ -67,6 +71,14 @@ class Session:
         return (
             rank_label(self.peer.engine_id, self.peer.rank) if self.peer else f"connection {self.connection}"
         )
+
+    def may_say_more(self) -> bool:
+        """Whether the peer keeps to ``MESSAGES_A_SECOND``, one more message included."""
+        now = time.monotonic()
+        earned = (now - self._counted_at) * MESSAGES_A_SECOND
+        self._allowance = min(MESSAGES_AT_ONCE, self._allowance + earned) - 1
+        self._counted_at = now
+        return self._allowance >= 0
 
     def send(self, message: m.Message) -> None:
         """Queue a message; a full queue (the peer reads nothing) ends the session."""
@@ -120,3 +132,8 @@ def is_same_peer(one: Session, other: Session) -> bool:
     if one.peer is None or other.peer is None:
         return False
     return (one.peer.engine_id, one.peer.rank) == (other.peer.engine_id, other.peer.rank)
+
+
+def owner_of(session: Session) -> Hashable:
+    """Whom what is held for a session is counted for: the peer, over however many sessions."""
+    return (session.peer.engine_id, session.peer.rank) if session.peer else session.connection

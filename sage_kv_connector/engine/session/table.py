@@ -29,7 +29,7 @@ from sage_kv_connector.engine.session.handshake import (
     Identity,
     Peer,
 )
-from sage_kv_connector.engine.session.session import PROBED_S, Session
+from sage_kv_connector.engine.session.session import MESSAGES_A_SECOND, PROBED_S, Session
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,8 @@ class SessionTable:
 
     def _message(self, session: Session, payload: bytes) -> None:
         try:
+            if not session.may_say_more():
+                raise m.ProtocolError(f"more than {MESSAGES_A_SECOND} messages a second")
             message = m.decode(payload)
             if not session.open:
                 self._handshake(session, message, payload)

@@ -19,6 +19,8 @@ from sage_kv_connector.format.wire_format import WireFormat
 
 #: A subscription names at most this many page runs over all groups.
 MAX_PAGE_RUNS = 1 << 16
+#: A week.
+MAX_TIMEOUT_MS = 604_800_000
 #: Who is busy names at most this time to come back.
 MAX_AGAIN_MS = 600_000
 #: A converted part has at most this many bytes.
@@ -129,7 +131,6 @@ class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, fro
 
     def check(self) -> None:
         _check_subscription(self)
-        check_number("nbytes", self.nbytes, 1, MAX_UINT64)
         check_length("groups", self.groups, 1, MAX_PART_GROUPS, "entries")
         behind = -1
         for group in self.groups:
@@ -166,10 +167,8 @@ class Grant(msgspec.Struct, tag="grant", array_like=True, frozen=True):
 def _check_subscription(message: Subscribe | SubscribeParts) -> None:
     check_transfer_id(message.transfer_id)
     check_number("generation", message.generation, 1, MAX_UINT64)
-    if message.nbytes <= 0 or message.timeout_ms <= 0:
-        raise ProtocolError(
-            f"nbytes is {message.nbytes} and timeout_ms {message.timeout_ms}, both must be positive"
-        )
+    check_number("nbytes", message.nbytes, 1, MAX_UINT64)
+    check_number("timeout_ms", message.timeout_ms, 1, MAX_TIMEOUT_MS)
     check_number("consumers", message.consumers, 1, MAX_CONSUMERS)
     check_number("replaces", message.replaces, 0, MAX_UINT64)
     _check_prompt(message.prompt)

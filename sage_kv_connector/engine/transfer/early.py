@@ -10,8 +10,8 @@ All of it is bounded. A waiting stream holds its session and has a timer. Contro
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from sage_kv_connector.contract.failure import Code, Reason
@@ -22,6 +22,8 @@ from sage_kv_connector.engine.transfer.offer import Offer, Stream
 
 #: Subscriptions that may wait for their offer, and releases that came before it.
 MAX_EARLY = 4096
+#: Of one peer, so that it leaves room for the others.
+MAX_EARLY_A_PEER = 1024
 #: The offers of one request's prompts come within this time of each other.
 SIBLING_S = 0.5
 #: Who finds no place to wait may ask again after this time.
@@ -43,7 +45,9 @@ class Early:
         self._timeout_s = timeout_s
         self._on_late = on_late
         self._waiting: dict[int, Stream] = {}
-        self._unwanted: OrderedDict[str, list[m.Release]] = OrderedDict()
+        self._of_peer: Counter[Hashable] = Counter()
+        self._released_by: Counter[Hashable] = Counter()
+        self._unwanted: OrderedDict[str, list[tuple[Hashable, m.Release]]] = OrderedDict()
         self._given_up: OrderedDict[str, Reason] = OrderedDict()
         self._gone: OrderedDict[str, str] = OrderedDict()
 
@@ -66,8 +70,12 @@ class Early:
         elif len(self._waiting) >= MAX_EARLY or request.generation in self._waiting:
             busy = Reason(Code.BUSY, f"more than {MAX_EARLY} subscriptions wait for their prefill")
             stream.fail(busy, again_s=BUSY_S)
+        elif self._of_peer[stream.owner] >= MAX_EARLY_A_PEER:
+            busy = Reason(Code.BUSY, f"{MAX_EARLY_A_PEER} subscriptions of this peer wait for their prefill")
+            stream.fail(busy, again_s=BUSY_S)
         else:
             self._waiting[request.generation] = stream
+            self._of_peer[stream.owner] += 1
             stream.session.hold()
             self._wait(stream, SIBLING_S if known else self._timeout_s, known or NOT_IN_TIME)
 
@@ -88,7 +96,7 @@ class Early:
 
     def take(self, stream: Stream) -> None:
         """Its offer is there; it goes on holding its session."""
-        del self._waiting[stream.generation]
+        self._forget(stream)
 
     def leave_to_siblings(self, stream: Stream) -> None:
         """It fits an offer that others took; another one of the same prompt may follow."""
@@ -100,10 +108,11 @@ class Early:
         for name in offer.names:
             self._given_up.pop(name, None)
             self._gone.pop(name, None)
-            releases = self._unwanted.pop(name, [])
-            taken += [one for one in releases if offer.differs(one.prompt) is None]
-            if left := [one for one in releases if offer.differs(one.prompt) is not None]:
-                self._unwanted[name] = left
+            releases = self._take_unwanted(name)
+            taken += [one for _, one in releases if offer.differs(one.prompt) is None]
+            for owner, one in releases:
+                if offer.differs(one.prompt) is not None:
+                    self.remember(one, owner)
         return taken
 
     def give_up(self, transfer_id: str, why: Reason) -> None:
@@ -123,7 +132,7 @@ class Early:
         stream = self._waiting.get(generation)
         if stream is not None and stream.session is session:
             self._drop(stream)
-            self.remember(stream.release("the consumer cancelled it"))
+            self.remember(stream.release("the consumer cancelled it"), stream.owner)
 
     def take_lost(self, session: Session) -> list[Stream]:
         """Those of a session that is gone wait no more."""
@@ -144,11 +153,22 @@ class Early:
             self._drop(stream)
             stream.fail(why)
 
-    def remember(self, release: m.Release) -> None:
-        """A consumer gave up what was not offered yet."""
-        self._unwanted.setdefault(release.transfer_id, []).append(release)
+    def remember(self, release: m.Release, owner: Hashable) -> None:
+        """A consumer gave up what was not offered yet. One that gives up too much is waited for."""
+        if self._released_by[owner] >= MAX_EARLY_A_PEER:
+            return
+        self._released_by[owner] += 1
+        self._unwanted.setdefault(release.transfer_id, []).append((owner, release))
         while len(self._unwanted) > MAX_EARLY:
-            self._unwanted.popitem(last=False)
+            self._take_unwanted(next(iter(self._unwanted)))
+
+    def _take_unwanted(self, transfer_id: str) -> list[tuple[Hashable, m.Release]]:
+        taken = self._unwanted.pop(transfer_id, [])
+        for owner, _ in taken:
+            self._released_by[owner] -= 1
+            if not self._released_by[owner]:
+                del self._released_by[owner]
+        return taken
 
     def _wait(self, stream: Stream, limit_s: float, why: Reason) -> None:
         """A stream that has a timer keeps it if that is due earlier."""
@@ -165,9 +185,17 @@ class Early:
         self._on_late(stream, why)
 
     def _drop(self, stream: Stream) -> None:
-        if self._waiting.pop(stream.generation, None) is not None:
+        if self._forget(stream):
             stream.stop()
             stream.timer = None
+
+    def _forget(self, stream: Stream) -> bool:
+        if self._waiting.pop(stream.generation, None) is None:
+            return False
+        self._of_peer[stream.owner] -= 1
+        if not self._of_peer[stream.owner]:
+            del self._of_peer[stream.owner]
+        return True
 
 
 def _remember(table: OrderedDict[str, _Why], transfer_id: str, why: _Why) -> None:

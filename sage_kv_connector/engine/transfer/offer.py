@@ -21,7 +21,7 @@ from sage_kv_connector.engine.conversion.wire_plan import SAME, wire_dtype_of
 from sage_kv_connector.engine.pages.paged import refusal_code
 from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.transfer.part_sender import PartSender
 
 #: Called once when an offer's memory is free again; the outcome says whether it was delivered.
@@ -33,6 +33,7 @@ class Stream:
 
     def __init__(self, session: Session, request: m.Subscribe | m.SubscribeParts) -> None:
         self.session = session
+        self.owner = owner_of(session)
         self.request = request
         self.window = request.window if isinstance(request, m.Subscribe) else b""  #: a grant names it
         self.cursor: Cursor | None = None

@@ -9,14 +9,14 @@ else it hears what differs. Control thread only.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple, TypeVar
 
 from sage_kv_connector.contract.failure import Reason
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.transfer.offer import Offer
 
 #: Consumers that were served or gave up, and whose messages may still be under way.
@@ -38,6 +38,7 @@ class OfferTable:
         self._named: dict[str, list[Offer]] = {}
         #: By the whole prompt.
         self._prompts: dict[PromptDigest, list[Offer]] = {}
+        self._of_peer: Counter[Hashable] = Counter()
         self._consumers: dict[tuple[int, int], Offer] = {}
         self._ended: OrderedDict[tuple[int, int], None] = OrderedDict()
 
@@ -91,11 +92,20 @@ class OfferTable:
     def has_ended(self, session: Session, generation: int) -> bool:
         return (id(session), generation) in self._ended
 
+    def streams_of(self, owner: Hashable) -> int:
+        """How many of a peer's subscriptions are being served."""
+        return self._of_peer[owner]
+
     def begin(self, session: Session, generation: int, offer: Offer) -> None:
+        self._of_peer[owner_of(session)] += 1
         self._consumers[(id(session), generation)] = offer
 
     def end(self, session: Session, generation: int) -> None:
         if self._consumers.pop((id(session), generation), None) is not None:
+            owner = owner_of(session)
+            self._of_peer[owner] -= 1
+            if not self._of_peer[owner]:
+                del self._of_peer[owner]
             self._ended[(id(session), generation)] = None
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)

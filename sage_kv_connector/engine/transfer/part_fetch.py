@@ -26,7 +26,7 @@ from sage_kv_connector.engine.conversion.staging import Lease, part_bytes_of, ri
 from sage_kv_connector.engine.conversion.wire_plan import plan_wire
 from sage_kv_connector.engine.pages.source import Converted
 from sage_kv_connector.engine.pages.target import PagesTarget
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.session.transfer_messages import Grant, PartGroup, SubscribeParts
 from sage_kv_connector.engine.transfer.subscription import Subscription
 from sage_kv_connector.engine.transfer.windows import Windows, failure
@@ -134,9 +134,10 @@ class PartFetch:
             return
         incoming = self._conversions.incoming
         finished = self._subscription.wanted.finished
+        peer = owner_of(self._session)
         ring = ring_of(incoming, self._decoder.largest, self._decoder.count, finished=finished)
         try:
-            self._lease = incoming.request(ring.nbytes, lambda lease: self._placed(lease, ring))
+            self._lease = incoming.request(ring.nbytes, lambda lease: self._placed(lease, ring), peer)
         except ValueError as error:
             self._end(Reason(Code.MEMORY, str(error)))
 

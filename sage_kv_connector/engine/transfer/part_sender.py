@@ -23,7 +23,7 @@ from sage_kv_connector.engine.conversion.part_plan import Parts, Wanted, plan_pa
 from sage_kv_connector.engine.conversion.staging import Lease, ring_of
 from sage_kv_connector.engine.pages.paged import refusal_code
 from sage_kv_connector.engine.pages.source import Converted, SelectionError, Source, TokenPages
-from sage_kv_connector.engine.session.session import Session
+from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.session.transfer_messages import PartsReady, SubscribeParts
 
 
@@ -110,9 +110,10 @@ class PartSender:
             return
         outgoing = self._conversions.outgoing
         finished = self._request.finished
+        peer = owner_of(self._session)
         ring = ring_of(outgoing, self._encoder.largest, self._encoder.count, finished=finished)
         try:
-            self._lease = outgoing.request(ring.nbytes, lambda lease: self._placed(lease, ring))
+            self._lease = outgoing.request(ring.nbytes, lambda lease: self._placed(lease, ring), peer)
         except ValueError as error:
             self._on_failed(Reason(Code.MEMORY, str(error)))
 

@@ -22,8 +22,8 @@ from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.pages.source import SelectionError, Source
 from sage_kv_connector.engine.session import messages as m
-from sage_kv_connector.engine.session.session import Session, is_same_peer
-from sage_kv_connector.engine.transfer.early import NOT_IN_TIME, Early
+from sage_kv_connector.engine.session.session import Session, is_same_peer, owner_of
+from sage_kv_connector.engine.transfer.early import BUSY_S, NOT_IN_TIME, Early
 from sage_kv_connector.engine.transfer.offer import (
     NO_TERMS,
     Offer,
@@ -36,6 +36,9 @@ from sage_kv_connector.engine.transfer.posts import Posts
 from sage_kv_connector.engine.transfer.returns import Returns
 
 logger = logging.getLogger(__name__)
+
+#: Subscriptions of one peer that are served at a time; a decode server has some hundred requests.
+MAX_STREAMS_A_PEER = 2048
 
 
 class Producer:
@@ -114,7 +117,7 @@ class Producer:
                     stream.fail(why)
                     self._detach(offer, stream)
                     # It computes the prompt itself now: an offer of the same id is not for it.
-                    self._early.remember(stream.release(why.detail))
+                    self._early.remember(stream.release(why.detail), stream.owner)
                 self._release(offer, why)
 
     def give_up(self, transfer_ids: Iterable[str], why: Reason) -> None:
@@ -141,6 +144,10 @@ class Producer:
         if self._offers.of_consumer(session, generation) or self._offers.has_ended(session, generation):
             stream.fail(Reason(Code.BAD_SELECTION, f"generation: {generation} was subscribed already"))
             return
+        if self._offers.streams_of(stream.owner) >= MAX_STREAMS_A_PEER:
+            busy = Reason(Code.BUSY, f"{MAX_STREAMS_A_PEER} subscriptions of this peer are being served")
+            stream.fail(busy, again_s=BUSY_S)
+            return
         if request.replaces:
             self._replace(session, request.replaces)
         offer, difference = self._offers.find_for(request)
@@ -161,13 +168,13 @@ class Producer:
             why = Reason(Code.CANCELLED, "decode wants it no more")
             self._served(offer, offer.streams[message.generation], why)
 
-    def on_release(self, message: m.Release) -> None:
+    def on_release(self, session: Session, message: m.Release) -> None:
         offer, difference = self._offers.find(message.transfer_id, message.prompt, message.consumers)
         if offer is not None:
             offer.decline(message)
             self._release_if_done(offer)
         elif difference is None:
-            self._early.remember(message)
+            self._early.remember(message, owner_of(session))
 
     def on_renew(self, message: m.Renew) -> None:
         for transfer_id in message.transfer_ids:
@@ -191,7 +198,7 @@ class Producer:
     def on_closed(self, session: Session, why: str) -> None:
         for stream in self._early.take_lost(session):
             left = stream.release(f"the session was lost: {why}")
-            self._returns.wait(stream, partial(self.on_release, left))
+            self._returns.wait(stream, partial(self.on_release, stream.session, left))
         for offer in self._offers:
             for stream in [s for s in offer.streams.values() if s.session is session]:
                 self._leave(offer, stream)
@@ -208,7 +215,7 @@ class Producer:
             return
         stream.fail(why)
         if why is NOT_IN_TIME:  # an offer that comes after all is not for it
-            self._early.remember(stream.release(why.detail))
+            self._early.remember(stream.release(why.detail), stream.owner)
 
     def _replace(self, session: Session, generation: int) -> None:
         """A consumer is back over a new session, be it before the loss of the old one was noticed here."""

@@ -20,7 +20,7 @@ from sglang.srt.disaggregation.common.conn import CommonKVReceiver
 
 from sage_kv_connector.backends.base import Segments
 from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
-from sage_kv_connector.contract.failure import Code, Failure, Stage
+from sage_kv_connector.contract.failure import Code, Failure, Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
@@ -60,6 +60,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self.bootstrap_infos = None
         with self.kv_mgr.connection_lock:
             known = self.kv_mgr.connection_pool.get(key)
+        failed = self.kv_mgr.failed_bootstraps.get(key)
+        if known is None and failed is not None:
+            self._refuse(failed.code, failed.detail)
+            return
         try:
             if known is None:
                 known = [{FIELD: self._ask_for_ranks()}]  # SGLang looks for addresses of its own in it
@@ -71,7 +75,9 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             self._peers = read_peers(decode, prefill, tuple(self.kv_mgr.core.backends))
         except (OSError, ValueError) as error:
             why = f"{error} (sage_kvt must be the transfer backend on both sides)"
-            self._refuse(Code.PARALLEL_SIZES if isinstance(error, ValueError) else Code.BOOTSTRAP, why)
+            code = Code.PARALLEL_SIZES if isinstance(error, ValueError) else Code.BOOTSTRAP
+            self.kv_mgr.failed_bootstraps.remember(key, Reason(code, why))
+            self._refuse(code, why)
             return
         self._prefill = prefill
         self._connection_pool_entries[key] = known

@@ -21,6 +21,7 @@ from sage_kv_connector.contract.bootstrap_room import RoomUses
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.engine import EngineCore, TransferAudit
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
+from sage_kv_connector.integrations.common.bootstrap_queries import RecentFailures
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
@@ -68,6 +69,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
             follow_weights(self._weights_replaced)
         self.rooms = PrefillRooms(self)
         self.room_uses = RoomUses()
+        self.failed_bootstraps = RecentFailures()
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
             rank,

@@ -38,6 +38,7 @@ class _Loading:
 
     def __init__(self, load: Load) -> None:
         self.load = load
+        self.asked_at = time.monotonic()
         self.landing: Landing | None = None
         self.again = False
         self.cancelled = False
@@ -134,7 +135,8 @@ class DecodeHalf:
             self._let_go(read, (*unread, *remote.companions), load.prompt)
         landing = Landing(self._core, partial(self._landed, loading))
         target = PagesTarget(self._view, load.pages)
-        deadline_s = self._config.deadline_s
+        # It runs since vLLM asked, and what was waited for until here counts.
+        deadline_s = max(0.0, loading.asked_at + self._config.deadline_s - time.monotonic())
         with self._voiding:
             if loading.void:
                 return

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which prefill ranks a decode rank reads from; bootstrap servers are asked on threads of its own, once each."""
+"""Which prefill ranks a decode rank reads from; bootstrap servers are asked once each."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from sage_kv_connector.contract.failure import Code, Reason, printable
 from sage_kv_connector.integrations.common.bootstrap_answers import query_bootstrap, query_engine
+from sage_kv_connector.integrations.common.bootstrap_queries import BootstrapQueries
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
     PrefillEngine,
@@ -33,10 +34,10 @@ class PrefillDirectory:
         self._connect_timeout_s = connect_timeout_s
         self._known: OrderedDict[tuple[str, str], PrefillEngine] = OrderedDict()
         self._changing = threading.Lock()
-        self._resolver = ThreadPoolExecutor(2, thread_name_prefix="sage-kvt-bootstrap-query")
+        self._queries = BootstrapQueries(connect_timeout_s)
 
     def close(self) -> None:
-        self._resolver.shutdown(wait=False, cancel_futures=True)
+        self._queries.close()
 
     def peers(self, prefill: PrefillEngine) -> list[ReadPeer] | Reason:
         """The ranks to read from; those that nobody reads are rank 0's, with no consumers."""
@@ -46,23 +47,21 @@ class PrefillDirectory:
             return Reason(Code.PARALLEL_SIZES, str(error))
 
     def resolve(self, remote: RemotePrefill, use: UsePeers) -> None:
-        """Call ``use`` now, or on a thread of the pool if a bootstrap server must be asked."""
+        """Call ``use`` now, or on another thread if a bootstrap server must be asked."""
         known = remote.prefill or self._known.get(remote.place)
         if known is not None:  # a router may still name the engine that was there before a restart
             use(self.peers(known))
             return
 
-        def ask() -> None:
-            try:
-                answer = _ask(remote, self._connect_timeout_s)
-            except Exception as error:  # whatever a client may have named, its request must end
-                why = f"bootstrap server {printable(remote.bootstrap)}: {error or type(error).__name__}"
-                use(Reason(Code.BOOTSTRAP, why))
+        def answered(answer: PrefillEngine | Reason) -> None:
+            if isinstance(answer, Reason):
+                named = f"bootstrap server {printable(remote.bootstrap)}: {answer.detail}"
+                use(answer._replace(detail=named))
                 return
             self._remember(remote.place, answer)
             use(self.peers(answer))
 
-        self._resolver.submit(ask)
+        self._queries.ask(remote.place, partial(_ask, remote, self._connect_timeout_s), answered)
 
     def forget(self, remote: RemotePrefill) -> bool:
         """Prefill may have been restarted since it was asked; whether there was anything to forget."""
