@@ -83,7 +83,7 @@ class Schedule(NamedTuple):
 
 FAULTS = (
     "cut", "cut", "cut", "cut_silently", "cut_silently", "kill", "kill_silently", "restart", "stop", "freeze", "busy",
-    "jump", "slow", "hostile", "noise", "flood", "flood", "unreachable", "die",
+    "jump", "slow", "hostile", "noise", "flood", "unreachable", "die",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def drawn(seed: int) -> Schedule:
     special = rng.random()
     if special < 0.05:
         requests, faults = _forgotten(rng, requests[0])
-    elif special < 0.08:
+    elif special < 0.12:
         requests, faults = _flooded(requests[0])
     return Schedule(seed, prefills, decodes, options, requests, tuple(sorted(faults, key=lambda f: f.at_s)))
 
@@ -143,7 +143,7 @@ def _forgotten(rng: random.Random, request: Request) -> tuple[tuple[Request, ...
 def _flooded(request: Request) -> tuple[tuple[Request, ...], tuple[Fault, ...]]:
     """Decode asks before prefill began, and somebody else asked for much before that."""
     loads = tuple(load._replace(at_s=1.0) for load in request.loads)
-    return (request._replace(offered_s=1.5, loads=loads),), (Fault("flood", 0.7, request.server, 1.0),)
+    return (request._replace(offered_s=5.7, loads=loads),), (Fault("flood", 0.7, request.server, 1.0),)
 
 
 def _fault(rng: random.Random, requests: tuple[Request, ...], servers: int, until: float) -> Fault:

@@ -26,6 +26,7 @@ from tests.simulation.stepped import SteppedBackend, SteppedLoop, stepped_data_p
 
 LAYERS, HEADS, DIM, PAGES = 2, 2, 32, 24
 SCRIBBLE = 0xDEAD
+NEVER = (1 << 64) - 1
 Elements = npt.NDArray[np.uint16]
 
 
@@ -43,7 +44,8 @@ class Memory:
         self.layout = layout
         size, item = layout.page_size, 2
         shape = (PAGES, HEADS, size, 2, DIM) if layout.fused else (PAGES, 2, size, HEADS, DIM)
-        self.layers = [np.full(shape, SCRIBBLE, np.uint16) for _ in range(LAYERS)]
+        self._pages = np.full((LAYERS, *shape), SCRIBBLE, np.uint16)
+        self.layers = list(self._pages)
         if layout.fused:
             token = 2 * DIM * item
             orders = strided(0, size * token, token, item), strided(DIM * item, size * token, token, item)
@@ -68,11 +70,10 @@ class Memory:
         return of_page.transpose(2, 1, 0, 3) if self.layout.fused else of_page
 
     def scribbled(self, page: int) -> bool:
-        return all(bool((layer[page] == SCRIBBLE).all()) for layer in self.layers)
+        return bool((self._pages[:, page] == SCRIBBLE).all())
 
     def scribble(self, page: int) -> None:
-        for layer in self.layers:
-            layer[page] = SCRIBBLE
+        self._pages[:, page] = SCRIBBLE
 
 
 _spare: dict[Layout, list[Memory]] = {}
@@ -84,8 +85,7 @@ def borrow(layout: Layout) -> Memory:
 
 
 def give_back(memory: Memory) -> None:
-    for layer in memory.layers:
-        layer[:] = SCRIBBLE
+    memory._pages[:] = SCRIBBLE
     _spare[memory.layout].append(memory)
 
 
@@ -125,7 +125,8 @@ class Server:
         backend = self.core.backends["stepped"]
         assert isinstance(backend, SteppedBackend)
         self.endpoint = backend.endpoint
-        self.pool = self.core._conversions.pool if self.core._conversions else None
+        assert self.core._conversions is not None
+        self.pool = self.core._conversions.pool
         self.core.register_memory(self.memory.view.extents())
         self.core.start()
 
@@ -155,18 +156,27 @@ class Server:
 
     # -- life
 
-    def due(self) -> Iterator[tuple[int, int]]:
-        """(when, activity) of what may move: 0 control thread, 1 lanes, 2 conversions."""
-        if not self.alive:
-            return
-        control = self.loop.next_due
-        if control is not None and not self.loop.death:
-            yield max(control, self.stopped_until, self.busy_until), 0
-        lanes = self.endpoint.next_due()
-        if lanes < (1 << 64) - 1:
-            yield max(lanes, self.stopped_until), 1
-        if self.pool is not None and not stepped_data_plane.pool_idle(self.pool):
-            yield self.stopped_until, 2
+    def due(self, now_ns: int, ready: list[tuple[Server | None, int]]) -> int:
+        """Add what may move now: 0 control thread, 1 lanes, 2 conversions. Returns when the next one may, of others."""
+        events, lanes, converting = stepped_data_plane.pending(self.endpoint, self.pool)
+        nearest: int = max(lanes, self.stopped_until)
+        if nearest <= now_ns:
+            ready.append((self, 1))
+            nearest = NEVER
+        if not self.loop.death:
+            control = 0 if events else self.loop.next_due(now_ns)
+            if control is not None:
+                control = max(control, self.stopped_until, self.busy_until)
+                if control <= now_ns:
+                    ready.append((self, 0))
+                elif control < nearest:
+                    nearest = control
+        if converting:
+            if self.stopped_until <= now_ns:
+                ready.append((self, 2))
+            else:
+                nearest = min(nearest, self.stopped_until)
+        return nearest
 
     def move(self, activity: int) -> None:
         if activity == 0:

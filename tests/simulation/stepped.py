@@ -121,26 +121,19 @@ class SteppedLoop(ControlLoop):
         except Exception as error:
             self.faults.append(f"{type(error).__name__}: {error}")
 
-    @property
-    def next_due(self) -> int | None:
-        """When there is something to do, now or later; None: never."""
-        if self._orders or any(_has_events(source) for source, _, _ in self._sources):
+    def next_due(self, now_ns: int) -> int | None:
+        """When there is something to do without an event, now or later; None: never."""
+        if self._orders:
             return 0
         left_s = self._timers.next_timeout()
         if left_s < 0:
             return None
-        return time.monotonic_ns() + int(left_s * 1e9) + 1 if left_s else 0
+        return now_ns + int(left_s * 1e9) + 1 if left_s else 0
 
     @property
     def timers(self) -> int:
         """Those that are to fire."""
         return 0 if self._timers.next_timeout() < 0 else len(self._timers)
-
-
-def _has_events(source: Any) -> bool:
-    if isinstance(source, SteppedBackend):
-        return bool(stepped_data_plane.has_events(source.endpoint))
-    return bool(stepped_data_plane.pool_has_events(source.pool))
 
 
 class SteppedBackend(NativeBackend):

@@ -14,7 +14,7 @@ from tests.simulation.decode import DecodeLoad
 from tests.simulation.faults import begin_fault
 from tests.simulation.prefill import PrefillRequest
 from tests.simulation.schedule import Schedule
-from tests.simulation.server import Server, closing
+from tests.simulation.server import NEVER, Server, closing
 from tests.simulation.stepped import VirtualClock, small_bounds, stepped_data_plane
 from tests.simulation.verdict import wrong_at_the_end
 
@@ -137,20 +137,18 @@ class World:
     def _move(self) -> None:
         rng, clock = self.rng, self.clock
         while True:
-            now, nearest = clock.ns, None
+            now, nearest = clock.ns, NEVER
             ready: list[tuple[Server | None, int]] = []
             if self._plans:
                 nearest = self._plans[0][0]
                 if nearest <= now:
                     ready.append((None, 0))
+                    nearest = NEVER
             for server in self.servers:
-                for when, activity in server.due():
-                    if when <= now:
-                        ready.append((server, activity))
-                    elif nearest is None or when < nearest:
-                        nearest = when
+                if server.alive:
+                    nearest = min(nearest, server.due(now, ready))
             if not ready:
-                if nearest is None:
+                if nearest == NEVER:
                     return
                 clock.advance_to(nearest)
                 continue

@@ -63,8 +63,14 @@ void sage_kvt::bind_simulation(nb::module_& m) {
   m.def(
       "stepped_pool", [](int threads) { return new PoolHandle(threads, true); }, "threads"_a,
       nb::rv_policy::take_ownership);
-  m.def("has_events", [](Endpoint& e) { return !e.completions().empty(); }, "endpoint"_a);
-  m.def("pool_has_events", [](PoolHandle& handle) { return !handle.pool->completions().empty(); }, "pool"_a);
+  // Whether events wait for the control thread, when lanes have something to do, whether conversions wait.
+  m.def(
+      "pending",
+      [](SteppedEndpoint& endpoint, PoolHandle& handle) {
+        auto& pool = *handle.pool;
+        const bool events = !endpoint.completions().empty() || !pool.completions().empty();
+        return nb::make_tuple(events, endpoint.next_due(), !pool.idle());
+      },
+      "endpoint"_a, "pool"_a);
   m.def("step_pool", [](PoolHandle& handle) { return handle.pool->step(); }, "pool"_a);
-  m.def("pool_idle", [](PoolHandle& handle) { return handle.pool->idle(); }, "pool"_a);
 }
