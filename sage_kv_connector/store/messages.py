@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from sage_kv_connector.contract.failure import excerpt
 from sage_kv_connector.engine import MAX_TRANSFER_ID
 
 #: A key is any text of at most this many characters; a question names at most this many keys.
@@ -111,8 +112,8 @@ def decode(payload: bytes, kind: type[Body]) -> Body:
     """Decode and bound one body. Raises BodyError."""
     try:
         body = msgspec.msgpack.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BodyError(f"{kind.__name__} of {len(payload)} bytes is not valid: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: too deep
+        raise BodyError(f"{kind.__name__} of {len(payload)} bytes is not valid: {excerpt(error)}") from error
     if isinstance(body, Put | Get | Held):
         check_keys(body.keys)
     if isinstance(body, Put | Get):

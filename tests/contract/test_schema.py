@@ -128,3 +128,25 @@ def test_a_groups_own_dtype_is_compared_with_what_the_other_holds() -> None:
     assert "groups[1].dtype: uint8 here, bf16 at the peer" in ours.compare(theirs).explain()
     said = schema(groups=(group, msgspec.structs.replace(group, dtype="bf16")))
     assert said.compare(theirs).verdict is Verdict.IDENTICAL, "said or left out, it is the same"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"page_size": 0}, "page_size is 0"),
+        ({"scales": ((1.0, 1.0),)}, "scales has 1 rows"),
+        ({"scales": ((1.0, 1.0), (1.0,))}, "allowed: none, or one of 2"),
+        ({"scales": ((), ())}, "allowed: none, or one of 2"),
+    ],
+)
+def test_a_peers_group_that_no_cache_has_is_refused(changes: dict[str, object], says: str) -> None:
+    group = schema().groups[0]
+    canonical = (CanonicalPlaneSchema("k", 32), CanonicalPlaneSchema("v", 32))
+    sent = msgspec.to_builtins(msgspec.structs.replace(group, canonical=canonical)) | changes
+    with pytest.raises(msgspec.ValidationError, match=says):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=GroupSchema)
+
+
+def test_what_is_said_of_a_peers_field_is_short_and_one_line() -> None:
+    text = schema().compare(schema(packing="\n" * 50_000)).explain()
+    assert text.isprintable() and len(text) < 600

@@ -12,6 +12,7 @@ from sage_kv_connector.engine.session.handshake import (
     HandshakeRefused,
     Identity,
     Peer,
+    decode_schema,
 )
 
 SCHEMA = KVCacheSchema("e", "m", "bf16", 2, 2, 0, 2, 32, ())
@@ -83,3 +84,12 @@ def test_a_restarted_engine_and_another_version_are_named() -> None:
     future = msgspec.structs.replace(hello, versions=(9,), want="")
     with pytest.raises(HandshakeRefused, match=f"{m.PROTOCOL_VERSION} here, \\[9\\] at the peer"):
         acceptor.on_hello(future, m.encode(future))
+
+
+@pytest.mark.parametrize(
+    "schema", [b"\x81\xa1x" + b"\x91" * 60_000, msgspec.msgpack.encode({"engine": "\n" * 50_000, "model": 1})]
+)
+def test_a_schema_that_is_none_is_named_shortly(schema: bytes) -> None:
+    with pytest.raises(m.ProtocolError, match="schema is not valid") as refused:
+        decode_schema(schema)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400

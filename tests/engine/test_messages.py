@@ -102,8 +102,21 @@ def subscribe(**changes: object) -> bytes:
         (m.encode(m.Answer(1, "c", "x" * 5000, b"")), "detail has 5000 characters"),
         (m.encode(m.Answer(1, "", "", b"x" * (m.MAX_BODY + 1))), f"body has {m.MAX_BODY + 1} bytes"),
         (b"\x93\xa5hello", "not valid"),
+        (b"\x94\xa6reject\xa1c\xa1d" + b"\x91" * 60_000, "not valid"),
+        (m.encode(m.Hello((1,), "x" * 257, 0, bytes(32))), "engine_id has 257 characters"),
+        (m.encode(m.Hello((1,) * 65, "x", 0, bytes(32))), "versions has 65 entries"),
+        (m.encode(m.Hello((1,), "x", 0, bytes(32), "x" * 257)), "want has 257 characters"),
+        (m.encode(m.Challenge(1, "x", -1, bytes(32), b"")), "rank is -1"),
     ],
 )
 def test_bad_messages_are_named(raw: bytes, says: str) -> None:
     with pytest.raises(m.ProtocolError, match=says):
         m.decode(raw)
+
+
+def test_what_is_said_of_a_message_is_short_and_one_line() -> None:
+    """It goes to the log before anybody proved who they are."""
+    tag = "no tag\n" * 8000
+    with pytest.raises(m.ProtocolError) as refused:
+        m.decode(msgspec.msgpack.encode([tag]))
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400

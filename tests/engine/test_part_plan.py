@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_kv_connector.engine.conversion import part_plan
 from sage_kv_connector.engine.conversion.part_plan import Wanted, plan_parts
 from sage_kv_connector.engine.conversion.staging import (
     RING_SLOTS,
@@ -90,6 +91,18 @@ def test_what_a_peer_asks_for_costs_no_more_than_it_may(tokens: range) -> None:
     with pytest.raises(ValueError, match="are more than 262144 parts"):
         plan_parts([near, far], 1, 1 << 20)
     assert time.monotonic() - begun < 1
+
+
+def test_many_ranges_that_are_alike_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(formats: object, dims: object, first: int, tokens: int) -> int:
+        asked.append((first, tokens))
+        return 2 * tokens
+
+    monkeypatch.setattr(part_plan, "head_bytes", counted)
+    parts = plan_parts([Wanted(0, [(0, 1)], range(3, 64 * 200_000), FORMATS[:1], [16])], 1, 128)
+    assert len(parts) == 200_000 and len(asked) < 20
 
 
 @given(st.integers(16, 256), st.integers(1, 40 << 20), st.integers(1, 1000), st.booleans())

@@ -160,6 +160,7 @@ def answering(body: bytes) -> Iterator[str]:
         (b'{"0": {"sage_kvt": {"ranks": [{"engine_id": 1}]}}}', "engine_id"),
         (b'{"0": {"sage_kvt": {"ranks": [], "metadata": "poem"}}}', "poem"),
         (b"[" * (2 << 20), "more than"),
+        (b'{"0": {"x": ' + b"[" * 100_000, "recursion"),
     ],
 )
 def test_an_answer_that_is_not_ours_is_named(body: bytes, why: str) -> None:

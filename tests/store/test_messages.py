@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,3 +52,8 @@ def test_noise_is_refused_not_raised_as_anything_else(noise: bytes, kind: type[m
         sm.decode(noise, kind)
     except sm.BodyError:
         pass
+
+
+def test_a_body_of_arrays_in_arrays_is_refused() -> None:
+    with pytest.raises(sm.BodyError, match="Get of 60008 bytes is not valid"):
+        sm.decode(b"\x93\x91\xa1a\x91\x01" + b"\x91" * 60_002, sm.Get)

@@ -12,6 +12,7 @@ from sage_kv_connector.backends.base import Descriptors
 MAX_COPIES = 4096
 MAX_HANDLE_BYTES = 1024
 MAX_DETAIL = 1024
+MAX_UINT64 = (1 << 64) - 1
 
 
 class PcieProtocolError(Exception):
@@ -72,8 +73,12 @@ def decode(payload: bytes) -> Message:
     """Raises PcieProtocolError naming what is wrong."""
     try:
         message: Message = _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter for a tag that is no text
-        raise PcieProtocolError(f"not a message of the pcie backend: {error}") from error
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:  # a tag that is no text; too deep
+        raise PcieProtocolError(f"not a message of the pcie backend: {str(error)[:MAX_DETAIL]!a}") from error
     if isinstance(message, Offered):
         rows = len(message.table) // 32
         if len(message.table) % 32 or not 0 < rows <= MAX_COPIES:
@@ -84,6 +89,8 @@ def decode(payload: bytes) -> Message:
             len(handle) > MAX_HANDLE_BYTES for handle in message.handles
         ):
             raise PcieProtocolError("handles and sizes don't fit together")
+        if not all(0 < size <= MAX_UINT64 for size in message.sizes):
+            raise PcieProtocolError(f"sizes are {message.sizes[:4]} …, allowed: 1 to 2**64 - 1")
     return message
 
 

@@ -157,17 +157,20 @@ bool ShmChannel::handshake() {
   message.msg_controllen = sizeof control;
   const ssize_t n = ::recvmsg(socket_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
-  if (n <= 0) {
-    broken(Status::kConnectionLost, n == 0 ? "the peer closed the rendezvous" : std::strerror(errno));
+  if (n < 0) {
+    broken(Status::kConnectionLost, std::strerror(errno));
     return true;
   }
-  std::vector<int> fds;
+  std::vector<int> fds;  // an empty packet may bring some, too
   for (auto* c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
     if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
       fds.resize((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
       std::memcpy(fds.data(), CMSG_DATA(c), fds.size() * sizeof(int));
     }
-  if (!on_packet(data, static_cast<size_t>(n), &fds)) broken(Status::kProtocolError, "the rendezvous failed");
+  if (n == 0)
+    broken(Status::kConnectionLost, "the peer closed the rendezvous");
+  else if (!on_packet(data, static_cast<size_t>(n), &fds))
+    broken(Status::kProtocolError, "the rendezvous failed");
   for (int fd : fds)
     if (fd >= 0) ::close(fd);
   return true;

@@ -6,6 +6,7 @@ Token ranges come first, groups inside, then layers: prefill computes chunk afte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -50,13 +51,17 @@ def plan_parts(wanted: Sequence[Wanted], heads: int, part_bytes: int) -> Parts:
             f"tokens: {start} to {end} of {layers} layers are more than {MAX_PARTS} parts of {step} tokens"
         )
     rows: list[tuple[int, int, int, int, int, int]] = []
+    # Ranges that lie alike in their tiles are alike: a peer may ask for many.
+    known: dict[tuple[int, int, int], int] = {}
+    alike = math.lcm(*(fmt.group_tokens for one in wanted for fmt in one.formats))
     for chunk in range(start - start % step, end, step):
         for one in wanted:
             first = max(chunk, one.tokens.start)
             count = min(chunk + step, one.tokens.stop) - first
             if count <= 0:
                 continue
-            each = _layer_bytes(one, heads, first, count)
+            key = (one.group, first % alike, count)
+            each = known.get(key) or known.setdefault(key, _layer_bytes(one, heads, first, count))
             most = max(1, part_bytes // each)
             for run, in_run in one.runs:
                 for at in range(0, in_run, most):

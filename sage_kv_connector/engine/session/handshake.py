@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sage_kv_connector.contract.failure import Code
+from sage_kv_connector.contract.failure import Code, excerpt
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.session.messages import (
     NONCE_BYTES,
@@ -68,13 +68,14 @@ def _encode_schema(schema: KVCacheSchema | None) -> bytes:
     return msgspec.msgpack.encode(schema) if schema is not None else b""
 
 
-def _decode_schema(data: bytes) -> KVCacheSchema | None:
+def decode_schema(data: bytes) -> KVCacheSchema | None:
+    """A peer's, None where it has none. Raises ProtocolError."""
     if not data:
         return None
     try:
         return _schema_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"schema is not valid: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"schema is not valid: {excerpt(error)}") from error
 
 
 class ConnectorHandshake:
@@ -121,7 +122,7 @@ class ConnectorHandshake:
         expected = _mac(self._identity.secret, b"welcome", *self._transcript, welcome.schema)
         if not hmac.compare_digest(expected, welcome.proof):
             raise HandshakeRefused(Code.BAD_SECRET, "the peer's welcome is not proven with our shared secret")
-        return Peer(self._challenge.engine_id, self._challenge.rank, _decode_schema(welcome.schema))
+        return Peer(self._challenge.engine_id, self._challenge.rank, decode_schema(welcome.schema))
 
 
 class AcceptorHandshake:
@@ -145,7 +146,7 @@ class AcceptorHandshake:
         if hello.want and hello.want != self._identity.engine_id:
             raise HandshakeRefused(
                 Code.OTHER_ENGINE,
-                f"engine_id: {self._identity.engine_id} lives at this address now, not {hello.want}",
+                f"engine_id: {self._identity.engine_id} lives at this address now, not {excerpt(hello.want)}",
             )
         self._hello, self._hello_raw = hello, raw
         unsigned = Challenge(
@@ -171,7 +172,7 @@ class AcceptorHandshake:
             )
         schema = _encode_schema(self._identity.schema)
         mac = _mac(secret, b"welcome", self._hello_raw, self._challenge_raw, raw, schema)
-        peer = Peer(self._hello.engine_id, self._hello.rank, _decode_schema(message.schema))
+        peer = Peer(self._hello.engine_id, self._hello.rank, decode_schema(message.schema))
         return peer, encode(Welcome(mac, schema))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sage_kv_connector.contract.failure import excerpt
 from sage_kv_connector.engine.session.bounds import (
     MAX_DETAIL,
     MAX_RENEWED,
@@ -33,6 +34,8 @@ from sage_kv_connector.engine.session.transfer_messages import (
 PROTOCOL_VERSION = 7
 
 NONCE_BYTES = 32
+#: Of who says hello: its name in characters, its rank, and the versions it knows.
+MAX_ENGINE_ID, MAX_RANK, MAX_VERSIONS = 256, (1 << 31) - 1, 64
 #: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
 MAX_VERB = 64
 MAX_BODY = (1 << 20) - (32 << 10)
@@ -55,7 +58,9 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     want: str = ""
 
     def check(self) -> None:
-        _check_nonce(self.nonce)
+        check_length("versions", self.versions, 1, MAX_VERSIONS, "entries")
+        check_length("want", self.want, 0, MAX_ENGINE_ID)
+        _check_side(self.engine_id, self.rank, self.nonce)
 
 
 class Challenge(msgspec.Struct, tag="challenge", array_like=True, frozen=True):
@@ -68,10 +73,12 @@ class Challenge(msgspec.Struct, tag="challenge", array_like=True, frozen=True):
     proof: bytes
 
     def check(self) -> None:
-        _check_nonce(self.nonce)
+        _check_side(self.engine_id, self.rank, self.nonce)
 
 
-def _check_nonce(nonce: bytes) -> None:
+def _check_side(engine_id: str, rank: int, nonce: bytes) -> None:
+    check_length("engine_id", engine_id, 0, MAX_ENGINE_ID)
+    check_number("rank", rank, 0, MAX_RANK)
     if len(nonce) != NONCE_BYTES:
         raise ProtocolError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
 
@@ -158,8 +165,8 @@ def decode(payload: bytes) -> Message:
     """Decode and bound one message. Raises ProtocolError saying what is wrong with it."""
     try:
         message: Message = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"message of {len(payload)} bytes is not valid: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: too deep
+        raise ProtocolError(f"message of {len(payload)} bytes is not valid: {excerpt(error)}") from error
     if not isinstance(message, Proof | Welcome | Reject):
         message.check()
     detail = getattr(message, "detail", "")

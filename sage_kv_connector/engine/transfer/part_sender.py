@@ -53,7 +53,7 @@ class PartSender:
                 f"heads: {ours.head_start} to {ours.head_end - 1} here, {request.first_head} to "
                 f"{request.first_head + request.heads - 1} asked for"
             )
-        parts = _parts(request, pages)
+        parts = parts_of(request, pages)
         groups = {
             one.group: converters.to_wire(session, pages.view.groups[one.group], one.group, one.formats)
             for one in request.groups
@@ -140,7 +140,8 @@ def part_sender(
     return PartSender(request, source.token_pages(), session, converters, post, on_failed)
 
 
-def _parts(request: SubscribeParts, pages: TokenPages) -> Parts:
+def parts_of(request: SubscribeParts, pages: TokenPages) -> Parts:
+    """What a consumer's box is cut into. Raises ValueError naming the field for what does not fit this cache."""
     groups = pages.view.groups
     wanted = []
     for one in request.groups:

@@ -107,12 +107,20 @@ def query_engines(url: str, timeout_s: float) -> dict[int, PrefillEngine]:
             if time.monotonic() > until:
                 raise TimeoutError(f"{url}/query: the answer took longer than {timeout_s:g} s")
     try:
-        answer = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
-        engines = {}
-        for dp_rank, fields in answer.items():
-            if FIELD not in fields:
-                raise ValueError(f"it has no field {FIELD!r}")
-            engines[int(dp_rank)] = msgspec.convert(fields[FIELD], PrefillEngine)
-        return engines
-    except (msgspec.DecodeError, ValueError) as error:
+        return engines_in(data)
+    except ValueError as error:
         raise ValueError(f"{url}/query is not answered by a sage_kvt prefill engine: {error}") from error
+
+
+def engines_in(answer: bytes | bytearray) -> dict[int, PrefillEngine]:
+    """What an answer to ``/query`` says, by data parallel rank. Raises ValueError for what is none of ours."""
+    engines = {}
+    try:
+        by_rank = msgspec.json.decode(answer, type=dict[str, dict[str, Any]])
+    except (msgspec.DecodeError, RecursionError) as error:  # the latter: too deep
+        raise ValueError(f"it is no JSON of ranks: {error}") from error
+    for dp_rank, fields in by_rank.items():
+        if FIELD not in fields:
+            raise ValueError(f"it has no field {FIELD!r}")
+        engines[int(dp_rank)] = msgspec.convert(fields[FIELD], PrefillEngine)
+    return engines

@@ -109,3 +109,14 @@ def test_a_table_of_broken_rows_is_refused() -> None:
         pm.decode(pm.encode(pm.Offered(1, 0, 2, 3, (b"h",), (1,), bytes(31))))
     with pytest.raises(pm.PcieProtocolError, match="don't fit together"):
         pm.decode(pm.encode(pm.Offered(1, 0, 2, 3, (b"h",), (1, 2), bytes(32))))
+
+
+@pytest.mark.parametrize("size", [-1, 0, -(1 << 63)])
+def test_an_allocation_of_no_size_is_refused(size: int) -> None:
+    with pytest.raises(pm.PcieProtocolError, match="sizes are"):
+        offered([(0, 0, 0, 1)], (size,))
+
+
+def test_arrays_in_arrays_are_refused() -> None:
+    with pytest.raises(pm.PcieProtocolError, match="not a message"):
+        pm.decode(b"\x93\xa1m\xa1p" + b"\x91" * 60_000)

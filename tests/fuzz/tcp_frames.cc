@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a tcp peer sends: any bytes, in any pieces, before and after the layer above trusts it.
+#include "../cpp/check.h"
+#include "attacked_connection.h"
+#include "crc32c.h"
+#include "system_calls.h"
+#include "tcp/tcp_endpoint.h"
+
+namespace sage_kvt::fuzz {
+namespace {
+
+// Bits of an input's first byte.
+constexpr uint8_t kIncoming = 1, kTrusted = 2, kJoins = 4, kSealed = 8, kTrueSums = 16, kReset = 32, kSecondLane = 64;
+constexpr size_t kMaxSteps = 24;
+
+TcpEndpoint& endpoint() {
+  static auto* made = new TcpEndpoint(driven_options(3), TcpOptions{});
+  return *made;
+}
+
+// Headers get the magic, window and checksum that only somebody who reads our memory could choose, so that what
+// stands in them is looked at. Payloads and what is no frame stay as they are.
+void seal(std::vector<uint8_t>& stream, uint8_t flags, const AttackedConnection& attacked) {
+  size_t at = 0;
+  while (stream.size() - at >= sizeof(FrameHeader)) {
+    FrameHeader header;
+    std::memcpy(&header, stream.data() + at, sizeof header);
+    header.magic = kFrameMagic;
+    header.window = attacked.window_named(header.window);
+    header.header_crc = frame_header_crc(header);
+    std::memcpy(stream.data() + at, &header, sizeof header);
+    at += sizeof header;
+    const auto type = static_cast<FrameType>(header.type);
+    if (type != FrameType::kMessage && type != FrameType::kData) continue;
+    const size_t payload = std::min<uint64_t>(header.length, stream.size() - at);
+    const uint32_t crc = crc32c(0, stream.data() + at, payload);
+    at += payload;
+    if (type == FrameType::kMessage) continue;
+    if (flags & kTrueSums && stream.size() - at >= sizeof crc) std::memcpy(stream.data() + at, &crc, sizeof crc);
+    at += std::min(sizeof(FrameTrailer), stream.size() - at);
+  }
+}
+
+std::shared_ptr<TcpChannel> channel_of(const std::shared_ptr<Connection>& connection, bool incoming,
+                                       const Token& preface, std::vector<uint8_t> stream, bool reset, int* fd) {
+  *fd = machine().new_fd();
+  auto& socket = machine().sockets[*fd];
+  socket.stream = std::move(stream);
+  socket.reset = reset;
+  auto channel = std::make_shared<TcpChannel>(connection, endpoint(), *fd, false, incoming, preface);
+  channel->deadline = now_ns() + kSetUpNs;
+  endpoint().attach(channel);
+  return channel;
+}
+
+// The token of the join frame that we sent; zero if there was none.
+Token token_sent(const std::vector<uint8_t>& sent) {
+  for (size_t at = 0; at + sizeof(FrameHeader) <= sent.size(); ++at) {
+    FrameHeader header;
+    std::memcpy(&header, sent.data() + at, sizeof header);
+    if (header.magic == kFrameMagic && header.type == static_cast<uint8_t>(FrameType::kJoin)) return header.token;
+  }
+  return {};
+}
+
+}  // namespace
+
+int attack(const uint8_t* data, size_t size) {
+  Input input(data, size);
+  endpoint();  // whose own descriptors are not the run's
+  machine().reset();
+  const uint8_t flags = input.byte();
+  const bool incoming = flags & kIncoming;
+  const auto steps = input.bytes(input.byte() % kMaxSteps);
+  const size_t for_second_lane = flags & kSecondLane ? input.number<uint16_t>() : 0;
+  AttackedConnection attacked(endpoint(), incoming);
+  if (flags & kTrusted) attacked.authorize();
+  auto second = input.bytes(for_second_lane);
+  auto stream = input.rest();
+  if (flags & kSealed) {
+    seal(stream, flags, attacked);
+    seal(second, flags, attacked);
+  }
+  Token joining{};
+  if (!incoming && flags & kJoins) joining.fill(9);
+  int fd = -1, second_fd = -1;
+  std::shared_ptr<Connection> joins;
+  channel_of(attacked.connection(), incoming, joining, std::move(stream), flags & kReset, &fd);
+  const auto turn = [&] {
+    if (joins)
+      for (const auto& channel : joins->channels()) channel->woken = true;
+    return attacked.turn();
+  };
+  for (const uint8_t step : steps) {
+    auto& socket = machine().sockets[fd];
+    socket.allowed += step & 31;
+    socket.room = step & 32 ? 3 : SIZE_MAX;
+    if (second_fd >= 0) machine().sockets[second_fd].allowed += step & 31;
+    turn();
+    switch (step >> 6) {
+      case 0:
+        attacked.authorize();
+        break;
+      case 1:
+        attacked.take_events();
+        attacked.post(step & 16);
+        break;
+      case 2:
+        attacked.say(step);
+        if (flags & kSecondLane && second_fd < 0) {
+          // A lane that joins, or a stranger that tries to.
+          const Token token = token_sent(socket.sent);
+          FrameHeader preface = control_frame(FrameType::kPreface, token, 0);
+          std::vector<uint8_t> bytes(sizeof preface);
+          std::memcpy(bytes.data(), &preface, sizeof preface);
+          bytes.insert(bytes.end(), second.begin(), second.end());
+          joins = endpoint().new_connection(true);
+          CHECK(joins != nullptr);
+          channel_of(joins, true, Token{}, std::move(bytes), false, &second_fd);
+        }
+        break;
+      default:
+        step & 16 ? attacked.cancel() : attacked.close_window();
+    }
+  }
+  for (auto& [number, socket] : machine().sockets) {
+    socket.allowed = socket.stream.size();
+    socket.room = SIZE_MAX;
+  }
+  while (turn()) attacked.take_events();
+  attacked.end();
+  if (joins) {
+    endpoint().close_connection(joins->id, Status::kCancelled, "");
+    endpoint().turn();
+    endpoint().poll(1u << 20);
+  }
+  CHECK(machine().open.empty());  // every descriptor was closed, once
+  return 0;
+}
+
+}  // namespace sage_kvt::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return sage_kvt::fuzz::attack(data, size); }
