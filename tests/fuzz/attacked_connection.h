@@ -48,7 +48,8 @@ class AttackedConnection {
   const std::shared_ptr<Connection> connection_;
   std::vector<uint64_t> regions_;
   std::vector<std::vector<uint8_t>> memory_;
-  uint64_t window_ = 0, closed_window_ = 0, window_size_ = 0, post_ = 0, landed_ = 0;
+  uint64_t window_ = 0, closed_window_ = 0, window_size_ = 0, post_ = 0;
+  std::vector<bool> landed_;  // by byte of the window
   std::vector<uint8_t> source_;
   Counts counts_;
 };

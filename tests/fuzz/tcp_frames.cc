@@ -10,8 +10,9 @@ namespace sage_kvt::fuzz {
 namespace {
 
 // Bits of an input's first byte.
-constexpr uint8_t kIncoming = 1, kTrusted = 2, kJoins = 4, kSealed = 8, kTrueSums = 16, kReset = 32, kSecondLane = 64;
-constexpr size_t kMaxSteps = 24;
+constexpr uint8_t kIncoming = 1, kTrusted = 2, kJoins = 4, kSealed = 8, kTrueSums = 16, kReset = 32, kSecondLane = 64,
+                  kComposed = 128;
+constexpr size_t kMaxSteps = 24, kMaxComposed = 16u << 10;
 
 TcpEndpoint& endpoint() {
   static auto* made = new TcpEndpoint(driven_options(3), TcpOptions{});
@@ -39,6 +40,42 @@ void seal(std::vector<uint8_t>& stream, uint8_t flags, const AttackedConnection&
     if (flags & kTrueSums && stream.size() - at >= sizeof crc) std::memcpy(stream.data() + at, &crc, sizeof crc);
     at += std::min(sizeof(FrameTrailer), stream.size() - at);
   }
+}
+
+template <typename Struct>
+void append(std::vector<uint8_t>& stream, const Struct& part) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(&part);
+  stream.insert(stream.end(), bytes, bytes + sizeof part);
+}
+
+// Whole frames, each of a few bytes of the input, so that several that belong together are soon found.
+std::vector<uint8_t> composed(const std::vector<uint8_t>& bytes, const AttackedConnection& attacked) {
+  Input input(bytes.data(), bytes.size());
+  std::vector<uint8_t> stream;
+  while (!input.empty() && stream.size() < kMaxComposed) {
+    FrameHeader header{};
+    header.magic = kFrameMagic;
+    header.type = input.byte() % 9;
+    const uint8_t how = input.byte();
+    header.window = how & 1 ? input.number<uint64_t>() : attacked.window_named(input.byte() % 4);
+    header.offset = how & 2 ? input.number<uint64_t>() : input.number<uint16_t>();
+    header.length = how & 4 ? input.number<uint64_t>() : input.byte() * (how & 8 ? 64u : 1u);
+    header.generation = how & 16 ? input.number<uint64_t>() : kGeneration;
+    header.flags = how & 32 ? kFlagChecksum : 0;
+    if (how & 64)
+      for (auto& byte : header.token) byte = input.byte();
+    const auto type = static_cast<FrameType>(header.type);
+    const bool data = type == FrameType::kData;
+    if (!data && type != FrameType::kMessage && !(how & 128)) header.length = 0;
+    header.header_crc = frame_header_crc(header);
+    append(stream, header);
+    std::vector<uint8_t> payload(std::min<uint64_t>(header.length, kMaxComposed), how);
+    stream.insert(stream.end(), payload.begin(), payload.end());
+    if (!data) continue;
+    const FrameTrailer trailer{crc32c(0, payload.data(), payload.size()), how & 128u, header.generation};
+    append(stream, trailer);
+  }
+  return stream;
 }
 
 std::shared_ptr<TcpChannel> channel_of(const std::shared_ptr<Connection>& connection, bool incoming,
@@ -77,7 +114,10 @@ int attack(const uint8_t* data, size_t size) {
   if (flags & kTrusted) attacked.authorize();
   auto second = input.bytes(for_second_lane);
   auto stream = input.rest();
-  if (flags & kSealed) {
+  if (flags & kComposed) {
+    stream = composed(stream, attacked);
+    second = composed(second, attacked);
+  } else if (flags & kSealed) {
     seal(stream, flags, attacked);
     seal(second, flags, attacked);
   }
