@@ -230,3 +230,30 @@ def build_multi_token_model(directory: Path) -> Path:
     written |= {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     (path / "config.json").write_text(json.dumps(written))
     return path
+
+
+def build_hybrid_model(directory: Path) -> Path:
+    """Two kv groups: every second layer sees a window of 256 tokens only."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=8192,
+        sliding_window=256,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=0,
+    )
+    path = directory / "hybrid"
+    save_tokenizer(path)
+    Gemma3ForCausalLM(config).save_pretrained(path)
+    return path

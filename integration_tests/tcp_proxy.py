@@ -12,12 +12,13 @@ class TcpProxy:
     """Forwards connections to ``target_port``. Counts and harms bytes that the target sends.
 
     ``flip_byte_at(n)`` inverts one bit of byte n from now, ``hold_at(n)`` stops to
-    forward after n more bytes until ``let_go``, ``cut`` closes every connection.
+    forward after n more bytes until ``let_go``, ``cut`` closes every connection, ``forget`` swallows all that comes
+    over the connections of now, as a firewall that knows them no more. ``port``: to listen on, 0 for any.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, port: int = 0) -> None:
         self.target_port = target_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._passed = 0
@@ -27,6 +28,7 @@ class TcpProxy:
         self._go.set()
         self.held = threading.Event()
         self._open: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def flip_byte_at(self, after: int) -> None:
@@ -53,6 +55,9 @@ class TcpProxy:
                 sock.shutdown(socket.SHUT_RDWR)
         self.let_go()  # now: what was held must not pass
 
+    def forget(self) -> None:
+        self._forgotten |= self._open
+
     def close(self) -> None:
         self._listener.close()
         self.cut()
@@ -75,12 +80,14 @@ class TcpProxy:
     def _forward(self, source: socket.socket, target: socket.socket, harmed: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                target.sendall(self._harm(data) if harmed else data)
+                if source not in self._forgotten:
+                    target.sendall(self._harm(data) if harmed else data)
         for sock in (source, target):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
             self._open.discard(sock)
+            self._forgotten.discard(sock)
 
     def _harm(self, data: bytes) -> bytes:
         with self._lock:

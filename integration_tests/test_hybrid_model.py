@@ -9,38 +9,14 @@ from pathlib import Path
 import pytest
 
 from integration_tests.cluster import PREFILL_PARAMS, bare_word, new_prompt
+from integration_tests.request_models import build_hybrid_model
 from sage_kv_connector.launch.process import core_halves, running
-from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
 from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
-
-WINDOW = 256
 
 
 @pytest.fixture(scope="module")
 def hybrid_model(scratch: Path) -> Path:
-    import torch
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    torch.manual_seed(1)
-    config = Gemma3TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=8192,
-        sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=0,
-    )
-    path = scratch / "hybrid"
-    save_tokenizer(path)
-    Gemma3ForCausalLM(config).save_pretrained(path)
-    return path
+    return build_hybrid_model(scratch)
 
 
 def test_both_kv_groups_are_handed_over(scratch: Path, hybrid_model: Path, secret: dict[str, str]) -> None:

@@ -3,9 +3,10 @@
 
     make fuzz ARGS="[--frames N] [--targets NAME,…] [--json] [--keep]"
 
-``--frames`` inputs are shared among the targets, fewer for those that take longer. C++ runs under AddressSanitizer and UBSan, Python under its own
-checks of what may come out. An input that breaks something is kept, and the command that runs it again is printed; the
-exit status is 1 then. ``--keep`` puts inputs that reach something new into tests/fuzz/corpus.
+``--frames`` inputs are shared among the targets, fewer for those that take longer. C++ runs under
+AddressSanitizer and UBSan, Python under its own checks of what may come out. An input that breaks something is kept,
+and the command that runs it again is printed; the exit status is 1 then. ``--keep`` puts inputs that reach something
+new into tests/fuzz/corpus.
 """
 
 from __future__ import annotations
