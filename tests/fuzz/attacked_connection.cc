@@ -31,19 +31,19 @@ uint64_t address_of(const std::vector<uint8_t>& bytes) { return reinterpret_cast
 
 }  // namespace
 
-EndpointOptions driven_options(int lanes) {
+EndpointOptions stepped_options(int lanes) {
   EndpointOptions options;
   options.lanes = lanes;
   options.chunk_bytes = 4096;
   options.spin_ns = 0;
   options.inline_bytes = 0;
-  options.threads = false;
+  options.stepped = true;
   return options;
 }
 
-AttackedConnection::AttackedConnection(Endpoint& endpoint, bool incoming)
-    : endpoint_(endpoint), connection_(endpoint.new_connection(incoming)) {
-  foreign(endpoint);
+AttackedConnection::AttackedConnection(Stepped& stepped, bool incoming)
+    : stepped_(stepped), endpoint_(stepped.endpoint()), connection_(endpoint_.new_connection(incoming)) {
+  foreign(endpoint_);
   CHECK(connection_ != nullptr);
 }
 
@@ -92,7 +92,7 @@ uint64_t AttackedConnection::window_named(uint64_t name) const {
 
 bool AttackedConnection::turn() {
   for (const auto& channel : connection_->channels()) channel->woken = true;
-  return endpoint_.turn();
+  return stepped_.step();
 }
 
 void AttackedConnection::take_events() {
@@ -132,11 +132,11 @@ void AttackedConnection::take_events() {
 }
 
 void AttackedConnection::end() {
-  endpoint_.turn();  // it may have ended itself
+  stepped_.step();  // it may have ended itself
   take_events();
   const bool announced = connection_->announced;
   endpoint_.close_connection(connection_->id, Status::kCancelled, "");
-  endpoint_.turn();
+  stepped_.step();
   take_events();
   CHECK(counts_.closed == (announced ? 1 : 0));
   CHECK(counts_.sent == (post_ != 0 ? 1 : 0));

@@ -5,7 +5,6 @@
 #include "attacked_connection.h"
 #include "parts/part_decoder.h"
 #include "parts/part_encoder.h"
-#include "pool_without_threads.h"
 
 namespace sage_kvt::fuzz {
 namespace {
@@ -22,13 +21,13 @@ struct Machinery {
 
 class Quiet : public Endpoint {
  public:
-  Quiet() : Endpoint(driven_options(1)) {}
+  Quiet() : Endpoint(stepped_options(1)) {}
   std::string listen(const std::string&) override { return ""; }
   uint64_t connect(const std::string&, double) override { return 0; }
 };
 
 Machinery& machinery() {
-  static auto* made = new Machinery{*new Quiet, std::make_shared<ConversionPool>(1)};
+  static auto* made = new Machinery{*new Quiet, std::make_shared<ConversionPool>(1, true)};
   return *made;
 }
 
@@ -176,16 +175,19 @@ int attack(const uint8_t* data, size_t size) {
       case kMoves:
         break;
     }
-    if (what & 16) run_tasks();
+    while (what & 16 && pool->step()) {
+    }
   }
-  run_tasks();
+  while (pool->step()) {
+  }
   endpoint.cancel(post);
   for (const auto& [found, chunk] : flying) connection->chunk_failed(found, Status::kCancelled, "");
   endpoint.close_connection(connection->id, Status::kCancelled, "");
   endpoint.close_window(window->id);
   encoder->close();
   decoder->close();
-  drop_tasks();
+  while (pool->step()) {
+  }
   int sent = 0, ended = 0;
   for (const auto& event : endpoint.poll(1u << 20)) {
     sent += event.kind == EventKind::kSent;

@@ -28,8 +28,8 @@ uint8_t* make_shared_memory() {
 
 }  // namespace
 
-ShmEndpoint& shm_endpoint() {
-  static auto* made = new ShmEndpoint(driven_options(1), ShmOptions{true, kArenaBytes});
+SteppedEndpoint<ShmEndpoint>& shm_endpoint() {
+  static auto* made = new SteppedEndpoint<ShmEndpoint>(stepped_options(1), ShmOptions{true, kArenaBytes});
   return *made;
 }
 

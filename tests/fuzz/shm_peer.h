@@ -30,7 +30,7 @@ struct FinalPacket {
   char why_not[96];
 };
 
-ShmEndpoint& shm_endpoint();
+SteppedEndpoint<ShmEndpoint>& shm_endpoint();
 
 // The run's memory and descriptors are new.
 void reset_shm_machine();

@@ -14,8 +14,8 @@ constexpr uint8_t kIncoming = 1, kTrusted = 2, kJoins = 4, kSealed = 8, kTrueSum
                   kComposed = 128;
 constexpr size_t kMaxSteps = 24, kMaxComposed = 16u << 10;
 
-TcpEndpoint& endpoint() {
-  static auto* made = new TcpEndpoint(driven_options(3), TcpOptions{});
+SteppedEndpoint<TcpEndpoint>& endpoint() {
+  static auto* made = new SteppedEndpoint<TcpEndpoint>(stepped_options(3), TcpOptions{});
   return *made;
 }
 
@@ -171,7 +171,7 @@ int attack(const uint8_t* data, size_t size) {
   attacked.end();
   if (joins) {
     endpoint().close_connection(joins->id, Status::kCancelled, "");
-    endpoint().turn();
+    endpoint().step();
     endpoint().poll(1u << 20);
   }
   CHECK(machine().open.empty());  // every descriptor was closed, once
