@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz lint matrix bench simulate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench simulate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -63,6 +63,10 @@ matrix:
 # ARGS="--schedules 1000000", "--seed 4711 --schedules 1", "--planted", "--json"
 simulate:
 	$(RUN) python -m scripts.simulate $(ARGS)
+
+# What clients get when something breaks, on pairs of real servers. ARGS="--engine vllm --only lease --json"
+faults:
+	$(RUN) python -m scripts.fault_table $(ARGS)
 
 # Every parser of a peer's bytes under libFuzzer; needs clang. ARGS="--frames 10000000 --json"
 fuzz:

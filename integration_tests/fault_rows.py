@@ -15,6 +15,8 @@ from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, To
 from integration_tests.fault_vllm import VllmServers
 from sage_kv_connector.launch.vllm import complete
 
+#: Without a request, until a firewall has forgotten the connection.
+IDLE_S = 5.0
 #: Of the bytes of a long prompt, when a link breaks.
 MIDDLE = 1_000_000
 
@@ -70,6 +72,7 @@ def dead_link(servers: VllmServers) -> Found:
     servers.moved()
     for proxy in servers.proxies:
         proxy.forget()
+    time.sleep(IDLE_S)
     prompt = new_prompt(600)
     answer = servers.decoded(prompt, servers.prefilled(prompt))
     moved = "KV moved" if servers.moved() else "recomputed"

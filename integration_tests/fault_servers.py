@@ -20,6 +20,10 @@ from sage_kv_connector.launch.process import Process, ServerError
 TIMES = {"lease_s": 4, "deadline_s": 15, "peer_timeout_s": 6, "unmatched_timeout_s": 6}
 #: A client waits this long; an answer that did not come by then never came.
 PATIENCE_S = 60.0
+#: What SGLang says around our reason.
+_SGLANGS_WORDS = re.compile(
+    r"the request was aborted: .* with exception KVTransferError\(bootstrap_room=\d+\): "
+)
 #: Descriptors that come and go with HTTP connections.
 SPARE_FDS = 4
 GAUGES = ("offers", "on_offer", "loads", "subscriptions", "posts", "windows", "kv_cache_usage_perc")
@@ -83,7 +87,7 @@ def told(ask: Callable[[], Sequence[int]]) -> Told:
             return Told("hung", [], seconds)
         answered = re.search(r"answered (\d+): (.*)", str(error), re.DOTALL)
         said = f"{answered[1]}: {answered[2]}" if answered else str(error)
-        return Told(re.sub(r"\s+", " ", said)[:300], [], seconds)
+        return Told(re.sub(r"\s+", " ", _SGLANGS_WORDS.sub("aborted: ", said))[:200], [], seconds)
 
 
 def run(case: str, engine: str, servers: Servers, fault: Callable[[Any], Found]) -> Row:

@@ -109,6 +109,16 @@ def flushed(server: Process) -> bool:
         return False
 
 
+def say_version(server: Process, version: str) -> None:
+    """As an update of weights does at its end; here they stay what they are."""
+    body = json.dumps({"new_version": version, "abort_all_requests": False}).encode()
+    request = urllib.request.Request(
+        f"{server.url}/update_weight_version", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+
+
 @contextmanager
 def sglang_servers(scratch: Path, ranks: int = 1) -> Iterator[SglangServers]:
     """Started with the times of ``fault_servers``; decode fetches over tcp, through a proxy for each rank."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from integration_tests.cluster import wait_until
+from integration_tests.fault_sglang import say_version
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -217,16 +218,6 @@ def test_kv_of_other_weights_is_refused_until_both_servers_have_them(servers: Se
             generate(servers.decode.url, prompt, max_tokens=8, bootstrap=room)
         assert isinstance(computed.exception(), ServerError)
     assert generate_on_pair(servers.prefill, servers.decode, prompt, max_tokens=8).token_ids == expected
-
-
-def say_version(server: Process, version: str) -> None:
-    """As an update of weights does at its end; here they stay what they are."""
-    body = json.dumps({"new_version": version, "abort_all_requests": False}).encode()
-    request = urllib.request.Request(
-        f"{server.url}/update_weight_version", body, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        assert response.status == 200
 
 
 def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Servers) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What clients get when something breaks, on pairs of real servers (docs/reliability.md).
 
-    python -m scripts.fault_table [--engine vllm|sglang] [--only TEXT] [--json] [--logs FOLDER]
+    make faults ARGS="[--engine vllm|sglang] [--only TEXT] [--json] [--logs FOLDER]"
 
 JSON: ``rows`` of case, engine, client (HTTP status, and what an error said), right, seconds, held (what was left when
 all leases were over), note; totals ``wrong``, ``hung`` and ``leaked``. SGLang's rows run in its own environment.
