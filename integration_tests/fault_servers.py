@@ -24,6 +24,8 @@ PATIENCE_S = 60.0
 _SGLANGS_WORDS = re.compile(
     r"the request was aborted: .* with exception KVTransferError\(bootstrap_room=\d+\): "
 )
+#: By then all leases are over, and engines have said so.
+HELD_S = TIMES["lease_s"] + 10.0
 #: Descriptors that come and go with HTTP connections.
 SPARE_FDS = 4
 GAUGES = ("offers", "on_offer", "loads", "subscriptions", "posts", "windows", "kv_cache_usage_perc")
@@ -100,7 +102,7 @@ def run(case: str, engine: str, servers: Servers, fault: Callable[[Any], Found])
         found = Found(f"the case could not be run: {error}"[:300], False, 0.0)
     for proxy in servers.proxies:
         proxy.let_go()
-    until = time.monotonic() + TIMES["lease_s"] + 10
+    until = time.monotonic() + HELD_S
     while True:
         held = _held(servers, before, files)
         if not held or time.monotonic() > until:
