@@ -78,13 +78,14 @@ class EventKind(IntEnum):
     """What happened; the fields of :class:`Event` that it fills are named."""
 
     CONNECTED = 1  #: an outgoing connection is ready (connection; id = the value given to ``connect``)
-    ACCEPTED = 2  #: an incoming connection is ready (connection)
+    ACCEPTED = 2  #: an incoming connection is ready (connection; detail: its peer's address, if it has one)
     CLOSED = 3  #: a connection is gone (connection, status, detail)
     MESSAGE = 4  #: a control message arrived (connection, payload)
     SENT = 5  #: a post ended (connection, id = post, status, length = bytes, detail)
     LANDED = 6  #: a chunk landed and held (connection, id = window, offset, length)
     WINDOW_DONE = 7  #: all bytes of a window landed and held (connection, id = window, length)
     WINDOW_FAILED = 8  #: a window can't complete (connection, id = window, status, offset, length, detail)
+    TURNED_AWAY = 13  #: somebody who was no peer (status, detail: address and why, length = others untold)
 
 
 class Status(IntEnum):
@@ -103,6 +104,7 @@ class Status(IntEnum):
     BEYOND_END = 10
     SILENT = 11
     NOT_CONVERTED = 12
+    FORGED = 13
 
 
 class Event(NamedTuple):
@@ -135,7 +137,7 @@ class Capabilities(NamedTuple):
     ``rank``: ``backend=auto`` prefers the lowest. ``crosses_nodes``: peers on other machines can be
     reached, at ``NAME://HOST:PORT``; else it listens on ``NAME://``. ``device_memory``: windows and posts may
     lie on a device (``DeviceBackend``), and only then is it of use. ``pages``: its lanes know pages (``PagedBackend``).
-    ``parts``: they convert on the way (``ConvertingBackend``).
+    ``parts``: they convert on the way (``ConvertingBackend``). ``protects``: see ``ProtectingBackend``.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Capabilities(NamedTuple):
     device_memory: bool = False
     pages: bool = False
     parts: bool = False
+    protects: bool = False
 
 
 class BackendOptions(NamedTuple):
@@ -167,6 +170,7 @@ class ConnectionInfo(NamedTuple):
     reason: str  #: why this mode and not a better one; empty for the best
     crosses_wire: bool  #: bytes cross a wire or a staging buffer: integrity=auto checksums them
     lanes: int
+    local: str = ""  #: this side's own address, HOST:PORT, where it has one
 
 
 def checked_table(

@@ -73,6 +73,8 @@ nb::dict counters_of(Endpoint& endpoint) {
   out["stalls"] = c.stalls.load();
   out["messages_sent"] = c.messages_sent.load();
   out["messages_received"] = c.messages_received.load();
+  out["forged_frames"] = c.forged_frames.load();
+  out["refused_connections"] = c.refused_connections.load();
   return out;
 }
 
@@ -120,7 +122,7 @@ NB_MODULE(_data_plane, m) {
       .def("connection_info",
            [](Endpoint& e, uint64_t connection) {
              const auto info = e.info(connection);
-             return nb::make_tuple(info.peer, info.mode, info.reason, info.crosses_wire, info.lanes);
+             return nb::make_tuple(info.peer, info.mode, info.reason, info.crosses_wire, info.lanes, info.local);
            })
       .def(
           "close_connection",
@@ -184,7 +186,27 @@ NB_MODULE(_data_plane, m) {
                                           ", must be 0 (the kernel's own) or a size in bytes");
             new (self) TcpEndpoint(options_of(lanes, chunk_bytes, spin_us), TcpOptions{socket_buffer, local_address});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a);
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a)
+      .def(
+          "protect",
+          [](TcpEndpoint& e, uint64_t connection, bool encrypts, const nb::bytes& send, const nb::bytes& receive) {
+            std::string send_keys(send.c_str(), send.size()), receive_keys(receive.c_str(), receive.size());
+            const auto wipe = [&] {
+              if (const auto* crypto = libcrypto(nullptr)) {
+                crypto->cleanse(send_keys.data(), send_keys.size());
+                crypto->cleanse(receive_keys.data(), receive_keys.size());
+              }
+            };
+            nb::gil_scoped_release release;
+            try {
+              e.protect(connection, encrypts, send_keys, receive_keys);
+            } catch (...) {
+              wipe();
+              throw;
+            }
+            wipe();
+          },
+          "connection"_a, "encrypts"_a, "send_keys"_a, "receive_keys"_a);
 
   nb::class_<ShmEndpoint, Endpoint>(m, "ShmEndpoint")
       .def(
@@ -201,6 +223,14 @@ NB_MODULE(_data_plane, m) {
   m.def(
       "crc32c", [](const nb::bytes& data, uint32_t seed) { return crc32c(seed, data.c_str(), data.size()); }, "data"_a,
       "seed"_a = 0);
+  m.attr("LANE_KEYS_BYTES") = kLaneKeysBytes;
+  m.def("libcrypto", [] {
+    std::string why;
+    const auto* found = libcrypto(&why);
+    return nb::make_tuple(found ? found->version(0) : "", why);
+  });
+  m.def("measure_cipher", &measure_cipher, "encrypts"_a, "bytes"_a, "slice"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("crc32c_implementation", [] { return crc32c_implementations().front().name; });
   m.def("crc32c_by_each", [](const nb::bytes& data, uint32_t seed) {
     nb::dict out;

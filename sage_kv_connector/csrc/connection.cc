@@ -81,6 +81,11 @@ bool Connection::has_work() const {
   return !messages_.empty() || !grants_.empty() || !queue_.empty();
 }
 
+size_t Connection::queued_messages() const {
+  std::lock_guard lock(mutex_);
+  return messages_.size();
+}
+
 bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
   if (!queue_.empty() && authorized) return true;

@@ -24,6 +24,7 @@ struct ConnectionInfo {
   std::string peer, mode, reason;
   bool crosses_wire = true;
   int lanes = 1;
+  std::string local{};  // this side's own address, "" where there is none
 };
 
 // A window's owner has room for its first `parts` parts (csrc/parts).
@@ -37,6 +38,7 @@ class Connection {
 
   Endpoint& endpoint;
   const uint64_t id;
+  const uint64_t since = now_ns();
   std::atomic<bool> authorized{false};
   std::atomic<bool> announced{false};  // the layer above knows it, so it gets a CLOSED
   std::atomic<bool> counted{false};    // among the endpoint's unauthorized ones
@@ -57,6 +59,7 @@ class Connection {
   void chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length);
   void chunk_failed(const std::shared_ptr<Post>& post, Status status, const std::string& detail);
   bool has_work() const;
+  size_t queued_messages() const;
   bool has_work_for(const Channel& channel) const;
 
   // -- orders of the layer above; false or nullptr once closed

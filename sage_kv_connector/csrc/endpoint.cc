@@ -42,7 +42,7 @@ uint64_t Endpoint::nanoseconds(double timeout_s) {
 }
 
 std::shared_ptr<Connection> Endpoint::new_connection(bool incoming) {
-  if (incoming && unauthorized_ >= kMaxUnauthorizedConnections) return nullptr;
+  if (incoming && unauthorized_ >= kMaxUnauthorizedConnections && !make_place()) return nullptr;
   auto connection = std::make_shared<Connection>(*this, next_id_++);
   connection->announced = !incoming;
   connection->counted = incoming;
@@ -51,6 +51,37 @@ std::shared_ptr<Connection> Endpoint::new_connection(bool incoming) {
   unauthorized_ += incoming;
   connections_[connection->id] = connection;
   return connection;
+}
+
+bool Endpoint::make_place() {
+  std::shared_ptr<Connection> oldest;
+  {
+    std::shared_lock lock(mutex_);
+    for (const auto& [id, connection] : connections_)
+      if (connection->counted && (!oldest || id < oldest->id)) oldest = connection;
+  }
+  if (!oldest || now_ns() - oldest->since < kSafePlaceNs) return false;
+  close_connection(oldest->id, Status::kRefused, "others wait for its place, and it did not prove who it is");
+  return unauthorized_ < kMaxUnauthorizedConnections;
+}
+
+void Endpoint::turned_away(const std::string& who, Status status, const std::string& why) {
+  constexpr uint64_t kBetweenNs = 1000000000;
+  ++counters.refused_connections;
+  std::lock_guard lock(turned_away_mutex_);
+  const uint64_t now = now_ns();
+  if (turned_away_told_ != 0 && now - turned_away_told_ < kBetweenNs) {
+    ++turned_away_untold_;
+    return;
+  }
+  Event event;
+  event.kind = EventKind::kTurnedAway;
+  event.status = status;
+  event.length = turned_away_untold_;
+  event.detail = who + ": " + why;
+  turned_away_told_ = now;
+  turned_away_untold_ = 0;
+  completions_.push(std::move(event));
 }
 
 void Endpoint::no_longer_counted(Connection& connection) {
@@ -87,9 +118,10 @@ void Endpoint::attach(const std::shared_ptr<Channel>& channel) {
   }
 }
 
-void Endpoint::emit(EventKind kind, uint64_t connection) {
+void Endpoint::emit(EventKind kind, uint64_t connection, const std::string& detail) {
   Event event;
   event.kind = kind;
+  event.detail = detail;
   event.connection = connection;
   completions_.push(std::move(event));
 }
@@ -162,12 +194,12 @@ void Endpoint::bury_doomed() {
 
 void Endpoint::connection_closed(uint64_t id, Status status, const std::string& detail) {
   std::vector<std::shared_ptr<Window>> orphans;
-  bool announced = false;
+  std::shared_ptr<Connection> gone;
   {
     std::unique_lock lock(mutex_);
     auto found = connections_.find(id);
     if (found != connections_.end()) {
-      announced = found->second->announced;
+      gone = found->second;
       no_longer_counted(*found->second);
       connections_.erase(found);
     }
@@ -176,7 +208,13 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
   }
   for (const auto& window : orphans) window_failed(window, Status::kConnectionLost, 0, window->size(), detail);
   forgotten(id);
-  if (!announced) return;
+  if (!gone) return;
+  if (!gone->announced) {
+    // Who only came and went is nobody's business.
+    if (status != Status::kConnectionLost && status != Status::kCancelled)
+      turned_away(gone->info().peer, status, detail);
+    return;
+  }
   Event event;
   event.kind = EventKind::kClosed;
   event.connection = id;

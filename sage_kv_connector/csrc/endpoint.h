@@ -41,7 +41,8 @@ struct Held {
 
 struct Counters {
   std::atomic<uint64_t> bytes_sent{0}, bytes_landed{0}, chunks_sent{0}, chunks_landed{0}, checksum_failures{0},
-      stale_chunks{0}, refused_chunks{0}, stalls{0}, messages_sent{0}, messages_received{0};
+      stale_chunks{0}, refused_chunks{0}, stalls{0}, messages_sent{0}, messages_received{0}, forged_frames{0},
+      refused_connections{0};
 };
 
 // What a peer needs to know of a window.
@@ -52,6 +53,8 @@ struct WindowDescriptor {
 constexpr size_t kMaxMessageBytes = 1u << 20;
 constexpr size_t kMaxUnauthorizedMessageBytes = 64u << 10;
 constexpr size_t kMaxUnauthorizedConnections = 64;
+// So long a place among them is safe; after that somebody new may take it.
+constexpr uint64_t kSafePlaceNs = 250000000;
 // An incoming peer has this long until it is announced.
 constexpr uint64_t kSetUpNs = 5000000000;
 constexpr size_t kMaxPieces = 512;
@@ -97,8 +100,11 @@ class Endpoint {
   void close();
 
   // -- for channels and connections
-  // An incoming one counts as unauthorized; nullptr when there are too many of those.
+  // An incoming one counts as unauthorized. Where there are too many of those the oldest goes, if its place is not safe
+  // any more; else nullptr.
   std::shared_ptr<Connection> new_connection(bool incoming);
+  // Somebody who was no peer is gone: counted, and told, once a second at most.
+  void turned_away(const std::string& who, Status status, const std::string& why);
   // Drop a connection that was never announced.
   void forget(const std::shared_ptr<Connection>& connection);
   std::shared_ptr<Connection> find_connection(uint64_t id);
@@ -110,7 +116,7 @@ class Endpoint {
                      const std::string& detail);
   // Gives the channel to its connection and a lane, or shuts it if the connection is closed.
   void attach(const std::shared_ptr<Channel>& channel);
-  void emit(EventKind kind, uint64_t connection);
+  void emit(EventKind kind, uint64_t connection, const std::string& detail = "");
   void emit_message(Connection& connection, std::string payload);
   // A channel (its mutex held) found its connection broken; it ends once no channel lock is held.
   void doom(const std::shared_ptr<Connection>& connection, Status status, const std::string& detail);
@@ -131,6 +137,7 @@ class Endpoint {
  private:
   static uint64_t nanoseconds(double timeout_s);
   void no_longer_counted(Connection& connection);
+  bool make_place();
   std::vector<std::shared_ptr<Channel>> all_channels();
   void bury_doomed();
 
@@ -153,6 +160,8 @@ class Endpoint {
   std::atomic<uint64_t> wait_spin_ns_;
   std::atomic<size_t> unauthorized_{0};
   std::atomic<uint64_t> next_id_{1}, next_lane_{0};
+  std::mutex turned_away_mutex_;
+  uint64_t turned_away_told_ = 0, turned_away_untold_ = 0;
   std::atomic<bool> closed_{false};
 };
 

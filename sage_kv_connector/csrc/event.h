@@ -25,6 +25,7 @@ enum class EventKind : int {
   kPartsReady = 10,
   kPartsDone = 11,
   kPartToConvert = 12,
+  kTurnedAway = 13,
 };
 
 enum class Status : int {
@@ -41,6 +42,7 @@ enum class Status : int {
   kBeyondEnd = 10,
   kSilent = 11,
   kNotConverted = 12,
+  kForged = 13,
 };
 
 // CLOCK_MONOTONIC in nanoseconds; comparable between processes of one node.

@@ -19,6 +19,7 @@ import numpy as np
 
 from sage_kv_connector.backends import BACKENDS, backend_names, create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, BackendOptions
+from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
 from tests.backends.places import HOST, Memory
 
 
@@ -40,7 +41,8 @@ class Kind:
     is made all the same. ``envelope``: bytes that a control message of that length gets around it. ``forge`` changes
     fields (window, size) of a window's descriptor, as a lying peer would. ``memory``: where windows and posts
     lie; a kind of other than host memory is for the tests marked ``any_memory``. ``quiet_when_closing``:
-    nothing lands after ``close_connection`` returned; else after CLOSED.
+    nothing lands after ``close_connection`` returned; else after CLOSED. ``encrypts``: its connections are protected,
+    encrypted or not; None for those that are not protected.
     """
 
     name: str
@@ -56,6 +58,17 @@ class Kind:
     forge: Callable[..., bytes] | None = None
     memory: Memory = HOST
     quiet_when_closing: bool = True
+    encrypts: bool | None = None
+
+    def protect(self, backend: Backend, connection: int, *, connects: bool) -> None:
+        """One side of a connection, before ``authorize``; of each kind the same on both sides."""
+        if self.encrypts is None:
+            return
+        assert isinstance(backend, ProtectingBackend)
+        keys = [
+            np.random.default_rng(seed).bytes(LANE_KEYS_BYTES) for seed in (int(connects), int(not connects))
+        ]
+        backend.protect(connection, TrafficKeys(self.encrypts, *keys))
 
     def longest_message(self, limit: int) -> int:
         """Bytes of the longest message that the layer above may send where ``limit`` go through below."""

@@ -87,6 +87,8 @@ class Pair:
         self.to_receiver = self.sender.connect(self.address, 5.0)
         until_event(self.sender, EventKind.CONNECTED)
         self.to_sender = until_event(self.receiver, EventKind.ACCEPTED).connection
+        kind.protect(self.sender, self.to_receiver, connects=True)
+        kind.protect(self.receiver, self.to_sender, connects=False)
         if authorize:
             self.authorize()
 

@@ -25,6 +25,8 @@ from tests.backends.pair import of_kind, table, until, until_event
 from tests.backends.places import Places
 
 GENERATION = 1
+#: The last message of a side that is not protected, and the first one of the other that is.
+PROTECTED = b"protected"
 
 
 def hold_interpreter(seconds: float) -> None:
@@ -60,9 +62,14 @@ def serve(kind: Kind) -> None:
             return
         for event in backend.poll():
             if event.kind == EventKind.ACCEPTED:
-                backend.authorize(event.connection)
+                if kind.encrypts is None:
+                    backend.authorize(event.connection)
             elif event.kind == EventKind.CLOSED:
                 return
+            elif event.kind == EventKind.MESSAGE and event.payload == PROTECTED:
+                kind.protect(backend, event.connection, connects=False)
+                backend.authorize(event.connection)
+                backend.send(event.connection, PROTECTED)
             elif event.kind == EventKind.MESSAGE:
                 obey(event.connection, json.loads(event.payload))
             elif event.kind in (EventKind.SENT, EventKind.WINDOW_DONE, EventKind.WINDOW_FAILED):
@@ -96,6 +103,10 @@ class Peer:
         self.backend = kind.make(**options)
         self.connection = self.backend.connect(address, 5.0)
         until_event(self.backend, EventKind.CONNECTED)
+        if kind.encrypts is not None:
+            self.backend.send(self.connection, PROTECTED)
+            kind.protect(self.backend, self.connection, connects=True)
+            assert until_event(self.backend, EventKind.MESSAGE).payload == PROTECTED
         self.backend.authorize(self.connection)
         self.places = Places(kind.memory)
 

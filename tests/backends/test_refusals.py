@@ -72,6 +72,8 @@ def test_windows_of_others_and_unknown_windows_take_nothing(kind: Kind) -> None:
         there = of_kind(
             until(receiver, lambda all: bool(of_kind(all, EventKind.ACCEPTED))), EventKind.ACCEPTED
         )
+        kind.protect(sender, here, connects=True)
+        kind.protect(receiver, there[0].connection, connects=False)
         sender.authorize(here)
         receiver.authorize(there[0].connection)
         pairs.append((sender, here, there[0].connection))

@@ -336,7 +336,7 @@ void bad_arguments_are_refused() {
 int main() {
   places_below_are_counted();
   bad_arguments_are_refused();
-  for (Kind kind : kKinds) {
+  for (Kind kind : kinds()) {
     what_lands_is_what_was_final(kind);
     a_stream_outlasts_its_credit(kind);
     hanging_up_races_with_streams(kind);

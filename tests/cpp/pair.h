@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -20,8 +21,32 @@
 
 namespace sage_kvt {
 
-enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes };
-constexpr Kind kKinds[] = {Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
+// The last two are protected, with the tag alone and encrypted.
+enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted };
+
+inline bool is_tcp(Kind kind) { return kind != Kind::kShmDirect && kind != Kind::kShmArena; }
+inline bool is_protected(Kind kind) { return kind == Kind::kTcpAuthenticated || kind == Kind::kTcpEncrypted; }
+inline int lanes_of(Kind kind) { return is_tcp(kind) && kind != Kind::kTcp ? 3 : 1; }
+
+// Those that are not protected alone where this machine has no libcrypto.
+inline std::vector<Kind> kinds() {
+  std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
+  std::string why;
+  if (libcrypto(&why))
+    all.insert(all.end(), {Kind::kTcpAuthenticated, Kind::kTcpEncrypted});
+  else
+    std::fprintf(stderr, "protected kinds are left out: %s\n", why.c_str());
+  return all;
+}
+
+// One side of a connection.
+inline void protect(Kind kind, Endpoint& endpoint, uint64_t connection, bool connects) {
+  if (!is_protected(kind)) return;
+  const std::string one(kLaneKeysBytes, '\1'), other(kLaneKeysBytes, '\2');
+  static_cast<TcpEndpoint&>(endpoint).protect(connection, kind == Kind::kTcpEncrypted, connects ? one : other,
+                                              connects ? other : one);
+}
+
 constexpr double kPatienceS = 30;
 
 using Bytes = std::vector<uint8_t>;
@@ -41,8 +66,8 @@ inline uint64_t address_of(const Bytes& bytes) { return reinterpret_cast<uint64_
 inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) {
   EndpointOptions options;
   options.chunk_bytes = chunk_bytes;
-  options.lanes = kind == Kind::kTcpLanes ? 3 : 1;
-  if (kind == Kind::kTcp || kind == Kind::kTcpLanes) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
+  options.lanes = lanes_of(kind);
+  if (is_tcp(kind)) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
   return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});
 }
 
@@ -89,14 +114,15 @@ class Pair {
         sender(make_endpoint(kind, chunk_bytes)),
         received(*receiver),
         sent(*sender) {
-    const bool tcp = kind == Kind::kTcp || kind == Kind::kTcpLanes;
-    to_receiver = sender->connect(receiver->listen(tcp ? "127.0.0.1:0" : ""), 5.0);
+    to_receiver = sender->connect(receiver->listen(is_tcp(kind) ? "127.0.0.1:0" : ""), 5.0);
     sent.until([&] { return sent.count(EventKind::kConnected) == 1; });
     received.until([&] { return received.count(EventKind::kAccepted) == 1; });
     to_sender = received.events.back().connection;
+    protect(kind, *sender, to_receiver, true);
+    protect(kind, *receiver, to_sender, false);
     sender->authorize(to_receiver);
     receiver->authorize(to_sender);
-    const int lanes = kind == Kind::kTcpLanes ? 3 : 1;
+    const int lanes = lanes_of(kind);
     for (int i = 0; sender->info(to_receiver).lanes != lanes || receiver->info(to_sender).lanes != lanes; ++i) {
       CHECK(i < 10000);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -347,7 +347,7 @@ void bad_arguments_are_refused() {
 
 int main() {
   bad_arguments_are_refused();
-  for (Kind kind : kKinds) {
+  for (Kind kind : kinds()) {
     RUN(what_was_not_granted_is_refused, kind);
     RUN(what_lands_is_what_was_final, kind);
     RUN(hanging_up_races_with_parts, kind);

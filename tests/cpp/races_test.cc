@@ -132,19 +132,23 @@ void hanging_up_races_with_everything(Kind kind) {
 // Connections come and go while an endpoint is closed.
 void closing_races_with_connecting(Kind kind) {
   std::mt19937 random(4);
-  const bool tcp = kind == Kind::kTcp || kind == Kind::kTcpLanes;
   for (int round = 0; round < kRounds; ++round) {
     auto server = make_endpoint(kind, 64u << 10), client = make_endpoint(kind, 64u << 10);
-    const std::string address = server->listen(tcp ? "127.0.0.1:0" : "");
+    const std::string address = server->listen(is_tcp(kind) ? "127.0.0.1:0" : "");
     std::thread connecting([&] {
       for (int i = 0; i < 50; ++i) {
         try {
-          client->authorize(client->connect(address, 1.0));
+          const uint64_t connection = client->connect(address, 1.0);
+          protect(kind, *client, connection, true);
+          client->authorize(connection);
         } catch (const std::exception&) {
           return;
         }
         for (const auto& event : server->poll(16))
-          if (event.kind == EventKind::kAccepted) server->authorize(event.connection);
+          if (event.kind == EventKind::kAccepted) {
+            protect(kind, *server, event.connection, false);
+            server->authorize(event.connection);
+          }
       }
     });
     std::thread waiting([&] { client->wait(0.02); });
@@ -158,7 +162,7 @@ void closing_races_with_connecting(Kind kind) {
 }  // namespace
 
 int main() {
-  for (Kind kind : kKinds) {
+  for (Kind kind : kinds()) {
     std::fprintf(stderr, "kind %d\n", static_cast<int>(kind));
     RUN(cancel_races_with_the_transfer, kind);
     RUN(close_window_races_with_the_transfer, kind);

@@ -98,7 +98,7 @@ void messages_keep_their_order(Kind kind) {
 }  // namespace
 
 int main() {
-  for (Kind kind : kKinds) {
+  for (Kind kind : kinds()) {
     std::fprintf(stderr, "kind %d\n", static_cast<int>(kind));
     RUN(shuffled_pages_are_exact, kind);
     RUN(many_threads_post, kind);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any two machines: gather and scatter on sockets, straight from and to pages, CRC32C on every chunk."""
+"""Any two machines: gather and scatter on sockets, straight from and to pages; a CRC32C or a tag on every chunk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import BackendOptions, Capabilities
 from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend, default_lanes
+from sage_kv_connector.backends.protecting_backend import TrafficKeys
 
 #: Stays in the L2 cache between its CRC and its send.
 DEFAULT_CHUNK_BYTES = 512 << 10
@@ -17,8 +18,9 @@ class TcpBackend(NativeBackend):
     """Addresses are ``tcp://HOST:PORT`` or ``tcp://[V6]:PORT``; port 0 takes any free one."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        "tcp", rank=30, crosses_nodes=True, pages=True, parts=True
+        "tcp", rank=30, crosses_nodes=True, pages=True, parts=True, protects=True
     )
+    _endpoint: _data_plane.TcpEndpoint
 
     def __init__(
         self,
@@ -46,3 +48,9 @@ class TcpBackend(NativeBackend):
             chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
             local_address=options.local_address,
         )
+
+    def protection_lacks(self) -> str:
+        return _data_plane.libcrypto()[1]
+
+    def protect(self, connection: int, keys: TrafficKeys) -> None:
+        self._endpoint.protect(connection, *keys)

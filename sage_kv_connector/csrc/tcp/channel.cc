@@ -11,7 +11,7 @@
 
 namespace sage_kvt {
 TcpChannel::TcpChannel(std::shared_ptr<Connection> connection, TcpEndpoint& endpoint, int fd, bool connecting,
-                       bool incoming, const Token& preface)
+                       bool incoming, const Token& preface, size_t lane)
     : Channel(std::move(connection)),
       endpoint_(endpoint),
       fd_(fd),
@@ -20,7 +20,7 @@ TcpChannel::TcpChannel(std::shared_ptr<Connection> connection, TcpEndpoint& endp
       joins_(!incoming && preface != Token{}),
       announce_(!incoming && !joins_),
       armed_events_(EPOLLIN | EPOLLRDHUP) {
-  if (!incoming) queue_control(FrameType::kPreface, preface, 0);
+  if (!incoming) queue_control(FrameType::kPreface, preface, lane);
 }
 
 TcpChannel::~TcpChannel() {
@@ -29,6 +29,13 @@ TcpChannel::~TcpChannel() {
 
 void TcpChannel::queue_control(FrameType type, const Token& token, uint64_t number) {
   control_.push_back(control_frame(type, token, number));
+}
+
+void TcpChannel::protect(const std::shared_ptr<const ConnectionKeys>& keys, size_t lane_number,
+                         std::unique_ptr<LaneCipher> open) {
+  plain_messages_ = connection->queued_messages();
+  seal_ = std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kSeal, lane_number);
+  open_ = open ? std::move(open) : std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kOpen, lane_number);
 }
 
 int TcpChannel::release_fd() {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// One socket of a tcp connection: its life (channel.cc), what it sends (send.cc) and receives (receive.cc).
+// One socket of a tcp connection: its life (channel.cc), what it sends (send.cc, seal.cc) and receives (receive.cc).
 //
 // Sending gathers straight from the pages, receiving scatters straight into the window; a
 // chunk's CRC is computed just before it is sent and just after each piece arrived, while its
-// bytes are in the cache.
+// bytes are in the cache. So is its tag, where the connection is protected; what is encrypted leaves from a slice
+// of memory beside the pages, and is decrypted where it arrived.
 #pragma once
 
 #include <sys/uio.h>
@@ -15,6 +16,7 @@
 #include "connection.h"
 #include "lane.h"
 #include "tcp/frame.h"
+#include "tcp/lane_cipher.h"
 #include "window.h"
 
 namespace sage_kvt {
@@ -23,9 +25,9 @@ class TcpEndpoint;
 
 class TcpChannel : public Channel {
  public:
-  // `first` is sent before anything else (the connecting side's preface).
+  // `preface`: the connecting side's token, zero but for a lane that joins as number `lane`.
   TcpChannel(std::shared_ptr<Connection> connection, TcpEndpoint& endpoint, int fd, bool connecting, bool incoming,
-             const Token& preface);
+             const Token& preface, size_t lane = 0);
   ~TcpChannel() override;
 
   bool progress() override;
@@ -43,17 +45,32 @@ class TcpChannel : public Channel {
   void queue_control(FrameType type, const Token& token, uint64_t number);
   // Give the socket up to another connection's channel (a joining lane). The caller owns it then.
   int release_fd();
+  // From the next frame that comes, and behind the messages that are queued (mutex held, or before it is attached).
+  // `open`: one that opened frames of this lane already.
+  void protect(const std::shared_ptr<const ConnectionKeys>& keys, size_t lane, std::unique_ptr<LaneCipher> open = {});
   // It joined its connection: the peer is told that it may use it.
   void welcome() { established_ = owes_pong_ = true; }
 
  private:
   bool send_some();
   bool begin_frame();
+  void start_frame(const std::vector<iovec>& body, bool sealed);
   void end_frame();
+  void seal_more();
+  void seal_failed();
+  void revoke_sealed();
+  bool in_pages(const iovec& piece) const;
   bool receive_some();
   bool on_header();
+  bool on_first_header();
+  bool on_data_header();
   bool on_payload(size_t received);
-  bool finish_data();
+  bool open_body(size_t received);
+  bool finish_body();
+  bool forged();
+  size_t start_bytes() const;
+  size_t end_bytes() const { return sizeof(FrameTrailer) + (open_ ? sizeof(Tag) : 0); }
+  bool seals() const { return seal_ && plain_messages_ == 0; }
   // More than control frames.
   bool may_send() const { return established_ || !(incoming_ || joins_); }
   bool owes_control() const { return !control_.empty() || owes_ping_ || owes_pong_; }
@@ -80,12 +97,21 @@ class TcpChannel : public Channel {
   size_t out_next_ = 0;
   uint64_t out_length_ = 0;
   bool out_active_ = false, want_write_ = false;
+  // Of a protected frame: its body is sealed slice by slice, as it leaves.
+  std::unique_ptr<LaneCipher> seal_;
+  size_t plain_messages_ = 0;  // queued before it was protected
+  Tag out_tag_{}, out_end_tag_{};
+  std::vector<iovec> body_;
+  size_t body_next_ = 0;
+  bool sealing_ = false;      // the body has no tag yet
+  std::vector<char> sealed_;  // a slice
 
   // receiving
-  enum class Receive { kHeader, kMessage, kData, kDiscard, kTrailer };
+  enum class Receive { kHeader, kMessage, kData, kDiscard, kEnd };
   Receive state_ = Receive::kHeader;
-  FrameHeader in_header_{};
-  FrameTrailer in_trailer_{};
+  FrameStart in_start_{};
+  FrameEnd in_end_{};
+  std::unique_ptr<LaneCipher> open_;
   size_t in_have_ = 0;
   std::string in_message_;
   std::shared_ptr<Window> in_window_;

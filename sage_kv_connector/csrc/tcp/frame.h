@@ -35,6 +35,21 @@ constexpr uint32_t kFrameMagic = 0x54564B53;  // "SKVT"
 constexpr uint8_t kFlagChecksum = 1;
 
 using Token = std::array<uint8_t, 16>;
+// What a protected frame carries behind its header, and behind its body.
+using Tag = std::array<uint8_t, 16>;
+
+// As they are read: without the tags where nothing is protected.
+struct FrameStart {
+  FrameHeader header;
+  Tag tag;
+};
+static_assert(sizeof(FrameStart) == 80);
+
+struct FrameEnd {
+  FrameTrailer trailer;
+  Tag tag;
+};
+static_assert(sizeof(FrameEnd) == 32);
 
 // Over all fields before it.
 uint32_t frame_header_crc(const FrameHeader& header);

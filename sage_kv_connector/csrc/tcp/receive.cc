@@ -26,10 +26,11 @@ bool TcpChannel::receive_some() {
     switch (state_) {
       case Receive::kHeader:
         if (in_have_ == 0 && connection->inbox_full()) return moved;
-        in_.push_back({reinterpret_cast<char*>(&in_header_) + in_have_, sizeof in_header_ - in_have_});
+        in_.push_back({reinterpret_cast<char*>(&in_start_) + in_have_, start_bytes() - in_have_});
         break;
       case Receive::kMessage:
         in_.push_back({in_message_.data() + in_done_, in_message_.size() - in_done_});
+        if (open_) in_.push_back({&in_end_.tag, sizeof in_end_.tag});
         break;
       case Receive::kData:
         pin = std::make_unique<WindowPin>(*in_window_);
@@ -38,16 +39,16 @@ bool TcpChannel::receive_some() {
           in_window_.reset();
           continue;
         }
-        wanted = std::min(in_header_.length - in_done_, kReceiveBytes);
-        wanted = in_window_->space().pieces(in_header_.offset + in_done_, wanted, kMaxPieces, &in_);
-        if (in_done_ + wanted == in_header_.length) in_.push_back({&in_trailer_, sizeof in_trailer_});
+        wanted = std::min(in_start_.header.length - in_done_, kReceiveBytes);
+        wanted = in_window_->space().pieces(in_start_.header.offset + in_done_, wanted, kMaxPieces, &in_);
+        if (in_done_ + wanted == in_start_.header.length) in_.push_back({&in_end_, end_bytes()});
         break;
       case Receive::kDiscard:
         discarded_.resize(kDiscardBytes);
-        in_.push_back({discarded_.data(), std::min(in_header_.length - in_done_, kDiscardBytes)});
+        in_.push_back({discarded_.data(), std::min(in_start_.header.length - in_done_, kDiscardBytes)});
         break;
-      case Receive::kTrailer:
-        in_.push_back({reinterpret_cast<char*>(&in_trailer_) + in_have_, sizeof in_trailer_ - in_have_});
+      case Receive::kEnd:
+        in_.push_back({reinterpret_cast<char*>(&in_end_) + in_have_, end_bytes() - in_have_});
         break;
     }
     msghdr message{};
@@ -72,71 +73,103 @@ bool TcpChannel::receive_some() {
   return moved;
 }
 
+size_t TcpChannel::start_bytes() const {
+  if (open_) return sizeof in_start_;
+  // A lane that joins has a tag behind its preface, whether that counts or not: who it joins is in the header.
+  const auto& h = in_start_.header;
+  const bool first = incoming_ && !established_ && in_have_ >= sizeof h;
+  const bool joins = first && h.type == static_cast<uint8_t>(FrameType::kPreface) && h.token != Token{};
+  return joins ? sizeof in_start_ : sizeof h;
+}
+
 // False where the turn ends: the channel is broken or given away, or owes a pong first.
 bool TcpChannel::on_payload(size_t n) {
   switch (state_) {
     case Receive::kHeader:
       in_have_ += n;
-      return in_have_ < sizeof in_header_ || on_header();
+      return in_have_ < start_bytes() || on_header();
     case Receive::kMessage:
-      in_done_ += n;
-      if (in_done_ < in_message_.size()) return true;
-      state_ = Receive::kHeader;
-      in_have_ = 0;
-      endpoint_.emit_message(*connection, std::move(in_message_));
-      return true;
     case Receive::kData: {
-      size_t payload = std::min<uint64_t>(n, in_header_.length - in_done_);
-      const size_t trailer = n - payload;
+      const size_t payload = std::min<uint64_t>(n, in_start_.header.length - in_done_);
       in_done_ += payload;
-      if (in_header_.flags & kFlagChecksum)
-        for (const auto& piece : in_) {
-          const size_t part = std::min(payload, piece.iov_len);
-          in_crc_ = crc32c(in_crc_, piece.iov_base, part);
-          payload -= part;
-          if (payload == 0) break;
-        }
-      if (in_done_ < in_header_.length) return true;
-      in_have_ = trailer;
-      state_ = Receive::kTrailer;
-      return in_have_ < sizeof in_trailer_ || finish_data();
+      if (!open_body(payload)) return forged();
+      if (in_done_ < in_start_.header.length) return true;
+      // A message has no trailer.
+      in_have_ = n - payload + (state_ == Receive::kMessage ? sizeof(FrameTrailer) : 0);
+      state_ = Receive::kEnd;
+      return in_have_ < end_bytes() || finish_body();
     }
     case Receive::kDiscard:
       in_done_ += n;
-      if (in_done_ == in_header_.length) {
+      if (in_done_ == in_start_.header.length) {
         in_have_ = 0;
-        state_ = Receive::kTrailer;
+        state_ = Receive::kEnd;
       }
       return true;
-    case Receive::kTrailer:
+    case Receive::kEnd:
       in_have_ += n;
-      return in_have_ < sizeof in_trailer_ || finish_data();
+      return in_have_ < end_bytes() || finish_body();
   }
   return true;
 }
 
-bool TcpChannel::finish_data() {
+// `payload` more bytes of the body lie in `in_`: they are decrypted where they are, or summed up.
+bool TcpChannel::open_body(size_t payload) {
+  const bool sums = !open_ && (in_start_.header.flags & kFlagChecksum);
+  if (!open_ && !sums) return true;
+  for (const auto& piece : in_) {
+    const size_t part = std::min(payload, piece.iov_len);
+    if (sums) in_crc_ = crc32c(in_crc_, piece.iov_base, part);
+    if (open_ && !open_->pass(piece.iov_base, piece.iov_base, part)) return false;
+    payload -= part;
+    if (payload == 0) break;
+  }
+  return true;
+}
+
+bool TcpChannel::forged() {
+  ++endpoint_.counters.forged_frames;
+  broken(Status::kForged, open_->worn() ? "the keys of this lane are used up"
+                                        : "a frame does not hold its tag: its bytes changed on the way, or were never "
+                                          "this peer's");
+  return false;
+}
+
+bool TcpChannel::finish_body() {
   state_ = Receive::kHeader;
   in_have_ = 0;
+  const auto& h = in_start_.header;
+  const bool message = h.type == static_cast<uint8_t>(FrameType::kMessage);
   auto window = std::move(in_window_);
-  if (!window) return true;
-  const auto& h = in_header_;
-  if (in_trailer_.aborted || in_trailer_.generation != h.generation)
+  if (!message && !window) return true;  // discarded: nothing of it is believed
+  if (open_) {
+    auto& trailer = in_end_.trailer;
+    if ((!message && !open_->pass(&trailer, &trailer, sizeof trailer)) || !open_->end(&in_end_.tag)) {
+      if (window)
+        endpoint_.window_failed(window, Status::kForged, h.offset, h.length, "the chunk does not hold its tag");
+      return forged();
+    }
+  }
+  if (message)
+    endpoint_.emit_message(*connection, std::move(in_message_));
+  else if (in_end_.trailer.aborted || in_end_.trailer.generation != h.generation)
     endpoint_.window_failed(window, Status::kStaleGeneration, h.offset, h.length, "the sender revoked the chunk");
-  else if ((h.flags & kFlagChecksum) && in_trailer_.crc != in_crc_)
+  else if (!open_ && (h.flags & kFlagChecksum) && in_end_.trailer.crc != in_crc_)
     endpoint_.window_failed(window, Status::kChecksumMismatch, h.offset, h.length,
                             "crc32c " + std::to_string(in_crc_) + " of what arrived, " +
-                                std::to_string(in_trailer_.crc) + " of what was sent");
+                                std::to_string(in_end_.trailer.crc) + " of what was sent");
   else
     endpoint_.window_landed(window, h.offset, h.length);
   return true;
 }
 
+// Nothing of a header is believed before its tag.
 bool TcpChannel::on_header() {
-  const auto& h = in_header_;
+  const auto& h = in_start_.header;
   in_have_ = 0;
   in_done_ = 0;
   in_crc_ = 0;
+  if (open_ && !open_->header(h, &in_start_.tag)) return forged();
   if (h.magic != kFrameMagic || h.header_crc != frame_header_crc(h)) {
     broken(Status::kProtocolError, "a frame header is not valid (magic or header checksum)");
     return false;
@@ -144,20 +177,7 @@ bool TcpChannel::on_header() {
   const auto type = static_cast<FrameType>(h.type);
   if (!established_) {
     // The connecting side hears nothing but frames of the acceptor, which has no preface.
-    if (incoming_) {
-      if (type != FrameType::kPreface) {
-        broken(Status::kProtocolError, "the first frame is not a preface");
-        return false;
-      }
-      established_ = true;
-      deadline = 0;
-      if (h.token != Token{}) {
-        if (!endpoint_.adopt(*this, h.token)) broken(Status::kRefused, "a joining lane's token is not known");
-        return false;
-      }
-      endpoint_.established(*this);
-      return true;
-    }
+    if (incoming_) return on_first_header();
     established_ = true;
     if (joins_) deadline = 0;
   }
@@ -170,28 +190,16 @@ bool TcpChannel::on_header() {
         return false;
       }
       in_message_.assign(h.length, '\0');
+      if (h.length == 0) {
+        endpoint_.emit_message(*connection, std::move(in_message_));
+        return true;
+      }
+      if (open_ && !open_->begin(h)) return forged();
       state_ = Receive::kMessage;
-      return h.length > 0 || on_payload(0);
-    }
-    case FrameType::kData: {
-      if (!connection->authorized || h.length == 0 || h.length > kMaxChunkBytes) {
-        broken(Status::kProtocolError, connection->authorized ? "data frame of " + std::to_string(h.length) + " bytes"
-                                                              : "data before the handshake");
-        return false;
-      }
-      in_window_ = endpoint_.find_window(h.window);
-      if (in_window_ && in_window_->connection != connection->id) in_window_.reset();
-      if (in_window_) {
-        const Status status = in_window_->reserve(h.offset, h.length, h.generation);
-        if (status != Status::kOk) {
-          ++endpoint_.counters.refused_chunks;
-          endpoint_.window_failed(in_window_, status, h.offset, h.length, "refused chunk");
-          in_window_.reset();
-        }
-      }
-      state_ = in_window_ ? Receive::kData : Receive::kDiscard;
       return true;
     }
+    case FrameType::kData:
+      return on_data_header();
     case FrameType::kJoin:
       if (incoming_) break;
       endpoint_.join(connection, h.token, h.offset);
@@ -210,6 +218,44 @@ bool TcpChannel::on_header() {
   }
   broken(Status::kProtocolError, "frame type " + std::to_string(h.type) + " is not expected here");
   return false;
+}
+
+bool TcpChannel::on_first_header() {
+  const auto& h = in_start_.header;
+  if (static_cast<FrameType>(h.type) != FrameType::kPreface) {
+    broken(Status::kProtocolError, "the first frame is not a preface");
+    return false;
+  }
+  established_ = true;
+  deadline = 0;
+  if (h.token == Token{}) {
+    endpoint_.established(*this);
+    return true;
+  }
+  if (!endpoint_.adopt(*this, in_start_)) broken(Status::kRefused, "a joining lane's token or its tag is not known");
+  return false;
+}
+
+bool TcpChannel::on_data_header() {
+  const auto& h = in_start_.header;
+  if (!connection->authorized || h.length == 0 || h.length > kMaxChunkBytes) {
+    broken(Status::kProtocolError, connection->authorized ? "data frame of " + std::to_string(h.length) + " bytes"
+                                                          : "data before the handshake");
+    return false;
+  }
+  if (open_ && !open_->begin(h)) return forged();
+  in_window_ = endpoint_.find_window(h.window);
+  if (in_window_ && in_window_->connection != connection->id) in_window_.reset();
+  if (in_window_) {
+    const Status status = in_window_->reserve(h.offset, h.length, h.generation);
+    if (status != Status::kOk) {
+      ++endpoint_.counters.refused_chunks;
+      endpoint_.window_failed(in_window_, status, h.offset, h.length, "refused chunk");
+      in_window_.reset();
+    }
+  }
+  state_ = in_window_ ? Receive::kData : Receive::kDiscard;
+  return true;
 }
 
 }  // namespace sage_kvt

@@ -18,6 +18,10 @@ const char zeros[64u << 10] = {};  // payload of a revoked chunk
 
 void TcpChannel::revoke(const Post& post) {
   if (!out_post_ || out_post_->id != post.id) return;
+  if (seal_) {
+    revoke_sealed();
+    return;
+  }
   // The frame must keep its length: what has not left becomes zeros, and the trailer says so.
   uint64_t left = 0;
   for (size_t i = out_next_; i + 1 < out_.size(); ++i)
@@ -51,15 +55,18 @@ bool TcpChannel::begin_frame() {
       out_header_ = control_frame(pong ? FrameType::kPong : FrameType::kPing, {}, 0);
       if (!pong) owes_ping_ = false;
     }
-    out_.push_back({&out_header_, sizeof out_header_});
-    return out_active_ = true;
+    start_frame({}, seals());
+    static Tag nothing{};
+    if (!seals() && out_header_.type == static_cast<uint8_t>(FrameType::kPreface) && out_header_.token != Token{})
+      out_.push_back({&nothing, sizeof nothing});
+    return true;
   }
   if (!may_send()) return false;
   Grant grant;
   if (connection->take_grant(*this, &grant)) {
     out_header_ = control_frame(FrameType::kGrant, {}, grant.parts, grant.window);
-    out_.push_back({&out_header_, sizeof out_header_});
-    return out_active_ = true;
+    start_frame({}, seals());
+    return true;
   }
   out_header_ = FrameHeader{};
   out_header_.magic = kFrameMagic;
@@ -67,28 +74,48 @@ bool TcpChannel::begin_frame() {
     out_header_.type = static_cast<uint8_t>(FrameType::kMessage);
     out_header_.length = out_message_.size();
     out_header_.header_crc = frame_header_crc(out_header_);
-    out_.push_back({&out_header_, sizeof out_header_});
-    if (!out_message_.empty()) out_.push_back({out_message_.data(), out_message_.size()});
+    const bool sealed = seals();
+    if (plain_messages_ > 0) --plain_messages_;
+    std::vector<iovec> body;
+    if (!out_message_.empty()) body.push_back({out_message_.data(), out_message_.size()});
+    start_frame(body, sealed);
     ++endpoint_.counters.messages_sent;
-    return out_active_ = true;
+    return true;
   }
   Chunk chunk;
   if (!connection->take_chunk(endpoint_.options().chunk_bytes, kMaxPieces, &out_post_, &chunk)) return false;
   out_header_.type = static_cast<uint8_t>(FrameType::kData);
-  out_header_.flags = out_post_->checksum ? kFlagChecksum : 0;
+  const bool sums = out_post_->checksum && !seals();  // a tag stands for it
+  out_header_.flags = sums ? kFlagChecksum : 0;
   out_header_.length = out_length_ = chunk.length;
   out_header_.window = out_post_->window;
   out_header_.offset = chunk.offset;
   out_header_.generation = out_post_->generation;
   out_header_.header_crc = frame_header_crc(out_header_);
   out_trailer_ = FrameTrailer{0, 0, out_post_->generation};
-  if (out_post_->checksum)
+  if (sums)
     for (const auto& piece : chunk.pieces) out_trailer_.crc = crc32c(out_trailer_.crc, piece.iov_base, piece.iov_len);
-  out_.reserve(chunk.pieces.size() + 2);
+  chunk.pieces.push_back({&out_trailer_, sizeof out_trailer_});
+  start_frame(chunk.pieces, seals());
+  return true;
+}
+
+void TcpChannel::start_frame(const std::vector<iovec>& body, bool sealed) {
+  out_active_ = true;
+  out_.reserve(body.size() + 2);
   out_.push_back({&out_header_, sizeof out_header_});
-  out_.insert(out_.end(), chunk.pieces.begin(), chunk.pieces.end());
-  out_.push_back({&out_trailer_, sizeof out_trailer_});
-  return out_active_ = true;
+  if (!sealed) {
+    out_.insert(out_.end(), body.begin(), body.end());
+    return;
+  }
+  if (!seal_->header(out_header_, &out_tag_)) return seal_failed();
+  out_.push_back({&out_tag_, sizeof out_tag_});
+  if (out_header_.length == 0) return;
+  if (!seal_->begin(out_header_)) return seal_failed();
+  body_ = body;
+  body_next_ = 0;
+  sealing_ = true;
+  seal_more();
 }
 
 void TcpChannel::end_frame() {
@@ -105,6 +132,7 @@ bool TcpChannel::send_some() {
   bool moved = false;
   for (uint64_t turn = 0; turn < kTurnBytes;) {
     if (!out_active_ && !begin_frame()) return moved;
+    if (dead) return true;
     msghdr message{};
     message.msg_iov = out_.data() + out_next_;
     message.msg_iovlen = out_.size() - out_next_;
@@ -133,7 +161,15 @@ bool TcpChannel::send_some() {
         left = 0;
       }
     }
-    if (out_next_ == out_.size()) end_frame();
+    if (out_next_ < out_.size()) continue;
+    if (sealing_) {
+      out_.clear();
+      out_next_ = 0;
+      seal_more();
+    } else {
+      end_frame();
+    }
+    if (dead) return true;
   }
   return moved;
 }

@@ -63,6 +63,16 @@ std::vector<SocketAddress> resolve(const std::string& address, bool passive) {
   return found;
 }
 
+std::string show(const sockaddr* address, socklen_t size);
+
+// Of a socket: its own address, or its peer's.
+std::string name_of(int fd, int (*name)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  if (name(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "?";
+  return show(reinterpret_cast<sockaddr*>(&address), size);
+}
+
 std::string show(const sockaddr* address, socklen_t size) {
   char host[NI_MAXHOST], port[NI_MAXSERV];
   if (::getnameinfo(address, size, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0)
@@ -104,11 +114,9 @@ std::string TcpEndpoint::listen(const std::string& address) {
       error = errno;
       continue;
     }
-    sockaddr_storage bound{};
-    socklen_t size = sizeof bound;
-    ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size);
+    const std::string bound = name_of(fd.get(), ::getsockname);
     lane(0).watch(std::make_unique<Listener>(fd.release()), [this](int socket) { accepted(socket); });
-    return show(reinterpret_cast<sockaddr*>(&bound), size);
+    return bound;
   }
   throw std::system_error(error, std::generic_category(), "can't listen on " + address);
 }
@@ -116,14 +124,12 @@ std::string TcpEndpoint::listen(const std::string& address) {
 void TcpEndpoint::accepted(int fd) {
   auto connection = new_connection(true);
   if (!connection) {
+    turned_away(name_of(fd, ::getpeername), Status::kRefused, "too many connections wait for their handshake");
     ::close(fd);
     return;
   }
   set_options(fd);
-  sockaddr_storage peer{};
-  socklen_t size = sizeof peer;
-  ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size);
-  connection->set_info({show(reinterpret_cast<sockaddr*>(&peer), size), "stream", "", true, 1});
+  connection->set_info({name_of(fd, ::getpeername), "stream", "", true, 1, name_of(fd, ::getsockname)});
   auto channel = std::make_shared<TcpChannel>(connection, *this, fd, false, true, Token{});
   channel->deadline = now_ns() + kSetUpNs;
   attach(channel);
@@ -164,7 +170,7 @@ uint64_t TcpEndpoint::connect(const std::string& address, double timeout_s) {
   OwnedFd fd(open_socket(resolve(address, false), &dialled.address, &connecting));
   auto connection = new_connection(false);
   if (!connection) throw std::invalid_argument("the backend is closed");
-  connection->set_info({address, "stream", "", true, 1});
+  connection->set_info({address, "stream", "", true, 1, name_of(fd.get(), ::getsockname)});
   {
     std::lock_guard lock(mutex_);
     dialled_[connection->id] = dialled;
@@ -177,7 +183,7 @@ uint64_t TcpEndpoint::connect(const std::string& address, double timeout_s) {
 
 void TcpEndpoint::established(TcpChannel& channel) {
   channel.connection->announced = true;
-  emit(EventKind::kAccepted, channel.connection->id);
+  emit(EventKind::kAccepted, channel.connection->id, channel.connection->info().peer);
 }
 
 void TcpEndpoint::authorize(uint64_t id) {
@@ -205,6 +211,29 @@ void TcpEndpoint::authorize(uint64_t id) {
   if (dialled) open_lanes(connection);
 }
 
+void TcpEndpoint::protect(uint64_t id, bool encrypts, const std::string& send_keys, const std::string& receive_keys) {
+  auto keys = std::make_shared<const ConnectionKeys>(encrypts, send_keys, receive_keys);
+  auto connection = find_connection(id);
+  if (!connection) return;
+  const auto channels = connection->channels();
+  if (channels.empty()) return;
+  std::lock_guard channel_lock(channels.front()->mutex);
+  if (channels.front()->dead) return;
+  {
+    std::lock_guard lock(mutex_);
+    if (connection->authorized || keys_.count(id) > 0)
+      throw std::invalid_argument("connection " + std::to_string(id) + " is authorized or protected already");
+    keys_[id] = keys;
+  }
+  static_cast<TcpChannel&>(*channels.front()).protect(keys, 0);
+}
+
+std::shared_ptr<const ConnectionKeys> TcpEndpoint::keys_of(uint64_t connection) {
+  std::lock_guard lock(mutex_);
+  auto found = keys_.find(connection);
+  return found == keys_.end() ? nullptr : found->second;
+}
+
 void TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes) {
   {
     std::lock_guard lock(mutex_);
@@ -226,12 +255,14 @@ void TcpEndpoint::open_lanes(const std::shared_ptr<Connection>& connection) {
     dialled = found->second;
     found->second.lanes = 0;
   }
-  for (uint64_t i = 0; i < dialled.lanes; ++i) {
+  const auto keys = keys_of(connection->id);
+  for (uint64_t number = 1; number <= dialled.lanes; ++number) {
     try {
       bool connecting = false;
       SocketAddress used;
       const int fd = open_socket({dialled.address}, &used, &connecting);
-      auto channel = std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, dialled.token);
+      auto channel = std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, dialled.token, number);
+      if (keys) channel->protect(keys, number);
       channel->deadline = now_ns() + kSetUpNs;
       attach(channel);
     } catch (const std::exception&) {
@@ -243,24 +274,38 @@ void TcpEndpoint::open_lanes(const std::shared_ptr<Connection>& connection) {
 void TcpEndpoint::forgotten(uint64_t connection) {
   std::lock_guard lock(mutex_);
   dialled_.erase(connection);
+  keys_.erase(connection);
   std::erase_if(joinable_, [&](const Pending& p) { return p.connection == connection; });
 }
 
-bool TcpEndpoint::adopt(TcpChannel& channel, const Token& token) {
+bool TcpEndpoint::adopt(TcpChannel& channel, const FrameStart& preface) {
   uint64_t target = 0;
+  const uint64_t number = preface.header.offset;
+  if (number == 0 || number >= kMaxLanes) return false;
+  std::shared_ptr<const ConnectionKeys> keys;
+  std::unique_ptr<LaneCipher> open;
   {
     std::lock_guard lock(mutex_);
-    for (auto& pending : joinable_)
-      if (pending.lanes > 0 && equal_in_constant_time(pending.token, token)) {
-        --pending.lanes;
-        target = pending.connection;
+    for (auto& pending : joinable_) {
+      if (pending.lanes == 0 || !equal_in_constant_time(pending.token, preface.header.token)) continue;
+      if (pending.used >> number & 1) return false;
+      if (auto found = keys_.find(pending.connection); found != keys_.end()) {
+        keys = found->second;
+        open = std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kOpen, number);
+        Tag tag = preface.tag;
+        if (!open->header(preface.header, &tag)) return false;
       }
+      pending.used |= 1u << number;
+      --pending.lanes;
+      target = pending.connection;
+    }
     std::erase_if(joinable_, [](const Pending& p) { return p.lanes == 0; });
   }
   auto connection = target ? find_connection(target) : nullptr;
   if (!connection) return false;
   forget(channel.connection);
   auto joined = std::make_shared<TcpChannel>(connection, *this, channel.release_fd(), false, true, Token{});
+  if (keys) joined->protect(keys, number, std::move(open));
   joined->welcome();
   attach(joined);
   return true;

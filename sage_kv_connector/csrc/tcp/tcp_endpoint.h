@@ -34,10 +34,13 @@ class TcpEndpoint : public Endpoint {
   std::string listen(const std::string& address) override;
   uint64_t connect(const std::string& address, double timeout_s) override;
   void authorize(uint64_t connection) override;
+  // Seal every frame of a connection from now on, but for messages that are queued already, and believe none that is
+  // not sealed. Once, before `authorize`. Throws std::invalid_argument, and std::runtime_error without libcrypto.
+  void protect(uint64_t connection, bool encrypts, const std::string& send_keys, const std::string& receive_keys);
 
   // The first frame of an incoming socket: a new connection, or a lane that joins one (false if refused).
   void established(TcpChannel& channel);
-  bool adopt(TcpChannel& channel, const Token& token);
+  bool adopt(TcpChannel& channel, const FrameStart& preface);
   // The acceptor lets us open more lanes with this token: once, and not before we trust it too.
   void join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes);
 
@@ -48,6 +51,7 @@ class TcpEndpoint : public Endpoint {
   // Begins to connect to the first address that can be tried; `used` says which.
   int open_socket(const std::vector<SocketAddress>& addresses, SocketAddress* used, bool* connecting);
   void open_lanes(const std::shared_ptr<Connection>& connection);
+  std::shared_ptr<const ConnectionKeys> keys_of(uint64_t connection);
 
   const TcpOptions tcp_;
   std::mutex mutex_;
@@ -61,9 +65,11 @@ class TcpEndpoint : public Endpoint {
   struct Pending {
     uint64_t connection;
     Token token;
-    uint64_t lanes;
+    uint64_t lanes;     // that may join yet
+    uint32_t used = 0;  // numbers that did, as bits
   };
   std::vector<Pending> joinable_;
+  std::unordered_map<uint64_t, std::shared_ptr<const ConnectionKeys>> keys_;  // of protected connections
 };
 
 }  // namespace sage_kvt

@@ -32,4 +32,6 @@ _kind = partial(
 KINDS = (
     _kind("tcp-1-lane", TcpBackend, bounds=(("lanes", 0), *BOUNDS)),
     _kind("tcp-2-lanes", _two_lanes, lanes=2, bounds=BOUNDS),
+    _kind("tcp-authenticated", _two_lanes, lanes=2, encrypts=False),
+    _kind("tcp-encrypted", _two_lanes, lanes=2, encrypts=True),
 )

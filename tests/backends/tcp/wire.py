@@ -13,7 +13,7 @@ from sage_kv_connector._data_plane import crc32c
 
 MAGIC = 0x54564B53
 PREFACE, MESSAGE, DATA, JOIN, PING, PONG = 1, 2, 3, 4, 5, 6
-HEADER_BYTES = 64
+HEADER_BYTES, TAG_BYTES = 64, 16
 
 
 def header(
@@ -32,6 +32,11 @@ def header(
     return start + struct.pack("<I", crc32c(start))
 
 
+def joining(token: bytes, number: int = 1, tag: bytes = bytes(16)) -> bytes:
+    """What a lane that joins begins with."""
+    return header(PREFACE, token=token, offset=number) + tag
+
+
 def trailer(crc: int, generation: int, *, aborted: int = 0) -> bytes:
     return struct.pack("<IIQ", crc, aborted, generation)
 
@@ -42,14 +47,20 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 class Proxy:
-    """Passes every connection on to ``target``; ``change(position, data)`` rewrites what goes there.
+    """Passes every connection on to ``target``; ``change(position, data)`` rewrites what goes there, ``change_back``
+    what comes from there.
 
-    ``position`` counts the bytes of one connection in that direction.
+    ``position`` counts the bytes of one connection in that direction. Each connection and direction has a thread.
     """
 
-    def __init__(self, target: str, change: Callable[[int, bytes], bytes]) -> None:
+    def __init__(
+        self,
+        target: str,
+        change: Callable[[int, bytes], bytes],
+        change_back: Callable[[int, bytes], bytes] = lambda position, data: data,
+    ) -> None:
         self._target = parse_address(target)
-        self._change = change
+        self._change, self._change_back = change, change_back
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -64,7 +75,7 @@ class Proxy:
                 self._sockets += [near, far]
                 for thread in (
                     threading.Thread(target=self._pump, args=(near, far, self._change)),
-                    threading.Thread(target=self._pump, args=(far, near, lambda position, data: data)),
+                    threading.Thread(target=self._pump, args=(far, near, self._change_back)),
                 ):
                     self._threads.append(thread)
                     thread.start()
