@@ -57,7 +57,8 @@ def cluster(scratch: Path, model: Path, secret: dict[str, str]) -> Iterator[Clus
     audit.touch()
     tcp_port, bootstrap_port = free_port(), free_port()
     proxy = TcpProxy(tcp_port)
-    common = {"host": "127.0.0.1", "audit_file": str(audit), **TIMES}
+    # So that what a CRC is for is seen, too.
+    common = {"host": "127.0.0.1", "audit_file": str(audit), "security": "none", **TIMES}
     first, second = core_halves()
 
     by_name = {

@@ -78,10 +78,12 @@ def servers(scratch: Path, secret: dict[str, str]) -> Iterator[Servers]:
     options = SglangOptions(MODEL, scratch, 2048, 4096, COMMON, secret)
     proxy = TcpProxy(port)
     config = KVTransportConfig.load({"backend": "tcp", "host": "127.0.0.1", "secret": secret[SECRET_ENV]})
-    with store_process("256MiB", port=port, env=secret) as store:
-        client = StoreClient([store.address("tcp")], config)
+    known = (f"advertise_port={proxy.port}",)
+    with store_process("256MiB", port=port, options=known, env=secret) as store:
+        address = f"tcp://127.0.0.1:{port}"
+        client = StoreClient([address], config)
         first, second = core_halves()
-        near = sglang_server("hicache-near", options, None, first, extra=hicache(store.address("tcp")))
+        near = sglang_server("hicache-near", options, None, first, extra=hicache(address))
         far = sglang_server(
             "hicache-far", options, None, second,
             transport={"backend": "tcp"}, extra=hicache(f"tcp://127.0.0.1:{proxy.port}"),
@@ -185,7 +187,7 @@ def test_a_flipped_byte_is_a_miss_and_the_answer_is_right(servers: Servers) -> N
     answer = ask(servers.far, prompt)
     assert servers.proxy.flipped, "its KV went by"
     assert answer.token_ids == expected and answer.stored == 0
-    assert "checksum" in servers.far.log.read_text()
+    assert "forged" in servers.far.log.read_text()
 
 
 def test_another_layout_and_tp_size_do_not_share_and_work_as_well(servers: Servers) -> None:
@@ -194,7 +196,8 @@ def test_another_layout_and_tp_size_do_not_share_and_work_as_well(servers: Serve
     ask(servers.near, prompt)
     put_entries(servers, before + 31)
     layers = sglang_server(
-        "hicache-layers-tp2", servers.options, tp_size=2, extra=hicache(servers.store.address("tcp"), "layer_first")
+        "hicache-layers-tp2", servers.options, tp_size=2,
+        extra=hicache(f"tcp://127.0.0.1:{servers.proxy.target_port}", "layer_first"),
     )  # fmt: skip
     with running(layers):
         before = counters(servers.client).put_entries
@@ -214,8 +217,8 @@ def test_a_store_that_dies_costs_no_request_and_another_one_serves(servers: Serv
         assert answer.token_ids == expected and answer.stored == 0
         assert answer.seconds < 20
         assert "is left alone for" in server.log.read_text()
-    port = int(servers.store.address("tcp").rpartition(":")[2])
-    config = KVTransportConfig.load({"host": "127.0.0.1", "port": port, "secret": servers.secret[SECRET_ENV]})
+    ports = {"port": servers.proxy.target_port, "advertise_port": servers.proxy.port}
+    config = KVTransportConfig.load({"host": "127.0.0.1", **ports, "secret": servers.secret[SECRET_ENV]})
     another = KVStore(64 << 20, config)
     another.start()
     try:

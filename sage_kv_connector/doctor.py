@@ -42,6 +42,7 @@ def examine() -> list[Finding]:
         ("sage", _sage),
         ("mooncake", _mooncake),
         ("secret", _secret),
+        ("security", _security),
     ]
     findings = []
     for name, check in checks:
@@ -205,3 +206,12 @@ def _secret() -> Finding:
         "missing",
         f"none in ${SECRET_ENV} or ${SECRET_FILE_ENV}: servers listen on loopback only, enough on one node",
     )
+
+
+def _security() -> Finding:
+    from sage_kv_connector._data_plane import libcrypto
+
+    version, why = libcrypto()
+    if why:
+        return Finding("security", "missing", f"{why}; servers with a secret need it, or security=none")
+    return Finding("security", "ok", f"frames are protected by {version}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS, Symptom
+from sage_kv_connector.contract.failure_kind import Symptom
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "troubleshooting.md"
 

@@ -10,7 +10,8 @@ import typer
 from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.console import emit
 from sage_kv_connector.contract.failure import Code
-from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS, FailureKind
+from sage_kv_connector.contract.failure_kind import FailureKind
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 
 
 def explain(

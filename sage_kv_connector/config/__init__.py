@@ -6,9 +6,12 @@ from sage_kv_connector.config.layers import Layers as Layers
 from sage_kv_connector.config.layers import layered as layered
 from sage_kv_connector.config.layers import options_of_words as options_of_words
 from sage_kv_connector.config.layers import presets as presets
+from sage_kv_connector.config.options import PREVIOUS_SECRET_ENV as PREVIOUS_SECRET_ENV
+from sage_kv_connector.config.options import PREVIOUS_SECRET_FILE_ENV as PREVIOUS_SECRET_FILE_ENV
 from sage_kv_connector.config.options import SECRET_ENV as SECRET_ENV
 from sage_kv_connector.config.options import SECRET_FILE_ENV as SECRET_FILE_ENV
 from sage_kv_connector.config.options import KVTransportConfig as KVTransportConfig
+from sage_kv_connector.config.options import Security as Security
 from sage_kv_connector.config.refusal import HIDDEN as HIDDEN
 from sage_kv_connector.config.refusal import SECRET_FIELDS as SECRET_FIELDS
 from sage_kv_connector.config.refusal import OptionError as OptionError

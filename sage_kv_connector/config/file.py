@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from sage_kv_connector.config.refusal import SECRET_FIELDS
+
 SECTION = "kv_transport"
 #: A top-level key and all below it, up to the next line that begins with something else.
 _BLOCK = re.compile(rf"(?m)^{SECTION}:.*\n?(?:(?:[ \t]+.*|[ \t]*)(?:\n|\Z))*")
@@ -67,8 +69,9 @@ def write_options(path: Path, options: Mapping[str, Any]) -> None:
 
     Raises ValueError for a secret (name a ``secret_file``), and for a file that can't be read or written.
     """
-    if options.get("secret") is not None:
-        raise ValueError("secret is not written to a file others read; name a secret_file instead")
+    for name in sorted(SECRET_FIELDS):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not written to a file others read; name a {name}_file instead")
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     _replace(
         path, _merged(path, plain) if path.name == "config.yaml" else yaml.safe_dump(plain, sort_keys=False)

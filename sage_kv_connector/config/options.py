@@ -22,14 +22,36 @@ from pydantic_core import PydanticCustomError
 from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
 from sage_kv_connector.config.layers import layered, options_of_words, presets
-from sage_kv_connector.config.refusal import option_error
+from sage_kv_connector.config.refusal import SECRET_FIELDS, option_error
 from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 
 SECRET_ENV = "SAGE_KVT_SECRET"
 SECRET_FILE_ENV = "SAGE_KVT_SECRET_FILE"
+PREVIOUS_SECRET_ENV = "SAGE_KVT_PREVIOUS_SECRET"
+PREVIOUS_SECRET_FILE_ENV = "SAGE_KVT_PREVIOUS_SECRET_FILE"
+Security = Literal["none", "authenticated", "encrypted"]
 #: A week, so that no clock and no message overflows.
 LONGEST_S = 604_800
 _NUMBERS = (int, float, int | None)
+
+
+def _secret(
+    file_option: str, given: SecretStr | None, variable: str, file: Path | None, file_variable: str
+) -> bytes:
+    if given is not None:
+        return given.get_secret_value().encode()
+    if word := os.environ.get(variable):
+        return word.encode()
+    path = file or (Path(p) if (p := os.environ.get(file_variable)) else None)
+    if path is None:
+        return b""
+    try:
+        text = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"{file_option} {str(path)!r} can't be read: {error.strerror}") from error
+    if not text:
+        raise ValueError(f"{file_option} {str(path)!r} is empty; it must hold the shared secret")
+    return text
 
 
 class KVTransportConfig(BaseModel):
@@ -100,6 +122,19 @@ class KVTransportConfig(BaseModel):
     secret_file: Path | None = Field(
         None, description=f"file with the shared secret; else ${SECRET_FILE_ENV}"
     )
+    previous_secret: SecretStr | None = Field(
+        None,
+        description="a second secret that is accepted while the first one is being changed; "
+        f"else ${PREVIOUS_SECRET_ENV}, else previous_secret_file",
+    )
+    previous_secret_file: Path | None = Field(
+        None, description=f"file with the second secret; else ${PREVIOUS_SECRET_FILE_ENV}"
+    )
+    security: Security | None = Field(
+        None,
+        description="what crosses a wire; authenticated: nobody changes it, encrypted: nobody reads it either; "
+        "unset: authenticated with a secret, none without",
+    )
     same_weights: bool = Field(
         True,
         description="refuse KV of a model with other weights, config or quantization; false: only shapes are compared",
@@ -132,7 +167,7 @@ class KVTransportConfig(BaseModel):
 
     # A field's own check says what is allowed; ``option_error`` makes the sentence around it.
 
-    @field_validator("secret", "host", "advertise_host")
+    @field_validator("secret", "previous_secret", "host", "advertise_host")
     @classmethod
     def _not_empty(cls, value: SecretStr | str | None) -> SecretStr | str | None:
         if value is not None and not len(value):
@@ -158,20 +193,36 @@ class KVTransportConfig(BaseModel):
 
         Raises ValueError when a named file can't be read or is empty.
         """
-        if self.secret is not None:
-            return self.secret.get_secret_value().encode()
-        if word := os.environ.get(SECRET_ENV):
-            return word.encode()
-        path = self.secret_file or (Path(p) if (p := os.environ.get(SECRET_FILE_ENV)) else None)
-        if path is None:
-            return b""
-        try:
-            text = path.read_bytes().strip()
-        except OSError as error:
-            raise ValueError(f"secret_file {str(path)!r} can't be read: {error.strerror}") from error
-        if not text:
-            raise ValueError(f"secret_file {str(path)!r} is empty; it must hold the shared secret")
-        return text
+        return _secret("secret_file", self.secret, SECRET_ENV, self.secret_file, SECRET_FILE_ENV)
+
+    def given_secrets(self) -> dict[str, SecretStr]:
+        """Those among the options, which ``model_dump`` hides: name → secret."""
+        return {name: given for name in sorted(SECRET_FIELDS) if (given := getattr(self, name)) is not None}
+
+    def resolved_secrets(self) -> tuple[bytes, ...]:
+        """Those that are accepted, the one that is kept first; one that is empty if none is set.
+
+        Raises ValueError as ``resolved_secret``, and for a previous secret without one that follows it.
+        """
+        name, given, file = "previous_secret_file", self.previous_secret, self.previous_secret_file
+        previous = _secret(name, given, PREVIOUS_SECRET_ENV, file, PREVIOUS_SECRET_FILE_ENV)
+        secret = self.resolved_secret()
+        if previous and not secret:
+            raise ValueError(
+                f"previous_secret is set and secret is not; allowed: both, or secret (${SECRET_ENV}) alone"
+            )
+        return (secret, previous) if previous else (secret,)
+
+    def resolved_security(self, secret: bytes) -> Security:
+        """Of connections that cross a wire. Raises ValueError for protection without a secret to derive it from."""
+        if self.security is None:
+            return "authenticated" if secret else "none"
+        if self.security != "none" and not secret:
+            raise ValueError(
+                f"security is {self.security!r}, which needs a shared secret: set secret, secret_file or ${SECRET_ENV} "
+                "on every server; allowed without one: none"
+            )
+        return self.security
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None, origin: str = "given") -> KVTransportConfig:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 #: Fields whose values are never shown.
-SECRET_FIELDS = frozenset({"secret"})
+SECRET_FIELDS = frozenset({"secret", "previous_secret"})
 HIDDEN = "**********"
 _TYPES = {
     "boolean": "true, false",

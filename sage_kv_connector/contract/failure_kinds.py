@@ -1,42 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each failure code means, what causes it and what to do: one table for ``explain``, docs and metrics.
-
-``SYMPTOMS`` are what an operator sees; each code belongs to one.
-"""
+"""What each failure code means, what causes it and what to do: one table for ``explain``, docs and metrics."""
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import NamedTuple
-
 from sage_kv_connector.contract.failure import Code, Stage
-
-
-class Symptom(Enum):
-    """What is seen from outside, in the order in which docs tell of it."""
-
-    NOTHING = "Nothing is handed over: decode computes every prompt itself"
-    RESTART = "Hand-over fails for a while after a restart, an update or a resize"
-    SOME = "Some prompts are computed by decode"
-    LOAD = "Hand-over fails under load, or after a wait"
-    DATA = "Bytes do not arrive, or not as they were sent"
-    QUIET = "A line in the log, and nothing is wrong"
-
-
-class FailureKind(NamedTuple):
-    """``stage``: where it happens, unless the transfer itself knows better.
-
-    ``aborted``: somebody wanted it so; where the transfer was wanted no more, that is no failure.
-    """
-
-    code: Code
-    symptom: Symptom
-    stage: Stage
-    meaning: str
-    cause: str
-    remedy: str
-    aborted: bool = False
-
+from sage_kv_connector.contract.failure_kind import FailureKind, Symptom
 
 _KINDS = (
     FailureKind(
@@ -74,6 +42,23 @@ _KINDS = (
         "The two servers do not have the same secret.",
         "One of them was started with another secret, or with none.",
         "Start both with the same SAGE_KVT_SECRET, or the same secret_file. sage-kvt doctor says whether one is set.",
+    ),
+    FailureKind(
+        Code.SECURITY,
+        Symptom.NOTHING,
+        Stage.CONNECT,
+        "The two servers do not protect what crosses the wire in the same way.",
+        "They were started with different security, or one of them has no secret.",
+        "Give both the same security and the same secret. The line names both values.",
+    ),
+    FailureKind(
+        Code.RELAYED,
+        Symptom.NOTHING,
+        Stage.CONNECT,
+        "Prefill was reached at an address that it does not have.",
+        "A proxy, NAT or a load balancer stands between that prefill does not know of, or somebody relays.",
+        "If what stands between is yours, set advertise_host and advertise_port on prefill to the address that was "
+        "dialled; the line names it. Else find out who listens there.",
     ),
     FailureKind(
         Code.VERSION,
@@ -256,6 +241,14 @@ _KINDS = (
         "Bytes arrived that are not those which were sent.",
         "A NIC, a switch or memory corrupts data.",
         "Nothing wrong was used. Watch sage_kvt_checksum_failures, and replace what corrupts.",
+    ),
+    FailureKind(
+        Code.FORGED,
+        Symptom.DATA,
+        Stage.MOVE,
+        "A frame did not hold its tag, and the session was ended: its bytes are not those that the peer sealed.",
+        "Somebody on the way changed, repeated or inserted bytes, or a NIC, a switch or memory corrupts data.",
+        "Nothing wrong was used. Watch sage_kvt_forged_frames, and find out what stands between the two servers.",
     ),
     FailureKind(
         Code.LANDING,

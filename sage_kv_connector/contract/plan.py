@@ -15,7 +15,8 @@ class TransportPlan(msgspec.Struct, frozen=True):
     """What a session between two peers settled, once, at its start.
 
     ``mode`` is how the backend places bytes ("direct", "arena", "stream");
-    ``reason`` says why it is not a better one. ``checksum``: a CRC32C on each chunk.
+    ``reason`` says why it is not a better one. ``checksum``: a CRC32C on each chunk; with ``security``
+    "authenticated" or "encrypted" a tag stands in its place.
     """
 
     backend: str
@@ -24,6 +25,7 @@ class TransportPlan(msgspec.Struct, frozen=True):
     lanes: int
     checksum: bool
     wire_dtype: str = "same"
+    security: str = "none"
 
 
 class TransferPlan(msgspec.Struct, frozen=True):

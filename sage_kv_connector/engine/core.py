@@ -27,7 +27,7 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine.control.listen_address import listen_host, listen_on
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.control.reachability import backend_options, enabled_backends
+from sage_kv_connector.engine.control.reachability import backend_options, check_protection, enabled_backends
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
 from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
@@ -67,22 +67,25 @@ class EngineCore:
         self._device = device
         self.engine_id = engine_id or secrets.token_hex(8)
         self.rank = rank
-        secret = config.resolved_secret()
-        self._host = listen_host(config, secret)
+        accepted = config.resolved_secrets()
+        self._host = listen_host(config, accepted[0])
+        security = config.resolved_security(accepted[0])
         names = enabled_backends(config, on_device=device is not None)
         self.backends: dict[str, Backend] = {
             name: create_backend(name, backend_options(config)) for name in names
         }
+        check_protection(security, self.backends.values())
         self._loop = ControlLoop(self._died)
         for backend in self.backends.values():
             if device is not None and isinstance(backend, DeviceBackend):
                 backend.attach_device(device)
             self._loop.watch(backend, self._on_event, backend)
-        identity = Identity(self.engine_id, rank, secret, schema)
+        identity = Identity(self.engine_id, rank, accepted, schema)
         self.sessions = SessionTable(
             self._loop,
             identity,
             config,
+            security,
             self.backends,
             lambda session, message: self._routing.on_message(session, message),
             lambda session, why: self._routing.on_closed(session, why),
@@ -118,6 +121,7 @@ class EngineCore:
             self.addresses = tuple(
                 listen_on(backend, self._host, self.config, self.rank) for backend in self.backends.values()
             )
+        self.sessions.addresses = self.addresses
         self._loop.start()
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.store import StoreProcess, store_process
 from sage_kv_connector.store.backoff import Backoff
 from sage_kv_connector.store.client import StoreClient
@@ -214,9 +215,13 @@ def test_a_server_that_dies_is_a_miss_and_another_one_serves(
 
 
 @pytest.fixture
-def proxied(store: StoreProcess) -> Iterator[TcpProxy]:
-    proxy = TcpProxy(int(store.address("tcp").rpartition(":")[2]))
-    yield proxy
+def proxied() -> Iterator[TcpProxy]:
+    """Of a store that knows of it."""
+    port = free_port()
+    proxy = TcpProxy(port)
+    options = (f"advertise_port={proxy.port}",)
+    with store_process("64MiB", port=port, options=options, env={SECRET_ENV: SECRET}):
+        yield proxy
     proxy.close()
 
 
@@ -268,7 +273,7 @@ def test_a_flipped_byte_is_a_miss_and_the_next_get_is_right(
     assert all(client.put(keys, source.items))
     proxied.flip_byte_at(300_000)
     assert client.get(keys, target.items) == [False] * 4
-    assert proxied.flipped and "checksum" in caplog.text
+    assert proxied.flipped and "forged" in caplog.text
     assert after_the_pause(lambda: client.get(keys, target.items)) == [True] * 4
     assert (source.data == target.data).all()
 

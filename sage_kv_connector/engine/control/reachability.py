@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sage_kv_connector.backends import backend_class, ranked_backends
-from sage_kv_connector.backends.base import BackendOptions, Capabilities
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
+from sage_kv_connector.backends.protecting_backend import ProtectingBackend
+from sage_kv_connector.config import KVTransportConfig, Security
 from sage_kv_connector.contract.node import node_id
 
 
@@ -40,6 +41,24 @@ def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> t
     return tuple(
         name for name in ranked_backends() if direct or not backend_class(name).capabilities.device_memory
     )
+
+
+def check_protection(security: Security, backends: Iterable[Backend]) -> None:
+    """Raises ValueError naming the backend that crosses nodes and can't protect what it carries, and why not."""
+    for backend in backends:
+        capabilities = backend.capabilities
+        if security == "none" or not capabilities.crosses_nodes:
+            continue
+        why = (
+            backend.protection_lacks()
+            if isinstance(backend, ProtectingBackend) and capabilities.protects
+            else "it has no way to protect what it carries"
+        )
+        if why:
+            raise ValueError(
+                f"security is {security!r}, which {capabilities.name} can't keep here: {why}; allowed: none, or "
+                "another backend"
+            )
 
 
 def order_addresses(addresses: Iterable[str], peer_node: str, enabled: tuple[str, ...]) -> tuple[str, ...]:

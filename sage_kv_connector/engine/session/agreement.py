@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sage_kv_connector.backends.base import Capabilities, ConnectionInfo
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import KVTransportConfig, Security
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import TransportPlan
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
@@ -44,9 +44,16 @@ def schema_verdict(
     return SchemaVerdict(Reason(Code.SCHEMA, f"{staged}; pages of unknown order can't be staged"), staged)
 
 
-def plan_session(backend: str, info: ConnectionInfo, config: KVTransportConfig) -> TransportPlan:
+def plan_session(
+    backend: str, info: ConnectionInfo, config: KVTransportConfig, security: Security = "none"
+) -> TransportPlan:
     """What applies to every transfer of one session."""
     checksum = {"crc": True, "generation": False, "auto": info.crosses_wire}[config.integrity]
     return TransportPlan(
-        backend=backend, mode=info.mode, reason=info.reason, lanes=info.lanes, checksum=checksum
+        backend=backend,
+        mode=info.mode,
+        reason=info.reason,
+        lanes=info.lanes,
+        checksum=checksum,
+        security=security,
     )

@@ -31,56 +31,105 @@ from sage_kv_connector.engine.session.transfer_messages import (
     SubscribeParts,
 )
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 NONCE_BYTES = 32
 #: Of who says hello: its name in characters, its rank, and the versions it knows.
 MAX_ENGINE_ID, MAX_RANK, MAX_VERSIONS = 256, (1 << 31) - 1, 64
+#: An X25519 public key.
+SHARE_BYTES = 32
+#: Secrets that are accepted at a time.
+MAX_SECRETS = 2
+#: Characters of an address that a peer names.
+MAX_ADDRESS = 256
 #: A question's verb in characters; a body in bytes, so that it fits a backend's message of 1 MiB with its envelope.
 MAX_VERB = 64
 MAX_BODY = (1 << 20) - (32 << 10)
 
 __all__ = [
-    "MAX_BODY", "MAX_DETAIL", "MAX_RENEWED", "MAX_TRANSFER_ID", "MAX_VERB", "PROTOCOL_VERSION",
-    "Answer", "Ask", "Cancel", "Challenge", "Failed", "Grant", "Hello", "Message", "PageRuns", "PartGroup",
-    "PartsReady", "Proof", "ProtocolError", "Reject", "Release", "Renew", "Subscribe", "SubscribeParts", "Welcome",
-    "decode", "encode",
+    "MAX_BODY",
+    "MAX_DETAIL",
+    "MAX_RENEWED",
+    "MAX_SECRETS",
+    "MAX_TRANSFER_ID",
+    "MAX_VERB",
+    "PROTOCOL_VERSION",
+    "SHARE_BYTES",
+    "Answer",
+    "Ask",
+    "Cancel",
+    "Challenge",
+    "Failed",
+    "Grant",
+    "Hello",
+    "Message",
+    "PageRuns",
+    "PartGroup",
+    "PartsReady",
+    "Proof",
+    "ProtocolError",
+    "Reject",
+    "Release",
+    "Renew",
+    "Subscribe",
+    "SubscribeParts",
+    "Welcome",
+    "decode",
+    "encode",
 ]  # fmt: skip
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    """Connector → acceptor, first. ``want`` is the engine it means to reach ("" = any)."""
+    """Connector → acceptor, first. ``want`` is the engine it means to reach ("" = any), ``share`` its X25519 public
+    key, ``address`` what it dialled, and ``security`` how it would have the connection protected.
+
+    What version 7 did not have is not there in its hello, so that it is told about the version.
+    """
 
     versions: tuple[int, ...]
     engine_id: str
     rank: int
     nonce: bytes
     want: str = ""
+    share: bytes = bytes(SHARE_BYTES)
+    address: str = ""
+    security: str = "none"
 
     def check(self) -> None:
         check_length("versions", self.versions, 1, MAX_VERSIONS, "entries")
         check_length("want", self.want, 0, MAX_ENGINE_ID)
-        _check_side(self.engine_id, self.rank, self.nonce)
+        _check_side(self)
 
 
 class Challenge(msgspec.Struct, tag="challenge", array_like=True, frozen=True):
-    """Acceptor → connector: its own nonce, and proof that it knows the secret."""
+    """Acceptor → connector: its own nonce and share, ``address``, where the hello came from as it sees that, and a
+    proof that it knows the secret for each that it accepts."""
 
     version: int
     engine_id: str
     rank: int
     nonce: bytes
-    proof: bytes
+    share: bytes
+    address: str
+    proofs: tuple[bytes, ...]
 
     def check(self) -> None:
-        _check_side(self.engine_id, self.rank, self.nonce)
+        _check_side(self)
+        check_length("proofs", self.proofs, 1, MAX_SECRETS, "proofs")
 
 
-def _check_side(engine_id: str, rank: int, nonce: bytes) -> None:
-    check_length("engine_id", engine_id, 0, MAX_ENGINE_ID)
-    check_number("rank", rank, 0, MAX_RANK)
-    if len(nonce) != NONCE_BYTES:
-        raise ProtocolError(f"nonce has {len(nonce)} bytes, must have {NONCE_BYTES}")
+def _check_side(said: Hello | Challenge) -> None:
+    """What both sides say of themselves."""
+    check_length("engine_id", said.engine_id, 0, MAX_ENGINE_ID)
+    check_number("rank", said.rank, 0, MAX_RANK)
+    _check_bytes("nonce", said.nonce, NONCE_BYTES)
+    _check_bytes("share", said.share, SHARE_BYTES)
+    check_length("address", said.address, 0, MAX_ADDRESS)
+
+
+def _check_bytes(name: str, value: bytes, size: int) -> None:
+    if len(value) != size:
+        raise ProtocolError(f"{name} has {len(value)} bytes, must have {size}")
 
 
 class Proof(msgspec.Struct, tag="proof", array_like=True, frozen=True):

@@ -41,7 +41,7 @@ class Session:
         peer_timeout_s: float,
         backend: Backend,
         connection: int,
-        handshake: ConnectorHandshake | AcceptorHandshake,
+        handshake: ConnectorHandshake | AcceptorHandshake | None,
         dialled: PeerAddress | None = None,
         address: str = "",
     ) -> None:
@@ -49,7 +49,7 @@ class Session:
         self._peer_timeout_s = peer_timeout_s
         self.backend = backend
         self.connection = connection
-        self.handshake = handshake
+        self.handshake = handshake  #: None once it is over: its keys are gone with it
         self.dialled = dialled  #: whom we asked for it; None when the peer connected to us
         self.address = address
         self.peer: Peer | None = None

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
-from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.backends.protecting_backend import ProtectingBackend, TrafficKeys
+from sage_kv_connector.config import SECRET_ENV, KVTransportConfig, Security
 from sage_kv_connector.contract.failure import Code, Reason, reason_of_peer
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.schema import KVCacheSchema
@@ -21,6 +22,7 @@ from sage_kv_connector.engine.control.names import Names, has_name, is_loopback
 from sage_kv_connector.engine.control.reachability import scheme_of
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import plan_session, schema_verdict
+from sage_kv_connector.engine.session.carrier import carrier_accepted, carrier_dialled
 from sage_kv_connector.engine.session.dial import Dial, OnSession
 from sage_kv_connector.engine.session.handshake import (
     AcceptorHandshake,
@@ -29,6 +31,7 @@ from sage_kv_connector.engine.session.handshake import (
     Identity,
     Peer,
 )
+from sage_kv_connector.engine.session.refusals import Refusals, code_of
 from sage_kv_connector.engine.session.session import MESSAGES_A_SECOND, PROBED_S, Session
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ NO_SECRET = Reason(
     f"${SECRET_ENV} on every server",
 )
 
+#: Whoever was refused has this long to hear of it.
+LINGER_S = 0.2
+
 
 class SessionTable:
     """``on_message`` gets every message of open sessions, ``on_closed`` each loss of one."""
@@ -49,6 +55,7 @@ class SessionTable:
         loop: ControlLoop,
         identity: Identity,
         config: KVTransportConfig,
+        security: Security,
         backends: Mapping[str, Backend],
         on_message: Callable[[Session, m.Message], None],
         on_closed: Callable[[Session, str], None],
@@ -56,7 +63,10 @@ class SessionTable:
         self._loop = loop
         self._identity = identity
         self._config = config
+        self._security = security
         self._backends = backends
+        self.addresses: tuple[str, ...] = ()  #: those that this engine is known by
+        self.refusals = Refusals()
         self._on_message = on_message
         self._on_closed = on_closed
         self._sessions: dict[tuple[int, int], Session] = {}
@@ -116,7 +126,10 @@ class SessionTable:
         """Connection events and messages; what belongs to windows and posts is not passed here."""
         session = self._sessions.get((id(backend), event.connection))
         if event.kind == EventKind.ACCEPTED:
-            self._add(backend, event.connection, AcceptorHandshake(self._identity))
+            self._accepted(backend, event.connection, event.detail)
+        elif event.kind == EventKind.TURNED_AWAY:
+            who, _, why = event.detail.partition(": ")
+            self.refusals.note(who, Reason(code_of(event), why), 1 + event.length)
         elif session is None:
             return
         elif event.kind == EventKind.CONNECTED:
@@ -126,6 +139,12 @@ class SessionTable:
             self._closed(session, event)
         elif event.kind == EventKind.MESSAGE:
             self._message(session, event.payload)
+
+    def _accepted(self, backend: Backend, connection: int, address: str) -> None:
+        info = backend.connection_info(connection)
+        carrier = carrier_accepted(self._security, backend.capabilities, info, self.addresses)
+        handshake = AcceptorHandshake(self._identity, carrier)
+        self._add(backend, connection, handshake, address=address or info.peer)
 
     def _add(
         self,
@@ -141,9 +160,8 @@ class SessionTable:
         session.deadline = self._loop.call_later(self._config.connect_timeout_s, self._late, session)
 
     def _late(self, session: Session) -> None:
-        logger.warning(
-            "handshake with %s took longer than %.1f s", session.label, self._config.connect_timeout_s
-        )
+        late = f"the handshake took longer than {self._config.connect_timeout_s:.1f} s"
+        self.refusals.note(session.address, Reason(Code.UNREACHABLE, late))
         session.close()
 
     def _dial_next(self, dial: Dial) -> None:
@@ -152,11 +170,12 @@ class SessionTable:
             if backend is None:
                 dial.failed(address, Reason(Code.UNREACHABLE, "backend not enabled here"))
                 continue
-            if backend.capabilities.crosses_nodes and has_name(address):
+            leaves_node = backend.capabilities.crosses_nodes
+            if leaves_node and has_name(address):
                 named = partial(self._named, dial, address)
                 self._names.look_up(address, self._config.connect_timeout_s, named)
                 return
-            if backend.capabilities.crosses_nodes and not self._identity.secret and not is_loopback(address):
+            if leaves_node and not self._identity.has_secret and not is_loopback(address):
                 dial.failed(address, NO_SECRET)
                 continue
             try:
@@ -164,7 +183,8 @@ class SessionTable:
             except (OSError, ValueError) as error:
                 dial.failed(address, Reason(Code.UNREACHABLE, str(error)))
                 continue
-            handshake = ConnectorHandshake(self._identity, dial.peer.engine_id)
+            carrier = carrier_dialled(self._security, backend.capabilities, address)
+            handshake = ConnectorHandshake(self._identity, dial.peer.engine_id, carrier)
             self._add(backend, connection, handshake, dial.peer, address)
             return
         self._dials.pop(dial.peer, None)
@@ -178,6 +198,8 @@ class SessionTable:
         self._dial_next(dial)
 
     def _message(self, session: Session, payload: bytes) -> None:
+        if session.handshake is None and not session.open:
+            return  # it was refused
         try:
             if not session.may_say_more():
                 raise m.ProtocolError(f"more than {MESSAGES_A_SECOND} messages a second")
@@ -197,27 +219,39 @@ class SessionTable:
                 session.backend.send(session.connection, acceptor.on_hello(message, raw))
             case AcceptorHandshake() as acceptor, m.Proof():
                 peer, welcome = acceptor.on_proof(message, raw)
+                self._protect(session, acceptor.keys)
                 session.backend.authorize(session.connection)  # before the peer knows that it may send
                 session.backend.send(session.connection, welcome)
                 self._opened(session, peer)
             case ConnectorHandshake() as connector, m.Challenge():
                 session.backend.send(session.connection, connector.on_challenge(message, raw))
+                self._protect(session, connector.keys)
             case ConnectorHandshake() as connector, m.Welcome():
                 peer = connector.on_welcome(message)
                 session.backend.authorize(session.connection)
                 self._opened(session, peer)
             case _, m.Reject():
-                self._reject(session, reason_of_peer(message.code, message.detail))
+                why = reason_of_peer(message.code, message.detail)
+                if session.dialled is None:
+                    self.refusals.note(session.address, why)
+                self._reject(session, why)
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in the handshake")
+
+    def _protect(self, session: Session, keys: TrafficKeys | None) -> None:
+        if keys is not None:
+            assert isinstance(session.backend, ProtectingBackend)
+            session.backend.protect(session.connection, keys)
 
     def _opened(self, session: Session, peer: Peer) -> None:
         if session.deadline is not None:
             session.deadline.cancel()
         session.peer = peer
+        session.handshake = None
         capabilities = session.backend.capabilities
         info = session.backend.connection_info(session.connection)
-        session.plan = plan_session(capabilities.name, info, self._config)
+        security = self._security if capabilities.crosses_nodes else "none"
+        session.plan = plan_session(capabilities.name, info, self._config, security)
         session.verdict = schema_verdict(self._identity.schema, peer.schema, capabilities)
         if session.verdict.refusal:
             logger.error("%s: KV can't move: %s", session.label, session.verdict.refusal)
@@ -236,9 +270,23 @@ class SessionTable:
             self._dials.pop(session.dialled).opened(session)
 
     def _refuse(self, session: Session, why: Reason) -> None:
-        logger.warning("%s: %s", session.label, why)
+        if session.open:
+            logger.warning("%s: %s", session.label, why)
+        else:
+            self.refusals.note(session.address, why)
         session.send(m.Reject(why.code, why.detail[: m.MAX_DETAIL]))
-        self._reject(session, why)
+        if session.open:
+            session.close()
+            return
+        # It is to hear why; who waits for the session is not to wait for that.
+        session.handshake = None
+        if session.deadline is not None:
+            session.deadline.cancel()
+        session.deadline = self._loop.call_later(LINGER_S, session.close)
+        dialled, session.dialled = session.dialled, None
+        if dialled is not None:
+            self._dials[dialled].failed(session.address, why)
+            self._dial_next(self._dials[dialled])
 
     def _reject(self, session: Session, why: Reason) -> None:
         if session.dialled is not None and not session.open:
@@ -253,12 +301,17 @@ class SessionTable:
         if session.open:
             if session.dialled is not None and self._by_peer.get(session.dialled) is session:
                 del self._by_peer[session.dialled]
-            level = logging.WARNING if event.status == Status.SILENT else logging.INFO
-            logger.log(level, "session with %s ended: %s", session.label, why)
+            bad = event.status in (Status.SILENT, Status.FORGED)
+            level = logging.WARNING if bad else logging.INFO
+            logger.log(level, "session with %s at %s ended: %s", session.label, session.address, why)
             self._on_closed(session, why)
             for peer, message in self._unsure.pop(session, ()):
                 self.tell(peer, message)
-        elif session.dialled is not None:
+            return
+        if session.dialled is None:
+            if event.status not in (Status.CANCELLED, Status.CONNECTION_LOST):
+                self.refusals.note(session.address, Reason(code_of(event), why))
+        else:
             dial = self._dials[session.dialled]
             dial.failed(session.address, Reason(Code.UNREACHABLE, why))
             soon = time.monotonic() - session.begun_at < self._config.connect_timeout_s / 2

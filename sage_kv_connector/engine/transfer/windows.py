@@ -23,11 +23,13 @@ def new_number() -> int:
     return secrets.randbits(63) | 1
 
 
+_CODES = {Status.CHECKSUM_MISMATCH: Code.CHECKSUM, Status.FORGED: Code.FORGED}
+
+
 def failure(event: Event, where: str) -> Reason:
     """Of a WINDOW_FAILED: status, ``where`` it happened, and the backend's words."""
     text = f"{event.status_name} {where}" + (f": {event.detail}" if event.detail else "")
-    wrong_sum = event.status == Status.CHECKSUM_MISMATCH
-    return Reason(Code.CHECKSUM if wrong_sum else Code.LANDING, text)
+    return Reason(_CODES.get(Status(event.status), Code.LANDING), text)
 
 
 class Windows:

@@ -22,7 +22,14 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
+from sage_kv_connector.config import (
+    PREVIOUS_SECRET_ENV,
+    PREVIOUS_SECRET_FILE_ENV,
+    SECRET_ENV,
+    SECRET_FIELDS,
+    SECRET_FILE_ENV,
+    KVTransportConfig,
+)
 from sage_kv_connector.contract.bootstrap_room import new_room, parse_room
 from sage_kv_connector.contract.peer import RegisteredKV
 from sage_kv_connector.contract.plan import TransportPlan
@@ -200,18 +207,24 @@ def _environment(config: KVTransportConfig, directory: Path) -> Iterator[None]:
     from sage_kv_connector.integrations.sglang.options import CONFIG_ENV
     from sage_kv_connector.integrations.sglang.registered import DIRECTORY_ENV
 
-    given = config.model_dump(exclude_unset=True, exclude={"config_file", "secret"})
+    given = config.model_dump(exclude_unset=True, exclude={"config_file", *SECRET_FIELDS})
     path = directory / "kv_transport.yaml"
     KVTransportConfig.load(given).to_file(path)
     wanted = {CONFIG_ENV: f"config_file={path}", DIRECTORY_ENV: str(directory)}
-    before = {name: os.environ.get(name) for name in (*wanted, SECRET_ENV, SECRET_FILE_ENV)}
-    if config.secret is not None:
+    variables = {
+        "secret": (SECRET_ENV, SECRET_FILE_ENV),
+        "previous_secret": (PREVIOUS_SECRET_ENV, PREVIOUS_SECRET_FILE_ENV),
+    }
+    names = [*wanted, *(name for pair in variables.values() for name in pair)]
+    before = {name: os.environ.get(name) for name in names}
+    for name, secret in config.given_secrets().items():
         # Who lists a process's environment must not find it there.
-        secret_file = directory / "secret"
+        variable, file_variable = variables[name]
+        secret_file = directory / name
         secret_file.touch(mode=0o600)
-        secret_file.write_text(config.secret.get_secret_value())
-        os.environ.pop(SECRET_ENV, None)
-        wanted[SECRET_FILE_ENV] = str(secret_file)
+        secret_file.write_text(secret.get_secret_value())
+        os.environ.pop(variable, None)
+        wanted[file_variable] = str(secret_file)
     os.environ.update(wanted)
     try:
         yield

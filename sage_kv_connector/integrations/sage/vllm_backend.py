@@ -56,8 +56,7 @@ class VllmBackend:
             "bootstrap_host": advertised_host(config),
             "bootstrap_port": transport["bootstrap_port"],
         }
-        if config.secret is not None:
-            transport["secret"] = config.secret
+        transport |= config.given_secrets()
         self._llm: Any = LLM(
             model,
             kv_transfer_config=KVTransferConfig(

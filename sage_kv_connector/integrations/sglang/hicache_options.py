@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
+from sage_kv_connector.config import SECRET_ENV, SECRET_FIELDS, KVTransportConfig
 from sage_kv_connector.integrations.sglang.options import hicache_transport
 
 #: SGLang's own keys in the same object.
@@ -45,7 +45,7 @@ class HiCacheOptions(NamedTuple):
         transport = extra.get("transport")
         if transport is not None and not isinstance(transport, Mapping):
             raise ValueError(f"transport is {transport!r}, must be an object of the transport's options")
-        if "secret" in (transport or {}):
+        if SECRET_FIELDS & set(transport or {}):
             raise ValueError(
                 "transport.secret stands in SGLang's log by now: take another secret, and name a secret_file or set $"
                 + SECRET_ENV

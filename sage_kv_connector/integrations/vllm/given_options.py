@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import SECRET_FIELDS, KVTransportConfig
 
 BARE_WORD = "sage_kvt"
 CONNECTOR_CLASS = "SageKVConnector"
@@ -25,13 +25,14 @@ _NEARLY = re.compile(r"sage[-_]?kvt?[-_]?(transport|connector)?", re.IGNORECASE)
 
 
 def take_options(config: Any) -> None:
-    """Hide the secret in a ``KVTransferConfig`` or a dict of its fields, and check the options.
+    """Hide the secrets in a ``KVTransferConfig`` or a dict of its fields, and check the options.
 
     Raises ValueError naming field, value and what is allowed; also for a connector's name that is nearly ours.
     """
     for options in list(_ours(config)):
-        if isinstance(options.get("secret"), str):
-            options["secret"] = SecretStr(options["secret"])
+        for name in SECRET_FIELDS:
+            if isinstance(options.get(name), str):
+                options[name] = SecretStr(options[name])
         KVTransportConfig.load(options, ORIGIN)
 
 

@@ -50,8 +50,7 @@ def expand_bare_word(text: str) -> Any:
     config = KVTransportConfig.from_words(words, f"--kv-transfer-config {BARE_WORD}")
     # A config_file's options are in the model by now; workers on other nodes need not have the file.
     options = config.model_dump(mode="json", exclude_unset=True, exclude={"config_file"})
-    if config.secret is not None:
-        options["secret"] = config.secret
+    options |= config.given_secrets()
     wanted = {
         "kv_connector": BARE_WORD,
         "kv_role": "kv_both",

@@ -123,7 +123,12 @@ class Registered:
             "on_offer": len(self.prefill),
             "aborted_loads": self.decode.aborted,
         }
-        return Totals(counters, {"failed_loads": self.decode.failed, "failed_offers": self.prefill.failed})
+        failures = {
+            "failed_loads": self.decode.failed,
+            "failed_offers": self.prefill.failed,
+            "refused_peers": dict(self.core.sessions.refusals.by_code),
+        }
+        return Totals(counters, failures)
 
     def close(self) -> None:
         """No memory is registered, and nobody listens any more."""

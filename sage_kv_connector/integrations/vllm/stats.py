@@ -22,6 +22,7 @@ COUNTERS = {
     "bytes_sent": "bytes of KV sent to decode servers",
     "bytes_landed": "bytes of KV received from prefill servers",
     "checksum_failures": "chunks whose CRC32C was wrong",
+    "forged_frames": "frames that did not hold their tag",
     "conversion_ns": "nanoseconds that conversion threads worked",
     "converted_wire_bytes": "wire bytes encoded and decoded",
     "aborted_loads": "requests that were aborted while they waited for their KV",
@@ -40,6 +41,7 @@ GAUGES = {
 FAILURES = {
     "failed_loads": "requests whose KV did not arrive and was computed again",
     "failed_offers": "prefills whose KV pages were not fetched",
+    "refused_peers": "connections that were not let in",
 }
 
 
