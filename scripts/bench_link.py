@@ -43,7 +43,7 @@ DTYPES = ("auto", "fp8_e4m3", "int4")
 class _Side:
     """An engine and its cache; page ``i`` of the request is page ``i`` of the cache."""
 
-    def __init__(self, host: str, tokens: int, dtype: str, seed: int) -> None:
+    def __init__(self, host: str, tokens: int, dtype: str, security: str, seed: int) -> None:
         self.pages = -(-tokens // PAGE)
         shape = (self.pages, HEADS, PAGE, 2 * DIM)
         block = np.random.default_rng(seed).normal(size=shape[1:]).astype(np.float32)
@@ -59,44 +59,53 @@ class _Side:
         schema = KVCacheSchema(
             "bench", "m", "bf16", LAYERS, HEADS, 0, HEADS, DIM, (group.schema(),), packing="cpu-vec"
         )
-        config = KVTransportConfig(backend="tcp", host=host, target_dtype=dtype, deadline_s=300.0)
+        config = KVTransportConfig.load(
+            {
+                "backend": "tcp",
+                "host": host,
+                "target_dtype": dtype,
+                "deadline_s": 300.0,
+                "security": security,
+            }
+        )
         self.core = EngineCore(config, schema=schema)
         self.core.register_memory(self.view.extents())
         self.core.start()
 
 
-def prefill(tokens: int) -> None:
+def prefill(tokens: int, levels: list[str]) -> None:
     """Offers transfers named on stdin; first sends plain bytes to whoever asks on a socket of its own."""
-    side = _Side(PREFILL, tokens, "auto", 1)
+    sides = {level: _Side(PREFILL, tokens, "auto", level, 1) for level in levels}
     listener = socket.create_server((PREFILL, 0))
     about = {
-        "engine": side.core.engine_id,
-        "addresses": side.core.addresses,
+        "engines": {level: (side.core.engine_id, 0, side.core.addresses) for level, side in sides.items()},
         "plain": listener.getsockname()[1],
     }
     print(json.dumps(about), flush=True)
     released: queue.Queue[Outcome] = queue.Queue()
     for line in sys.stdin:
-        word, _, argument = line.strip().partition(" ")
+        word, argument, *level = line.split()
         if word == "plain":
             connection, _ = listener.accept()
             with connection:
-                data = memoryview(side.cache[0]).cast("B")
+                data = memoryview(sides[levels[0]].cache[0]).cast("B")
                 left = int(argument)
                 while left:
                     left -= connection.send(data[: min(left, 4 << 20)])
         else:
+            side = sides[level[0]]
             source = PagedSource(side.view)
             source.set_pages(0, np.arange(side.pages))
             source.advance(0, slice(None), side.pages)
             side.core.offer(argument, source, released.put)
             side.core.finish(argument)
         print("ready", flush=True)
-    side.core.close()
+    for side in sides.values():
+        side.core.close()
 
 
 def decode(tokens: int, about: dict[str, Any]) -> None:
-    """Reads ``fetch DTYPE ID`` or ``plain BYTES`` from stdin and prints what it took."""
+    """Reads ``fetch DTYPE LEVEL ID`` or ``plain BYTES`` from stdin and prints what it took."""
     sides: dict[str, _Side] = {}
     for line in sys.stdin:
         word, *arguments = line.split()
@@ -109,8 +118,12 @@ def decode(tokens: int, about: dict[str, Any]) -> None:
                     left -= connection.recv_into(buffer, min(left, len(buffer)))
             print(json.dumps({"seconds": time.perf_counter() - begun}), flush=True)
             continue
-        dtype, transfer_id = arguments
-        side = sides.setdefault(dtype, _Side(DECODE, tokens, dtype, 0))
+        dtype, level, transfer_id = arguments
+        kind = f"{dtype} {level}"
+        if kind not in sides:
+            sides[kind] = _Side(DECODE, tokens, dtype, level, 0)
+        side = sides[kind]
+        side.cache[-1][:] = 0
         ids = np.arange(side.pages)
         wanted = Wanted(
             transfer_id,
@@ -120,7 +133,8 @@ def decode(tokens: int, about: dict[str, Any]) -> None:
         )
         outcomes: queue.Queue[Outcome] = queue.Queue()
         begun = time.perf_counter()
-        side.core.subscribe(PeerAddress(about["engine"], 0, tuple(about["addresses"])), wanted, outcomes.put)
+        engine_id, rank, addresses = about["engines"][level]
+        side.core.subscribe(PeerAddress(engine_id, rank, tuple(addresses)), wanted, outcomes.put)
         outcome = outcomes.get(timeout=400)
         seconds = time.perf_counter() - begun
         stats = outcome.stats
@@ -172,9 +186,12 @@ def link(gbit: float) -> Iterator[tuple[list[str], list[str]]]:
             subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
 
 
-def measure(gbit: float, tokens: int, repeats: int) -> dict[str, Any]:
+def measure(gbit: float, tokens: int, repeats: int, security: list[str]) -> dict[str, Any]:
+    levels = ["none", *security]
+    kinds = [("auto", level) for level in levels] if security else [(dtype, "none") for dtype in DTYPES]
     with link(gbit) as (there, here):
         base = [sys.executable, "-m", "scripts.bench_link", "--tokens", str(tokens)]
+        base += ["--security", ",".join(levels)]
         env = {**os.environ, SECRET_ENV: "bench-link"}
         pipes: dict[str, Any] = {
             "stdin": subprocess.PIPE,
@@ -189,19 +206,21 @@ def measure(gbit: float, tokens: int, repeats: int) -> dict[str, Any]:
         plain: dict[str, list[float]] = {}
         try:
             for turn in range(repeats):
-                for dtype in DTYPES:
-                    name = f"{dtype}-{turn}"
+                for dtype, level in kinds:
+                    name = f"{dtype}-{level}-{turn}"
                     print(f"hand-over {name} at {gbit} Gb/s", file=sys.stderr)
-                    _say(source, f"offer {name}")
+                    _say(source, f"offer {name} {level}")
                     source.stdout.readline()
-                    row = _ask(target, f"fetch {dtype} {name}")
+                    row = _ask(target, f"fetch {dtype} {level} {name}")
                     if row["filled"] < 0.9:
                         raise SystemExit(
                             f"{dtype}: only {row['filled']:.3f} of the last layer's elements were written"
                         )
-                    rows.setdefault(dtype, []).append(row)
+                    kind = "bf16" if dtype == "auto" else dtype
+                    kind += f", {level}" if security else ""
+                    rows.setdefault(kind, []).append(row)
                     _say(source, f"plain {int(row['nbytes'])}")
-                    plain.setdefault(dtype, []).append(_ask(target, f"plain {int(row['nbytes'])}")["seconds"])
+                    plain.setdefault(kind, []).append(_ask(target, f"plain {int(row['nbytes'])}")["seconds"])
                     source.stdout.readline()
         finally:
             for process in (source, target):
@@ -212,7 +231,7 @@ def measure(gbit: float, tokens: int, repeats: int) -> dict[str, Any]:
         seconds = float(np.median([row["seconds"] for row in found]))
         raw = float(np.median(plain[dtype]))
         nbytes = found[0]["nbytes"]
-        results["bf16" if dtype == "auto" else dtype] = {
+        results[dtype] = {
             "wire_bytes": int(nbytes),
             "seconds": round(seconds, 3),
             "plain_socket_seconds": round(raw, 3),
@@ -220,6 +239,10 @@ def measure(gbit: float, tokens: int, repeats: int) -> dict[str, Any]:
             "plain_socket_utilization": round(nbytes * 8 / raw / gbit / 1e9, 3),
             "ratio_to_plain_socket": round(raw / seconds, 3),
         }
+    for level in security:
+        pairs = zip(rows["bf16, none"], rows[f"bf16, {level}"], strict=True)
+        ratio = float(np.median([bare["seconds"] / one["seconds"] for bare, one in pairs]))
+        results[f"bf16, {level}"]["ratio_to_none"] = round(ratio, 3)
     return {"gbit_per_s": gbit, "tokens": tokens, "repeats": repeats, "results": results}
 
 
@@ -242,23 +265,27 @@ def main() -> int:
     parser.add_argument("--gbit", type=float, default=1.0, help="rate of the link")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--security", default="", help="in bf16 only: none, and any of authenticated,encrypted"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--role", choices=("prefill", "decode"), help=argparse.SUPPRESS)
     parser.add_argument("--about", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.role == "prefill":
-        prefill(given.tokens)
+        prefill(given.tokens, given.security.split(","))
     elif given.role == "decode":
         decode(given.tokens, json.loads(given.about))
     else:
-        result = measure(given.gbit, given.tokens, given.repeats)
+        result = measure(given.gbit, given.tokens, given.repeats, [w for w in given.security.split(",") if w])
         if given.json:
             print(json.dumps(result))
         else:
             for dtype, row in result["results"].items():
                 print(
-                    f"{dtype:>9}: {row['wire_bytes'] / 1e6:.0f} MB in {row['seconds']:.2f} s, "
+                    f"{dtype:>19}: {row['wire_bytes'] / 1e6:.0f} MB in {row['seconds']:.2f} s, "
                     f"{row['utilization']:.3f} of the link (plain socket {row['plain_socket_utilization']:.3f})"
+                    + (f", {row['ratio_to_none']:.3f} of none" if "ratio_to_none" in row else "")
                 )
     return 0
 

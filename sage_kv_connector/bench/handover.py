@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,12 @@ from sage_kv_connector.launch.vllm import complete
 
 OURS = "ours"
 PEERS = ("nixl", "mooncake")
+LEVELS = ("authenticated", "encrypted")
+
+
+def protected(level: str) -> str:
+    """The name of ours with this security."""
+    return OURS if level == "none" else f"{OURS}, {level}"
 
 
 def bench_handover(
@@ -38,15 +44,22 @@ def bench_handover(
     *,
     target_dtype: str = "auto",
     real_attention: bool = False,
+    security: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run it. A peer whose servers do not start, or fail a request, is in ``missing``. Raises ServerError for ours."""
+    """Run it. Ours is not protected; for each of ``security`` there is one more that is.
+
+    A peer whose servers do not start, or fail a request, is in ``missing``. Raises ServerError for ours.
+    """
     if not (CHECKOUT / "baselines").is_dir():
         raise ServerError(
             "the peers' programs are not part of the installed package: run this from a checkout"
         )
     sys.path.insert(0, str(CHECKOUT))
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:
-        ours = f"backend={backend},host=127.0.0.1,target_dtype={target_dtype}"
+        ours = {
+            protected(level): f"backend={backend},host=127.0.0.1,target_dtype={target_dtype},security={level}"
+            for level in ("none", *security)
+        }
         missing: dict[str, str] = {}
         pairs = _start(Path(name), against, max(tokens), ours, stack, missing, real_attention=real_attention)
         sizes = {}
@@ -78,6 +91,8 @@ def handover_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             text = f"{figure * 1e3:.0f} ms"
             if name in figures["to_best_peer"]:
                 text += f", {figures['to_best_peer'][name]:.2f} of the best peer"
+            if name in figures["to_plain"]:
+                text += f", {figures['to_plain'][name]:.2f} × plain"
             if not figures["token_ids_equal"][name]:
                 text += ", WRONG TOKEN IDS"
             yield f"{tokens} tokens, {name}", text
@@ -99,7 +114,7 @@ def _start(
     directory: Path,
     against: Sequence[str],
     most_tokens: int,
-    options_of_ours: str,
+    options_of_ours: Mapping[str, str],
     stack: ExitStack,
     missing: dict[str, str],
     *,
@@ -108,18 +123,19 @@ def _start(
     """``missing``: takes the reason of each peer whose servers do not start."""
     from baselines.vllm_peers import PeerPair, ServerSide, mooncake, nixl
 
-    bootstrap = free_port()
-    common = f"sage_kvt:{options_of_ours}"
-    wanted = {
-        "ours": PeerPair(ServerSide(f"{common},bootstrap_port={bootstrap}"), ServerSide(common), bootstrap)
-    }
+    wanted = {}
+    for name, options in options_of_ours.items():
+        bootstrap, common = free_port(), f"sage_kvt:{options}"
+        wanted[name] = PeerPair(
+            ServerSide(f"{common},bootstrap_port={bootstrap}"), ServerSide(common), bootstrap
+        )
     if "nixl" in against:
-        transport = "cma" if "backend=shm" in options_of_ours else "tcp"
+        transport = "cma" if "backend=shm" in options_of_ours[OURS] else "tcp"
         wanted["nixl"] = nixl(transport, (free_port(), free_port()))
     if "mooncake" in against:
         wanted["mooncake"] = mooncake(free_port())
     env = servers_env(real_attention=real_attention)
-    return start_pairs(wanted, (OURS,), most_tokens, env, directory, stack, missing)
+    return start_pairs(wanted, tuple(options_of_ours), most_tokens, env, directory, stack, missing)
 
 
 def _round(pairs: Sequence[ServerPair], tokens: int, what: str) -> dict[str, dict[str, Any]]:
@@ -149,7 +165,7 @@ def _turn(pair: ServerPair, tokens: int) -> dict[str, dict[str, Any]]:
             LookupError,
             ValueError,
         ) as error:  # a peer's bootstrap may answer anything
-            if pair.name == OURS:
+            if pair.name.startswith(OURS):
                 raise
             pair.give_up(error)
     if pair.name == OURS:
@@ -203,6 +219,11 @@ def _summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             )
             for name in ours
             if compared
+        },
+        "to_plain": {
+            name: median(r[name]["ttft_s"] / r[OURS]["ttft_s"] for r in rounds)
+            for name in map(protected, LEVELS)
+            if name in names
         },
         "token_ids_equal": {name: all(r["equal"] for r in done[name]) for name in names},
         "failed_requests": {name: len(rounds) - len(done[name]) for name in names},

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with shuffled blocks of memory between them: the contender and the limit of a transfer benchmark.
 
-Run as ``python -m sage_kv_connector.bench.pair shm|tcp BLOCK_BYTES TOTAL_BYTES``. It is
+Run as ``python -m sage_kv_connector.bench.pair shm|tcp BLOCK_BYTES TOTAL_BYTES none|authenticated|encrypted``. It is
 driven by lines on stdin and answers each with a JSON line on stdout, as the programs in
 ``baselines/`` do: ``run`` moves everything once, ``limit`` does what the machine itself
 can do between the same two processes, ``small`` moves single blocks of 4 KiB,
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends import create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Segments
+from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
 
 SMALL_BYTES = 4096
 SMALL_OPS = 300
@@ -56,15 +57,16 @@ class Blocks:
 
 
 def main() -> None:
-    backend_name, block, total = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    backend_name, block, total, security = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     if block <= 0 or total % block or total < SMALL_BYTES:
         sys.exit(f"total bytes {total} must be a multiple of block bytes {block}, and at least {SMALL_BYTES}")
     context = multiprocessing.get_context("spawn")
     pipe, peer_pipe = context.Pipe()
-    process = context.Process(target=serve_sender, args=(peer_pipe, backend_name, block, total), daemon=True)
+    sender = (peer_pipe, backend_name, block, total, security)
+    process = context.Process(target=serve_sender, args=sender, daemon=True)
     process.start()
     take_cores(0)
-    receiver = Receiver(pipe, backend_name, block, total)
+    receiver = Receiver(pipe, backend_name, block, total, security)
     from sage_kv_connector import __version__
 
     say({"name": f"sage_kvt {backend_name}", "version": __version__, "mode": receiver.mode})
@@ -100,7 +102,7 @@ def say(answer: dict[str, Any] | str) -> None:
 class Receiver:
     """The side that opens windows and measures."""
 
-    def __init__(self, pipe: Connection, backend_name: str, block: int, total: int) -> None:
+    def __init__(self, pipe: Connection, backend_name: str, block: int, total: int, security: str) -> None:
         self._pipe = pipe
         self._total = total
         self._blocks = Blocks(total, block, SEED + 1, filled=False)
@@ -111,6 +113,8 @@ class Receiver:
         self._events = events_of(self._backend)
         self._early: list[Event] = []  # came before they were waited for
         self._await(EventKind.CONNECTED)
+        protect(self._backend, self._connection, security, connects=True)
+        pipe.send("protected")
         self._backend.authorize(self._connection)
         pipe.recv()  # the sender authorized us too
         info = self._backend.connection_info(self._connection)
@@ -208,7 +212,15 @@ class Receiver:
         raise SystemExit(f"waited for {kind.name} in vain")
 
 
-def serve_sender(pipe: Connection, backend_name: str, block: int, total: int) -> None:
+def protect(backend: Backend, connection: int, security: str, *, connects: bool) -> None:
+    """One side of the connection; the keys are no secret here."""
+    if security != "none":
+        assert isinstance(backend, ProtectingBackend)
+        keys = [bytes([side]) * LANE_KEYS_BYTES for side in (int(connects), int(not connects))]
+        backend.protect(connection, TrafficKeys(security == "encrypted", *keys))
+
+
+def serve_sender(pipe: Connection, backend_name: str, block: int, total: int, security: str) -> None:
     """The other process: posts what windows ask for."""
     take_cores(1)
     blocks = Blocks(total, block, SEED, filled=True)
@@ -221,6 +233,11 @@ def serve_sender(pipe: Connection, backend_name: str, block: int, total: int) ->
     everything[:, 1] = np.arange(len(blocks.order), dtype=np.uint64) * np.uint64(block)
     everything[:, 2] = block
     small = np.array([[blocks.address, 0, SMALL_BYTES]], dtype=np.uint64)
+    accepted = next(event for event in events_of(backend) if event.kind == EventKind.ACCEPTED)
+    pipe.recv()
+    protect(backend, accepted.connection, security, connects=False)
+    backend.authorize(accepted.connection)
+    pipe.send("authorized")
     while True:
         if pipe.poll():
             order = pipe.recv()
@@ -231,10 +248,7 @@ def serve_sender(pipe: Connection, backend_name: str, block: int, total: int) ->
             pipe.send("done")
         backend.wait(0.05)
         for event in backend.poll():
-            if event.kind == EventKind.ACCEPTED:
-                backend.authorize(event.connection)
-                pipe.send("authorized")
-            elif event.kind == EventKind.MESSAGE:
+            if event.kind == EventKind.MESSAGE:
                 payload = event.payload
                 what, generation, checksum = payload[:3], int.from_bytes(payload[3:11], "little"), payload[11]
                 descriptors = everything if what == b"all" else small

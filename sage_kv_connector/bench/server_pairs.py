@@ -55,7 +55,7 @@ class ServerPair:
 
     def sequential(self, prompt: list[int]) -> dict[str, Any]:
         """Prefill, then decode, as a sequential router does it."""
-        if self.bootstrap_port is None or self.name == "ours":
+        if self.bootstrap_port is None or self.name.startswith("ours"):
             first = complete(
                 self.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
             )

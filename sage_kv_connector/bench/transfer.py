@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sage_kv_connector.backends import backend_class
+from sage_kv_connector.bench.cipher import cipher_rows, measure_ciphers
 from sage_kv_connector.bench.contender import Contender, ContenderError
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.console import bytes_text, progress
@@ -36,9 +37,17 @@ PEERS = {
 
 
 def bench_transfer(
-    backend: str, block_bytes: int, total_bytes: int, against: Sequence[str], repeats: int
+    backend: str,
+    block_bytes: int,
+    total_bytes: int,
+    against: Sequence[str],
+    repeats: int,
+    security: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run it. A peer that can't run is in ``missing`` with the reason. Raises ContenderError if ours fails."""
+    """Run it. A peer that can't run is in ``missing`` with the reason. Raises ContenderError if ours fails.
+
+    ``security``: ours once more for each of these, beside the plain one.
+    """
     sizes = (str(block_bytes), str(total_bytes))
     missing: dict[str, str] = {}
     crosses_nodes = backend_class(backend).capabilities.crosses_nodes
@@ -46,8 +55,12 @@ def bench_transfer(
         progress.print(
             f"{backend}: {bytes_text(total_bytes)} in shuffled blocks of {bytes_text(block_bytes)}"
         )
-        ours = Contender("sage_kv_connector.bench.pair", (backend, *sizes))
+        ours = Contender("sage_kv_connector.bench.pair", (backend, *sizes, "none"))
         stack.callback(ours.close)
+        protected: dict[str, Contender] = {}
+        stack.callback(_close, protected)
+        for level in security:
+            protected[level] = Contender("sage_kv_connector.bench.pair", (backend, *sizes, level))
         peers: dict[str, Contender] = {}
         stack.callback(_close, peers)
         for name in against:
@@ -60,10 +73,10 @@ def bench_transfer(
             except ContenderError as error:
                 _leave_out(name, error, missing)
         rounds = [
-            _round(ours, peers, missing, "limit" in against, f"round {i} of {repeats}")
+            _round(ours, protected, peers, missing, "limit" in against, f"round {i} of {repeats}")
             for i in range(repeats + 1)
         ][1:]  # the first warms up
-        verified = {"ours": bool(ours.ask("verify")["verified"])}
+        verified = {"ours": all(bool(one.ask("verify")["verified"]) for one in (ours, *protected.values()))}
         for name, contender in list(peers.items()):
             with _costs_its_own_row(name, peers, missing):
                 verified[name] = bool(contender.ask("verify")["verified"])
@@ -90,6 +103,11 @@ def bench_transfer(
                 for name, peer in peers.items()
             },
             "missing": missing,
+            "security": {
+                level: {**_medians(rounds, level), "to_plain": 1 / _ratio(rounds, level)}
+                for level in protected
+            },
+            **({"cipher": measure_ciphers(protected)} if protected else {}),
         }
 
 
@@ -110,6 +128,10 @@ def transfer_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"limit: {result['limit']['name']}",
             f"{figures(result['limit'])}; ours is {result['ratio_to_limit']:.2f} of it",
         )
+    for level, part in result["security"].items():
+        yield f"sage_kvt {result['backend']}, {level}", f"{figures(part)}; {part['to_plain']:.2f} of plain"
+    if "cipher" in result:
+        yield from cipher_rows(result["cipher"])
     for peer in result["peers"].values():
         yield (
             f"{peer['name']} {peer['version']}",
@@ -142,10 +164,17 @@ def _costs_its_own_row(name: str, peers: dict[str, Contender], missing: dict[str
 
 
 def _round(
-    ours: Contender, peers: dict[str, Contender], missing: dict[str, str], limit: bool, what: str
+    ours: Contender,
+    protected: dict[str, Contender],
+    peers: dict[str, Contender],
+    missing: dict[str, str],
+    limit: bool,
+    what: str,
 ) -> dict[str, dict[str, Any]]:
     begun = time.monotonic()
     out = {"ours": ours.ask("run") | ours.ask("small")}
+    for level, contender in protected.items():
+        out[level] = contender.ask("run") | contender.ask("small")
     if limit:
         out["limit"] = ours.ask("limit")
     for name, peer in list(peers.items()):

@@ -11,7 +11,7 @@ import typer
 from sage_kv_connector.cli import bench_engine
 from sage_kv_connector.cli.bench_failure import said_of
 from sage_kv_connector.cli.bench_idle import bench_idle_command, bench_unfetched_command
-from sage_kv_connector.cli.options import AsJson, BackendChoice, lengths
+from sage_kv_connector.cli.options import AsJson, BackendChoice, SecurityLevels, lengths, security_levels
 from sage_kv_connector.console import emit, progress
 
 bench = typer.Typer(
@@ -36,6 +36,7 @@ def bench_transfer_command(
     total_bytes: Annotated[int, typer.Option(min=4096, help="bytes of one run")] = 256 << 20,
     against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit")] = "limit",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
+    security: SecurityLevels = "none",
     as_json: AsJson = False,
 ) -> None:
     """Move shuffled blocks between two processes; ours, the limit and the peers in one run."""
@@ -47,7 +48,8 @@ def bench_transfer_command(
             f"--total-bytes {total_bytes} must be a multiple of --block-bytes {block_bytes}"
         )
     with said_of(ContenderError):
-        result = bench_transfer(backend, block_bytes, total_bytes, _contenders(against), repeats)
+        levels = security_levels(security, backend)
+        result = bench_transfer(backend, block_bytes, total_bytes, _contenders(against), repeats, levels)
     emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
     raise typer.Exit(int(not result["verified"]))
 
@@ -63,6 +65,7 @@ def bench_handover_command(
         bool,
         typer.Option("--real-attention", help="do not stub prefill's attention: minutes at 32768 tokens"),
     ] = False,
+    security: SecurityLevels = "none",
     as_json: AsJson = False,
 ) -> None:
     """Decode's time to first token after prefill answered, through real vLLM servers; ours and the peers'."""
@@ -83,6 +86,7 @@ def bench_handover_command(
             backend,
             target_dtype=target_dtype,
             real_attention=real_attention,
+            security=security_levels(security, backend),
         )
     emit(result, as_json=as_json, title="hand-over", rows=handover_rows(result))
 

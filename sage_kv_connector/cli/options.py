@@ -30,6 +30,10 @@ BackendChoice = Annotated[
     ),
 ]
 
+SecurityLevels = Annotated[
+    str, typer.Option("--security", help="ours also with any of authenticated,encrypted, beside none")
+]
+
 
 def words(given: str, option: str, allowed: Sequence[str]) -> list[str]:
     """The words that an option lists, separated by commas."""
@@ -47,3 +51,17 @@ def lengths(text: str) -> list[int]:
     if not found or min(found) < 1:
         raise typer.BadParameter(f"--tokens {text!r} must be numbers from 1 on, separated by commas")
     return found
+
+
+def security_levels(given: str, backend: str) -> list[str]:
+    """Levels of ``--security`` beside none, for a backend that has them."""
+    from sage_kv_connector.backends import backend_class
+
+    levels = [
+        level
+        for level in words(given, "--security", ("none", "authenticated", "encrypted"))
+        if level != "none"
+    ]
+    if levels and not backend_class(backend).capabilities.protects:
+        raise typer.BadParameter(f"--security {given!r}: {backend} does not leave the node; allowed is none")
+    return levels
