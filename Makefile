@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench simulate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench soak simulate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -78,6 +78,10 @@ test-fuzz:
 
 lint:
 	$(RUN) sh scripts/lint.sh
+
+# Many requests while links break and servers die (docs/reliability.md). ARGS="--requests 10000 --json"
+soak:
+	$(RUN) python -m scripts.soak $(ARGS)
 
 # make bench ARGS="transfer --backend shm --block-bytes 4096 --total-bytes 268435456 --against nixl,limit --json"
 bench:

@@ -106,7 +106,7 @@ def subscribe(**changes: object) -> bytes:
         (m.encode(m.Hello((1,), "x" * 257, 0, bytes(32))), "engine_id has 257 characters"),
         (m.encode(m.Hello((1,) * 65, "x", 0, bytes(32))), "versions has 65 entries"),
         (m.encode(m.Hello((1,), "x", 0, bytes(32), "x" * 257)), "want has 257 characters"),
-        (m.encode(m.Challenge(1, "x", -1, bytes(32), b"")), "rank is -1"),
+        (m.encode(m.Challenge(1, "x", -1, bytes(32), bytes(32), "", (bytes(32),))), "rank is -1"),
     ],
 )
 def test_bad_messages_are_named(raw: bytes, says: str) -> None:

@@ -26,6 +26,7 @@ from sage_kv_connector.engine.conversion.wire_plan import converted_planes, need
 from sage_kv_connector.engine.pages.paged import PagedSource
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import schema_verdict
+from sage_kv_connector.engine.session.carrier import Carrier
 from sage_kv_connector.engine.session.handshake import (
     AcceptorHandshake,
     ConnectorHandshake,
@@ -94,11 +95,13 @@ def handshake(data: bytes) -> None:
     """Whole handshakes with a peer that knows the secret, or does not; each message may be anything."""
     choices = Choices(data)
     how = choices.below(256)
-    ours = Identity("here", 0, b"secret", samples.schema())
-    theirs = Identity("there", 1, b"secret" if how & 1 else b"guessed", samples.schema())
-    acceptor, connector = AcceptorHandshake(ours), ConnectorHandshake(theirs, "here" if how & 2 else "")
+    ours = Identity("here", 0, (b"secret", b"old"), samples.schema())
+    theirs = Identity("there", 1, (b"secret" if how & 1 else b"guessed",), samples.schema())
+    carrier = Carrier(("none", "encrypted")[how >> 3 & 1], "tcp://192.0.2.1:7000")
+    acceptor = AcceptorHandshake(ours, carrier)
+    connector = ConnectorHandshake(theirs, "here" if how & 2 else "", carrier)
     if how & 4:
-        acceptor, connector = AcceptorHandshake(theirs), ConnectorHandshake(ours, "")
+        acceptor, connector = AcceptorHandshake(theirs, carrier), ConnectorHandshake(ours, "", carrier)
     said = {"hello": connector.hello}
     try:
         for _ in range(5):

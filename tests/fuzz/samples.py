@@ -63,7 +63,7 @@ def messages() -> list[Any]:
     box = m.PartGroup(0, ((0, LAYERS),), 0, 64, formats)
     sent: list[m.Message] = [
         m.Hello((m.PROTOCOL_VERSION,), "decode", 0, nonce, "prefill"),
-        m.Challenge(m.PROTOCOL_VERSION, "prefill", 0, nonce, bytes(32)),
+        m.Challenge(m.PROTOCOL_VERSION, "prefill", 0, nonce, bytes(32), "tcp://192.0.2.1:7000", (bytes(32),)),
         m.Proof(bytes(32), packed_schema),
         m.Welcome(bytes(32), b""),
         m.Reject("bad_secret", "differs"),
