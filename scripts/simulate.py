@@ -27,7 +27,7 @@ from tests.simulation.schedule import drawn
 from tests.simulation.shrink import shrunk, wrong_of
 from tests.simulation.world import World
 
-BATCH = 250
+BATCH = 100
 #: Schedules that a planted fault must be found in.
 PLANTED_SCHEDULES = 20_000
 SHOWN = 5
@@ -88,6 +88,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.0, help="as many as fit, instead")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--stop", action="store_true", help="at the first that is wrong, and don't make it smaller"
+    )
     parser.add_argument("--planted", nargs="*", choices=sorted(PLANTED), metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     given = parser.parse_args()
@@ -124,6 +127,8 @@ def _schedules(pool: Any, given: argparse.Namespace) -> int:
         schedules, right, steps = schedules + done.schedules, right + done.right, steps + done.steps
         failures.update(done.failures)
         wrong += done.wrong
+        if wrong and given.stop:
+            break
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             rate = schedules / (shown - began)
@@ -145,7 +150,7 @@ def _schedules(pool: Any, given: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         print("\n".join(f"{name}: {value}" for name, value in found.items() if name != "wrong_seeds"))
-    for seed, what in wrong[:SHOWN]:
+    for seed, what in wrong[: 0 if given.stop else SHOWN]:
         small = shrunk(drawn(seed))
         print(f"\nseed {seed}: {what}\n  as small as it gets: {small}\n  {wrong_of(small)}", file=sys.stderr)
         print(f'  again: make simulate ARGS="--seed {seed} --schedules 1"', file=sys.stderr)
