@@ -40,7 +40,9 @@ class TcpEndpoint(Endpoint):
     def __init__(
         self, *, lanes: int, chunk_bytes: int, spin_us: int, socket_buffer: int, local_address: str
     ) -> None: ...
-    def protect(self, connection: int, encrypts: bool, send_keys: bytes, receive_keys: bytes) -> None: ...
+    def protect(
+        self, connection: int, encrypts: bool, send_keys: bytes, receive_keys: bytes, last_plain: bytes
+    ) -> None: ...
 
 class ShmEndpoint(Endpoint):
     def __init__(

@@ -28,10 +28,12 @@ class ProtectingBackend(Protocol):
         """What this machine has not got for it, for people; "" if nothing."""
         ...
 
-    def protect(self, connection: int, keys: TrafficKeys) -> None:
+    def protect(self, connection: int, keys: TrafficKeys, last_plain: bytes = b"") -> None:
         """Seal all that leaves, but for messages that were sent before, and believe nothing that is not sealed.
 
         Both sides between the same two messages, before ``authorize``. A frame that does not hold its tag closes the
-        connection, with CLOSED/FORGED. An unknown connection is ignored. Raises ValueError the second time.
+        connection, with CLOSED/FORGED. ``last_plain``: a message that still leaves as it is and whose answer is sealed;
+        sent by itself it could be answered before the keys are there. An unknown connection is ignored. Raises
+        ValueError the second time.
         """
         ...

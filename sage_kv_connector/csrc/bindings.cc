@@ -189,7 +189,9 @@ NB_MODULE(_data_plane, m) {
           nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a)
       .def(
           "protect",
-          [](TcpEndpoint& e, uint64_t connection, bool encrypts, const nb::bytes& send, const nb::bytes& receive) {
+          [](TcpEndpoint& e, uint64_t connection, bool encrypts, const nb::bytes& send, const nb::bytes& receive,
+             const nb::bytes& last_plain) {
+            std::string message(last_plain.c_str(), last_plain.size());
             std::string send_keys(send.c_str(), send.size()), receive_keys(receive.c_str(), receive.size());
             const auto wipe = [&] {
               if (const auto* crypto = libcrypto(nullptr)) {
@@ -199,14 +201,14 @@ NB_MODULE(_data_plane, m) {
             };
             nb::gil_scoped_release release;
             try {
-              e.protect(connection, encrypts, send_keys, receive_keys);
+              e.protect(connection, encrypts, send_keys, receive_keys, std::move(message));
             } catch (...) {
               wipe();
               throw;
             }
             wipe();
           },
-          "connection"_a, "encrypts"_a, "send_keys"_a, "receive_keys"_a);
+          "connection"_a, "encrypts"_a, "send_keys"_a, "receive_keys"_a, "last_plain"_a);
 
   nb::class_<ShmEndpoint, Endpoint>(m, "ShmEndpoint")
       .def(

@@ -183,6 +183,16 @@ def test_a_changed_byte_on_the_way_ends_the_session_and_the_next_one_is_right(
     assert code_of(fetch(decode, prefill)) is None
 
 
+@pytest.mark.parametrize("security", ["authenticated", "encrypted"])
+def test_no_answer_comes_before_its_keys(make: Cores, security: str) -> None:
+    """Lanes run beside the control thread: the sealed welcome may come back at once."""
+    prefill = make({"security": security})
+    for _ in range(60):
+        decode = make({"security": security})
+        assert code_of(fetch(decode, prefill)) is None
+        decode.close()
+
+
 def test_a_recorded_handshake_is_worth_nothing(make: Cores, make_proxy: Callable[..., Proxy]) -> None:
     prefill, decode = make({}), make({})
     recorded: list[bytes] = []

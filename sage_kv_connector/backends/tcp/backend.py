@@ -52,5 +52,5 @@ class TcpBackend(NativeBackend):
     def protection_lacks(self) -> str:
         return _data_plane.libcrypto()[1]
 
-    def protect(self, connection: int, keys: TrafficKeys) -> None:
-        self._endpoint.protect(connection, *keys)
+    def protect(self, connection: int, keys: TrafficKeys, last_plain: bytes = b"") -> None:
+        self._endpoint.protect(connection, *keys, last_plain)

@@ -211,21 +211,27 @@ void TcpEndpoint::authorize(uint64_t id) {
   if (dialled) open_lanes(connection);
 }
 
-void TcpEndpoint::protect(uint64_t id, bool encrypts, const std::string& send_keys, const std::string& receive_keys) {
+void TcpEndpoint::protect(uint64_t id, bool encrypts, const std::string& send_keys, const std::string& receive_keys,
+                          std::string last_plain) {
   auto keys = std::make_shared<const ConnectionKeys>(encrypts, send_keys, receive_keys);
   auto connection = find_connection(id);
   if (!connection) return;
   const auto channels = connection->channels();
   if (channels.empty()) return;
-  std::lock_guard channel_lock(channels.front()->mutex);
-  if (channels.front()->dead) return;
   {
-    std::lock_guard lock(mutex_);
-    if (connection->authorized || keys_.count(id) > 0)
-      throw std::invalid_argument("connection " + std::to_string(id) + " is authorized or protected already");
-    keys_[id] = keys;
+    std::lock_guard channel_lock(channels.front()->mutex);
+    if (channels.front()->dead) return;
+    {
+      std::lock_guard lock(mutex_);
+      if (connection->authorized || keys_.count(id) > 0)
+        throw std::invalid_argument("connection " + std::to_string(id) + " is authorized or protected already");
+      keys_[id] = keys;
+    }
+    // With the lock: no lane sends it, and hears a sealed answer, before the keys are there.
+    if (!last_plain.empty()) connection->queue_message(std::move(last_plain));
+    static_cast<TcpChannel&>(*channels.front()).protect(keys, 0);
   }
-  static_cast<TcpChannel&>(*channels.front()).protect(keys, 0);
+  connection->kick();
 }
 
 std::shared_ptr<const ConnectionKeys> TcpEndpoint::keys_of(uint64_t connection) {

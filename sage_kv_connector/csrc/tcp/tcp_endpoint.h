@@ -36,7 +36,8 @@ class TcpEndpoint : public Endpoint {
   void authorize(uint64_t connection) override;
   // Seal every frame of a connection from now on, but for messages that are queued already, and believe none that is
   // not sealed. Once, before `authorize`. Throws std::invalid_argument, and std::runtime_error without libcrypto.
-  void protect(uint64_t connection, bool encrypts, const std::string& send_keys, const std::string& receive_keys);
+  void protect(uint64_t connection, bool encrypts, const std::string& send_keys, const std::string& receive_keys,
+               std::string last_plain = {});
 
   // The first frame of an incoming socket: a new connection, or a lane that joins one (false if refused).
   void established(TcpChannel& channel);

@@ -72,6 +72,21 @@ class Session:
             rank_label(self.peer.engine_id, self.peer.rank) if self.peer else f"connection {self.connection}"
         )
 
+    def log_agreement(self, place: str) -> None:
+        """How KV travels from now on, or why it can't. ``place``: where the peer is, for people."""
+        if self.verdict.refusal:
+            logger.error("%s: KV can't move: %s", self.label, self.verdict.refusal)
+        elif self.verdict.must_convert:
+            logger.info("%s: KV is converted on the way: %s", self.label, self.verdict.must_convert)
+        if self.verdict.no_kv_of:
+            logger.warning(
+                "%s: it has no KV of %s: their drafts begin without the prompt (tokens stay right). Give both servers "
+                "the same draft model to hand its KV over as well",
+                self.label,
+                ", ".join(self.verdict.no_kv_of),
+            )
+        logger.info("session with %s over %s: %s", self.label, place, self.plan)
+
     def may_say_more(self) -> bool:
         """Whether the peer keeps to ``MESSAGES_A_SECOND``, one more message included."""
         now = time.monotonic()

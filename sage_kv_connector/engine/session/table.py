@@ -224,8 +224,8 @@ class SessionTable:
                 session.backend.send(session.connection, welcome)
                 self._opened(session, peer)
             case ConnectorHandshake() as connector, m.Challenge():
-                session.backend.send(session.connection, connector.on_challenge(message, raw))
-                self._protect(session, connector.keys)
+                proof = connector.on_challenge(message, raw)
+                self._protect(session, connector.keys, proof)
             case ConnectorHandshake() as connector, m.Welcome():
                 peer = connector.on_welcome(message)
                 session.backend.authorize(session.connection)
@@ -238,10 +238,12 @@ class SessionTable:
             case _:
                 raise m.ProtocolError(f"{type(message).__name__} is not expected in the handshake")
 
-    def _protect(self, session: Session, keys: TrafficKeys | None) -> None:
+    def _protect(self, session: Session, keys: TrafficKeys | None, last_plain: bytes = b"") -> None:
         if keys is not None:
             assert isinstance(session.backend, ProtectingBackend)
-            session.backend.protect(session.connection, keys)
+            session.backend.protect(session.connection, keys, last_plain)
+        elif last_plain:
+            session.backend.send(session.connection, last_plain)
 
     def _opened(self, session: Session, peer: Peer) -> None:
         if session.deadline is not None:
@@ -253,18 +255,7 @@ class SessionTable:
         security = self._security if capabilities.crosses_nodes else "none"
         session.plan = plan_session(capabilities.name, info, self._config, security)
         session.verdict = schema_verdict(self._identity.schema, peer.schema, capabilities)
-        if session.verdict.refusal:
-            logger.error("%s: KV can't move: %s", session.label, session.verdict.refusal)
-        elif session.verdict.must_convert:
-            logger.info("%s: KV is converted on the way: %s", session.label, session.verdict.must_convert)
-        if session.verdict.no_kv_of:
-            logger.warning(
-                "%s: it has no KV of %s: their drafts begin without the prompt (tokens stay right). Give both servers "
-                "the same draft model to hand its KV over as well",
-                session.label,
-                ", ".join(session.verdict.no_kv_of),
-            )
-        logger.info("session with %s over %s: %s", session.label, info.peer, session.plan)
+        session.log_agreement(info.peer)
         if session.dialled is not None:
             self._by_peer[session.dialled] = session
             self._dials.pop(session.dialled).opened(session)
