@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench soak simulate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench soak simulate mutate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -75,6 +75,10 @@ fuzz:
 # The same for about a minute.
 test-fuzz:
 	@$(PYTHON) scripts/environment.py --fuzz python -m scripts.fuzz --frames 500000
+
+# Changes of the engine, one at a time: what notices them? ARGS="--mutants 200 --json"
+mutate:
+	$(RUN) python -m scripts.mutate $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

@@ -139,7 +139,9 @@ class Copy:
             target.write_text(whole)
 
     def _passes(self, words: list[str]) -> bool:
-        prefix = [sys.executable, "scripts/environment.py", "python", "-m"]
+        # The environment is made by the Python below ours, not by a virtual one.
+        python = getattr(sys, "_base_executable", sys.executable)
+        prefix = [python, "scripts/environment.py", "python", "-m"]
         out = subprocess.DEVNULL
         try:
             done = subprocess.run(
