@@ -71,6 +71,10 @@ def _should_be_right(
     allowed = {"memory"}  # no staging memory holds a part
     if schedule.faults:
         moving += NOTICED_S
+        if options.pulls:  # what was in flight is void, which may be seen before the end of the session
+            allowed.add("landing")
+    if options.connect_timeout_s < 16 * options.longest_s:
+        return  # a handshake may take longer than it may
     if request.how != "finished" or prefill.finished_at is None or prefill.offered_at is None:
         return
     for load in loads:

@@ -93,6 +93,7 @@ class Relayed:
         there: Callable[[bytes], bytes] = lambda frame: frame,
     ) -> None:
         self.there, self.back = Frames(there), Frames()
+        self._kept: list[Bytes] = []
         self.receiver, self.sender = Side(lanes), Side(lanes)
         self.address = self.receiver.backend.listen("tcp://127.0.0.1:0")
         self.proxy = Proxy(self.address, self.there, self.back)
@@ -106,6 +107,7 @@ class Relayed:
 
     def post(self, source: Bytes, target: Bytes) -> int:
         """All of the source into a window; returns that."""
+        self._kept += [source, target]  # lanes work on them after this
         self.receiver.backend.register_memory(address_of(target), target.nbytes)
         self.sender.backend.register_memory(address_of(source), source.nbytes)
         window = self.receiver.backend.open_window(
