@@ -162,7 +162,7 @@ class SessionTable:
     def _late(self, session: Session) -> None:
         late = f"the handshake took longer than {self._config.connect_timeout_s:.1f} s"
         self.refusals.note(session.address, Reason(Code.UNREACHABLE, late))
-        session.close()
+        self._reject(session, Reason(Code.UNREACHABLE, late))
 
     def _dial_next(self, dial: Dial) -> None:
         while (address := dial.next_address()) is not None:
