@@ -40,7 +40,7 @@ def begin_fault(world: World, fault: Fault) -> None:
             server.kill()
             world.restart(fault.server)
         case "die":
-            server.loop.die()
+            server.die()
         case "stop":
             server.stop()
         case "freeze":

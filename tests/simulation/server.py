@@ -193,6 +193,11 @@ class Server:
             self.endpoint.die()
             self._free()
 
+    def die(self) -> None:
+        """Its control thread ends; the process lives."""
+        if self.alive:
+            self.loop.die()
+
     def stop(self) -> None:
         """As an operator would."""
         if self.alive:
