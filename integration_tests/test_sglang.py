@@ -237,7 +237,7 @@ def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Server
     # With another page size and dtype: every element is converted.
     again = sglang_server(
         "sglang-prefill-again", servers.options, PREFILL, core_halves()[0],
-        transport={"audit_file": servers.audit, **TIMES},
+        transport={"audit_file": servers.audit, "security": "none", **TIMES},
         extra=("--page-size", "64", "--dtype", "float16", NO_PREFIX_CACHE),
     )  # fmt: skip
     with running(again):
