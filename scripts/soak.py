@@ -12,6 +12,7 @@ JSON: requests, right, wrong, errors (with their texts), aborted, while_dead, fa
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import random
@@ -93,7 +94,7 @@ class Soak:
             ).token_ids
             if prefill is not None:
                 prefill.join()
-        except ServerError as error:
+        except (ServerError, OSError, http.client.HTTPException) as error:
             self._note(asked, begun, hangs_up and asked == "decode", str(error))
             return
         with self._lock:
