@@ -82,6 +82,8 @@ class Soak:
     def _request(self, number: int) -> None:
         rng = random.Random(self.given.seed * 1_000_003 + number)
         index, hangs_up, at_once = rng.randrange(PROMPTS), rng.random() < 0.08, rng.random() < 0.4
+        while any(died and not back for died, back in list(self._dead.values())):
+            time.sleep(0.1)  # as a router that asks for their health
         begun = time.monotonic()
         asked = "prefill"
         try:
