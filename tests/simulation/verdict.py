@@ -71,6 +71,8 @@ def _should_be_right(
     allowed = {"memory"}  # no staging memory holds a part
     if schedule.faults:
         moving += NOTICED_S
+        # Known: a post that meets a connection whose end is not told yet ends its offer.
+        allowed.add("unknown_transfer")
         if options.pulls:  # what was in flight is void, which may be seen before the end of the session
             allowed.add("landing")
     if options.connect_timeout_s < 16 * options.longest_s:
