@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from integration_tests.cluster import new_prompt
-from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told
+from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told, hashes_by_side
 from integration_tests.fault_vllm import VllmServers
 from sage_kv_connector.launch.vllm import complete
 
@@ -200,10 +200,7 @@ def concurrent_writes(servers: VllmServers) -> Found:
     params = [servers.prefilled(prompt) for prompt in prompts]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(servers.decoded, prompts, params))
-    records = servers.moved()
-    hashes = {
-        side: sorted(r["sha256"] for r in records if r["side"] == side) for side in ("producer", "consumer")
-    }
+    hashes = hashes_by_side(servers.moved())
     equal = hashes["producer"] == hashes["consumer"]
     right = all(servers.is_right(prompt, one) for prompt, one in zip(prompts, answers, strict=True))
     note = f"{len(hashes['consumer'])} transfers, hashes {'equal' if equal else 'DIFFER'}"

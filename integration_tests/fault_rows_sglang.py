@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told
+from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told, hashes_by_side
 from integration_tests.fault_sglang import SglangServers, say_version
 from integration_tests.request_sglang import prompt_of
 from sage_kv_connector.launch.sglang import room_at
@@ -169,10 +169,7 @@ def concurrent_writes(servers: SglangServers) -> Found:
     prompts = [prompt_of(700) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(servers.handed_over, prompts))
-    records = servers.moved()
-    hashes = {
-        side: sorted(r["sha256"] for r in records if r["side"] == side) for side in ("producer", "consumer")
-    }
+    hashes = hashes_by_side(servers.moved())
     equal = hashes["producer"] == hashes["consumer"] and len(hashes["producer"]) >= 8
     right = all(servers.is_right(prompt, one) for prompt, one in zip(prompts, answers, strict=True))
     note = f"{len(hashes['consumer'])} transfers, hashes {'equal' if equal else 'DIFFER'}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -137,6 +137,13 @@ def _held(servers: Servers, before: dict[str, tuple[int, int]], files: set[str])
 
 def engine_gauges(role: str, server: Process) -> dict[str, float]:
     return {f"{role}.{name}": value for name, value in gauges(server).items() if name in GAUGES}
+
+
+def hashes_by_side(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Of the audit's records: digests of what each side has of the transfers that ended, sorted."""
+    return {
+        side: sorted(r["sha256"] for r in records if r["side"] == side) for side in ("producer", "consumer")
+    }
 
 
 class Silent:

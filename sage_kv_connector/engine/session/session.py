@@ -144,9 +144,7 @@ class Session:
 
 def is_same_peer(one: Session, other: Session) -> bool:
     """Whether two sessions are with the same engine and rank."""
-    if one.peer is None or other.peer is None:
-        return False
-    return (one.peer.engine_id, one.peer.rank) == (other.peer.engine_id, other.peer.rank)
+    return one.peer is not None and owner_of(one) == owner_of(other)
 
 
 def owner_of(session: Session) -> Hashable:

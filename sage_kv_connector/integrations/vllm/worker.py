@@ -122,11 +122,10 @@ class WorkerSide:
         self.withdraw(meta)
         self._weights = meta.weights or self._weights
         known = self._registered
-        if known is not None:
-            known.core.check_alive()
         if known is None:  # what needs the caches can't be done
             given_up = not_landed(meta.loads).and_also(not_on_offer(meta.finished))
         else:
+            known.core.check_alive()
             given_up = known.begin_step(meta)
         self._given_up = self._given_up.and_also(given_up)
 
