@@ -117,8 +117,8 @@ def test_a_session_is_watched_while_somebody_holds_it(make_core: Callable[..., E
     replies = [_ask(asker, address(other), "later") for _ in range(2)]
     eventually(lambda: len(waiting) == 2)
     assert len(backend.watched) == 1
-    other.update("", waiting[0].answer, b"")
+    other._loop.submit(waiting[0].answer, b"")
     assert replies[0].get(timeout=PATIENCE_S).ok and len(backend.watched) == 1
-    other.update("", waiting[1].answer, b"")
+    other._loop.submit(waiting[1].answer, b"")
     assert replies[1].get(timeout=PATIENCE_S).ok
     assert not backend.watched

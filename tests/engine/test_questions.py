@@ -55,7 +55,7 @@ def test_answers_may_come_later_and_in_another_order(cores: tuple[EngineCore, En
         asker.ask(address(asked), "later", bytes([i]), box.put, 5.0)
     open_ones = [waiting.get(timeout=5) for _ in replies]
     for question, body in reversed(open_ones):
-        asked.update("", question.answer, body * 2)
+        asked._loop.submit(question.answer, body * 2)
     assert [box.get(timeout=5).body for box in replies.values()] == [bytes([i, i]) for i in range(3)]
 
 
@@ -98,7 +98,7 @@ def test_a_question_that_nobody_answers_ends_in_time(cores: tuple[EngineCore, En
     assert ask(*cores, "silent", timeout_s=0.2).code == "late"
     assert time.monotonic() - begun < 2
     question = late.get(timeout=5)
-    cores[1].update("", lambda: question.answer(b"too late"))
+    cores[1]._loop.submit(question.answer, b"too late")
     assert ask(*cores, "fine").body == b"ok"
     assert cores[0].counters()["questions"] == cores[1].counters()["questions"] == 0
 
@@ -161,5 +161,5 @@ def test_a_number_that_is_open_ends_the_session(cores: tuple[EngineCore, EngineC
         assert isinstance(session, Session)
         session.send(m.Ask(1, "silent", b""))
 
-    asker.update("", lambda: asker.sessions.get(address(asked), again))
+    asker._loop.submit(asker.sessions.get, address(asked), again)
     assert replies.get(timeout=5).code == "lost"
