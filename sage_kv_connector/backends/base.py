@@ -53,6 +53,8 @@ Implementor's contract
 * Bad arguments raise ``ValueError`` naming the argument, the value and what is
   allowed; what a peer does wrong never raises here: it ends the connection or
   the window with a status and a detail.
+* ``open_window`` and ``post`` on a connection that is gone raise ``ConnectionError``: its CLOSED was polled, or
+  waits in the queue. Every other method ignores such a connection.
 * Memory held for a peer is bounded, authenticated or not.
 * Nothing spins while idle.
 """

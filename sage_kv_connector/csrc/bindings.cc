@@ -103,6 +103,8 @@ NB_MODULE(_data_plane, m) {
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
+    } catch (const ConnectionClosed& e) {
+      PyErr_SetString(PyExc_ConnectionError, e.what());
     } catch (const std::system_error& e) {
       nb::object error = nb::module_::import_("builtins").attr("OSError")(e.code().value(), e.what());
       PyErr_SetObject(reinterpret_cast<PyObject*>(error.type().ptr()), error.ptr());

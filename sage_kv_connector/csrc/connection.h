@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -25,6 +26,12 @@ struct ConnectionInfo {
   bool crosses_wire = true;
   int lanes = 1;
   std::string local{};  // this side's own address, "" where there is none
+};
+
+// What is done on a connection whose end is told already, or a moment later. ConnectionError in Python.
+class ConnectionClosed : public std::runtime_error {
+ public:
+  explicit ConnectionClosed(uint64_t id) : std::runtime_error("connection " + std::to_string(id) + " is closed") {}
 };
 
 // A window's owner has room for its first `parts` parts (csrc/parts).

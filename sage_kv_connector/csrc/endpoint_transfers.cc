@@ -19,7 +19,7 @@ bool Endpoint::send(uint64_t id, std::string message) {
 }
 
 uint64_t Endpoint::open_window(uint64_t id, const std::vector<Segment>& segments, uint64_t generation, bool notify) {
-  if (!find_connection(id)) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+  if (!find_connection(id)) throw ConnectionClosed(id);
   if (segments.empty()) throw std::invalid_argument("a window needs at least one segment");
   for (size_t i = 0; i < segments.size(); ++i)
     if (segments[i].length == 0) throw std::invalid_argument("segment " + std::to_string(i) + " has length 0");
@@ -39,7 +39,7 @@ uint64_t Endpoint::open_window(uint64_t id, std::unique_ptr<Space> space, const 
     }
   }
   regions_.release(window->regions);
-  throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+  throw ConnectionClosed(id);
 }
 
 WindowDescriptor Endpoint::describe(uint64_t id) {
@@ -81,7 +81,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
 uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::shared_ptr<Post>& post,
                         const std::vector<Segment>& memory, const PostOptions& how) {
   auto connection = find_connection(id);
-  if (!connection) throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+  if (!connection) throw ConnectionClosed(id);
   if (how.generation == 0) throw std::invalid_argument("generation must not be 0");
   post->regions = regions_.use(memory, "descriptor");
   post->id = next_id_++;
@@ -96,7 +96,7 @@ uint64_t Endpoint::post(uint64_t id, const WindowDescriptor& target, const std::
   }
   if (!connection->queue_post(post)) {
     post_ended(*post);
-    throw std::invalid_argument("connection " + std::to_string(id) + " is closed");
+    throw ConnectionClosed(id);
   }
   if (small) {
     auto channels = connection->channels();

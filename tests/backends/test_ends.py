@@ -160,7 +160,7 @@ def test_closing_a_connection_mid_transfer_ends_everything_in_order(pair: Pair, 
         assert events[-1].kind == EventKind.CLOSED and len(of_kind(events, EventKind.CLOSED)) == 1
     assert settle(pair.sender) == settle(pair.receiver) == []
     assert np.array_equal(after, pair.places.seen(target))
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ConnectionError, match="closed"):
         rows = table([(pair.places.address(source), 0, 1)])
         pair.sender.post(pair.to_receiver, descriptor, rows, 1)
 

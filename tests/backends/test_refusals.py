@@ -162,8 +162,10 @@ def test_arguments_are_checked_by_name(pair: Pair) -> None:
         pair.receiver.open_window(pair.to_sender, good[:, ::2].copy(), 0)
     with pytest.raises(ValueError, match="window 12345 is unknown"):
         pair.receiver.window_descriptor(12345)
-    with pytest.raises(ValueError, match="connection 12345 is closed"):
+    with pytest.raises(ConnectionError, match="connection 12345 is closed"):
         pair.sender.post(12345, descriptor, good, 1)
+    with pytest.raises(ConnectionError, match="connection 12345 is closed"):
+        pair.receiver.open_window(12345, good[:, :2].copy(), 1)
     with pytest.raises(ValueError, match="must start with"):
         pair.sender.connect("other://x", 1.0)
     for timeout_s in (0.0, -1.0, float("nan"), float("inf")):

@@ -129,8 +129,13 @@ class MemoryBackend:
         self, connection: int, segments: Segments, generation: int, *, notify_chunks: bool = False
     ) -> int:
         window = next(_ids)
-        self._windows[window] = _Window(self._ends[connection], segments, generation)
+        self._windows[window] = _Window(self._end_of(connection), segments, generation)
         return window
+
+    def _end_of(self, connection: int) -> _End:
+        if connection not in self._ends:
+            raise ConnectionError(f"connection {connection} is closed")
+        return self._ends[connection]
 
     def window_descriptor(self, window: int) -> bytes:
         return struct.pack("<Q", window)
@@ -153,7 +158,7 @@ class MemoryBackend:
         with _lock:
             post = next(_ids)
             (window,) = struct.unpack("<Q", window_descriptor)
-            self._held[post] = (self._ends[connection], window, descriptors, generation)
+            self._held[post] = (self._end_of(connection), window, descriptors, generation)
             if not self.hold_posts:
                 self.let_posts_go()
             return post

@@ -56,6 +56,40 @@ def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side])
     assert prefill.released.get(timeout=5).ok
 
 
+def test_what_is_posted_to_a_connection_that_is_gone_is_no_end(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+
+    def ready_unheard() -> None:
+        cut(prefill)
+        prefill.ready("t", source, slice(None), 1)
+        prefill.core._producer.pump("t")
+        prefill.core._producer.finish("t")
+
+    prefill.core._loop.submit(ready_unheard)
+    assert decode.outcomes.get(timeout=5).ok
+    assert_pages_equal(prefill, [3], decode, [1])
+    assert prefill.released.get(timeout=5).ok
+
+
+def test_a_window_on_a_connection_that_is_gone_is_no_end(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    for transfer_id in ("before", "t"):
+        prefill.prefilled(transfer_id, [3])
+    decode.subscribe(prefill, "before", range(1), [1])
+    assert decode.outcomes.get(timeout=5).ok
+
+    def subscribe_unheard() -> None:
+        cut(decode)
+        decode.subscribe(prefill, "t", range(1), [1])
+
+    decode.core._loop.submit(subscribe_unheard)
+    assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).ok and prefill.released.get(timeout=5).ok
+
+
 def test_who_stays_away_keeps_no_pages(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     prefill.backend().hold_posts = True

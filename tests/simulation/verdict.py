@@ -56,6 +56,11 @@ def is_cut_only(schedule: Schedule, loads: Sequence[DecodeLoad]) -> bool:
     return fault.kind == "cut"
 
 
+def may_connect(schedule: Schedule) -> bool:
+    """No handshake takes longer than it may."""
+    return schedule.options.connect_timeout_s >= 16 * schedule.options.longest_s
+
+
 def moving_s(schedule: Schedule) -> float:
     """Longer than any hand-over takes on this wire, its session included."""
     tokens = sum(request.tokens * len(request.loads) for request in schedule.requests)
@@ -71,12 +76,10 @@ def _should_be_right(
     allowed = {"memory"}  # no staging memory holds a part
     if schedule.faults:
         moving += NOTICED_S
-        # Known: a post that meets a connection whose end is not told yet ends its offer.
-        allowed.add("unknown_transfer")
         if options.pulls:  # what was in flight is void, which may be seen before the end of the session
             allowed.add("landing")
-    if options.connect_timeout_s < 16 * options.longest_s:
-        return  # a handshake may take longer than it may
+    if not may_connect(schedule):
+        return
     if request.how != "finished" or prefill.finished_at is None or prefill.offered_at is None:
         return
     for load in loads:
@@ -120,7 +123,9 @@ def _held_too_long(world: World, prefill: PrefillRequest, loads: Sequence[Decode
         return
     ends = [load.ended_at for load in loads if load.ended_at is not None]
     last = max([prefill.finished_at, *ends])
-    everybody = request.how == "finished" and is_calm(schedule) and all(load.satisfied for load in loads)
+    satisfied = len(loads) >= request.consumers and all(load.satisfied for load in loads)
+    # Who declines says so over a session.
+    everybody = request.how == "finished" and is_calm(schedule) and may_connect(schedule) and satisfied
     bound = last + SLACK_S + moving_s(schedule) + world.lost_s(server)
     if not everybody:
         bound += options.lease_s + 2 * options.peer_timeout_s + options.connect_timeout_s

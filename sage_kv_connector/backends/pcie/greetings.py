@@ -47,10 +47,10 @@ class Greetings:
         return None if greeting is None else greeting.process
 
     def open_process(self, connection: int) -> int:
-        """As ``peer_process``. Raises ValueError for a connection that is not open."""
+        """As ``peer_process``. Raises ConnectionError for a connection that is not open."""
         process = self.peer_process(connection)
         if process is None:
-            raise ValueError(f"connection {connection} is closed")
+            raise ConnectionError(f"connection {connection} is closed")
         return process
 
     def forget(self, connection: int) -> None:

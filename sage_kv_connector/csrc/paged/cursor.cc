@@ -165,7 +165,7 @@ uint64_t post_pages(Endpoint& endpoint, uint64_t connection, const WindowDescrip
     throw std::invalid_argument("pages of " + std::to_string(cursor->size()) + " bytes leave the window of " +
                                 std::to_string(target.size) + " bytes");
   auto found = endpoint.find_connection(connection);
-  if (!found) throw std::invalid_argument("connection " + std::to_string(connection) + " is closed");
+  if (!found) throw ConnectionClosed(connection);
   auto post = std::make_shared<PagedPost>(cursor, found);
   const uint64_t id = endpoint.post(connection, target, post, cursor->extents(), {generation, priority, checksum});
   cursor->tables()->attach(post);

@@ -152,7 +152,7 @@ uint64_t PartEncoder::start(const PartRing& ring, Endpoint& endpoint, uint64_t c
     throw std::invalid_argument("parts of " + std::to_string(size()) + " bytes leave the window of " +
                                 std::to_string(target.size) + " bytes");
   auto found = endpoint.find_connection(connection);
-  if (!found) throw std::invalid_argument("connection " + std::to_string(connection) + " is closed");
+  if (!found) throw ConnectionClosed(connection);
   auto self = std::static_pointer_cast<PartEncoder>(shared_from_this());
   auto post = std::make_shared<PartPost>(self);
   {

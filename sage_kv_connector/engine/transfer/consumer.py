@@ -175,6 +175,9 @@ class Consumer:
         receiver = partial(self._on_event, subscription, session)
         try:
             window = open_window(session.backend, session.connection, wanted.target, generation)
+        except ConnectionError:
+            self._subscribed(subscription, session)
+            return  # the session says so a moment later
         except (OSError, ValueError) as error:
             self._fail(subscription, Reason(Code.MEMORY, str(error)))
             return

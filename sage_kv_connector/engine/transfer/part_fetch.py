@@ -162,6 +162,8 @@ class PartFetch:
             self._window = self._backend.open_part_window(
                 session.connection, self._decoder, ring._replace(address=lease.address), generation
             )
+        except ConnectionError:
+            return  # the session says so a moment later
         except (OSError, ValueError) as error:
             self._end(Reason(Code.MEMORY, str(error)))
             return

@@ -94,6 +94,8 @@ class Posts:
                 generation=request.generation,
                 checksum=request.checksum or bool(session.plan and session.plan.checksum),
             )
+        except ConnectionError:
+            return  # as on_sent: the session says so a moment later, and its consumer may come back
         except (OSError, ValueError) as error:
             self._on_broken(offer, stream, Reason(Code.POST, str(error)))
             return
