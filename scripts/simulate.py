@@ -127,6 +127,8 @@ def _schedules(pool: Any, given: argparse.Namespace) -> int:
         schedules, right, steps = schedules + done.schedules, right + done.right, steps + done.steps
         failures.update(done.failures)
         wrong += done.wrong
+        for seed, what in done.wrong:
+            print(f"seed {seed}: {what}", file=sys.stderr, flush=True)
         if wrong and given.stop:
             break
         if time.monotonic() - shown > 10:

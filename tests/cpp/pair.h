@@ -109,7 +109,8 @@ class Inbox {
 
 class Pair {
  public:
-  explicit Pair(Kind kind, uint64_t chunk_bytes = 64u << 10)
+  // Unless they are `trusted`, what is posted waits for `trust`.
+  explicit Pair(Kind kind, uint64_t chunk_bytes = 64u << 10, bool trusted = true)
       : receiver(make_endpoint(kind, chunk_bytes)),
         sender(make_endpoint(kind, chunk_bytes)),
         received(*receiver),
@@ -120,8 +121,12 @@ class Pair {
     to_sender = received.events.back().connection;
     protect(kind, *sender, to_receiver, true);
     protect(kind, *receiver, to_sender, false);
-    sender->authorize(to_receiver);
+    if (trusted) trust(kind);
+  }
+
+  void trust(Kind kind) {
     receiver->authorize(to_sender);
+    sender->authorize(to_receiver);
     const int lanes = lanes_of(kind);
     for (int i = 0; sender->info(to_receiver).lanes != lanes || receiver->info(to_sender).lanes != lanes; ++i) {
       CHECK(i < 10000);

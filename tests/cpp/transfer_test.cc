@@ -62,12 +62,13 @@ void many_threads_post(Kind kind) {
 }
 
 void urgent_posts_overtake(Kind kind) {
-  Pair pair(kind, 1u << 20);
+  Pair pair(kind, 1u << 20, /*trusted=*/false);
   const Bytes source = random_bytes(40u << 20, 1), urgent = random_bytes(100000, 2);
   Bytes target(source.size()), urgent_target(urgent.size());
   const uint64_t window = pair.open(target), urgent_window = pair.open(urgent_target);
   pair.post(window, source, 1, 5);
   pair.post(urgent_window, urgent, 1, -5);
+  pair.trust(kind);
   pair.received.wait_for(EventKind::kWindowDone, window);
   CHECK(pair.received.events.back().id == window);
   CHECK(pair.received.find(EventKind::kWindowDone, urgent_window) != nullptr);

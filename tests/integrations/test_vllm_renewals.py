@@ -23,7 +23,7 @@ from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 
-LEASE_S = 0.06
+LEASE_S = 60.0
 
 
 class _Core:
@@ -61,6 +61,12 @@ def step(half: DecodeHalf, **orders: Any) -> None:
     half.begin_step(SageKVConnectorMetadata(**orders))
 
 
+def step_later(half: DecodeHalf, **orders: Any) -> None:
+    """A third of the lease after the last renewal."""
+    half._renewed_at -= LEASE_S / 3
+    step(half, **orders)
+
+
 def by_rank(core: _Core) -> list[tuple[str, int, tuple[str, ...]]]:
     taken, core.renewed = core.renewed, []
     return sorted((peer.engine_id, peer.rank, transfers) for peer, transfers in taken)
@@ -72,14 +78,11 @@ def test_one_message_for_each_rank_and_interval(half: DecodeHalf, core: _Core) -
     assert by_rank(core) == together
     step(half)
     assert by_rank(core) == []  # the next third of the lease has not begun
-    time.sleep(LEASE_S / 3)
-    step(half)
+    step_later(half)
     assert by_rank(core) == together
-    time.sleep(LEASE_S / 3)
-    step(half, no_longer_expected=["a", "c"])
+    step_later(half, no_longer_expected=["a", "c"])
     assert by_rank(core) == [("first", 0, ("b",)), ("first", 1, ("b",))]
-    time.sleep(LEASE_S / 3)
-    step(half, no_longer_expected=["b"])
+    step_later(half, no_longer_expected=["b"])
     assert by_rank(core) == []
 
 

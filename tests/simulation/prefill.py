@@ -58,6 +58,7 @@ class PrefillRequest:
         self.released_at: float | None = None
         self.ended_at: float | None = None  #: by the engine, before all was computed or fetched
         self.releases = self.offers = 0
+        self.lost = 0  #: offers that died with their server
 
     def begin(self) -> None:
         """Offered, for the first time or again."""
@@ -67,6 +68,8 @@ class PrefillRequest:
         pages = server.take(-(-self.request.tokens // server.memory.layout.page_size))
         if pages is None:
             return
+        if self.server is not None and not self.server.alive:
+            self.lost = self.offers - self.releases
         self.server, self.pages, self.computed, self.finished = server, pages, 0, False
         self.source = PagedSource(server.memory.view, 0)
         self.source.set_pages(0, np.array(pages))
@@ -143,6 +146,6 @@ class PrefillRequest:
         server.put_back(pages)
 
     def unanswered(self) -> list[str]:
-        if self.server is not None and self.server.alive and self.releases < self.offers:
-            return [f"{self.transfer_id}: offered {self.offers} times, released {self.releases}"]
+        if self.server is not None and self.server.alive and self.releases < self.offers - self.lost:
+            return [f"{self.transfer_id}: offered {self.offers} times, released {self.releases}, lost {self.lost}"]
         return []

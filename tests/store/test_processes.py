@@ -162,7 +162,7 @@ def test_clear_removes_by_prefix(store: StoreProcess, make_client: MakeClient) -
 
 
 def test_many_threads_at_once(store: StoreProcess, make_client: MakeClient) -> None:
-    client = make_client(store.address("tcp"))
+    client = make_client(store.address("tcp"), deadline_s=60.0)
     client.clear()
     wrong: list[str] = []
 

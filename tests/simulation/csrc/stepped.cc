@@ -41,7 +41,9 @@ void SteppedChannel::expire() { broken(Status::kConnectionLost, "nobody answered
 void SteppedChannel::shut() {
   in().gone = true;
   in().packets.clear();
-  for (auto& packet : out().packets) packet.revoked = true;
+  // Bytes that left are the peer's; what it was to read here is gone.
+  if (endpoint_.wire().manners.pulls)
+    for (auto& packet : out().packets) packet.revoked = true;
   say(Packet::Kind::kClosed);
   if (auto post = std::move(sending_.post)) connection->chunk_failed(post, Status::kConnectionLost, "");
   for (auto& [number, flight] : flights_)
