@@ -149,7 +149,7 @@ def test_another_page_size_or_tp_size_changes_no_element(
 @pytest.mark.parametrize(
     ("name", "extra", "config"),
     [
-        pytest.param("fp8-cache", ("--kv-cache-dtype", "fp8"), {}, marks=fp8_cache),
+        pytest.param("fp8-cache", ("--kv-cache-dtype", "fp8"), {}, marks=[fp8_cache, pytest.mark.full]),
         ("fp8-wire", (), {"target_dtype": "fp8_e4m3", "backend": "tcp"}),
         pytest.param("int4-wire", (), {"target_dtype": "int4", "backend": "tcp"}, marks=pytest.mark.full),
         pytest.param(

@@ -147,5 +147,7 @@ class PrefillRequest:
 
     def unanswered(self) -> list[str]:
         if self.server is not None and self.server.alive and self.releases < self.offers - self.lost:
-            return [f"{self.transfer_id}: offered {self.offers} times, released {self.releases}, lost {self.lost}"]
+            return [
+                f"{self.transfer_id}: offered {self.offers} times, released {self.releases}, lost {self.lost}"
+            ]
         return []
