@@ -42,7 +42,7 @@ Answers = queue.Queue[PrefillEngine | Reason]
 
 
 def test_many_that_want_the_same_ask_once(answers: Answers) -> None:
-    queries, server = BootstrapQueries(PATIENCE_S), Asked()
+    queries, server = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked()
     for _ in range(64):
         queries.ask("a", server, answers.put)
     server.go_on.set()
@@ -51,7 +51,7 @@ def test_many_that_want_the_same_ask_once(answers: Answers) -> None:
 
 
 def test_a_dead_server_keeps_nobody_from_a_living_one(answers: Answers) -> None:
-    queries, dead, lives = BootstrapQueries(PATIENCE_S), Asked(), Asked()
+    queries, dead, lives = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked(), Asked()
     lives.go_on.set()
     for number in range(16):
         queries.ask(f"dead {number}", dead, answers.put)
@@ -61,7 +61,7 @@ def test_a_dead_server_keeps_nobody_from_a_living_one(answers: Answers) -> None:
 
 
 def test_a_limit_holds_whatever_the_resolver_does(answers: Answers) -> None:
-    queries, stuck = BootstrapQueries(0.1), Asked()
+    queries, stuck = BootstrapQueries[PrefillEngine](0.1), Asked()
     queries.ask("a", stuck, answers.put)
     answer = answers.get(timeout=PATIENCE_S)
     assert isinstance(answer, Reason) and answer.code is Code.BOOTSTRAP and "0.1 s" in answer.detail
@@ -71,7 +71,7 @@ def test_a_limit_holds_whatever_the_resolver_does(answers: Answers) -> None:
 
 
 def test_a_failure_is_known_for_a_moment(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, server = BootstrapQueries(PATIENCE_S), Asked(OSError("refused"))
+    queries, server = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked(OSError("refused"))
     queries._failures = RecentFailures(0.2)
     server.go_on.set()
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_failure_is_known_for_a_moment(answers: Answers, monkeypatch: pytest.M
     "error", [RecursionError(), KeyError("x"), UnicodeDecodeError("utf-8", b"", 0, 1, "?")]
 )
 def test_any_exception_ends_the_request(answers: Answers, error: Exception) -> None:
-    queries, server = BootstrapQueries(PATIENCE_S), Asked(error)
+    queries, server = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked(error)
     server.go_on.set()
     queries.ask("a", server, answers.put)
     answer = answers.get(timeout=PATIENCE_S)
@@ -107,7 +107,7 @@ def test_what_is_too_much_is_refused_at_once(
     answers: Answers, monkeypatch: pytest.MonkeyPatch, bound: str, asks: Callable[..., object]
 ) -> None:
     monkeypatch.setattr(bootstrap_queries, bound, 3)
-    queries, server = BootstrapQueries(PATIENCE_S), Asked()
+    queries, server = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked()
     asks(queries, server, answers.put)
     answer = answers.get(timeout=1)
     assert isinstance(answer, Reason) and answer.code is Code.BUSY
@@ -116,7 +116,7 @@ def test_what_is_too_much_is_refused_at_once(
 
 
 def test_after_the_end_nobody_hears_anything(answers: Answers) -> None:
-    queries, server = BootstrapQueries(PATIENCE_S), Asked()
+    queries, server = BootstrapQueries[PrefillEngine](PATIENCE_S), Asked()
     queries.ask("a", server, answers.put)
     queries.close()
     server.go_on.set()

@@ -185,21 +185,7 @@ class Consumer:
         self._windows.own(generation, subscription)
         self._windows.opened(session, window, receiver)
         self._subscribed(subscription, session)
-        session.send(
-            m.Subscribe(
-                transfer_id=wanted.transfer_id,
-                generation=generation,
-                window=session.backend.window_descriptor(window),
-                nbytes=subscription.nbytes,
-                selection=wanted.target.selection,
-                checksum=plan.checksum,
-                finished=wanted.finished,
-                timeout_ms=max(1, int(wanted.deadline_s * 1000)),
-                consumers=wanted.consumers,
-                prompt=wanted.prompt,
-                replaces=subscription.replaces,
-            )
-        )
+        session.send(subscription.message(session.backend.window_descriptor(window), plan.checksum))
 
     def _fetch_parts(self, subscription: Subscription, session: Session, target: PagesTarget) -> None:
         plan = session.plan

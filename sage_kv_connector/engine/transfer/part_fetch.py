@@ -10,7 +10,6 @@ any more. Control thread only.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -98,7 +97,6 @@ class PartFetch:
         """Subscribe. Where prefill is over, everything is there: room for it is granted at once."""
         session, wanted = self._session, self._subscription.wanted
         self._windows.own(self._subscription.generation, self._subscription)
-        left_s = self._subscription.asked_at + wanted.deadline_s - time.monotonic()
         session.send(
             SubscribeParts(
                 transfer_id=wanted.transfer_id,
@@ -119,7 +117,7 @@ class PartFetch:
                 part_bytes=self._part_bytes,
                 checksum=self._checksum,
                 finished=wanted.finished,
-                timeout_ms=max(1, int(left_s * 1000)),
+                timeout_ms=self._subscription.left_ms,
                 consumers=wanted.consumers,
                 prompt=wanted.prompt,
                 replaces=self._subscription.replaces,

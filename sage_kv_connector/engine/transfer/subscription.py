@@ -13,6 +13,7 @@ from sage_kv_connector.contract.plan import Outcome, TransferStats, TransportPla
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.pages.target import Target
+from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.windows import new_number
 
@@ -59,6 +60,28 @@ class Subscription:
         self.again: Timer | None = None  #: until the next try
         self.asked_at = time.monotonic()
         self.subscribed_at = 0.0
+
+    @property
+    def left_ms(self) -> int:
+        """Until its deadline; at least 1."""
+        return max(1, int((self.asked_at + self.wanted.deadline_s - time.monotonic()) * 1000))
+
+    def message(self, window: bytes, checksum: bool) -> m.Subscribe:
+        """What asks for it as it is, into ``window``."""
+        wanted = self.wanted
+        return m.Subscribe(
+            transfer_id=wanted.transfer_id,
+            generation=self.generation,
+            window=window,
+            nbytes=self.nbytes,
+            selection=wanted.target.selection,
+            checksum=checksum,
+            finished=wanted.finished,
+            timeout_ms=self.left_ms,
+            consumers=wanted.consumers,
+            prompt=wanted.prompt,
+            replaces=self.replaces,
+        )
 
     def begin_again(self) -> None:
         """Nothing of the try before counts."""

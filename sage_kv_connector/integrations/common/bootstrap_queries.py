@@ -10,22 +10,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from sage_kv_connector.contract.failure import Code, Reason
-from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 
 #: Servers that are asked at the same time, and requests that wait for one of them.
 MAX_ASKED, MAX_WAITING = 32, 1024
 #: A failure is known for so long.
 REMEMBERED_S = 2.0
 
-#: Called once, on any thread, with the engine or with why it is not known.
-UseEngine = Callable[[PrefillEngine | Reason], None]
+T = TypeVar("T")
 
 
-class _Asking(NamedTuple):
-    waiting: list[UseEngine]
+class _Asking(NamedTuple, Generic[T]):
+    waiting: list[Callable[[T | Reason], None]]
     timer: threading.Timer
 
 
@@ -47,18 +45,25 @@ class RecentFailures:
             self._failed[place] = now + self._remembered_s, why
 
 
-class BootstrapQueries:
+class BootstrapQueries(Generic[T]):
     """``limit_s``: of one question, whatever the resolver and the server do."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._changing = threading.Lock()
-        self._asking: dict[Hashable, _Asking] = {}
+        self._asking: dict[Hashable, _Asking[T]] = {}
         self._threads = 0
         self._failures = RecentFailures()
 
-    def ask(self, place: Hashable, query: Callable[[], PrefillEngine], use: UseEngine) -> None:
-        """Call ``use`` with what ``query`` returns or raises; another one for the same ``place`` shares it."""
+    def __len__(self) -> int:
+        """Servers that are being asked."""
+        return len(self._asking)
+
+    def ask(self, place: Hashable, query: Callable[[], T], use: Callable[[T | Reason], None]) -> None:
+        """Call ``use`` once, on any thread, with what ``query`` returns, or with why it does not.
+
+        Another one for the same ``place`` shares it.
+        """
         with self._changing:
             why = self._failures.get(place)
             known = self._asking.get(place)
@@ -81,7 +86,7 @@ class BootstrapQueries:
         for one in asking.values():
             one.timer.cancel()
 
-    def _begin(self, place: Hashable, query: Callable[[], PrefillEngine], use: UseEngine) -> None:
+    def _begin(self, place: Hashable, query: Callable[[], T], use: Callable[[T | Reason], None]) -> None:
         late = Reason(Code.BOOTSTRAP, f"the bootstrap server did not answer within {self._limit_s:g} s")
         timer = threading.Timer(self._limit_s, self._settle, (place, late))
         timer.daemon = True
@@ -92,16 +97,16 @@ class BootstrapQueries:
         ).start()
         timer.start()
 
-    def _ask(self, place: Hashable, query: Callable[[], PrefillEngine]) -> None:
+    def _ask(self, place: Hashable, query: Callable[[], T]) -> None:
         try:
-            found: PrefillEngine | Reason = query()
+            found: T | Reason = query()
         except Exception as error:  # whatever a client may have named, its request must end
             found = Reason(Code.BOOTSTRAP, str(error) or type(error).__name__)
         with self._changing:
             self._threads -= 1
         self._settle(place, found)
 
-    def _settle(self, place: Hashable, found: PrefillEngine | Reason) -> None:
+    def _settle(self, place: Hashable, found: T | Reason) -> None:
         with self._changing:
             asking = self._asking.pop(place, None)
             if isinstance(found, Reason):

@@ -25,7 +25,7 @@ from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted
-from sage_kv_connector.integrations.common.bootstrap_answers import FIELD, query_bootstrap
+from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
 from sage_kv_connector.integrations.common.landing import Landing
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.common.prefill_ranks import (
@@ -56,36 +56,25 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
 
     def _setup_bootstrap_infos(self) -> None:
         """Every rank of the prefill server, asked for once and kept until the server is lost."""
-        key = f"{self.bootstrap_addr}_{self.prefill_dp_rank}_{FIELD}"
         self.bootstrap_infos = None
-        with self.kv_mgr.connection_lock:
-            known = self.kv_mgr.connection_pool.get(key)
-        failed = self.kv_mgr.failed_bootstraps.get(key)
-        if known is None and failed is not None:
-            self._refuse(failed.code, failed.detail)
+        prefill = self.kv_mgr.servers.find(self.bootstrap_addr, self.prefill_dp_rank)
+        if isinstance(prefill, Reason):
+            self.kv_mgr.forget_prefill(self.bootstrap_addr)
+            self._refuse(prefill.code, prefill.detail)
             return
+        shape = self.kv_mgr.shape
+        decode = DecodeRank(shape.tp_rank, shape.tp_size, shape.total_heads)
         try:
-            if known is None:
-                known = [{FIELD: self._ask_for_ranks()}]  # SGLang looks for addresses of its own in it
-                with self.kv_mgr.connection_lock:
-                    known = self.kv_mgr.connection_pool.setdefault(key, known)
-            prefill: PrefillEngine = known[0][FIELD]
-            shape = self.kv_mgr.shape
-            decode = DecodeRank(shape.tp_rank, shape.tp_size, shape.total_heads)
             self._peers = read_peers(decode, prefill, tuple(self.kv_mgr.core.backends))
-        except (OSError, ValueError) as error:
-            why = f"{error} (sage_kvt must be the transfer backend on both sides)"
-            code = Code.PARALLEL_SIZES if isinstance(error, ValueError) else Code.BOOTSTRAP
-            self.kv_mgr.failed_bootstraps.remember(key, Reason(code, why))
-            self._refuse(code, why)
+        except ValueError as error:
+            self._refuse(Code.PARALLEL_SIZES, str(error))
             return
         self._prefill = prefill
-        self._connection_pool_entries[key] = known
-        self.bootstrap_infos = known
+        self.bootstrap_infos = [{FIELD: prefill}]  # SGLang looks for addresses of its own in it
 
-    def _ask_for_ranks(self) -> PrefillEngine:
-        timeout_s = self.kv_mgr.config.connect_timeout_s
-        return query_bootstrap(f"http://{self.bootstrap_addr}", timeout_s, self.prefill_dp_rank)
+    def invalidate_cached_bootstrap_infos(self) -> None:
+        super().invalidate_cached_bootstrap_infos()
+        self.kv_mgr.servers.forget(self.bootstrap_addr)
 
     # -- the transfer
 

@@ -21,7 +21,6 @@ from sage_kv_connector.contract.bootstrap_room import RoomUses
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.engine import EngineCore, TransferAudit
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
-from sage_kv_connector.integrations.common.bootstrap_queries import RecentFailures
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
@@ -33,6 +32,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
 )
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
+from sage_kv_connector.integrations.sglang.prefill_servers import PrefillServers
 from sage_kv_connector.integrations.sglang.registered import write_rank
 from sage_kv_connector.integrations.sglang.weights import follow_weights, own_version, own_weights, weights_of
 
@@ -69,7 +69,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
             follow_weights(self._weights_replaced)
         self.rooms = PrefillRooms(self)
         self.room_uses = RoomUses()
-        self.failed_bootstraps = RecentFailures()
+        self.servers = PrefillServers(super().try_ensure_parallel_info, self.config.connect_timeout_s)
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
             rank,
@@ -91,6 +91,18 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         """Registration with the bootstrap server carries where this rank's transport listens."""
         ours = PrefillRank(self.core.engine_id, self.core.rank, self.core.addresses, node_id())
         super()._register_topology_row(url, payload | {FIELD: msgspec.to_builtins(ours)})
+
+    def try_ensure_parallel_info(self, bootstrap_addr: str) -> bool:
+        """Whether SGLang may make receivers of this prefill server; it asks again a second later."""
+        if bootstrap_addr not in self.prefill_info_table:
+            self.servers.ask(bootstrap_addr)
+        return bootstrap_addr in self.prefill_info_table
+
+    def forget_prefill(self, bootstrap_addr: str) -> None:
+        """The next request for it waits until it has answered."""
+        self.servers.forget(bootstrap_addr)
+        with self.connection_lock:
+            self.prefill_info_table.pop(bootstrap_addr, None)
 
     def _weights_replaced(self, version: str) -> None:
         """What waits to be fetched is KV of the weights before. Sessions agreed on these end, with what they carry."""

@@ -101,7 +101,12 @@ def _check_interfaces() -> None:
     from sglang.srt.disaggregation.common import conn
 
     wanted = {
-        "CommonKVManager": ("update_status", "record_failure", "_register_topology_row"),
+        "CommonKVManager": (
+            "update_status",
+            "record_failure",
+            "_register_topology_row",
+            "try_ensure_parallel_info",
+        ),
         "CommonKVSender": ("_prepare_send_indices", "pop_decode_prefix_len", "poll", "clear", "abort"),
         "CommonKVReceiver": (
             "_setup_bootstrap_infos",

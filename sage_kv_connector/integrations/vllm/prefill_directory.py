@@ -34,7 +34,7 @@ class PrefillDirectory:
         self._connect_timeout_s = connect_timeout_s
         self._known: OrderedDict[tuple[str, str], PrefillEngine] = OrderedDict()
         self._changing = threading.Lock()
-        self._queries = BootstrapQueries(connect_timeout_s)
+        self._queries: BootstrapQueries[PrefillEngine] = BootstrapQueries(connect_timeout_s)
 
     def close(self) -> None:
         self._queries.close()
