@@ -135,7 +135,7 @@ def test_what_was_withdrawn_is_forgotten_whole(
         decode.subscribe(prefill, "u", range(1), [2])
         assert decode.outcomes.get(timeout=5).ok
     assert not caplog.records
-    assert not prefill.core._producer._offers._consumers
+    eventually(lambda: not prefill.core._producer._offers._consumers)
 
 
 def test_who_waited_in_vain_is_not_waited_for(sides: tuple[Side, Side]) -> None:
