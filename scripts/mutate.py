@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Change the engine in one place at a time, and see whether the simulation or the unit tests notice.
 
-    python -m scripts.mutate [--mutants 200] [--seed 0] [--jobs N] [--only TEXT] [--json]
+    python -m scripts.mutate [--mutants 200] [--seed 0] [--jobs N] [--only TEXT] [--again FILE] [--json]
 
 Mutants of ``engine/`` and ``contract/``, as they were committed: a comparison, an operator, a condition, a call that is
 dropped, a value that is not returned. Each meets some schedules of the simulation first, then the unit tests of both
-rooms. What survives both is printed, for a person to judge. Status 1 below 95 %.
+rooms, then those of who uses them. What survives all is printed, for a person to judge. Status 1 below 95 %.
+``--again``: only those that a run before, whose JSON this file has, let survive; lines may have moved.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ PACKAGE = ROOT / "sage_kv_connector"
 ROOMS = ("engine", "contract")
 SCHEDULES = 1500
 TESTS = ("tests/engine", "tests/contract")
+USERS = (
+    "tests/integrations",
+    "tests/format",
+    "tests/kernels/test_cpu_kernels.py",
+    "tests/sage",
+    "tests/config",
+)
 #: A mutant that takes longer hangs, which is noticed.
 LONGEST_S = 300.0
 WANTED = 0.95
@@ -134,7 +142,10 @@ class Copy:
             simulate = ["scripts.simulate", "--schedules", str(SCHEDULES), "--jobs", "1", "--stop"]
             if not self._passes(simulate):
                 return "simulation"
-            return "" if self._passes(["pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]) else "tests"
+            for tests in (TESTS, USERS):
+                if not self._passes(["pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]):
+                    return "tests"
+            return ""
         finally:
             target.write_text(whole)
 
@@ -157,17 +168,28 @@ class Copy:
         return done.returncode == 0
 
 
+def _anywhere(name: str) -> str:
+    """A mutant's name without its line."""
+    place, _, change = name.partition(" ")
+    return f"{place.partition(':')[0]} {change}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="", metavar="TEXT", help="modules whose path contains this")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="those that survived another run")
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     given = parser.parse_args()
     paths = sorted(p for room in ROOMS for p in (PACKAGE / room).rglob("*.py") if given.only in str(p))
     found = [mutant for path in paths for mutant in mutants_of(path)]
-    chosen = random.Random(given.seed).sample(found, min(given.mutants, len(found)))
+    if given.again is not None:
+        before = {_anywhere(name) for name in json.loads(given.again.read_text())["survivors"]}
+        chosen = [mutant for mutant in found if _anywhere(mutant.name) in before]
+    else:
+        chosen = random.Random(given.seed).sample(found, min(given.mutants, len(found)))
     began, noticed, survivors = time.monotonic(), {"simulation": 0, "tests": 0}, []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
         free: SimpleQueue[Copy] = SimpleQueue()

@@ -40,6 +40,8 @@ TOKENS = 6
 PAUSES_S, STOPS_S = (1.0, 4.0), (0.3, 2.5)
 #: Chances of each fault; killing takes a server away for half a minute.
 FAULTS = {"cut": 40, "forget": 15, "stop_prefill": 15, "stop_decode": 15, "kill_prefill": 1, "kill_decode": 1}
+#: Memory is looked at so many times on the way.
+LOOKS = 8
 #: Descriptors and threads that come and go with HTTP connections.
 SPARE = 12
 
@@ -57,6 +59,7 @@ class Soak:
         self._lock = threading.Lock()
         #: When each server was dead, last.
         self._dead: dict[str, tuple[float, float]] = {}
+        self.memory: list[dict[str, float]] = []
         self.prompts = [new_prompt(self._rng.choice(LENGTHS), given.seed * 1000 + i) for i in range(PROMPTS)]
         self.expected = [
             complete(servers.alone.url, prompt, max_tokens=TOKENS).token_ids for prompt in self.prompts
@@ -71,6 +74,8 @@ class Soak:
                 futures = [clients.submit(self._request, i) for i in range(self.given.requests)]
                 for number, future in enumerate(futures, 1):
                     future.result()
+                    if number % max(1, self.given.requests // LOOKS) == 0:
+                        self.memory.append(_memory(self.servers))
                     if time.monotonic() - shown > 20:
                         shown = time.monotonic()
                         left = (self.given.requests - number) * (shown - begun) / number
@@ -232,7 +237,7 @@ def main() -> int:
                 "error_texts": dict(Counter(soak.errors).most_common(20)),
                 "faults": dict(soak.faults),
                 "held": held,
-                "rss_mib": {"before": memory, "after": _memory(servers)},
+                "rss_mib": {"before": memory, "during": soak.memory, "after": _memory(servers)},
                 "seconds": round(seconds, 1),
                 "requests_per_second": round(given.requests / seconds, 1),
             }

@@ -122,8 +122,8 @@ class TransportEngine:
         try:
             return _unwrap(await done)
         except asyncio.CancelledError:
-            if started:
-                self._core.cancel(started[0])
+            # It may not have begun yet; nothing is to be written into the payload when the caller goes on.
+            await asyncio.to_thread(self._core.cancel_all, started)
             raise
 
     async def stream_pipeline(self, chunks: Iterable[KVChunk], plan: TransferPlan) -> TransferReport:
@@ -141,7 +141,7 @@ class TransportEngine:
                     return await asyncio.wait_for(self.send_kv_chunk(chunk, plan.peer), plan.deadline_s)
                 return await self.recv_kv_chunk(chunk, plan.peer, deadline_s=plan.deadline_s)
             except TimeoutError:
-                why = f"the deadline of {plan.deadline_s:.0f} s passed"
+                why = f"the deadline of {plan.deadline_s:g} s passed"
                 late = Failure(Code.DEADLINE, Stage.HOLD, why)
                 raise TransferError(f"{chunk.key()}: {late.reason}", late) from None
             finally:

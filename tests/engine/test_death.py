@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 
 import pytest
 
@@ -69,3 +70,11 @@ def test_the_engine_above_can_say_that_it_is_not_healthy(sides: tuple[Side, Side
     with pytest.raises(RuntimeError, match="planted"):
         decode.core.check_alive()
     decode.core.close()
+
+
+def test_a_closed_engine_leaves_no_thread(sides: tuple[Side, Side]) -> None:
+    for side in sides:
+        threads = {thread for thread in threading.enumerate() if thread.name.startswith("sage-kvt")}
+        assert side.core._loop._thread in threads
+        side.core.close()
+        assert not side.core._loop._thread.is_alive()

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+import queue
 import time
 
 import pytest
 
 from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer import early
 from tests.engine.paged_side import MakeCore, Side, assert_pages_equal, eventually
 
@@ -42,6 +44,20 @@ def test_a_load_without_a_byte_is_asked_for_again_over_a_new_session(sides: tupl
     assert decode.outcomes.get(timeout=5).ok
     assert_pages_equal(prefill, [3], decode, [1])
     assert prefill.released.get(timeout=5).ok, "its consumer was served, whatever became of its first session"
+
+
+def test_who_came_back_is_not_taken_for_one_that_stays_away(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    source = prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    cut(prefill)
+    eventually(lambda: len(decode.core.sessions._sessions) == 1 and prefill.core.is_streaming("t"))
+    time.sleep(0.4)  # longer than it is waited for
+    prefill.ready("t", source, slice(None), 1)
+    prefill.core.finish("t")
+    assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).ok
 
 
 def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side]) -> None:
@@ -171,6 +187,28 @@ def test_a_busy_peer_says_when_to_come_back(
     prefill.prefilled("t", [3])
     assert decode.outcomes.get(timeout=5).ok
     assert_pages_equal(prefill, [3], decode, [1])
+
+
+def test_a_busy_peer_is_asked_again_over_the_session_of_a_question(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    monkeypatch.setattr(early, "MAX_EARLY", 0)
+    monkeypatch.setattr(early, "BUSY_S", 0.1)
+    # Prefill fetches from who asked it something, as the store does.
+    sessions: queue.Queue[Session] = queue.Queue()
+    decode.core.serve("session", lambda question, body: sessions.put(question.session))
+    prefill.core.ask(decode.address(), "session", b"", lambda reply: None, 10.0)
+    session = sessions.get(timeout=5)
+    decode.subscribe(prefill, "t", range(1), [1], address=session)
+    decode.subscribe(prefill, "never", range(1), [2], address=session)
+    time.sleep(0.05)
+    prefill.prefilled("t", [3])
+    assert decode.outcomes.get(timeout=5).ok
+    assert_pages_equal(prefill, [3], decode, [1])
+    cut(decode)
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.SESSION_LOST
 
 
 def test_one_that_is_always_busy_is_given_up(

@@ -306,3 +306,36 @@ def test_a_cache_described_anew_ends_sessions_that_were_agreed_on_something_else
         if not arrives:
             assert "weights: old here, new at the peer" in outcome.error
     eventually(lambda: len(prefill.core.sessions) == len(decode.core.sessions) == 1)
+
+
+def test_what_ended_leaves_no_timer(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+
+    def timers() -> int:
+        due = [timer for side in sides for _, _, timer in list(side.core._loop._timers._heap)]
+        return sum(not timer.cancelled for timer in due)
+
+    # Served, cancelled, withdrawn, declined, and fetched before it was offered.
+    for transfer_id in ("served", "withdrawn", "declined"):
+        source = prefill.offer(transfer_id, [3])
+        if transfer_id != "declined":
+            decode.subscribe(prefill, transfer_id, range(1), [1])
+            eventually(lambda name=transfer_id: prefill.core.is_streaming(name))  # type: ignore[misc]
+        if transfer_id == "withdrawn":
+            prefill.core.withdraw([transfer_id], "preempted")
+            continue
+        prefill.ready(transfer_id, source, slice(None), 1)
+        prefill.core.finish(transfer_id)
+    decode.core.release(prefill.address(), "declined", 1, "it is here already")
+    for _ in range(3):
+        prefill.released.get(timeout=5)
+    cancelled = decode.subscribe(prefill, "cancelled", range(1), [1])
+    eventually(lambda: len(prefill.core._producer._early) == 1)
+    decode.core.cancel(cancelled[0])
+    decode.subscribe(prefill, "early", range(1), [2])
+    eventually(lambda: "early" in {s.transfer_id for s in prefill.core._producer._early._waiting.values()})
+    prefill.prefilled("early", [4])
+    for _ in range(4):
+        decode.outcomes.get(timeout=5)
+    prefill.released.get(timeout=5)
+    eventually(lambda: timers() == 0)

@@ -37,10 +37,6 @@ class PageRuns(msgspec.Struct, array_like=True, frozen=True):
     group: int
     runs: Runs
 
-    @property
-    def pages(self) -> int:
-        return sum(count for _, count in self.runs)
-
     def check(self) -> None:
         end = 0
         for first, count in self.runs:

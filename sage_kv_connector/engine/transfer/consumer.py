@@ -76,7 +76,7 @@ class Consumer:
         if self._ended is not None:
             self._fail(subscription, self._ended)
             return
-        late = Reason(Code.DEADLINE, f"the deadline of {wanted.deadline_s:.0f} s passed")
+        late = Reason(Code.DEADLINE, f"the deadline of {wanted.deadline_s:g} s passed")
         subscription.deadline = self._loop.call_later(wanted.deadline_s, self._fail, subscription, late)
         if on_started is not None:
             on_started(subscription)
