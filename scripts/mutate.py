@@ -39,7 +39,7 @@ USERS = (
     "tests/config",
 )
 #: A mutant that takes longer hangs, which is noticed.
-LONGEST_S = 300.0
+LONGEST_S = 180.0
 WANTED = 0.95
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {

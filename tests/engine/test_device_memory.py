@@ -8,7 +8,7 @@ import pytest
 
 from sage_kv_connector.contract.element_order import packed_cpu_planes, strided
 from sage_kv_connector.devices.runtime import DeviceOutOfMemory
-from sage_kv_connector.engine.conversion.bounce import box_runs
+from sage_kv_connector.engine.conversion.bounce import box_runs, page_bytes
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.paged_side import eventually
@@ -189,6 +189,18 @@ def test_who_has_all_bytes_needs_no_session_to_place_them(make_native_core: Make
     assert outcome.ok, outcome.error
     decode.download()
     check(prefill, decode, content, here, range(TOKENS), "auto")
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_a_page_reaches_from_its_first_to_its_last_element(heads_first: bool) -> None:
+    heads, tokens, dim, item = 4, 16, 32, 2
+    row = dim * item
+    head, token = (tokens * row, row) if heads_first else (row, heads * row)
+    assert page_bytes(strided(0, head, token, item), tokens, heads, dim, item) == heads * tokens * row
+    # K beside V in one row: what lies behind the last channel belongs to the other plane.
+    assert page_bytes(strided(0, 2 * head, 2 * token, item), tokens, heads, dim, item) == (
+        2 * heads * tokens * row - row
+    )
 
 
 def test_runs_of_a_box_are_merged_where_they_touch() -> None:

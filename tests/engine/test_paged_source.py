@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages hold which tokens of a request that ended."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sage_kv_connector.engine.pages.paged import PagedSource
+from tests.engine.paged_side import PAGE_SIZE, MakeCore, Side
+
+
+@pytest.fixture
+def source(make_core: MakeCore) -> PagedSource:
+    made = PagedSource(Side(make_core(), 1).view, padding_page=15)
+    made.set_pages(0, np.array([7, 3, 9]))
+    made.advance_all((3,))
+    made.end((3,))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pages"),
+    [
+        (range(1), [7]),
+        (range(PAGE_SIZE), [7]),
+        (range(PAGE_SIZE + 1), [7, 3]),
+        (range(PAGE_SIZE - 1, PAGE_SIZE + 1), [7, 3]),
+        (range(2 * PAGE_SIZE + 3, 2 * PAGE_SIZE + 4), [9]),
+        (range(2 * PAGE_SIZE, 4 * PAGE_SIZE), [9, 15]),
+    ],
+)
+def test_pages_of_tokens(source: PagedSource, tokens: range, pages: list[int]) -> None:
+    assert source.token_pages().pages_of(0, tokens.start, len(tokens)) == pages
