@@ -150,6 +150,36 @@ def test_no_pinned_memory_is_an_error_of_the_transfer(
     assert not outcome.ok and "staging_bytes" in outcome.error, outcome
 
 
+def test_a_closed_engine_gives_its_pinned_memory_back(
+    make_native_core: MakeCore, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[int, int] = {}
+    alloc, free = rig.runtime.host_alloc, rig.runtime.host_free
+
+    def noted(device: int, nbytes: int) -> int:
+        address = alloc(device, nbytes)
+        held[address] = nbytes
+        return address
+
+    def given_back(device: int, address: int) -> None:
+        del held[address]
+        free(device, address)
+
+    monkeypatch.setattr(rig.runtime, "host_alloc", noted)
+    monkeypatch.setattr(rig.runtime, "host_free", given_back)
+    prefill = ConvertingSide(make_native_core, Shape(), PAGES)
+    decode = DeviceSide(make_native_core, Shape(), PAGES, rig)
+    of_test = set(held)
+    there, here = pages_for(prefill, 1), pages_for(decode, 2)
+    offer = prefill.offer("t", there)
+    prefill.ready("t", offer, slice(None), len(there))
+    decode.subscribe(prefill, "t", range(TOKENS), here)
+    assert decode.outcomes.get(timeout=10).ok
+    assert set(held) - of_test, "bytes were staged in it"
+    decode.core.close()
+    assert set(held) == of_test
+
+
 def test_cancel_waits_for_the_copy_that_is_under_way(make_native_core: MakeCore, rig: Rig) -> None:
     prefill = ConvertingSide(make_native_core, Shape(), PAGES)
     decode = DeviceSide(make_native_core, Shape(), PAGES, rig)

@@ -249,6 +249,38 @@ def test_a_relay_can_not_say_what_was_dialled() -> None:
             connector.on_challenge(challenge, raw)
 
 
+@pytest.mark.parametrize("changed", ["hello", "challenge", "proof", "welcome"])
+def test_no_byte_of_a_handshake_can_be_changed_on_the_way(changed: str) -> None:
+    """Of the same length as well: whoever gets the changed message, or the next one, finds out."""
+    size = len(connector_of(identity("d"), "p").hello) if changed == "hello" else 90
+    for at in range(size):
+        at_connector, at_acceptor = connector_of(identity("d"), "p"), acceptor_of(identity("p"))
+
+        def on_the_way(name: str, raw: bytes, at: int = at) -> bytes:
+            if name != changed:
+                return raw
+            return raw[: at % len(raw)] + bytes([raw[at % len(raw)] ^ 1]) + raw[at % len(raw) + 1 :]
+
+        with pytest.raises((HandshakeRefused, m.ProtocolError)):
+            raw = on_the_way("hello", at_connector.hello)
+            hello = m.decode(raw)
+            if not isinstance(hello, m.Hello):
+                raise m.ProtocolError("not expected")
+            raw = on_the_way("challenge", at_acceptor.on_hello(hello, raw))
+            challenge = m.decode(raw)
+            if not isinstance(challenge, m.Challenge):
+                raise m.ProtocolError("not expected")
+            raw = on_the_way("proof", at_connector.on_challenge(challenge, raw))
+            proof = m.decode(raw)
+            if not isinstance(proof, m.Proof):
+                raise m.ProtocolError("not expected")
+            _, raw = at_acceptor.on_proof(proof, raw)
+            welcome = m.decode(on_the_way("welcome", raw))
+            if not isinstance(welcome, m.Welcome):
+                raise m.ProtocolError("not expected")
+            at_connector.on_welcome(welcome)
+
+
 def test_messages_of_one_session_are_worth_nothing_in_another() -> None:
     """Recorded and sent again, or spliced by somebody between two sessions."""
     acceptor = acceptor_of(identity("p"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.session.messages import PageRuns
 from tests.engine.paged_side import PAGE_SIZE, MakeCore, Side
 
 
@@ -32,3 +33,20 @@ def source(make_core: MakeCore) -> PagedSource:
 )
 def test_pages_of_tokens(source: PagedSource, tokens: range, pages: list[int]) -> None:
     assert source.token_pages().pages_of(0, tokens.start, len(tokens)) == pages
+
+
+def test_appended_pages_are_final(make_core: MakeCore) -> None:
+    made = PagedSource(Side(make_core(), 1).view)
+    made.append(0, np.array([4, 2]))
+    made.append(0, np.array([8]))
+    made.end_here()
+    cursor = made.cursor((PageRuns(0, ((0, 3),)),), 3 * sum(layer_bytes(made)))
+    ready = cursor.take_ready()
+    assert ready is not None and int(ready[:, 2].sum()) == 3 * sum(layer_bytes(made)) and cursor.exhausted
+    assert made.token_pages().pages_of(0, 0, 3 * PAGE_SIZE) == [4, 2, 8]
+
+
+def layer_bytes(source: PagedSource) -> list[int]:
+    """Of one page in each layer."""
+    one = np.array([0])
+    return [int(layer.page_segments(one)[:, 1].sum()) for layer in source.token_pages().view.groups[0].layers]

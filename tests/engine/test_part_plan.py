@@ -113,3 +113,16 @@ def test_a_ring_leaves_room_for_others_where_it_can(mib: int, part: int, parts: 
     assert ring.slots == 1 or ring.nbytes <= arena.capacity // RINGS_IN_ARENA
     slots = ring_of(arena, part_bytes_of(arena), parts, finished=finished).slots
     assert slots == min(parts, RING_SLOTS if finished else STREAMING_SLOTS)
+
+
+@given(groups(), st.integers(1, 300))
+def test_more_parts_than_allowed_are_refused_before_there_are_any(wanted: list[Wanted], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(part_plan, "MAX_PARTS", most)
+        try:
+            # So large that a chunk of a layer is one part.
+            parts = plan_parts(wanted, 1, 64 << 20)
+        except ValueError as error:
+            assert f"more than {most} parts" in str(error)
+        else:
+            assert len(parts) <= most

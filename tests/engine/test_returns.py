@@ -18,8 +18,8 @@ from tests.engine.paged_side import MakeCore, Side, assert_pages_equal, eventual
 
 @pytest.fixture
 def sides(make_core: MakeCore) -> tuple[Side, Side]:
-    prefill, decode = Side(make_core({"unmatched_timeout_s": 0.3}), 1), Side(make_core(), 2)
-    prefill.core._producer._returns._wait_s = 0.3
+    prefill, decode = Side(make_core({"unmatched_timeout_s": 1.0}), 1), Side(make_core(), 2)
+    prefill.core._producer._returns._wait_s = 1.0
     return prefill, decode
 
 
@@ -53,7 +53,7 @@ def test_who_came_back_is_not_taken_for_one_that_stays_away(sides: tuple[Side, S
     eventually(lambda: prefill.core.is_streaming("t"))
     cut(prefill)
     eventually(lambda: len(decode.core.sessions._sessions) == 1 and prefill.core.is_streaming("t"))
-    time.sleep(0.4)  # longer than it is waited for
+    time.sleep(1.2)  # longer than it is waited for
     prefill.ready("t", source, slice(None), 1)
     prefill.core.finish("t")
     assert decode.outcomes.get(timeout=5).ok
@@ -68,7 +68,7 @@ def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side])
     eventually(lambda: len(prefill.core._producer._early) == 1)
     prefill.prefilled("t", [3])
     assert decode.outcomes.get(timeout=5).ok
-    time.sleep(0.4)  # nobody is taken for one that stays away
+    time.sleep(1.2)  # nobody is taken for one that stays away
     assert prefill.released.get(timeout=5).ok
 
 
@@ -128,7 +128,7 @@ def test_who_stays_away_takes_no_later_offer_of_the_same_id_along(sides: tuple[S
     prefill.core.withdraw(["t"], "preempted")
     prefill.released.get(timeout=5)
     prefill.prefilled("t", [4])
-    time.sleep(0.5)
+    time.sleep(1.2)
     decode.subscribe(prefill, "t", range(1), [2], finished=True)
     eventually(lambda: any(outcome.ok for outcome in list(decode.outcomes.queue)))
     assert prefill.released.get(timeout=5).ok
@@ -220,3 +220,18 @@ def test_one_that_is_always_busy_is_given_up(
     decode.subscribe(prefill, "t", range(1), [1])
     outcome = decode.outcomes.get(timeout=5)
     assert outcome.failure is not None and outcome.failure.code is Code.BUSY
+
+
+def test_who_is_cancelled_while_its_peer_is_busy_does_not_come_back(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    monkeypatch.setattr(early, "MAX_EARLY", 0)
+    monkeypatch.setattr(early, "BUSY_S", 60.0)
+    started = decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: bool(started) and started[0].again is not None)
+    decode.core.cancel(started[0])
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.CANCELLED
+    again = started[0].again
+    assert again is not None and again.cancelled

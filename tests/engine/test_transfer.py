@@ -176,7 +176,7 @@ def test_a_session_lost_twice_fails_the_load_and_frees_the_pages(
     sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill, decode = sides
-    monkeypatch.setattr(prefill.core._producer._returns, "_wait_s", 0.2)
+    monkeypatch.setattr(prefill.core._producer._returns, "_wait_s", 1.5)
     source = prefill.offer("t", [1])
     prefill.backend().hold_posts = True
     decode.subscribe(prefill, "t", range(1), [1])
@@ -339,3 +339,27 @@ def test_what_ended_leaves_no_timer(sides: tuple[Side, Side]) -> None:
         decode.outcomes.get(timeout=5)
     prefill.released.get(timeout=5)
     eventually(lambda: timers() == 0)
+
+
+def test_a_consumer_that_forgets_its_own_deadline_is_not_served_for_ever(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.offer("t", [3])
+    started = decode.subscribe(prefill, "t", range(1), [1], deadline_s=0.3)
+    eventually(lambda: prefill.core.is_streaming("t"))
+    deadline = started[0].deadline
+    assert deadline is not None
+    decode.core._loop.submit(deadline.cancel)
+    eventually(lambda: not prefill.core.is_streaming("t"))
+    outcome = decode.outcomes.get(timeout=5)
+    assert outcome.failure is not None and outcome.failure.code is Code.DEADLINE
+
+
+def test_the_second_of_two_that_wait_for_one_offer_hears_of_it_soon(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    for page in (1, 2):
+        decode.subscribe(prefill, "t", range(1), [page])
+    eventually(lambda: len(prefill.core._producer._early) == 2)
+    prefill.prefilled("t", [3])
+    outcomes = [decode.outcomes.get(timeout=5) for _ in range(2)]
+    assert sorted(outcome.ok for outcome in outcomes) == [False, True]
+    assert prefill.released.get(timeout=5).ok

@@ -65,6 +65,8 @@ def test_a_chunk_moves_whichever_side_begins(first: str) -> None:
             await asyncio.sleep(0.05)
         for stats in await asyncio.gather(*tasks):
             assert (stats.nbytes, stats.backend) == (BYTES, "tcp")
+            assert 0 <= stats.wait_s < 20 and 0 < stats.transfer_s < 20
+            assert stats.gbytes_per_s == pytest.approx(BYTES / stats.transfer_s / 1e9)
         assert np.array_equal(ends.source[1], ends.target[1]) and not ends.target[2].any()
 
     run(case)
@@ -152,6 +154,7 @@ def test_a_pipeline_moves_all_of_them() -> None:
             ends.prefill.stream_pipeline([ends.chunk(i, ends.source) for i in range(8)], to),
             ends.decode.stream_pipeline([ends.chunk(i, ends.target) for i in range(8)], here),
         )
+        assert ends.chunk(0, ends.source).nbytes == BYTES
         for report in (sent, received):
             assert report.nbytes == 8 * BYTES and len(report.stats) == 8
         assert np.array_equal(ends.source, ends.target)
