@@ -12,13 +12,14 @@ from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.engine.conversion import converters as converters_module
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.core import EngineCore
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session import session as session_module
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer import early, producer
 from sage_kv_connector.format.wire_format import WireFormat
 from tests.engine.converting_side import ConvertingSide, Shape
-from tests.engine.paged_side import MakeCore, Side, eventually
+from tests.engine.paged_side import DIM, HEADS, LAYERS, MakeCore, Side, eventually
 
 
 @pytest.fixture
@@ -187,3 +188,19 @@ def test_the_clock_gives_messages_back() -> None:
     assert not session.may_say_more()
     time.sleep(0.01)
     assert session.may_say_more()
+
+
+def test_who_asks_in_spite_of_the_verdict_gets_nothing(make_core: MakeCore) -> None:
+    """Both sides see that KV can't move; a consumer that does not care is refused by the producer."""
+
+    def schema(dtype: str) -> KVCacheSchema:
+        return KVCacheSchema("e", "m", dtype, LAYERS, HEADS, 0, HEADS, DIM, ())
+
+    prefill, decode = Side(make_core(schema=schema("bf16")), 1), Side(make_core(schema=schema("int8")), 2)
+    prefill.prefilled("t1", [1])
+    failed: list[m.Message] = []
+    decode.core._consumer.on_failed = lambda session, message: failed.append(message)  # type: ignore[method-assign]
+    say(decode, prefill, [subscription(1)])
+    eventually(lambda: bool(failed))
+    assert isinstance(failed[0], m.Failed) and "dtype" in failed[0].detail
+    assert prefill.core.counters()["posts"] == 0 and prefill.released.empty()
