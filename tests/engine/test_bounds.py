@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sage_kv_connector.contract.failure import Code
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.conversion import converters as converters_module
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.core import EngineCore
-from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session import session as session_module
 from sage_kv_connector.engine.session.session import Session
