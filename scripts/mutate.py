@@ -37,6 +37,7 @@ USERS = (
     "tests/kernels/test_cpu_kernels.py",
     "tests/sage",
     "tests/config",
+    "tests/test_bench_control.py",
 )
 #: A mutant that takes longer hangs, which is noticed.
 LONGEST_S = 180.0

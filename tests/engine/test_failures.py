@@ -35,6 +35,15 @@ def _deadline(prefill: Side, decode: Side) -> None:
     decode.subscribe(prefill, "t", range(1), [0], deadline_s=0.2)
 
 
+def _no_memory(prefill: Side, decode: Side) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError("no memory for a window")
+
+    prefill.offer("t", [0])
+    decode.backend().open_window = refuse  # type: ignore[method-assign]
+    decode.subscribe(prefill, "t", range(1), [0])
+
+
 def _withdrawn(prefill: Side, decode: Side) -> None:
     prefill.offer("t", [0])
     decode.subscribe(prefill, "t", range(1), [0])
@@ -101,6 +110,7 @@ CASES = [
     Case(_unknown, Code.UNKNOWN_TRANSFER, Stage.WAIT),
     Case(_cancelled, Code.CANCELLED, Stage.WAIT, aborted=True),
     Case(_deadline, Code.DEADLINE, Stage.WAIT),
+    Case(_no_memory, Code.MEMORY, Stage.AGREE),
     Case(_withdrawn, Code.WITHDRAWN, Stage.HOLD),
     Case(_checksum, Code.CHECKSUM, Stage.MOVE),
     Case(_prompt, Code.PROMPT, Stage.AGREE),

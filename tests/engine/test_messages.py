@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.transfer_messages import MAX_AGAIN_MS, MAX_TIMEOUT_MS
+from sage_kv_connector.format.wire_format import WireFormat
 
 names = st.text(min_size=1, max_size=40)
 u63 = st.integers(1, 2**63 - 1)
@@ -27,6 +29,19 @@ def page_runs(draw: st.DrawFn) -> tuple[m.PageRuns, ...]:
     return tuple(parts)
 
 
+@st.composite
+def part_groups(draw: st.DrawFn) -> tuple[m.PartGroup, ...]:
+    runs = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=3).map(tuple)
+    known = [WireFormat("bf16"), WireFormat("fp8_e4m3", "token")]
+    formats = st.lists(st.sampled_from(known), min_size=1, max_size=16)
+    return tuple(
+        m.PartGroup(
+            group, draw(runs), draw(st.integers(0, 99)), draw(st.integers(1, 99)), tuple(draw(formats))
+        )
+        for group in sorted(draw(st.sets(st.integers(0, 9), min_size=1, max_size=3)))
+    )
+
+
 valid = st.one_of(
     st.builds(m.Hello, st.just((1,)), names, st.integers(0, 99), st.binary(min_size=32, max_size=32), names),
     st.builds(
@@ -35,6 +50,14 @@ valid = st.one_of(
         timeout_ms=st.integers(1, MAX_TIMEOUT_MS),
         replaces=u63,
     ),
+    st.builds(
+        m.SubscribeParts,
+        *(names, u63, u63, part_groups(), st.integers(0, 9), st.integers(1, 9), st.integers(1, 1 << 20)),
+        *(st.booleans(), st.booleans(), st.integers(1, MAX_TIMEOUT_MS)),
+        replaces=u63,
+    ),
+    st.builds(m.Grant, u63, st.integers(1, 1 << 32), st.binary(max_size=64)),
+    st.builds(m.PartsReady, u63),
     st.builds(m.Failed, names, u63, names, names, st.integers(0, MAX_AGAIN_MS)),
     st.builds(m.Cancel, names, u63),
     st.builds(m.Release, names),
@@ -114,6 +137,60 @@ def subscribe(**changes: object) -> bytes:
 def test_bad_messages_are_named(raw: bytes, says: str) -> None:
     with pytest.raises(m.ProtocolError, match=says):
         m.decode(raw)
+
+
+GROUP = m.PartGroup(1, ((0, 2),), 0, 64, (WireFormat("bf16"), WireFormat("bf16")))
+PARTS = m.SubscribeParts("t", 7, 4096, (GROUP,), 0, 2, 1 << 20, True, False, 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"group": -1}, "group is -1"),
+        ({"group": (1 << 16) + 1}, "group is 65537"),
+        ({"runs": ()}, "runs has 0 entries"),
+        ({"runs": ((0, 1),) * 1025}, "runs has 1025 entries"),
+        ({"runs": ((-1, 1),)}, "first layer of a run is -1"),
+        ({"runs": ((0, 0),)}, "layers of a run is 0"),
+        ({"first_token": -1}, "first_token is -1"),
+        ({"first_token": (1 << 40) + 1}, "first_token is"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"tokens": (1 << 32) + 1}, "tokens is"),
+        ({"formats": ()}, "formats has 0 entries"),
+        ({"formats": (WireFormat("bf16"),) * 17}, "formats has 17 entries"),
+    ],
+)
+def test_bad_boxes_of_a_group_are_named(changes: dict[str, object], says: str) -> None:
+    message = msgspec.structs.replace(PARTS, groups=(msgspec.structs.replace(GROUP, **changes),))
+    with pytest.raises(m.ProtocolError, match=says):
+        m.decode(m.encode(message))
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (msgspec.structs.replace(PARTS, groups=()), "groups has 0 entries"),
+        (msgspec.structs.replace(PARTS, groups=(GROUP, GROUP)), "groups name 1 behind 1"),
+        (msgspec.structs.replace(PARTS, generation=0), "generation is 0"),
+        (msgspec.structs.replace(PARTS, consumers=0), "consumers is 0"),
+        (msgspec.structs.replace(PARTS, transfer_id=""), "transfer_id has 0"),
+        (msgspec.structs.replace(PARTS, first_head=-1), "first_head is -1"),
+        (msgspec.structs.replace(PARTS, heads=0), "heads is 0"),
+        (msgspec.structs.replace(PARTS, part_bytes=0), "part_bytes is 0"),
+        (msgspec.structs.replace(PARTS, part_bytes=(16 << 20) + 1), "part_bytes is 16777217"),
+        (msgspec.structs.replace(PARTS, prompt=PromptDigest(-1)), "prompt.tokens is -1"),
+        (msgspec.structs.replace(PARTS, prompt=PromptDigest(1, b"x")), "prompt.digest has 1 bytes"),
+        (m.Grant(0, 1, b""), "generation is 0"),
+        (m.Grant(1, 0, b""), "parts is 0"),
+        (m.PartsReady(0), "generation is 0"),
+        (m.Cancel("", 1), "transfer_id has 0"),
+        (m.Release(""), "transfer_id has 0"),
+        (m.Release("t", 1, "", PromptDigest(1, b"x")), "prompt.digest has 1 bytes"),
+    ],
+)
+def test_other_bad_fields_are_named(message: m.Message, says: str) -> None:
+    with pytest.raises(m.ProtocolError, match=says):
+        m.decode(m.encode(message))
 
 
 def test_what_is_said_of_a_message_is_short_and_one_line() -> None:

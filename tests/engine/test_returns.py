@@ -235,3 +235,22 @@ def test_who_is_cancelled_while_its_peer_is_busy_does_not_come_back(
     assert outcome.failure is not None and outcome.failure.code is Code.CANCELLED
     again = started[0].again
     assert again is not None and again.cancelled
+
+
+@pytest.mark.parametrize("error", [BlockingIOError("its queue is full"), ValueError("too long")])
+def test_who_can_be_told_nothing_loses_the_session(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    prefill, decode = sides
+    prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+
+    def refuse(connection: int, message: bytes) -> None:
+        monkeypatch.undo()  # once
+        raise error
+
+    monkeypatch.setattr(prefill.backend(), "send", refuse)
+    prefill.core.withdraw(["t"], "preempted")
+    assert not decode.outcomes.get(timeout=5).ok, "the end of the session tells as well"
+    prefill.released.get(timeout=5)
