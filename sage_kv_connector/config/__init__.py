@@ -6,6 +6,7 @@ from sage_kv_connector.config.layers import Layers as Layers
 from sage_kv_connector.config.layers import layered as layered
 from sage_kv_connector.config.layers import options_of_words as options_of_words
 from sage_kv_connector.config.layers import presets as presets
+from sage_kv_connector.config.options import LONGEST_S as LONGEST_S
 from sage_kv_connector.config.options import PREVIOUS_SECRET_ENV as PREVIOUS_SECRET_ENV
 from sage_kv_connector.config.options import PREVIOUS_SECRET_FILE_ENV as PREVIOUS_SECRET_FILE_ENV
 from sage_kv_connector.config.options import SECRET_ENV as SECRET_ENV

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from sage_kv_connector.backends.base import Segments
-from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config import LONGEST_S, KVTransportConfig
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import (
@@ -80,8 +80,8 @@ class StoreClient:
                 f"address is {list(addresses)}; at least one is needed, and each must begin with "
                 + " or ".join(f"{name}://" for name in enabled)
             )
-        if deadline_s <= 0:
-            raise ValueError(f"deadline_s is {deadline_s}, must be positive")
+        if not 0 < deadline_s <= LONGEST_S:
+            raise ValueError(f"deadline_s is {deadline_s}, must be more than 0 and at most {LONGEST_S}")
         self._enabled = enabled
         self._given = PeerAddress("", 0, tuple(addresses))
         self._deadline_s = deadline_s

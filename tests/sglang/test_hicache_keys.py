@@ -87,6 +87,8 @@ def test_options_come_from_the_extra_config(monkeypatch: pytest.MonkeyPatch) -> 
         ({"address": [1]}, "address is \\[1\\]"),
         ({"adress": "x"}, "extra config has adress; allowed: address"),
         ({"deadline_s": 0}, "deadline_s is 0"),
+        ({"deadline_s": float("inf")}, "deadline_s is inf"),
+        ({"deadline_s": float("nan")}, "deadline_s is nan"),
         ({"deadline_s": "5"}, "deadline_s is '5'"),
         ({"deadline_s": True}, "deadline_s is True"),
         ({"namespace": 3}, "namespace is 3"),

@@ -285,6 +285,7 @@ def test_a_flipped_byte_is_a_miss_and_the_next_get_is_right(
         (("http://x",), {}, "must begin with shm:// or tcp://"),
         (("shm://x",), {"backend": "tcp"}, "must begin with tcp://"),
         (("tcp://127.0.0.1:1",), {"deadline_s": 0}, "deadline_s is 0"),
+        (("tcp://127.0.0.1:1",), {"deadline_s": float("inf")}, "deadline_s is inf"),
     ],
 )
 def test_bad_options_are_named(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sage_kv_connector.config import SECRET_ENV, SECRET_FIELDS, KVTransportConfig
+from sage_kv_connector.config import LONGEST_S, SECRET_ENV, SECRET_FIELDS, KVTransportConfig
 from sage_kv_connector.integrations.sglang.options import hicache_transport
 
 #: SGLang's own keys in the same object.
@@ -37,8 +37,11 @@ class HiCacheOptions(NamedTuple):
                 f"address is {address!r}; must be what `sage-kvt store` printed, such as tcp://HOST:PORT, or a list"
             )
         deadline_s = extra.get("deadline_s", DEADLINE_S)
-        if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or deadline_s <= 0:
-            raise ValueError(f"deadline_s is {deadline_s!r}, must be a positive number of seconds")
+        number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)
+        if not number or not 0 < deadline_s <= LONGEST_S:
+            raise ValueError(
+                f"deadline_s is {deadline_s!r}, must be a number of seconds, more than 0 and at most {LONGEST_S}"
+            )
         namespace = extra.get("namespace", "")
         if not isinstance(namespace, str):
             raise ValueError(f"namespace is {namespace!r}, must be text")
