@@ -138,7 +138,7 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
     ),
     "5 probing < vendors < report, and few others open a vendor": (
         Rule("hardware.probing"),
-        Rule("vendors", ("devices", "hardware.probing")),
+        Rule("vendors", ("devices", "hardware.probing", "_data_plane")),
         Rule("hardware.report", ("hardware.probing", "vendors", "devices", "config", "backends")),
         OnlyFrom(
             "vendors",

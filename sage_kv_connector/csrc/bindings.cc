@@ -3,12 +3,14 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <system_error>
 
+#include "call_rows.h"
 #include "crc32c.h"
 #include "machine_limits.h"
 #include "shm/channel.h"
@@ -251,6 +253,25 @@ NB_MODULE(_data_plane, m) {
       },
       "descriptors"_a);
 
+  m.def(
+      "call_rows",
+      [](uint64_t function, const Triples& rows, const std::vector<std::pair<int, uint64_t>>& words) {
+        if (words.size() > kMostWords)
+          throw std::invalid_argument("words has " + std::to_string(words.size()) + " entries, at most " +
+                                      std::to_string(kMostWords) + " are allowed");
+        std::array<Word, kMostWords> given;
+        for (size_t i = 0; i < words.size(); ++i) {
+          if (words[i].first < -1 || words[i].first > 2)
+            throw std::invalid_argument("word " + std::to_string(i) + " is of column " +
+                                        std::to_string(words[i].first) + ", allowed: -1 to 2");
+          given[i] = {words[i].first, words[i].second};
+        }
+        nb::gil_scoped_release release;
+        const auto called =
+            call_rows(function, reinterpret_cast<const uint64_t (*)[3]>(rows.data()), rows.shape(0), given);
+        return std::make_pair(called.done, called.status);
+      },
+      "function"_a, "rows"_a, "words"_a);
   m.def(
       "measure_process_vm_readv",
       [](int pid, const Pairs& local, const Pairs& remote) {

@@ -23,7 +23,7 @@ from sage_kv_connector.devices.runtime import (
     UnsupportedByRuntime,
 )
 from sage_kv_connector.vendors.ascend.abi import ACL, IPC_KEY_BYTES, BatchAttributes
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls, Column, CudaLikeRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 
 INTERFACE = ACL
@@ -156,8 +156,9 @@ class AscendRuntime(CudaLikeRuntime):
 
     # Streams and copies
 
-    def _enqueue(self, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
-        self._call("aclrtMemcpyAsync", destination, nbytes, source, nbytes, KINDS[kind], stream)
+    def _copy_call(self, kind: CopyKind, stream: int) -> tuple[str, tuple[Column | int, ...]]:
+        ends = Column.DESTINATION, Column.NBYTES, Column.SOURCE, Column.NBYTES
+        return "aclrtMemcpyAsync", (*ends, KINDS[kind], stream)
 
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         if len(copies) == 0:

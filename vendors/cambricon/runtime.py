@@ -24,7 +24,7 @@ from sage_kv_connector.devices.runtime import (
     UnsupportedByRuntime,
 )
 from sage_kv_connector.vendors.cambricon.abi import CNRT, IPC_HANDLE_BYTES, PointerAttributes
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column, CudaLikeRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 
 INTERFACE = CNRT
@@ -134,8 +134,8 @@ class CambriconRuntime(CudaLikeRuntime):
         """CNRT names the notifier first."""
         super().stream_wait_event(device, event, stream)
 
-    def _enqueue(self, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
-        self._call(self._copy, destination, source, nbytes, stream, KINDS[kind])
+    def _copy_call(self, kind: CopyKind, stream: int) -> tuple[str, tuple[Column | int, ...]]:
+        return self._copy, (*ENDS, stream, KINDS[kind])
 
     def enable_peer_access(self, device: int, peer: int) -> None:
         """Needs no call: what CNRT says is reachable is reachable."""

@@ -12,10 +12,25 @@ import contextlib
 import ctypes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
+from sage_kv_connector import _data_plane
 from sage_kv_connector.devices.runtime import Copies, CopyKind, DeviceInfo
 from sage_kv_connector.vendors.common.vendor_runtime import VendorRuntime
+
+
+class Column(IntEnum):
+    """An argument that each row of ``Copies`` has of its own."""
+
+    DESTINATION = 0
+    SOURCE = 1
+    NBYTES = 2
+
+
+ENDS = (Column.DESTINATION, Column.SOURCE, Column.NBYTES)
 
 
 class Call(NamedTuple):
@@ -185,21 +200,29 @@ class CudaLikeRuntime(VendorRuntime):
         with self._on(device):
             self._call(call.name, stream, event, *call.tail)
 
-    def _enqueue(self, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
-        """One copy on a stream of the current device."""
-        self._call(self.calls.copy, destination, source, nbytes, self.calls.copy_kinds[kind], stream)
+    def _copy_call(self, kind: CopyKind, stream: int) -> tuple[str, tuple[Column | int, ...]]:
+        """The function that puts one copy on a stream of the current device, and its arguments."""
+        return self.calls.copy, (*ENDS, self.calls.copy_kinds[kind], stream)
 
     def copy_async(
         self, device: int, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int
     ) -> None:
+        name, words = self._copy_call(kind, stream)
+        row = (destination, source, nbytes)
         with self._on(device):
-            self._enqueue(destination, source, nbytes, kind, stream)
+            self._call(name, *(row[word] if isinstance(word, Column) else word for word in words))
 
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
-        """One by one: few of these libraries take batches."""
+        """One by one, by a loop without the interpreter: few of these libraries take batches."""
+        name, words = self._copy_call(kind, stream)
+        if not self._has(name):
+            raise self._unsupported(name)
+        function = ctypes.cast(self._c[name], ctypes.c_void_p).value or 0
+        given = [(int(word), 0) if isinstance(word, Column) else (-1, word) for word in words]
         with self._on(device):
-            for destination, source, nbytes in copies.tolist():
-                self._enqueue(destination, source, nbytes, kind, stream)
+            _, status = _data_plane.call_rows(function, np.ascontiguousarray(copies), given)
+            if status != 0:
+                raise self._error(name, status)
 
     def copy_peer_async(
         self,

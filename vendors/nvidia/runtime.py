@@ -25,7 +25,7 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column, CudaLikeRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 from sage_kv_connector.vendors.nvidia.abi import CUDA, CopyAttributes, IpcHandle
 
@@ -136,8 +136,8 @@ class NvidiaRuntime(CudaLikeRuntime):
 
     # Streams and copies
 
-    def _enqueue(self, destination: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
-        self._call(COPIES[kind], destination, source, nbytes, stream)
+    def _copy_call(self, kind: CopyKind, stream: int) -> tuple[str, tuple[Column | int, ...]]:
+        return COPIES[kind], (*ENDS, stream)
 
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         if len(copies) == 0:
