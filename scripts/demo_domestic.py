@@ -144,7 +144,10 @@ def report(
     tokens: int,
     given: argparse.Namespace,
 ) -> dict[str, Any]:
-    """``stages``: bytes and busy seconds of each; ``overlap``: busy seconds of all by elapsed seconds."""
+    """``stages``: bytes and busy seconds of each; ``overlap``: busy seconds of all by elapsed seconds.
+
+    ``asked``: calls that copy, copies and bytes of each side's machine, by direction.
+    """
     kv = tokens * BYTES_PER_TOKEN
     wire = outcome.stats.nbytes if outcome.stats else 0
     prefill, decode = moved["prefill"], moved["decode"]
@@ -179,6 +182,7 @@ def report(
         "kv_bytes": kv,
         "wire_bytes": wire,
         "elapsed_s": seconds,
+        "asked": {role: _asked(counters) for role, counters in moved.items()},
         "stages": stages,
         "overlap": sum(busy.values()) / seconds,
         "slowest_stage": max(alone, key=alone.__getitem__),
@@ -200,6 +204,9 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         return [*found, ("FAILED", report["error"])]
     for name, stage in report["stages"].items():
         found.append((name, f"{stage['bytes'] / 2**20:.0f} MiB, busy {stage['busy_s']:.2f} s"))
+    for role, ways in report["asked"].items():
+        calls = [f"{each['copies']} copies {way} in {each['calls']} calls" for way, each in ways.items()]
+        found.append((f"{role}'s device", ", ".join(calls) or "asked for no copy"))
     return [
         *found,
         ("elapsed", f"{report['elapsed_s']:.2f} s, {report['to_slowest_stage']:.2f} of the slowest stage "
@@ -207,6 +214,15 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("stalls", ", ".join(f"{name} {s:.2f} s" for name, s in report["stalls_s"].items())),
         ("bits", "all as the reference says" if report["bit_identical"] else f"{report['wrong_bytes']} WRONG BYTES"),
     ]  # fmt: skip
+
+
+def _asked(counters: dict[str, int]) -> dict[str, dict[str, int]]:
+    """What a side's machine was asked for, by direction, where that is anything."""
+    ways = {
+        way: {name: counters[f"asked_{way}_{name}"] for name in ("calls", "copies", "bytes")}
+        for way in DIRECTIONS
+    }
+    return {way: each for way, each in ways.items() if each["calls"]}
 
 
 def _stage(nbytes: int, nanoseconds: int) -> dict[str, float]:

@@ -30,6 +30,7 @@ from sage_kv_connector.engine.transfer.subscription import Wanted
 from sage_kv_connector.format.reference import decode_tile, encode_tile, from_float, to_float
 from sage_kv_connector.vendors import open_runtime
 from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.emulator.control import control_of
 
 LAYERS, HEADS, DIM, PAGE, BLOCK = 32, 8, 128, 16, 64
 PATTERNS = 8
@@ -102,6 +103,15 @@ class Side:
         self.core.start()
         self.table = np.random.default_rng(len(options.role)).permutation(self.pages)
         self._host = self._pinned()
+
+    def asked(self) -> dict[str, int]:
+        """Of the emulated machine: ``asked_WAY_calls``, ``_copies`` and ``_bytes``."""
+        counts = control_of(self.runtime).counts()
+        return {
+            f"asked_{way}_{name}": value
+            for way, each in counts.items()
+            for name, value in each._asdict().items()
+        }
 
     def fill(self) -> None:
         """Write the patterns into the pages, layer by layer."""
@@ -193,7 +203,7 @@ def serve(pipe: Connection, options: SideOptions) -> None:
             outcome = side.fetch(PeerAddress(*arguments[0]), arguments[1])
             pipe.send((outcome, time.perf_counter() - begun))
         elif order == "counters":
-            pipe.send(side.core.counters())
+            pipe.send(side.core.counters() | side.asked())
         elif order == "rates":
             side.runtime.emulator.set(**arguments[0])  # type: ignore[attr-defined]
             pipe.send("set")

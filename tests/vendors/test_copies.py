@@ -279,3 +279,19 @@ def test_a_stream_belongs_to_its_device(rig: Rig) -> None:
         rig.runtime.copy_async(1, device, data.ctypes.data, N, H2D, stream)
     with pytest.raises(DeviceError):
         rig.runtime.stream_create(2)
+
+
+def test_the_machine_counts_what_is_asked_of_it(rig: Rig) -> None:
+    data, device = rig.random(N), rig.runtime.alloc(0, N)
+    stream = rig.runtime.stream_create(0)
+    before = rig.control.counts()
+    table = np.array([[device + 64 * i, data.ctypes.data + 64 * i, 64] for i in range(10)], np.uint64)
+    rig.runtime.copy_batch_async(0, table, H2D, stream)
+    rig.runtime.copy_async(0, data.ctypes.data, device, 128, D2H, stream)
+    rig.runtime.stream_synchronize(0, stream)
+    asked = {
+        way: tuple(now - then for now, then in zip(counts, before[way], strict=True))
+        for way, counts in rig.control.counts().items()
+    }
+    calls = 1 if rig.runtime.features.batched_copies else 10
+    assert asked == {"h2d": (calls, 10, 640), "d2h": (1, 1, 128), "d2d": (0, 0, 0), "peer": (0, 0, 0)}

@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 from sage_kv_connector.devices.runtime import DeviceRuntime
-from sage_kv_connector.vendors.emulator.settings import DirectionName, EmulatorSettings
+from sage_kv_connector.vendors.emulator.settings import DIRECTIONS, DirectionName, EmulatorSettings
+
+
+class Counts(NamedTuple):
+    """Calls that copy, copies in them (a batch is one call), bytes."""
+
+    calls: int
+    copies: int
+    bytes: int
 
 
 class EmulatorControl:
@@ -16,6 +24,8 @@ class EmulatorControl:
     def __init__(self, library: ctypes.CDLL, settings: EmulatorSettings) -> None:
         self._configure = library.sage_emulator_configure
         self._configure.restype, self._configure.argtypes = ctypes.c_char_p, (ctypes.c_char_p,)
+        self._counts = library.sage_emulator_counts
+        self._counts.restype, self._counts.argtypes = None, (ctypes.POINTER(ctypes.c_uint64),)
         self.settings = settings
         self._apply(settings)
 
@@ -33,6 +43,12 @@ class EmulatorControl:
 
     def release(self) -> None:
         self.hold()
+
+    def counts(self) -> dict[str, Counts]:
+        """By direction, what was asked of the machine since its start."""
+        found = (ctypes.c_uint64 * (3 * len(DIRECTIONS)))()
+        self._counts(found)
+        return {name: Counts(*found[3 * i : 3 * i + 3]) for i, name in enumerate(DIRECTIONS)}
 
     def _apply(self, settings: EmulatorSettings, count_copies_anew: bool = False) -> None:
         text = f"{settings.text()}count_copies_anew={int(count_copies_anew)}\n"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What only an emulator exports.
+#include <cstdint>
 #include <string>
 
 #include "machine.h"
@@ -8,4 +9,13 @@ extern "C" __attribute__((visibility("default"))) const char* sage_emulator_conf
   static thread_local std::string wrong;
   wrong = sage_emulator::Machine::get().configure(text);
   return wrong.c_str();
+}
+
+// For each direction, in the order of its enum: calls, copies, bytes.
+extern "C" __attribute__((visibility("default"))) void sage_emulator_counts(uint64_t* out) {
+  for (const auto& counts : sage_emulator::Machine::get().counts()) {
+    *out++ = counts.calls;
+    *out++ = counts.copies;
+    *out++ = counts.bytes;
+  }
 }

@@ -120,7 +120,13 @@ Status Machine::submit(int device, void* stream, const std::vector<Copy>& copies
     pageable = pageable || status == Status::kNotReady;
     operation.moves.push_back(std::move(move));
   }
-  for (auto& move : operation.moves) move.hold();
+  for (auto& move : operation.moves) {
+    move.hold();
+    auto& counts = counts_[static_cast<size_t>(move.direction)];
+    ++counts.copies;
+    counts.bytes += move.bytes;
+  }
+  if (!operation.moves.empty()) ++counts_[static_cast<size_t>(operation.moves[0].direction)].calls;
   enqueue(found, std::move(operation));
   // Drivers stage pageable memory, and the call returns when that is over.
   return pageable ? stream_synchronize(device, stream) : Status::kOk;

@@ -63,6 +63,11 @@ struct IpcName {
   uint64_t token_mask;  // which bits of the token a short handle had room for
 };
 
+// What was asked of the engines of one direction: calls that copy, copies in them, bytes.
+struct Counts {
+  std::atomic<uint64_t> calls{0}, copies{0}, bytes{0};
+};
+
 struct Allocation;
 struct HostRange;
 struct Event;
@@ -115,6 +120,9 @@ class Machine {
   // between devices goes through the host, as slow as that is, instead of failing.
   Status submit(int device, void* stream, const std::vector<Copy>& copies, Kind kind, bool peer_staged = false);
 
+  // Since the start.
+  const std::array<Counts, kDirections>& counts() const { return counts_; }
+
   // Why the last call of this thread failed, for the vendor's own "last message" call.
   static const std::string& reason();
   static Status fail(Status status, const std::string& reason);
@@ -149,6 +157,7 @@ class Machine {
   std::map<void*, std::shared_ptr<Stream>> streams_;
   std::map<void*, std::shared_ptr<Event>> events_;
   int64_t copies_begun_ = 0;
+  std::array<Counts, kDirections> counts_;
   std::mutex live_mutex_;  // guards what configure may change: rates, holds, faults
   std::condition_variable hold_changed_;
 };
