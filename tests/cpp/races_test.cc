@@ -90,8 +90,8 @@ void hanging_up_races_with_everything(Kind kind) {
             pair.sender->send(pair.to_receiver, "hello");
             pair.receiver->send(pair.to_sender, "hello");
             pair.sender->cancel(post - 1);
-          } catch (const std::invalid_argument&) {
-            return;  // the connection is closed
+          } catch (const ConnectionClosed&) {
+            return;
           }
           std::this_thread::sleep_for(std::chrono::microseconds(200));
         }
