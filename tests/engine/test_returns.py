@@ -10,6 +10,7 @@ import time
 import pytest
 
 from sage_kv_connector.contract.failure import Code
+from sage_kv_connector.engine.pages.paged import PagedSource
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer import early
@@ -21,6 +22,14 @@ def sides(make_core: MakeCore) -> tuple[Side, Side]:
     prefill, decode = Side(make_core({"unmatched_timeout_s": 1.0}), 1), Side(make_core(), 2)
     prefill.core._producer._returns._wait_s = 1.0
     return prefill, decode
+
+
+def streaming(prefill: Side, decode: Side) -> PagedSource:
+    """Page 3 of prefill is on offer as "t", and decode waits for it in its page 1."""
+    source = prefill.offer("t", [3])
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: prefill.core.is_streaming("t"))
+    return source
 
 
 def cut(side: Side) -> None:
@@ -35,9 +44,7 @@ def stay_away(side: Side) -> None:
 
 def test_a_load_without_a_byte_is_asked_for_again_over_a_new_session(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
-    source = prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    source = streaming(prefill, decode)
     cut(prefill)
     prefill.ready("t", source, slice(None), 1)
     prefill.core.finish("t")
@@ -48,9 +55,7 @@ def test_a_load_without_a_byte_is_asked_for_again_over_a_new_session(sides: tupl
 
 def test_who_came_back_is_not_taken_for_one_that_stays_away(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
-    source = prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    source = streaming(prefill, decode)
     cut(prefill)
     eventually(lambda: len(decode.core.sessions._sessions) == 1 and prefill.core.is_streaming("t"))
     time.sleep(1.2)  # longer than it is waited for
@@ -74,9 +79,7 @@ def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side])
 
 def test_what_is_posted_to_a_connection_that_is_gone_is_no_end(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
-    source = prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    source = streaming(prefill, decode)
 
     def ready_unheard() -> None:
         cut(prefill)
@@ -120,9 +123,7 @@ def test_who_stays_away_keeps_no_pages(sides: tuple[Side, Side]) -> None:
 
 def test_who_stays_away_takes_no_later_offer_of_the_same_id_along(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
-    prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    streaming(prefill, decode)
     stay_away(decode)
     cut(prefill)
     prefill.core.withdraw(["t"], "preempted")
@@ -166,9 +167,7 @@ def test_who_waited_in_vain_is_not_waited_for(sides: tuple[Side, Side]) -> None:
 
 def test_who_was_told_of_a_preemption_is_not_waited_for(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
-    prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    streaming(prefill, decode)
     prefill.core.withdraw(["t"], "preempted")
     assert not decode.outcomes.get(timeout=5).ok
     prefill.released.get(timeout=5)
@@ -242,9 +241,7 @@ def test_who_can_be_told_nothing_loses_the_session(
     sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     prefill, decode = sides
-    prefill.offer("t", [3])
-    decode.subscribe(prefill, "t", range(1), [1])
-    eventually(lambda: prefill.core.is_streaming("t"))
+    streaming(prefill, decode)
 
     def refuse(connection: int, message: bytes) -> None:
         monkeypatch.undo()  # once

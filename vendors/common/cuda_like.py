@@ -215,14 +215,11 @@ class CudaLikeRuntime(VendorRuntime):
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         """One by one, by a loop without the interpreter: few of these libraries take batches."""
         name, words = self._copy_call(kind, stream)
-        if not self._has(name):
-            raise self._unsupported(name)
-        function = ctypes.cast(self._c[name], ctypes.c_void_p).value or 0
+        function = ctypes.cast(self._function(name), ctypes.c_void_p).value or 0
         given = [(int(word), 0) if isinstance(word, Column) else (-1, word) for word in words]
         with self._on(device):
             _, status = _data_plane.call_rows(function, np.ascontiguousarray(copies), given)
-            if status != 0:
-                raise self._error(name, status)
+            self._check(name, status)
 
     def copy_peer_async(
         self,

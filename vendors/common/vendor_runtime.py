@@ -46,10 +46,16 @@ class VendorRuntime:
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call a function that returns a status; raises the error that the status means."""
+        self._check(name, self._function(name)(*arguments))
+
+    def _function(self, name: str) -> Any:
         function = self._c.get(name)
         if function is None:
             raise self._unsupported(name)
-        status = function(*arguments)
+        return function
+
+    def _check(self, name: str, status: int) -> None:
+        """Raises the error that a status of the function ``name`` means."""
         if status != 0:
             raise self._error(name, status)
 

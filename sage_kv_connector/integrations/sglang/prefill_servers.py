@@ -70,10 +70,8 @@ class PrefillServers:
             self._known.pop(next(iter(self._known)), None)
         self._known[address] = found  # before SGLang makes receivers
         try:
-            answered = self._route(address)
+            if not self._route(address):
+                raise OSError("it does not tell its parallel sizes")
         except Exception:
             self.forget(address)
             raise
-        if not answered:
-            self.forget(address)
-            raise OSError("it does not tell its parallel sizes")
