@@ -60,7 +60,9 @@ class Kind:
     quiet_when_closing: bool = True
     encrypts: bool | None = None
 
-    def protect(self, backend: Backend, connection: int, *, connects: bool) -> None:
+    def protect(
+        self, backend: Backend, connection: int, *, connects: bool, last_plain: bytes = b""
+    ) -> None:
         """One side of a connection, before ``authorize``; of each kind the same on both sides."""
         if self.encrypts is None:
             return
@@ -68,7 +70,7 @@ class Kind:
         keys = [
             np.random.default_rng(seed).bytes(LANE_KEYS_BYTES) for seed in (int(connects), int(not connects))
         ]
-        backend.protect(connection, TrafficKeys(self.encrypts, *keys))
+        backend.protect(connection, TrafficKeys(self.encrypts, *keys), last_plain)
 
     def longest_message(self, limit: int) -> int:
         """Bytes of the longest message that the layer above may send where ``limit`` go through below."""

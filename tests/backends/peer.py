@@ -104,8 +104,7 @@ class Peer:
         self.connection = self.backend.connect(address, 5.0)
         until_event(self.backend, EventKind.CONNECTED)
         if kind.encrypts is not None:
-            self.backend.send(self.connection, PROTECTED)
-            kind.protect(self.backend, self.connection, connects=True)
+            kind.protect(self.backend, self.connection, connects=True, last_plain=PROTECTED)
             assert until_event(self.backend, EventKind.MESSAGE).payload == PROTECTED
         self.backend.authorize(self.connection)
         self.places = Places(kind.memory)

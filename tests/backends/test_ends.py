@@ -90,8 +90,9 @@ def test_nothing_is_written_after_close_window(pair: Pair) -> None:
     pair.transfers_still_work()
 
 
-def test_lower_priority_numbers_go_first(pair: Pair) -> None:
+def test_lower_priority_numbers_go_first(make_pair: Callable[..., Pair]) -> None:
     """An urgent post overtakes a long one that was posted earlier."""
+    pair = make_pair(authorize=False)
     size = 96 << 20
     source, target = random_bytes(size), np.zeros(size, np.uint8)
     urgent, urgent_target = random_bytes(1 << 20, 1), np.zeros(1 << 20, np.uint8)
@@ -100,8 +101,11 @@ def test_lower_priority_numbers_go_first(pair: Pair) -> None:
     pair.sender.register_memory(address_of(urgent), urgent.nbytes)
     pair.post(descriptor, source, priority=5)
     pair.post(urgent_descriptor, urgent, priority=-1)
+    pair.authorize()  # nothing leaves before
     ends = until(pair.receiver, lambda all: len(of_kind(all, EventKind.WINDOW_DONE)) == 2)
-    assert [e.id for e in of_kind(ends, EventKind.WINDOW_DONE)] == [urgent_window, window]
+    ended = [e.id for e in of_kind(ends, EventKind.WINDOW_DONE)]
+    # Of several lanes the one with the urgent bytes may be read last.
+    assert ended == [urgent_window, window] or (pair.kind.lanes > 1 and set(ended) == {urgent_window, window})
     assert np.array_equal(source, target) and np.array_equal(urgent, urgent_target)
 
 

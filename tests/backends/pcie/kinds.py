@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ class Driven(PcieBackend):
     def __init__(self, inner: ShmBackend) -> None:
         super().__init__(inner)
         self._ready: deque[Event] = deque()
+        self._some = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable while `_ready` is not empty
         self._told = threading.Condition()
         self._ending = False
         self._driver = threading.Thread(target=self._drive, daemon=True)
@@ -117,14 +119,21 @@ class Driven(PcieBackend):
             self._told.wait_for(lambda: len(self._ready) < MOST_READY or self._ending)
         events = super().poll(MOST_READY)
         with self._told:
+            if events and not self._ready:
+                os.eventfd_write(self._some, 1)
             self._ready.extend(events)
             self._told.notify_all()
 
     def poll(self, max_events: int = 256) -> Sequence[Event]:
         with self._told:
             taken = [self._ready.popleft() for _ in range(min(max_events, len(self._ready)))]
+            if taken and not self._ready and not self._ending:
+                os.eventfd_read(self._some)
             self._told.notify_all()
             return taken
+
+    def fileno(self) -> int:
+        return -1 if self._ending else self._some
 
     def wait(self, timeout_s: float) -> bool:
         with self._told:
@@ -133,10 +142,12 @@ class Driven(PcieBackend):
 
     def close(self) -> None:
         with self._told:
-            self._ending = True
+            first, self._ending = not self._ending, True
             self._told.notify_all()
         self._wake_driver()
         self._driver.join()
+        if first:
+            os.close(self._some)
         super().close()
         while events := super().poll():
             self._ready.extend(events)
