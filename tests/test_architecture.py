@@ -142,7 +142,12 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
         Rule("hardware.report", ("hardware.probing", "vendors", "devices", "config", "backends")),
         OnlyFrom(
             "vendors",
-            ("hardware.report", *(f"integrations.{engine}.accelerator" for engine in ENGINES), "cli"),
+            (
+                "hardware.report",
+                *(f"integrations.{engine}.accelerator" for engine in ENGINES),
+                "cli",
+                "bench",
+            ),
         ),
     ),
     "6 who stands on the engine comes in by the door, and engines' integrations don't know each other": (

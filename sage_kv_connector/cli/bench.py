@@ -193,9 +193,15 @@ def bench_device_command(
     emulated: Annotated[
         bool, typer.Option("--emulated", help="on an emulator of the vendor's library")
     ] = False,
+    count: Annotated[
+        bool, typer.Option("--count", help="calls, copies and bytes of hand-overs instead (emulated)")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pages between a device and pinned memory by our lanes, against one plain copy by the same runtime."""
+    if count:
+        _count_device(vendor, emulated, as_json)
+        return
     from sage_kv_connector.bench.device import bench_device, device_rows
     from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
     from sage_kv_connector.vendors import open_runtime
@@ -208,6 +214,18 @@ def bench_device_command(
             raise ValueError(f"--device is {device}, {runtime.api} has {runtime.device_count()}")
         result = bench_device(runtime, device, page_bytes, total_bytes, repeats)
     emit(result, as_json=as_json, title="device", rows=device_rows(result))
+    raise typer.Exit(int(not result["verified"]))
+
+
+def _count_device(vendor: str, emulated: bool, as_json: bool) -> None:
+    from sage_kv_connector.bench.device_count import CountFailed, count_device, count_rows
+    from sage_kv_connector.devices.runtime import RuntimeUnavailable
+
+    if not emulated:
+        raise typer.BadParameter("--count counts what an emulator is asked for: give --emulated too")
+    with said_of(CountFailed, RuntimeUnavailable, ValueError):
+        result = count_device(vendor)
+    emit(result, as_json=as_json, title="device, counted", rows=count_rows(result))
     raise typer.Exit(int(not result["verified"]))
 
 

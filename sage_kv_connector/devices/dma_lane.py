@@ -44,6 +44,7 @@ class DmaLane:
         self.bytes_copied = 0
         self.busy_ns = 0  #: time with at least one job on the stream
         self.copies = 0
+        self.jobs = 0
         self._since = 0
         self._failed = False
         name = f"sage-kvt-{kind.name.lower().replace('_', '-')}"
@@ -154,6 +155,7 @@ class DmaLane:
         self.busy_ns += now - self._since
         self._since = now
         self.copies += len(job.copies)
+        self.jobs += 1
         if not error:
             self.bytes_copied += int(job.copies[:, 2].sum())
 

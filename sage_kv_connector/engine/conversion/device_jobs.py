@@ -155,6 +155,7 @@ class DeviceConversions:
             **{f"{name}_bytes": lane.bytes_copied for name, lane in lanes.items()},
             **{f"{name}_ns": lane.busy_ns for name, lane in lanes.items()},
             **{f"{name}_copies": lane.copies for name, lane in lanes.items()},
+            **{f"{name}_jobs": lane.jobs for name, lane in lanes.items()},
         }
 
     def close(self) -> None:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt bench device --count``: what hand-overs ask of emulated devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from sage_kv_connector.bench.device_count import CASES, PAGE, count_device, count_rows
+from sage_kv_connector.vendors import VENDORS
+
+TOKENS, LAYERS = 256, 2
+
+
+@pytest.mark.parametrize("vendor", [name for name in VENDORS if name != "nvidia"])
+def test_every_vendor_is_counted(vendor: str) -> None:
+    result = count_device(vendor, [case for case in CASES if case.name == "staged fp8"], TOKENS, LAYERS)
+    assert result["verified"] and result["emulated"] and vendor == result["vendor"]
+    assert result["cases"]["staged fp8"]["prefill"]["d2h"]["calls"] > 0
+
+
+def test_every_case_is_right_and_its_bytes_are_counted() -> None:
+    result = count_device("nvidia", tokens=TOKENS, layers=LAYERS)
+    assert result["verified"] and result["emulated"]
+    cases = result["cases"]
+    assert list(cases) == [case.name for case in CASES]
+    direct = cases["direct"]
+    assert direct["wire_dtype"] == "same"
+    assert direct["decode"]["d2d"]["bytes"] == result["kv_bytes"]
+    for name in ("staged equal", "staged 16 to 64", "staged fp8", "staged int4"):
+        prefill, decode = cases[name]["prefill"], cases[name]["decode"]
+        assert prefill["parts"] == decode["parts"] > 0
+        assert prefill["d2h"]["bytes"] == decode["h2d"]["bytes"] == result["kv_bytes"]
+        # A whole page is one copy at most, planes and all.
+        assert prefill["d2h"]["copies"] <= LAYERS * TOKENS // PAGE
+    assert cases["staged int4"]["wire_bytes"] < result["kv_bytes"] / 3
+    assert len(list(count_rows(result))) == 3 * len(CASES) + 3
