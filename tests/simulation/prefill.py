@@ -56,6 +56,7 @@ class PrefillRequest:
         self.offered_at: float | None = None  #: of the last time
         self.finished_at: float | None = None
         self.released_at: float | None = None
+        self.served = False  #: the last bytes left
         self.ended_at: float | None = None  #: by the engine, before all was computed or fetched
         self.releases = self.offers = 0
         self.lost = 0  #: offers that died with their server
@@ -136,6 +137,7 @@ class PrefillRequest:
     def _released(self, server: Server, pages: list[int], outcome: Outcome) -> None:
         self.releases += 1
         self.released_at = self.world.clock.seconds
+        self.served = outcome.ok
         if self.releases > self.offers:
             self.world.wrong.append(
                 f"{self.transfer_id}: released {self.releases} times, offered {self.offers}"
