@@ -60,9 +60,7 @@ class Kind:
     quiet_when_closing: bool = True
     encrypts: bool | None = None
 
-    def protect(
-        self, backend: Backend, connection: int, *, connects: bool, last_plain: bytes = b""
-    ) -> None:
+    def protect(self, backend: Backend, connection: int, *, connects: bool, last_plain: bytes = b"") -> None:
         """One side of a connection, before ``authorize``; of each kind the same on both sides."""
         if self.encrypts is None:
             return
