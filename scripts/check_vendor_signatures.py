@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sage_kv_connector.vendors import VENDORS, vendor_module
-from sage_kv_connector.vendors.common.c_interface import CInterface, CType
+from sage_kv_connector.vendors.common.c_interface import CInterface, CType, SizeBound
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
@@ -127,7 +127,8 @@ def check(interface: CInterface, headers: Headers) -> str:
         if done.returncode != 0:
             return done.stderr
         listed = subprocess.run(["nm", "-u", str(result)], capture_output=True, text=True, check=True)
-    found = {line.split()[-1] for line in listed.stdout.splitlines()}
+    older = {newer: name for name, newer in interface.newer_forms.items()}
+    found = {older.get(line.split()[-1], line.split()[-1]) for line in listed.stdout.splitlines()}
     wanted = {interface.renamed.get(each.name, each.name) for each in interface.prototypes()}
     missing, extra = wanted - found, {name for name in found - wanted if not name.startswith("_")}
     if missing or extra:
@@ -154,6 +155,8 @@ def program(interface: CInterface, headers: Headers) -> str:
 
 
 def assertions(name: str, ctype: CType) -> list[str]:
+    if issubclass(ctype, SizeBound):
+        return [f'static_assert(sizeof({name}) <= {ctypes.sizeof(ctype)}, "size of {name}");']
     lines = [f'static_assert(sizeof({name}) == {ctypes.sizeof(ctype)}, "size of {name}");']
     pointer = "" if ctype is ctypes.c_void_p else "!"
     lines.append(f'static_assert({pointer}std::is_pointer<{name}>::value, "kind of {name}");')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine asks of a vendor's runtime: memory, asynchronous copies, streams, events, IPC.
+"""What the engine asks of a vendor's runtime: memory, asynchronous copies, kernels, streams, events, IPC.
 
 Memory model
 ------------
@@ -15,6 +15,13 @@ streams run beside one another. An event recorded behind a copy is over when the
 ``event_query`` asks, ``event_synchronize`` blocks without the GIL. Both ends of a copy must
 stay as they are until then. A failed copy shows in the first ``event_query``,
 ``event_synchronize`` or ``stream_synchronize`` behind it, as a :class:`DeviceError`.
+
+Life of a kernel
+----------------
+``load_function`` once a device, ``launch`` as often as wanted. A launch is work of a stream, in
+order with its copies and events. It has one argument, a struct by value, which is copied before the
+call returns; memory that the struct names must stay as it is until an event behind the launch is
+over. A kernel that went wrong shows where a failed copy would.
 
 Implementor's contract
 ----------------------
@@ -64,7 +71,7 @@ class MisalignedAddress(DeviceError):
 
 
 class DmaFailed(DeviceError):
-    """A copy was started and did not end well."""
+    """A copy or a kernel was started and did not end well."""
 
 
 class DeviceLost(DeviceError):
@@ -92,6 +99,8 @@ class RuntimeFeatures(NamedTuple):
     stages_peer_copies: bool = (
         False  #: peers that don't reach each other are copied through the host, by itself
     )
+    kernels: bool = False  #: modules can be loaded, and their kernels launched
+    kernels_read_pinned: bool = False  #: kernels may use what ``host_alloc`` returned, at its own address
 
 
 class DeviceInfo(NamedTuple):
@@ -181,6 +190,38 @@ class DeviceRuntime(Protocol):
 
     def enable_peer_access(self, device: int, peer: int) -> None:
         """Let ``device`` read and write the memory of ``peer``. Idempotent."""
+        ...
+
+    def architecture(self, device: int) -> str:
+        """What kernels for the device are compiled for: "sm_90", "gfx906", "host" on an emulator.
+
+        Raises UnsupportedByRuntime.
+        """
+        ...
+
+    def load_function(self, device: int, code: bytes, name: str) -> int:
+        """A handle of the kernel ``name`` in the module image ``code``, for ``launch`` on this device.
+
+        A module is loaded once a device for equal code, and stays until the process ends. Raises DeviceError with
+        the vendor's name for an image or a name that is not there, UnsupportedByRuntime.
+        """
+        ...
+
+    def launch(
+        self,
+        device: int,
+        function: int,
+        blocks: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: bytes,
+        stream: int,
+    ) -> None:
+        """Enqueue a kernel: ``blocks`` in x and y, of ``threads`` each with ``shared_bytes`` of shared memory.
+
+        ``arguments`` is the kernel's one struct, as long as the kernel declares it: nobody checks that. Raises
+        DeviceError, UnsupportedByRuntime.
+        """
         ...
 
     def event_create(self, device: int) -> int: ...

@@ -19,8 +19,9 @@ from sage_kv_connector.devices.runtime import (
 )
 from sage_kv_connector.vendors import open_runtime, vendor_module
 from sage_kv_connector.vendors.common.c_interface import CInterface
-from sage_kv_connector.vendors.common.libraries import candidates
+from sage_kv_connector.vendors.common.libraries import Library, candidates
 from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.emulator.build import load_emulator
 from sage_kv_connector.vendors.emulator.control import EmulatorControl, control_of
 
 Bytes = npt.NDArray[np.uint8]
@@ -30,6 +31,12 @@ H2D, D2H, D2D = CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST, CopyKind.DEVIC
 def interface_of(vendor: str) -> CInterface:
     found: CInterface = vendor_module(vendor, "runtime").INTERFACE
     return found
+
+
+def emulator_of(vendor: str) -> Library:
+    """A new machine's functions, for a runtime of the test's own making."""
+    calls = Path(str(vendor_module(vendor, "runtime").__file__)).parent / "emulator.cc"
+    return load_emulator(interface_of(vendor), calls, EmulatorSettings())
 
 
 def loads(vendor: str) -> bool:

@@ -16,6 +16,7 @@ from sage_kv_connector.devices.runtime import (
     RuntimeUnavailable,
 )
 from sage_kv_connector.vendors import open_runtime
+from tests.vendors.kernels import Adder, argument, can_compile
 
 N = 1 << 20
 
@@ -69,6 +70,32 @@ def test_registered_memory_and_a_stream_that_waits(device: DeviceRuntime) -> Non
     if device.features.host_register:
         for array in (data, back):
             device.host_unregister(0, array.ctypes.data)
+
+
+def test_a_kernel_between_copies(device: DeviceRuntime) -> None:
+    """It waits for a pinned word, so nothing that is queued behind it has come yet."""
+    if not device.features.kernels:
+        pytest.skip(f"no kernels are launched through {device.api}")
+    if not can_compile(device.architecture(0)):
+        pytest.skip(f"no compiler for {device.architecture(0)}")
+    assert device.features.kernels_read_pinned
+    gate, host = device.host_alloc(0, 4), device.host_alloc(0, 2 * N)
+    awaited = np.ctypeslib.as_array((ctypes.c_uint32 * 1).from_address(gate))
+    data, back = np.ctypeslib.as_array((ctypes.c_uint32 * (N // 2)).from_address(host)).reshape(2, -1)
+    awaited[:], data[:], back[:] = 0, np.arange(N // 4), 0
+    memory, stream, event = device.alloc(0, N), device.stream_create(0), device.event_create(0)
+    adder = Adder(device)
+    device.copy_async(0, memory, data.ctypes.data, N, CopyKind.HOST_TO_DEVICE, stream)
+    adder.launch(argument(memory, N // 4, 7, gate), stream)
+    device.copy_async(0, back.ctypes.data, memory, N, CopyKind.DEVICE_TO_HOST, stream)
+    device.event_record(0, event, stream)
+    assert not device.event_query(0, event) and not back.any()
+    awaited[:] = 1
+    device.event_synchronize(0, event)
+    assert (back == data + 7).all()
+    for image, name in ((b"no image" + bytes(4096), "add_words"), (adder.module, "subtract_words")):
+        with pytest.raises(DeviceError):
+            device.load_function(0, image, name)
 
 
 def test_out_of_memory(device: DeviceRuntime) -> None:

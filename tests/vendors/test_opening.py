@@ -18,8 +18,7 @@ from sage_kv_connector.devices.runtime import (
 )
 from sage_kv_connector.vendors import VENDORS, available_runtimes, open_runtime, vendor_module
 from sage_kv_connector.vendors.emulator import EmulatorSettings
-from sage_kv_connector.vendors.emulator.build import load_emulator
-from tests.vendors.rig import Rig, expected, interface_of, loads
+from tests.vendors.rig import Rig, emulator_of, expected, interface_of, loads
 
 
 def test_without_a_library_it_says_what_was_tried(vendor: str) -> None:
@@ -49,7 +48,7 @@ def test_an_older_library_without_the_optional_functions(vendor: str) -> None:
     """What is left still works, and ``features`` says what is gone."""
     interface = interface_of(vendor)
     module = vendor_module(vendor, "runtime")
-    library = load_emulator(interface, Path(str(module.__file__)).parent / "emulator.cc", EmulatorSettings())
+    library = emulator_of(vendor)
     kept = set(interface.one_of[-1:])
     functions = {
         name: call for name, call in library.functions.items() if name not in interface.optional - kept

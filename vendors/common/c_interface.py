@@ -41,6 +41,10 @@ C_NAMES = {
 DECLARATION = re.compile(r"^(?P<result>[\w ]+[ *]+?)(?P<name>\w+)\s*\((?P<arguments>[^()]*)\)$", re.DOTALL)
 
 
+class SizeBound(ctypes.Structure):
+    """Base of a structure of which only this is known, that it is no larger: its layout differs between versions."""
+
+
 class Prototype(NamedTuple):
     """One C function: its declaration as written, and the same for ctypes."""
 
@@ -69,6 +73,8 @@ class CInterface:
     optional: frozenset[str] = frozenset()
     one_of: tuple[str, ...] = ()  #: optional functions of which one must be there, the newest first
     renamed: Mapping[str, str] = field(default_factory=dict)  #: header's name → exported symbol
+    #: header's name → the symbol that it is in newer headers, where libraries still have the older one.
+    newer_forms: Mapping[str, str] = field(default_factory=dict)
 
     def prototypes(self) -> Iterator[Prototype]:
         for text in self.declarations.split(";"):

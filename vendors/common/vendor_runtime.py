@@ -95,6 +95,28 @@ class VendorRuntime:
     def ipc_process_id(self, device: int) -> int:
         return os.getpid()
 
+    def load_function(self, device: int, code: bytes, name: str) -> int:
+        raise self._unsupported("load_function", self._no_kernels)
+
+    def launch(
+        self,
+        device: int,
+        function: int,
+        blocks: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: bytes,
+        stream: int,
+    ) -> None:
+        raise self._unsupported("launch", self._no_kernels)
+
+    def architecture(self, device: int) -> str:
+        raise self._unsupported("architecture", self._no_kernels)
+
+    @property
+    def _no_kernels(self) -> str:
+        return f"no kernels are launched through {self.interface.title} yet"
+
     def _own_allocation(self, address: int, nbytes: int) -> tuple[int, int]:
         """``allocation_of`` for a library that does not tell: only of what this object allocated."""
         with self._lock:

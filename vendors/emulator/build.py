@@ -23,7 +23,7 @@ from sage_kv_connector.vendors.emulator.settings import EmulatorSettings
 SOURCES = Path(__file__).parent / "csrc"
 MACHINE = (
     "cuda_like.h", "machine.h", "settings.h", "streams.h",
-    "settings.cc", "memory.cc", "ipc.cc", "streams.cc", "copies.cc", "control.cc",
+    "settings.cc", "memory.cc", "ipc.cc", "streams.cc", "copies.cc", "kernels.cc", "control.cc",
 )  # fmt: skip
 OPTIONS = (
     "-std=c++17",
@@ -74,7 +74,7 @@ def compiled(interface: CInterface, calls: Path) -> Path:
         Path(folder, "vendor_abi.h").write_text(header)
         output = Path(folder, "emulator.so")
         units = [str(source) for source in sources if source.suffix == ".cc"]
-        command = [compiler, *OPTIONS, "-I", folder, "-I", str(SOURCES), "-o", str(output), *units]
+        command = [compiler, *OPTIONS, "-I", folder, "-I", str(SOURCES), "-o", str(output), *units, "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeUnavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")

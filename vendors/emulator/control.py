@@ -26,6 +26,8 @@ class EmulatorControl:
         self._configure.restype, self._configure.argtypes = ctypes.c_char_p, (ctypes.c_char_p,)
         self._counts = library.sage_emulator_counts
         self._counts.restype, self._counts.argtypes = None, (ctypes.POINTER(ctypes.c_uint64),)
+        self._launches = library.sage_emulator_launches
+        self._launches.restype, self._launches.argtypes = ctypes.c_uint64, ()
         self.settings = settings
         self._apply(settings)
 
@@ -49,6 +51,10 @@ class EmulatorControl:
         found = (ctypes.c_uint64 * (3 * len(DIRECTIONS)))()
         self._counts(found)
         return {name: Counts(*found[3 * i : 3 * i + 3]) for i, name in enumerate(DIRECTIONS)}
+
+    def launches(self) -> int:
+        """How many kernels were launched since the machine's start."""
+        return int(self._launches())
 
     def _apply(self, settings: EmulatorSettings, count_copies_anew: bool = False) -> None:
         text = f"{settings.text()}count_copies_anew={int(count_copies_anew)}\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-from sage_kv_connector.vendors.common.c_interface import CInterface
+from sage_kv_connector.vendors.common.c_interface import CInterface, SizeBound
 
 #: ``hipIpcMemLazyEnablePeerAccess``, the only flag there is: 1 in HIP 7.1, 0 in 5.2.
 IPC_FLAGS = (1, 0)
@@ -19,6 +19,12 @@ class IpcHandle(ctypes.Structure):
     """``hipIpcMemHandle_t``."""
 
     _fields_ = (("reserved", ctypes.c_char * 64),)
+
+
+class DeviceProperties(SizeBound):
+    """``hipDeviceProp_t``: 792 bytes in HIP 5.2, 1472 in 7.1."""
+
+    _fields_ = (("unknown", ctypes.c_char * 8192),)
 
 
 HIP = CInterface(
@@ -35,12 +41,16 @@ HIP = CInterface(
         "hipDevice_t": ctypes.c_int,
         "hipMemcpyKind": ctypes.c_uint,
         "hipIpcMemHandle_t": IpcHandle,
+        "hipModule_t": ctypes.c_void_p,
+        "hipFunction_t": ctypes.c_void_p,
+        "hipDeviceProp_t": DeviceProperties,
     },
     declarations="""
         const char *hipGetErrorString(hipError_t hipError);
         hipError_t hipGetDeviceCount(int *count);
         hipError_t hipSetDevice(int deviceId);
         hipError_t hipDeviceGetName(char *name, int len, hipDevice_t device);
+        hipError_t hipGetDeviceProperties(hipDeviceProp_t *prop, int deviceId);
         hipError_t hipDeviceGetPCIBusId(char *pciBusId, int len, int device);
         hipError_t hipMemGetInfo(size_t *free, size_t *total);
         hipError_t hipMalloc(void **ptr, size_t size);
@@ -60,6 +70,12 @@ HIP = CInterface(
                                       size_t sizeBytes, hipStream_t stream);
         hipError_t hipDeviceCanAccessPeer(int *canAccessPeer, int deviceId, int peerDeviceId);
         hipError_t hipDeviceEnablePeerAccess(int peerDeviceId, unsigned int flags);
+        hipError_t hipModuleLoadData(hipModule_t *module, const void *image);
+        hipError_t hipModuleGetFunction(hipFunction_t *function, hipModule_t module, const char *kname);
+        hipError_t hipModuleLaunchKernel(hipFunction_t f, unsigned int gridDimX, unsigned int gridDimY,
+                                         unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
+                                         unsigned int blockDimZ, unsigned int sharedMemBytes, hipStream_t stream,
+                                         void **kernelParams, void **extra);
         hipError_t hipEventCreateWithFlags(hipEvent_t *event, unsigned int flags);
         hipError_t hipEventDestroy(hipEvent_t event);
         hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream);
@@ -69,6 +85,10 @@ HIP = CInterface(
         hipError_t hipIpcOpenMemHandle(void **devPtr, hipIpcMemHandle_t handle, unsigned int flags);
         hipError_t hipIpcCloseMemHandle(void *devPtr);
     """,
+    # Not of the emulator, which has none of a GPU's. Newer headers call a newer form by this name; libraries keep the
+    # symbol for the older one.
+    optional=frozenset({"hipGetDeviceProperties"}),
+    newer_forms={"hipGetDeviceProperties": "hipGetDevicePropertiesR0600"},
     constants={
         "hipMemcpyHostToHost": 0,
         "hipMemcpyHostToDevice": 1,
@@ -91,14 +111,20 @@ HIP = CInterface(
         "hipErrorInsufficientDriver": 35,
         "hipErrorNoDevice": 100,
         "hipErrorInvalidDevice": 101,
+        "hipErrorInvalidImage": 200,
         "hipErrorInvalidContext": 201,
         "hipErrorMapFailed": 205,
+        "hipErrorNoBinaryForGpu": 209,
         "hipErrorECCNotCorrectable": 214,
         "hipErrorPeerAccessUnsupported": 217,
+        "hipErrorInvalidKernelFile": 218,
         "hipErrorInvalidHandle": 400,
         "hipErrorIllegalState": 401,
+        "hipErrorNotFound": 500,
         "hipErrorNotReady": 600,
         "hipErrorIllegalAddress": 700,
+        "hipErrorLaunchOutOfResources": 701,
+        "hipErrorLaunchTimeOut": 702,
         "hipErrorPeerAccessAlreadyEnabled": 704,
         "hipErrorPeerAccessNotEnabled": 705,
         "hipErrorContextIsDestroyed": 709,

@@ -43,6 +43,10 @@ hipError_t code(Status status) {
       return hipErrorPeerAccessAlreadyEnabled;
     case Status::kInUse:
       return hipErrorIllegalState;
+    case Status::kInvalidImage:
+      return hipErrorInvalidImage;
+    case Status::kNotFound:
+      return hipErrorNotFound;
     default:
       return hipErrorInvalidValue;
   }
@@ -127,6 +131,18 @@ hipError_t hipDeviceCanAccessPeer(int* answer, int device, int peer) {
 }
 
 hipError_t hipDeviceEnablePeerAccess(int peer, unsigned int) { return Hip::enable_peer(peer); }
+
+hipError_t hipModuleLoadData(hipModule_t* module, const void* image) { return Hip::module_load(module, image); }
+
+hipError_t hipModuleGetFunction(hipFunction_t* function, hipModule_t module, const char* name) {
+  return Hip::module_function(function, module, name);
+}
+
+hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned int x, unsigned int y, unsigned int z,
+                                 unsigned int threads_x, unsigned int threads_y, unsigned int threads_z,
+                                 unsigned int shared_bytes, hipStream_t stream, void** parameters, void** extra) {
+  return Hip::launch(function, {x, y, z}, {threads_x, threads_y, threads_z}, shared_bytes, stream, parameters, extra);
+}
 
 hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned int) { return Hip::event_create(event); }
 

@@ -7,6 +7,7 @@ Written from HIP's headers; loads DTK's library on a node with DCUs. Never run o
 from __future__ import annotations
 
 import ctypes
+import re
 
 from sage_kv_connector.devices.runtime import (
     CopyKind,
@@ -18,9 +19,10 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls
+from sage_kv_connector.vendors.common.kernels import KernelCalls, KernelRuntime
 from sage_kv_connector.vendors.common.libraries import Library
-from sage_kv_connector.vendors.hygon.abi import HIP, IPC_FLAGS, IpcHandle
+from sage_kv_connector.vendors.hygon.abi import HIP, IPC_FLAGS, DeviceProperties, IpcHandle
 
 INTERFACE = HIP
 CONSTANT, ERROR = HIP.constants, HIP.errors
@@ -32,7 +34,7 @@ KINDS = {
 #: HIP has no code for a misaligned address.
 ERROR_KINDS: dict[type[DeviceError], frozenset[str]] = {
     DeviceOutOfMemory: frozenset({"hipErrorOutOfMemory", "hipErrorRuntimeMemory"}),
-    DmaFailed: frozenset({"hipErrorIllegalAddress", "hipErrorLaunchFailure"}),
+    DmaFailed: frozenset({"hipErrorIllegalAddress", "hipErrorLaunchFailure", "hipErrorLaunchTimeOut"}),
     DeviceLost: frozenset(
         {"hipErrorECCNotCorrectable", "hipErrorContextIsDestroyed", "hipErrorDeinitialized", "hipErrorRuntimeOther"}
     ),
@@ -78,12 +80,16 @@ CALLS = Calls(
 )
 
 
-class HygonRuntime(CudaLikeRuntime):
+KERNEL_CALLS = KernelCalls("hipModuleLoadData", "hipModuleGetFunction", "hipModuleLaunchKernel")
+
+
+class HygonRuntime(KernelRuntime):
     """DCUs through libgalaxyhip.so.5, or any HIP library. Batches came with HIP 7, which DTK is not."""
 
     interface = HIP
     kinds = ERROR_KINDS
     calls = CALLS
+    kernel_calls = KERNEL_CALLS
 
     @property
     def features(self) -> RuntimeFeatures:
@@ -94,11 +100,27 @@ class HygonRuntime(CudaLikeRuntime):
             asynchronous_peer_copies=True,
             ipc=True,
             stages_peer_copies=True,
+            kernels=True,
+            # "mapped into the address space of all GPUs in the system", says hipHostMalloc's reference; the
+            # address is the host's. Of registered memory HIP does not promise that.
+            kernels_read_pinned=True,
         )
 
     def _explain(self, status: int) -> str:
         text = self._c["hipGetErrorString"](status)
         return text.decode(errors="replace") if text else ""
+
+    def _compiled_for(self, device: int) -> str:
+        """Found by its form: where the properties have the name differs between versions of HIP.
+
+        The name's own end ("gfx906:sramecc+:xnack-") may be left out of what kernels are compiled for.
+        """
+        properties = DeviceProperties()
+        self._call("hipGetDeviceProperties", ctypes.byref(properties), device)
+        found = re.search(rb"gfx[0-9a-f]{3,}", bytes(properties))
+        if found is None:
+            raise self._unsupported("hipGetDeviceProperties", f"it says no gfx name of device {device}")
+        return found.group().decode()
 
     def ipc_import(self, device: int, handle: bytes) -> int:
         """The flag's value differs between versions: what one calls invalid is tried as the other's."""

@@ -46,6 +46,9 @@ CUDA = CInterface(
         "CUcontext": ctypes.c_void_p,
         "CUstream": ctypes.c_void_p,
         "CUevent": ctypes.c_void_p,
+        "CUmodule": ctypes.c_void_p,
+        "CUfunction": ctypes.c_void_p,
+        "CUdevice_attribute": ctypes.c_uint,
         "CUipcMemHandle": IpcHandle,
         "CUmemLocation": MemoryLocation,
         "CUmemcpyAttributes": CopyAttributes,
@@ -57,6 +60,7 @@ CUDA = CInterface(
         CUresult cuDeviceGet(CUdevice *device, int ordinal);
         CUresult cuDeviceGetName(char *name, int len, CUdevice dev);
         CUresult cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev);
+        CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev);
         CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev);
         CUresult cuCtxPushCurrent(CUcontext ctx);
         CUresult cuCtxPopCurrent(CUcontext *pctx);
@@ -84,6 +88,11 @@ CUDA = CInterface(
                                     CUstream hStream);
         CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDev);
         CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags);
+        CUresult cuModuleLoadData(CUmodule *module, const void *image);
+        CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name);
+        CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
+                                unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
+                                unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
         CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags);
         CUresult cuEventDestroy(CUevent hEvent);
         CUresult cuEventRecord(CUevent hEvent, CUstream hStream);
@@ -119,6 +128,8 @@ CUDA = CInterface(
         "CU_MEMHOSTREGISTER_PORTABLE": 1,
         "CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS": 1,
         "CU_MEMCPY_SRC_ACCESS_ORDER_STREAM": 1,
+        "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
+        "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
     },
     errors={
         "CUDA_SUCCESS": 0,
@@ -129,21 +140,28 @@ CUDA = CInterface(
         "CUDA_ERROR_DEVICE_UNAVAILABLE": 46,
         "CUDA_ERROR_NO_DEVICE": 100,
         "CUDA_ERROR_INVALID_DEVICE": 101,
+        "CUDA_ERROR_INVALID_IMAGE": 200,
         "CUDA_ERROR_INVALID_CONTEXT": 201,
         "CUDA_ERROR_MAP_FAILED": 205,
+        "CUDA_ERROR_NO_BINARY_FOR_GPU": 209,
         "CUDA_ERROR_ECC_UNCORRECTABLE": 214,
         "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED": 217,
+        "CUDA_ERROR_INVALID_PTX": 218,
         "CUDA_ERROR_NVLINK_UNCORRECTABLE": 220,
         "CUDA_ERROR_OPERATING_SYSTEM": 304,
         "CUDA_ERROR_INVALID_HANDLE": 400,
         "CUDA_ERROR_ILLEGAL_STATE": 401,
+        "CUDA_ERROR_NOT_FOUND": 500,
         "CUDA_ERROR_NOT_READY": 600,
         "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
+        "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": 701,
+        "CUDA_ERROR_LAUNCH_TIMEOUT": 702,
         "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED": 704,
         "CUDA_ERROR_PEER_ACCESS_NOT_ENABLED": 705,
         "CUDA_ERROR_CONTEXT_IS_DESTROYED": 709,
         "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED": 712,
         "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED": 713,
+        "CUDA_ERROR_ILLEGAL_INSTRUCTION": 715,
         "CUDA_ERROR_MISALIGNED_ADDRESS": 716,
         "CUDA_ERROR_LAUNCH_FAILED": 719,
         "CUDA_ERROR_NOT_PERMITTED": 800,

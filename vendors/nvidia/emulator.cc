@@ -8,6 +8,7 @@
 #include "vendor_abi.h"
 
 using sage_emulator::Copy;
+using sage_emulator::Dimensions;
 using sage_emulator::IpcName;
 using sage_emulator::Kind;
 using sage_emulator::Machine;
@@ -54,6 +55,10 @@ CUresult code(Status status) {
       return CUDA_ERROR_ILLEGAL_STATE;
     case Status::kNotPermitted:
       return CUDA_ERROR_NOT_PERMITTED;
+    case Status::kInvalidImage:
+      return CUDA_ERROR_INVALID_IMAGE;
+    case Status::kNotFound:
+      return CUDA_ERROR_NOT_FOUND;
     default:
       return CUDA_ERROR_INVALID_VALUE;
   }
@@ -114,6 +119,10 @@ CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
 CUresult cuDeviceGetPCIBusId(char* id, int length, CUdevice device) {
   std::snprintf(id, static_cast<size_t>(length), "0000:%02X:00.0", 0xe0 + device);
   return code(Machine::get().usable(device));
+}
+
+CUresult cuDeviceGetAttribute(int*, CUdevice_attribute, CUdevice) {
+  return code(Machine::fail(Status::kNotSupported, "its kernels are the host's: no GPU's attributes fit"));
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
@@ -236,6 +245,23 @@ CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned int flags) {
   if (other < 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
   return with_device([&](Machine& machine, int device) { return machine.enable_peer(device, other); });
+}
+
+CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  return with_device([&](Machine& machine, int device) { return machine.module_load(device, image, module); });
+}
+
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  return with_device([&](Machine& machine, int) { return machine.module_function(module, name, function); });
+}
+
+CUresult cuLaunchKernel(CUfunction function, unsigned int x, unsigned int y, unsigned int z, unsigned int threads_x,
+                        unsigned int threads_y, unsigned int threads_z, unsigned int shared_bytes, CUstream stream,
+                        void** parameters, void** extra) {
+  const Dimensions blocks{x, y, z}, threads{threads_x, threads_y, threads_z};
+  return with_device([&](Machine& machine, int device) {
+    return machine.launch(device, function, blocks, threads, shared_bytes, stream, parameters, extra);
+  });
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned int) {

@@ -25,7 +25,8 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column
+from sage_kv_connector.vendors.common.kernels import KernelCalls, KernelRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 from sage_kv_connector.vendors.nvidia.abi import CUDA, CopyAttributes, IpcHandle
 
@@ -40,7 +41,8 @@ ERROR_KINDS: dict[type[DeviceError], frozenset[str]] = {
     DeviceOutOfMemory: frozenset({"CUDA_ERROR_OUT_OF_MEMORY"}),
     MisalignedAddress: frozenset({"CUDA_ERROR_MISALIGNED_ADDRESS"}),
     DmaFailed: frozenset(
-        {"CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_NVLINK_UNCORRECTABLE"}
+        {"CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_LAUNCH_FAILED",
+         "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_NVLINK_UNCORRECTABLE"}
     ),
     DeviceLost: frozenset(
         {"CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_CONTEXT_IS_DESTROYED",
@@ -85,12 +87,16 @@ CALLS = Calls(
 )
 
 
-class NvidiaRuntime(CudaLikeRuntime):
+KERNEL_CALLS = KernelCalls("cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel")
+
+
+class NvidiaRuntime(KernelRuntime):
     """GPUs through libcuda.so.1."""
 
     interface = CUDA
     kinds = ERROR_KINDS
     calls = CALLS
+    kernel_calls = KERNEL_CALLS
     address = ctypes.c_ulonglong
 
     def __init__(self, library: Library) -> None:
@@ -107,6 +113,10 @@ class NvidiaRuntime(CudaLikeRuntime):
             asynchronous_peer_copies=True,
             ipc=True,
             stages_peer_copies=True,
+            kernels=True,
+            # "Unified Addressing" of the driver's manual: what cuMemHostAlloc returned has the host's
+            # address in kernels too, on every device of a 64-bit process, whatever its flags.
+            kernels_read_pinned=True,
         )
 
     def _explain(self, status: int) -> str:
@@ -133,6 +143,16 @@ class NvidiaRuntime(CudaLikeRuntime):
             yield
         finally:
             self._c["cuCtxPopCurrent"](ctypes.byref(ctypes.c_void_p()))
+
+    def _compiled_for(self, device: int) -> str:
+        """The compute capability, as compilers name it."""
+        part, number = ctypes.c_int(), self._number(device)
+        name = "sm_"
+        for digit in ("MAJOR", "MINOR"):
+            attribute = CONSTANT[f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{digit}"]
+            self._call("cuDeviceGetAttribute", ctypes.byref(part), attribute, number)
+            name += str(part.value)
+        return name
 
     # Streams and copies
 

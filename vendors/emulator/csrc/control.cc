@@ -11,6 +11,10 @@ extern "C" __attribute__((visibility("default"))) const char* sage_emulator_conf
   return wrong.c_str();
 }
 
+extern "C" __attribute__((visibility("default"))) uint64_t sage_emulator_launches() {
+  return sage_emulator::Machine::get().launches();
+}
+
 // For each direction, in the order of its enum: calls, copies, bytes.
 extern "C" __attribute__((visibility("default"))) void sage_emulator_counts(uint64_t* out) {
   for (const auto& counts : sage_emulator::Machine::get().counts()) {

@@ -27,12 +27,12 @@ bool mapped(uint64_t address, uint64_t bytes) {
 
 }  // namespace
 
-void Move::hold() {
+void InFlight::hold() {
   for (auto& allocation : allocations) ++allocation->in_flight;
   for (auto& each : ranges) ++each->in_flight;
 }
 
-void Move::release() {
+void InFlight::release() {
   for (auto& allocation : allocations) --allocation->in_flight;
   for (auto& each : ranges) --each->in_flight;
   allocations.clear();
@@ -91,9 +91,7 @@ Status Machine::plan(int device, const Copy& copy, Kind kind, bool peer_staged, 
                                                   : Direction::kDeviceToDevice;
   for (const auto& allocation : move->allocations) {
     if (allocation->device == device) continue;
-    // Imported memory came with the right to reach it.
-    const bool enabled = device_list_[static_cast<size_t>(device)]->peers[static_cast<size_t>(allocation->device)] ||
-                         (allocation->imported && can_access_peer(device, allocation->device));
+    const bool enabled = reaches(device, *allocation);
     if (!enabled && !peer_staged)
       return fail(Status::kPeerNotEnabled, "device " + std::to_string(device) + " has no access to device " +
                                                std::to_string(allocation->device) + "'s memory");
@@ -103,14 +101,8 @@ Status Machine::plan(int device, const Copy& copy, Kind kind, bool peer_staged, 
 }
 
 Status Machine::submit(int device, void* stream, const std::vector<Copy>& copies, Kind kind, bool peer_staged) {
-  if (const Status status = usable(device); status != Status::kOk) return status;
-  const auto found = find_stream(stream);
-  if (found == nullptr) return fail(Status::kInvalidHandle, "no such stream");
-  if (found->device != device) return fail(Status::kWrongDevice, "the stream is another device's");
-  {
-    std::lock_guard guard(found->mutex);
-    if (found->status != Status::kOk) return fail(found->status, "earlier work of the stream failed");
-  }
+  std::shared_ptr<Stream> found;
+  if (const Status status = working_stream(device, stream, &found); status != Status::kOk) return status;
   Operation operation{Operation::What::kCopy, {}, nullptr, 0, {}};
   bool pageable = false;
   for (const auto& copy : copies) {

@@ -85,6 +85,19 @@ struct CudaLike {
     return with_device([&](Machine& machine) { return machine.enable_peer(current_device, peer); });
   }
 
+  static Result module_load(void** module, const void* image) {
+    return with_device([&](Machine& machine) { return machine.module_load(current_device, image, module); });
+  }
+  static Result module_function(void** function, void* module, const char* name) {
+    return with_device([&](Machine& machine) { return machine.module_function(module, name, function); });
+  }
+  static Result launch(void* function, Dimensions blocks, Dimensions threads, unsigned shared_bytes, void* stream,
+                       void** parameters, void** extra) {
+    return with_device([&](Machine& machine) {
+      return machine.launch(current_device, function, blocks, threads, shared_bytes, stream, parameters, extra);
+    });
+  }
+
   static Result event_create(void** event) {
     return with_device([&](Machine& machine) { return machine.event_create(current_device, event); });
   }

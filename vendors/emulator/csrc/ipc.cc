@@ -26,6 +26,13 @@ bool Machine::can_access_peer(int device, int peer) const {
   return device != peer && settings_.peer_access[static_cast<size_t>(device)][static_cast<size_t>(peer)] == '1';
 }
 
+bool Machine::reaches(int device, const Allocation& allocation) const {
+  return allocation.device == device ||
+         device_list_[static_cast<size_t>(device)]->peers[static_cast<size_t>(allocation.device)] ||
+         // Imported memory came with the right to reach it.
+         (allocation.imported && can_access_peer(device, allocation.device));
+}
+
 Status Machine::enable_peer(int device, int peer) {
   if (const Status status = usable(device); status != Status::kOk) return status;
   if (const Status status = usable(peer); status != Status::kOk) return status;
@@ -125,7 +132,7 @@ Status Machine::ipc_close_import(void* address) {
   const auto found = allocations_.find(reinterpret_cast<uint64_t>(address));
   if (found == allocations_.end() || !found->second->imported)
     return fail(Status::kInvalidValue, "not memory that was imported here");
-  if (found->second->in_flight > 0) return fail(Status::kInUse, "closed while copies of it are in flight");
+  if (found->second->in_flight > 0) return fail(Status::kInUse, "closed while work that uses it is in flight");
   for (auto& place : found->second->sharing->importers) {
     int32_t self = static_cast<int32_t>(::getpid());
     if (place.compare_exchange_strong(self, 0)) break;

@@ -4,7 +4,8 @@
 // Device memory is a memfd that is mapped twice: the address handed out is mapped without any
 // access, so host code that follows it dies as it would on a card; the machine moves the bytes
 // through a mapping of its own. A stream is a thread with a queue. A device has one copy engine
-// for each direction, which streams share.
+// for each direction, which streams share. Kernels are host code that a stream calls; they follow
+// device addresses, so what their device reaches is opened while one runs.
 #pragma once
 
 #include <array>
@@ -45,6 +46,8 @@ enum class Status {
   kPeerAlreadyEnabled,
   kInUse,         // freed or closed while copies or importers still use it
   kNotPermitted,  // the exporter did not allow this process
+  kInvalidImage,  // no module that this machine can run
+  kNotFound,      // no function of that name
 };
 
 enum class Kind { kHostToHost, kHostToDevice, kDeviceToHost, kDeviceToDevice, kInfer };
@@ -68,6 +71,19 @@ struct Counts {
   std::atomic<uint64_t> calls{0}, copies{0}, bytes{0};
 };
 
+struct Dimensions {
+  unsigned x, y, z;
+};
+
+// What a module has to have: `NAME`, and beside it `NAME_argument_bytes`, an unsigned.
+using Kernel = void (*)(const void* argument, const unsigned blocks[2], unsigned threads, unsigned shared_bytes);
+
+struct Function {
+  int device;
+  Kernel kernel;
+  unsigned argument_bytes;
+};
+
 struct Allocation;
 struct HostRange;
 struct Event;
@@ -75,6 +91,7 @@ struct Stream;
 struct Device;
 struct Move;
 struct Operation;
+struct Launch;
 
 class Machine {
  public:
@@ -120,8 +137,16 @@ class Machine {
   // between devices goes through the host, as slow as that is, instead of failing.
   Status submit(int device, void* stream, const std::vector<Copy>& copies, Kind kind, bool peer_staged = false);
 
+  // A module's image is a shared library of the host. Modules stay until the process ends.
+  Status module_load(int device, const void* image, void** module);
+  Status module_function(void* module, const char* name, void** function);
+  // `parameters` has the address of the kernel's one argument, which is copied before this returns.
+  Status launch(int device, void* function, Dimensions blocks, Dimensions threads, unsigned shared_bytes, void* stream,
+                void** parameters, void** extra);
+
   // Since the start.
   const std::array<Counts, kDirections>& counts() const { return counts_; }
+  uint64_t launches() const { return launches_; }
 
   // Why the last call of this thread failed, for the vendor's own "last message" call.
   static const std::string& reason();
@@ -142,11 +167,17 @@ class Machine {
   std::shared_ptr<Stream> find_stream(void* handle);
   std::shared_ptr<Event> find_event(void* handle);
   Status enqueue(const std::shared_ptr<Stream>& stream, Operation operation);
+  // The stream, if work of this device can be put on it.
+  Status working_stream(int device, void* handle, std::shared_ptr<Stream>* stream);
+  // kernels.cc
+  void perform(int device, const Launch& launch);
   // memory.cc
   std::shared_ptr<Allocation> find_allocation(uint64_t address);
   std::shared_ptr<HostRange> find_host(uint64_t address);
   // ipc.cc
   std::shared_ptr<Allocation> find_export(const IpcName& name);
+  // Whether work of the device can read and write the allocation, without the host.
+  bool reaches(int device, const Allocation& allocation) const;
 
   Settings settings_;
   bool configured_ = false;
@@ -156,8 +187,11 @@ class Machine {
   std::map<uint64_t, std::shared_ptr<HostRange>> host_;
   std::map<void*, std::shared_ptr<Stream>> streams_;
   std::map<void*, std::shared_ptr<Event>> events_;
+  std::map<void*, int> modules_;         // by what dlopen returned: the device
+  std::map<void*, Function> functions_;  // by their addresses
   int64_t copies_begun_ = 0;
   std::array<Counts, kDirections> counts_;
+  std::atomic<uint64_t> launches_{0};
   std::mutex live_mutex_;  // guards what configure may change: rates, holds, faults
   std::condition_variable hold_changed_;
 };
@@ -175,6 +209,9 @@ struct Sharing {
 
 struct Allocation {
   ~Allocation();
+  // Kernels that may follow its device address begin and end; under the machine's mutex.
+  void open_to_kernel();
+  void close_to_kernel();
   uint64_t base = 0;    // the device address
   uint64_t bytes = 0;   // asked for
   uint64_t mapped = 0;  // rounded to pages
@@ -184,6 +221,7 @@ struct Allocation {
   int device = 0;
   bool imported = false;
   bool exported = false;
+  int kernels = 0;  // that run on devices which reach it
   std::atomic<int> in_flight{0};
 };
 
@@ -207,16 +245,20 @@ struct Device {
   std::vector<bool> peers;
 };
 
-// One copy whose ends are resolved. Keeps them alive and counts as in flight until it is gone.
-struct Move {
-  uint8_t* to = nullptr;
-  const uint8_t* from = nullptr;
-  uint64_t bytes = 0;
-  Direction direction = Direction::kHostToDevice;
+// Memory that queued work uses: kept, and not to be freed, until that is over.
+struct InFlight {
   std::vector<std::shared_ptr<Allocation>> allocations;
   std::vector<std::shared_ptr<HostRange>> ranges;
   void hold();
   void release();
+};
+
+// One copy whose ends are resolved.
+struct Move : InFlight {
+  uint8_t* to = nullptr;
+  const uint8_t* from = nullptr;
+  uint64_t bytes = 0;
+  Direction direction = Direction::kHostToDevice;
 };
 
 std::string hex(uint64_t value);

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <new>
@@ -24,6 +26,12 @@ bool same_machine(const Settings& one, const Settings& other) {
   return one.devices == other.devices && one.memory_bytes == other.memory_bytes &&
          one.dma_alignment_bytes == other.dma_alignment_bytes && one.max_transfer_bytes == other.max_transfer_bytes &&
          one.pinned_only == other.pinned_only && one.ipc == other.ipc && one.peer_access == other.peer_access;
+}
+
+void protect(uint64_t address, uint64_t bytes, int protection) {
+  if (::mprotect(reinterpret_cast<void*>(address), bytes, protection) == 0) return;
+  std::perror("emulator: mprotect of device memory");
+  std::abort();
 }
 
 template <typename Map>
@@ -140,12 +148,23 @@ Allocation::~Allocation() {
   if (fd >= 0) ::close(fd);
 }
 
+void Allocation::open_to_kernel() {
+  if (kernels++ == 0) protect(base, mapped, PROT_READ | PROT_WRITE);
+}
+
+void Allocation::close_to_kernel() {
+  if (--kernels > 0) return;
+  // The bytes are the memfd's. Without this, each later launch would pay for all pages that any kernel ever touched.
+  ::madvise(reinterpret_cast<void*>(base), mapped, MADV_DONTNEED);
+  protect(base, mapped, PROT_NONE);
+}
+
 Status Machine::free(void* address) {
   std::lock_guard guard(mutex_);
   const auto found = allocations_.find(reinterpret_cast<uint64_t>(address));
   if (found == allocations_.end() || found->second->imported)
     return fail(Status::kInvalidValue, hex(reinterpret_cast<uint64_t>(address)) + " was not allocated here");
-  if (found->second->in_flight > 0) return fail(Status::kInUse, "freed while copies of it are in flight");
+  if (found->second->in_flight > 0) return fail(Status::kInUse, "freed while work that uses it is in flight");
   if (device_list_[static_cast<size_t>(found->second->device)]->lost)
     return fail(Status::kDeviceLost, "the device is lost");
   for (auto& importer : found->second->sharing->importers)
@@ -195,7 +214,7 @@ Status Machine::host_free(void* address) {
   const auto found = host_.find(reinterpret_cast<uint64_t>(address));
   if (found == host_.end() || !found->second->owned)
     return fail(Status::kInvalidValue, "not pinned memory that was allocated here");
-  if (found->second->in_flight > 0) return fail(Status::kInUse, "freed while copies of it are in flight");
+  if (found->second->in_flight > 0) return fail(Status::kInUse, "freed while work that uses it is in flight");
   ::munmap(address, rounded(found->second->bytes));
   host_.erase(found);
   return Status::kOk;
@@ -228,7 +247,7 @@ Status Machine::host_unregister(void* address) {
   const auto found = host_.find(reinterpret_cast<uint64_t>(address));
   if (found == host_.end() || found->second->owned)
     return fail(Status::kNotRegistered, "the address is not registered");
-  if (found->second->in_flight > 0) return fail(Status::kInUse, "unregistered while copies of it are in flight");
+  if (found->second->in_flight > 0) return fail(Status::kInUse, "unregistered while work that uses it is in flight");
   host_.erase(found);
   return Status::kOk;
 }

@@ -54,6 +54,17 @@ Status Machine::enqueue(const std::shared_ptr<Stream>& stream, Operation operati
   return Status::kOk;
 }
 
+Status Machine::working_stream(int device, void* handle, std::shared_ptr<Stream>* stream) {
+  if (const Status status = usable(device); status != Status::kOk) return status;
+  const auto found = find_stream(handle);
+  if (found == nullptr) return fail(Status::kInvalidHandle, "no such stream");
+  if (found->device != device) return fail(Status::kWrongDevice, "the stream is another device's");
+  std::lock_guard guard(found->mutex);
+  if (found->status != Status::kOk) return fail(found->status, "earlier work of the stream failed");
+  *stream = found;
+  return Status::kOk;
+}
+
 Status Machine::stream_synchronize(int device, void* stream) {
   const auto found = find_stream(stream);
   if (found == nullptr) return fail(Status::kInvalidHandle, "no such stream");
@@ -164,6 +175,13 @@ void Machine::run(std::shared_ptr<Stream> stream) {
         }
         if (last) std::this_thread::sleep_until(reached);
         for (auto& move : operation.moves) move.release();
+        break;
+      }
+      case Operation::What::kLaunch: {
+        std::this_thread::sleep_until(reached);  // by their rates, the copies before it are over then
+        if (stream->status == Status::kOk) perform(stream->device, *operation.launch);
+        reached = std::max(reached, Clock::now());
+        operation.launch->release();
         break;
       }
       case Operation::What::kRecord: {

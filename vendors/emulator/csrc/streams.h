@@ -16,12 +16,22 @@ struct Event {
   Status status = Status::kOk;
 };
 
+// In flight is the memory whose addresses stand in the argument; what is found through tables is not known.
+struct Launch : InFlight {
+  Kernel kernel = nullptr;
+  std::vector<uint8_t> argument;
+  unsigned blocks[2] = {};
+  unsigned threads = 0;
+  unsigned shared_bytes = 0;
+};
+
 struct Operation {
-  enum class What { kCopy, kRecord, kWait } what;
+  enum class What { kCopy, kRecord, kWait, kLaunch } what;
   std::vector<Move> moves;
   std::shared_ptr<Event> event;
   uint64_t generation = 0;
   std::chrono::steady_clock::time_point enqueued{};
+  std::unique_ptr<Launch> launch = nullptr;
 };
 
 struct Stream {
