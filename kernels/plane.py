@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion kernel reads or writes in memory: one plane of one layer, in pages."""
+"""What a conversion kernel reads or writes in memory, and how it is launched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sage_kv_connector.format.converter import ConvertedPlane, Span
 from sage_kv_connector.format.wire_format import CONVERTIBLE_DTYPES, ENGINE_SCALED_DTYPES, WireFormat
 
 
@@ -17,6 +18,48 @@ class Range(NamedTuple):
 
     first: int
     length: int
+
+
+class KernelLaunch(NamedTuple):
+    """One launch of a loaded function: ``argument`` is the one struct that it takes."""
+
+    function: int
+    blocks: tuple[int, int]
+    threads: int
+    shared_bytes: int
+    argument: bytes
+
+
+class PagedGroup(NamedTuple):
+    """Pages of a group in the memory of a device: ``pages`` of ``page_size`` tokens of ``heads``, in ``dtype``."""
+
+    dtype: str
+    page_size: int
+    pages: int
+    heads: int
+    planes: Sequence[ConvertedPlane]
+
+    def check(self, span: Span) -> None:
+        """Raise ValueError naming what of a box these pages don't have."""
+        layers, count = len(self.planes[0].bases), len(span.pages)
+        wanted = (
+            (span.first_token + span.tokens - 1) // self.page_size - span.first_token // self.page_size + 1
+        )
+        for name, first, length, most in (
+            ("layers", span.first_layer, span.layers, layers),
+            ("heads", span.first_head, span.heads, self.heads),
+            ("tokens", span.first_token, span.tokens, 1 << 40),
+        ):
+            if first < 0 or length < 1 or first + length > most:
+                raise ValueError(f"{name} are {first} + {length}, the pages have {most}")
+        if count != wanted:
+            raise ValueError(
+                f"pages count is {count}, {span.tokens} tokens from {span.first_token} on have {wanted}"
+            )
+        if min(span.pages) < 0 or max(span.pages) >= self.pages:
+            raise ValueError(
+                f"a page id of {min(span.pages)} to {max(span.pages)} is not one of {self.pages} pages"
+            )
 
 
 class KVPlane(NamedTuple):

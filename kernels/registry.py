@@ -8,12 +8,15 @@ torch operations do the same, bit for bit, slower. torch is loaded when a set is
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from sage_kv_connector.format.converter import Span
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.plane import KVPlane, Range
+from sage_kv_connector.kernels.plane import KernelLaunch, KVPlane, Range
+from sage_kv_connector.kernels.plane import PagedGroup as PagedGroup
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ CANDIDATES = {
     "hip": ("hip.kernels", "triton.kernels"),
 }
 FALLBACK = "torch_fallback"
+#: A vendor's name → the module with the ``GroupKernels`` and ``compiled`` of its devices.
+BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda"}
 
 
 class KernelsUnavailable(RuntimeError):
@@ -47,6 +52,33 @@ class DeviceKernels(Protocol):
     def decode(self, wire: Any, plane: KVPlane, tokens: Range, heads: Range, fmt: WireFormat) -> None:
         """Write what ``wire`` (uint8, contiguous, on the plane's device) holds into the plane's pages."""
         ...
+
+
+class GroupKernels(Protocol):
+    """Conversion of boxes of one group's pages by launches over addresses; see ``cuda.group``."""
+
+    def launches(self, verb: str, span: Span, wire: int, length: int) -> list[KernelLaunch]: ...
+
+
+class KernelSources(NamedTuple):
+    """A vendor's kernels: ``compiled`` of (memory dtype, wire dtype, architecture); ``group`` takes a function's handle
+    of (verb, memory dtype, wire dtype)."""
+
+    compiled: Callable[[str, str, str], bytes]
+    group: Callable[[PagedGroup, Callable[[str, str, str], int]], GroupKernels]
+
+
+def kernel_sources(vendor: str) -> KernelSources:
+    """Raises KernelsUnavailable for a vendor whose kernels the engine can't launch yet."""
+    room = BY_ADDRESS.get(vendor)
+    if room is None:
+        raise KernelsUnavailable(
+            f"there are no kernels to launch on devices of {vendor}; there are for {', '.join(BY_ADDRESS)}"
+        )
+    compiler, group = (
+        import_module(f"sage_kv_connector.kernels.{room}.{name}") for name in ("compiler", "group")
+    )
+    return KernelSources(compiler.compiled, group.GroupKernels)
 
 
 @cache

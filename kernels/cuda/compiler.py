@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles one pair of dtypes of the CUDA or HIP kernels, once a machine.
 
-nvcc where it is installed, else NVRTC through ctypes; hipcc for HIP. Results are kept under
-``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``) by the sources' digest and architecture.
+nvcc where it is installed, else NVRTC through ctypes; hipcc for HIP; the host's compiler for emulated
+devices. Results are kept under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``) by the sources'
+digest and architecture.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from sage_kv_connector.kernels.registry import KernelsUnavailable
 
 SOURCES = Path(__file__).parent
 HEADERS = ("kv_arithmetic.h", "kv_tile.cuh", "kv_convert.cuh")
+#: What emulated devices have kernels compiled for: a shared library of this machine.
+HOST = "host"
+HOST_COMPILERS = ("c++", "g++", "clang++")
 NVRTC = ("libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2")
 
 
 def compiled(memory: str, wire: str, architecture: str) -> bytes:
-    """Code of ``kv_encode_<memory>_<wire>`` and ``kv_decode_…`` for sm_NN or gfxNNN.
+    """Code of ``kv_encode_<memory>_<wire>`` and ``kv_decode_…`` for sm_NN, gfxNNN or ``HOST``.
 
     Raises KernelsUnavailable with what is missing or what the compiler said.
     """
@@ -34,7 +38,8 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
         f"-DKV_MEMORY={memory}", f"-DKV_MEMORY_TYPE={TYPE_NAMES[memory]}",
         f"-DKV_WIRE={wire}", f"-DKV_WIRE_TYPE={WIRE_TYPE_NAMES[wire]}",
     ]  # fmt: skip
-    texts = [source.read_bytes(), *((SOURCES / name).read_bytes() for name in HEADERS)]
+    headers = (*HEADERS, "host_shim.h") if architecture == HOST else HEADERS
+    texts = [source.read_bytes(), *((SOURCES / name).read_bytes() for name in headers)]
     digest = hashlib.sha256(b"\0".join([*texts, " ".join(options).encode()])).hexdigest()[:16]
     root = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
     kept = root / "kernels" / f"{memory}-{wire}-{architecture}-{digest}"
@@ -43,6 +48,14 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
     if architecture.startswith("gfx"):
         code = _command("hipcc", source, [
             "-x", "hip", "-O3", "--genco", f"--offload-arch={architecture}", "-ffp-contract=off", *options,
+        ])  # fmt: skip
+    elif architecture == HOST:
+        compiler = next(
+            filter(shutil.which, (os.environ.get("CXX") or HOST_COMPILERS[0], *HOST_COMPILERS)), "c++"
+        )
+        code = _command(compiler, source, [
+            "-x", "c++", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden",
+            "-Wno-unknown-pragmas", "-DKV_HOST_SHIM", *options,
         ])  # fmt: skip
     elif shutil.which("nvcc"):
         code = _command("nvcc", source, [f"-arch={architecture}", "-cubin", *options])

@@ -12,12 +12,19 @@ import torch
 
 from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.cuda.compiler import compiled, load_library
-from sage_kv_connector.kernels.cuda.launch import THREADS, Plane, launch_shape, shared_bytes, tile_count
+from sage_kv_connector.kernels.cuda.launch import (
+    DATA_BYTES,
+    THREADS,
+    LayerPlane,
+    PlaneLayout,
+    launch_argument,
+    launch_plane,
+    shared_bytes,
+    tile_count,
+)
 from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.registry import KernelsUnavailable
 
-#: Shared memory that a block has without asking for more; larger tiles of scales are refused.
-SHARED_BYTES = 48 << 10
 #: Calls of the driver by what they do: CUDA's name, HIP's name.
 CALLS = {
     "load": ("cuModuleLoadData", "hipModuleLoadData"),
@@ -61,25 +68,30 @@ class Kernels:
     ) -> None:
         pages = plane.pages
         page_tokens, dim = pages.shape[1], pages.shape[3]
-        shared = shared_bytes(dim, fmt)
-        if shared > SHARED_BYTES:
-            raise ValueError(f"scales of a tile take {shared} bytes of shared memory, at most {SHARED_BYTES}")
-        page_stride, token_stride, head_stride, dim_stride = pages.stride()
+        page_stride, *strides = pages.stride()
+        token_stride, head_stride, dim_stride = strides
+        layout = PlaneLayout(
+            (head_stride, token_stride, dim_stride), page_stride * pages.element_size(), dim, fmt
+        )
         last = -(-(tokens.first + tokens.length) // page_tokens)
-        ids = np.asarray(plane.block_table[tokens.first // page_tokens : last], np.int64)
-        addresses = pages.data_ptr() + ids * (page_stride * pages.element_size())
-        # One upload: the page addresses, then the plane, whose table they are.
-        table = torch.empty(8 * len(ids) + ctypes.sizeof(Plane), dtype=torch.uint8, device=pages.device)
-        record = Plane(table.data_ptr(), wire.data_ptr(), plane.memory_scale, plane.wire_scale)
-        host = torch.frombuffer(bytearray(addresses.tobytes() + bytes(record)), dtype=torch.uint8)
-        table.copy_(host.pin_memory(), non_blocking=True)
-        shape = launch_shape((head_stride, token_stride, dim_stride), page_tokens, dim, tokens, heads, fmt)
-        planes = ctypes.c_uint64(table.data_ptr() + 8 * len(ids))
-        arguments = (ctypes.c_void_p * 2)(ctypes.addressof(planes), ctypes.addressof(shape))
+        ids = np.asarray(plane.block_table[tokens.first // page_tokens : last], np.int32)
+        layer = LayerPlane(pages.data_ptr(), plane.memory_scale, plane.wire_scale)
+        address = 0
+        if ids.nbytes + ctypes.sizeof(layer) > DATA_BYTES:
+            held = torch.empty(ids.nbytes, dtype=torch.uint8, device=pages.device)
+            host = torch.frombuffer(bytearray(ids.tobytes()), dtype=torch.uint8)
+            held.copy_(host.pin_memory(), non_blocking=True)
+            address = held.data_ptr()
+        argument = launch_argument(
+            [launch_plane(layout)], [layer], ids, address, wire=wire.data_ptr(), page_tokens=page_tokens,
+            first_token=tokens.first, tokens=tokens.length, first_head=heads.first, heads=heads.length,
+        )  # fmt: skip
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
         with torch.cuda.device(pages.device):
             function = self._function(verb, plane.dtype, fmt.dtype, pages.device.index)
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             grid = (tile_count(tokens, heads, fmt), 1, 1)
+            shared = shared_bytes(dim, fmt)
             self._call("launch", function, *grid, THREADS, 1, 1, shared, stream, arguments, None)
 
     def _find_function(self, verb: str, memory: str, wire: str, device: int) -> ctypes.c_void_p:

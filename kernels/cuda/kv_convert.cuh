@@ -322,10 +322,13 @@ struct Decoder {
 
 #if KV_DEVICE
 template <class Memory, class Wire>
-__device__ __forceinline__ void encode_block(const Plane* planes, const Shape& shape) {
+__device__ __forceinline__ void encode_block(const Launch& launch) {
   extern __shared__ int32_t kv_shared[];
-  const Plane plane = planes[blockIdx.y];
-  const Tile tile = tile_at(shape, plane, int32_t(blockIdx.x), Wire::kBits);
+  const int32_t row = int32_t(blockIdx.y), index = int32_t(blockIdx.x);
+  const Shape shape = shape_at(launch, row);
+  if (index >= tile_count(shape)) return;
+  const Plane plane = plane_at(launch, row);
+  const Tile tile = tile_at(shape, plane, index, Wire::kBits);
   const int32_t thread = int32_t(threadIdx.x), threads = int32_t(blockDim.x);
   Encoder<Memory, Wire> encoder;
   if (tile.scale_count) {
@@ -341,19 +344,38 @@ __device__ __forceinline__ void encode_block(const Plane* planes, const Shape& s
   encoder.code(shape, plane, tile, kv_shared, thread, threads);
 }
 
-// kv_encode_<memory>_<wire> and kv_decode_<memory>_<wire>: grid (tiles, planes), blocks of
-// a multiple of 64 threads, shared memory of 4 bytes a scale, 8 with zero points.
-#define KV_KERNELS(memory, Memory, wire, Wire)                                                                \
-  extern "C" __global__ void __launch_bounds__(256)                                                           \
-      kv_encode_##memory##_##wire(const kv::Plane* __restrict__ planes, const kv::Shape shape) {              \
-    kv::encode_block<kv::Memory, kv::Wire>(planes, shape);                                                    \
-  }                                                                                                           \
-  extern "C" __global__ void __launch_bounds__(256)                                                           \
-      kv_decode_##memory##_##wire(const kv::Plane* __restrict__ planes, const kv::Shape shape) {              \
-    const kv::Plane plane = planes[blockIdx.y];                                                               \
-    const kv::Tile tile = kv::tile_at(shape, plane, int32_t(blockIdx.x), kv::Wire::kBits);                    \
-    kv::Decoder<kv::Memory, kv::Wire>::decode(shape, plane, tile, int32_t(threadIdx.x), int32_t(blockDim.x)); \
+template <class Memory, class Wire>
+__device__ __forceinline__ void decode_block(const Launch& launch) {
+  const int32_t row = int32_t(blockIdx.y), index = int32_t(blockIdx.x);
+  const Shape shape = shape_at(launch, row);
+  if (index >= tile_count(shape)) return;
+  const Plane plane = plane_at(launch, row);
+  const Tile tile = tile_at(shape, plane, index, Wire::kBits);
+  Decoder<Memory, Wire>::decode(shape, plane, tile, int32_t(threadIdx.x), int32_t(blockDim.x));
+}
+
+#endif
+
+}  // namespace kv
+
+// kv_encode_<memory>_<wire> and kv_decode_<memory>_<wire>: blocks of a multiple of 64 threads, shared memory of 4 bytes
+// a scale of the largest tile, 8 with zero points.
+#if KV_DEVICE
+#if defined(__HIPCC__)
+#define KV_ARGUMENT const kv::Launch
+#else
+#define KV_ARGUMENT const __grid_constant__ kv::Launch  // planes are looked up where it lies, not in a copy
+#endif
+#define KV_KERNELS(memory, Memory, wire, Wire)                                                        \
+  extern "C" __global__ void __launch_bounds__(256) kv_encode_##memory##_##wire(KV_ARGUMENT launch) { \
+    kv::encode_block<kv::Memory, kv::Wire>(launch);                                                   \
+  }                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256) kv_decode_##memory##_##wire(KV_ARGUMENT launch) { \
+    kv::decode_block<kv::Memory, kv::Wire>(launch);                                                   \
   }
+#elif defined(KV_HOST_SHIM)
+#include "host_shim.h"
+#endif
 
 // All pairs of dtypes, or with KV_MEMORY, KV_MEMORY_TYPE, KV_WIRE and KV_WIRE_TYPE one.
 #define KV_KERNELS_OF(memory, Memory, wire, Wire) KV_KERNELS(memory, Memory, wire, Wire)
@@ -367,6 +389,3 @@ __device__ __forceinline__ void encode_block(const Plane* planes, const Shape& s
   KV_KERNELS(fp8_e4m3, Fp8E4m3, wire, Wire) \
   KV_KERNELS(fp8_e5m2, Fp8E5m2, wire, Wire)
 #endif
-#endif
-
-}  // namespace kv

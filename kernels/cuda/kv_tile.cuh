@@ -8,28 +8,84 @@ namespace kv {
 
 enum Granularity : int32_t { kNone = 0, kTensor = 1, kChannel = 2, kToken = 3, kHead = 4 };
 
-// What all planes of a launch have in common. Strides in elements of the memory's dtype,
-// `first_token` is the place in the request, whose tiles end at multiples of `group_tokens`.
+// What a launch has of one canonical plane, alike in all its layers. Strides in elements of the memory's dtype,
+// `page_stride` in bytes, `wire_offset` in bytes from the start of a layer's wire.
+struct LaunchPlane {
+  int64_t head_stride, token_stride, dim_stride, page_stride, wire_offset;
+  int32_t group_tokens, dim, granularity, zero_point;
+};
+
+// Of one plane of one layer: where page 0 begins; the engine's scale of fp8 memory, that of granularity "tensor".
+struct LayerPlane {
+  uint64_t base;
+  float memory_scale, wire_scale;
+};
+
+constexpr int32_t kMaxPlanes = 4;
+constexpr int32_t kDataWords = 472;  // so that a Launch fits into the 4 KiB that arguments of a kernel may have
+
+// Some heads of some tokens of some layers, between pages and a wire that is layer after layer, plane after plane.
+// `first_token` is the place in the request, `wire` a multiple of 16. `data`: a LayerPlane for each plane of each
+// layer, then int32 page ids, the first for the page that holds `first_token`; these are at the address `ids` instead
+// where that is not 0. The grid has a block for each tile of the plane with the most tiles, in planes x layers rows.
+struct Launch {
+  uint64_t ids, wire;
+  int64_t layer_bytes, first_token, tokens;
+  int32_t page_tokens, first_head, heads, planes, layers, reserved;
+  LaunchPlane plane[kMaxPlanes];
+  uint64_t data[kDataWords];
+};
+
+// What tiles of one plane are cut by; they end at multiples of `group_tokens`.
 struct Shape {
   int64_t head_stride, token_stride, dim_stride;
   int64_t first_token, tokens;
   int32_t page_tokens, group_tokens;
   int32_t first_head, heads, dim;
-  int32_t granularity, zero_point, reserved;
+  int32_t granularity, zero_point;
 };
 
-// One plane of one layer. `pages` is the address of an array of page addresses, the first
-// for the page that holds `first_token`; `wire` is a multiple of 16. `memory_scale` is the
-// engine's scale of fp8 memory, `wire_scale` that of granularity "tensor".
+// One plane of one layer.
 struct Plane {
-  uint64_t pages, wire;
+  const int32_t* ids;
+  uint64_t base, wire;
+  int64_t page_stride;
   float memory_scale, wire_scale;
 };
+
+// By the row of the grid.
+KV_FN Shape shape_at(const Launch& launch, int32_t row) {
+  const LaunchPlane& plane = launch.plane[row % launch.planes];
+  return {plane.head_stride, plane.token_stride, plane.dim_stride,   launch.first_token,
+          launch.tokens,     launch.page_tokens, plane.group_tokens, launch.first_head,
+          launch.heads,      plane.dim,          plane.granularity,  plane.zero_point};
+}
+
+KV_FN Plane plane_at(const Launch& launch, int32_t row) {
+  const int32_t layer = row / launch.planes;
+  const LaunchPlane& plane = launch.plane[row - layer * launch.planes];
+  const LayerPlane& at = reinterpret_cast<const LayerPlane*>(launch.data)[row];
+  const auto* ids = launch.ids != 0 ? reinterpret_cast<const int32_t*>(launch.ids)
+                                    : reinterpret_cast<const int32_t*>(launch.data + 2 * launch.planes * launch.layers);
+  return {ids,
+          at.base,
+          launch.wire + uint64_t(layer * launch.layer_bytes + plane.wire_offset),
+          plane.page_stride,
+          at.memory_scale,
+          at.wire_scale};
+}
+
+KV_FN int32_t tile_count(const Shape& shape) {
+  const int64_t first = shape.first_token / shape.group_tokens;
+  return int32_t((shape.first_token + shape.tokens - 1) / shape.group_tokens - first + 1) * shape.heads;
+}
 
 KV_FN int64_t padded(int64_t bytes) { return (bytes + 15) & ~int64_t(15); }
 
 struct Tile {
-  const uint64_t* pages;
+  const int32_t* ids;
+  uint64_t base;
+  int64_t page_stride;
   int64_t head_offset;  // elements from a page's start
   int64_t place;        // first token, counted from the start of the first page
   int32_t tokens;
@@ -66,7 +122,9 @@ KV_FN Tile tile_at(const Shape& shape, const Plane& plane, int32_t index, int32_
     offset += shape.heads *
               (tile_bytes(shape, first, wire_bits) + (group - 1) * tile_bytes(shape, shape.group_tokens, wire_bits));
   }
-  tile.pages = reinterpret_cast<const uint64_t*>(plane.pages);
+  tile.ids = plane.ids;
+  tile.base = plane.base;
+  tile.page_stride = plane.page_stride;
   tile.head_offset = (shape.first_head + head) * shape.head_stride;
   tile.place = shape.first_token % shape.page_tokens + skipped;
   tile.scale_count = scale_count(shape, tile.tokens);
@@ -83,7 +141,7 @@ template <class Raw>
 KV_FN Raw* row_of(const Shape& shape, const Tile& tile, int32_t token) {
   const uint32_t place = uint32_t(tile.place + token);
   const uint32_t page = place / uint32_t(shape.page_tokens);
-  return reinterpret_cast<Raw*>(tile.pages[page]) + tile.head_offset +
+  return reinterpret_cast<Raw*>(tile.base + uint64_t(tile.ids[page] * tile.page_stride)) + tile.head_offset +
          int64_t(place - page * uint32_t(shape.page_tokens)) * shape.token_stride;
 }
 

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the CUDA and HIP kernels: ``kv::Shape`` and ``kv::Plane`` of kv_tile.cuh."""
+"""The argument of the CUDA and HIP kernels: ``kv::Launch`` of kv_tile.cuh, and a launch's shape."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import Range
@@ -13,53 +18,106 @@ GRANULARITIES = ("none", "tensor", "channel", "token", "head")
 TYPE_NAMES = {"fp32": "Fp32", "fp16": "Fp16", "bf16": "Bf16", "fp8_e4m3": "Fp8E4m3", "fp8_e5m2": "Fp8E5m2"}
 WIRE_TYPE_NAMES = {dtype: f"{name}Wire" for dtype, name in (*TYPE_NAMES.items(), ("int4", "Int4"))}
 THREADS = 256
+MAX_PLANES = 4
+#: Of ``Launch.data``: layers' planes take 16 bytes each, page ids 4.
+DATA_BYTES = 8 * 472
+#: Shared memory that a block has without asking for more; larger tiles of scales are refused.
+SHARED_BYTES = 48 << 10
 
 
-class Shape(ctypes.Structure):
-    """What all planes of a launch share. Strides in elements."""
+class LaunchPlane(ctypes.Structure):
+    """One canonical plane of all layers. Strides in elements, ``page_stride`` and ``wire_offset`` in bytes."""
 
     _fields_ = (
         ("head_stride", ctypes.c_int64),
         ("token_stride", ctypes.c_int64),
         ("dim_stride", ctypes.c_int64),
-        ("first_token", ctypes.c_int64),
-        ("tokens", ctypes.c_int64),
-        ("page_tokens", ctypes.c_int32),
+        ("page_stride", ctypes.c_int64),
+        ("wire_offset", ctypes.c_int64),
         ("group_tokens", ctypes.c_int32),
-        ("first_head", ctypes.c_int32),
-        ("heads", ctypes.c_int32),
         ("dim", ctypes.c_int32),
         ("granularity", ctypes.c_int32),
         ("zero_point", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
     )
 
 
-class Plane(ctypes.Structure):
-    """One plane: addresses of its table of page addresses and of its wire bytes, and the engine's scales."""
+class LayerPlane(ctypes.Structure):
+    """One plane of one layer: address of page 0, the engine's scale of fp8 memory, that of granularity "tensor"."""
 
     _fields_ = (
-        ("pages", ctypes.c_uint64),
-        ("wire", ctypes.c_uint64),
+        ("base", ctypes.c_uint64),
         ("memory_scale", ctypes.c_float),
         ("wire_scale", ctypes.c_float),
     )
 
 
-def launch_shape(
-    strides: tuple[int, int, int], page_tokens: int, dim: int, tokens: Range, heads: Range, fmt: WireFormat
-) -> Shape:
-    """``strides`` of head, token and dim in elements. Raises ValueError for a rotated format."""
+class Launch(ctypes.Structure):
+    """``data``: LayerPlanes, layer after layer, then int32 page ids, unless these are at the address ``ids``."""
+
+    _fields_ = (
+        ("ids", ctypes.c_uint64),
+        ("wire", ctypes.c_uint64),
+        ("layer_bytes", ctypes.c_int64),
+        ("first_token", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("page_tokens", ctypes.c_int32),
+        ("first_head", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("planes", ctypes.c_int32),
+        ("layers", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("plane", LaunchPlane * MAX_PLANES),
+        ("data", ctypes.c_uint8 * DATA_BYTES),
+    )
+
+
+class PlaneLayout(NamedTuple):
+    """Of one canonical plane: strides (head, token, dim) in elements, bytes from page to page, channels of a head."""
+
+    strides: tuple[int, int, int]
+    page_stride: int
+    dim: int
+    fmt: WireFormat
+
+
+def launch_plane(layout: PlaneLayout, wire_offset: int = 0) -> LaunchPlane:
+    """Raises ValueError for a rotated format and for one whose scales of a tile are too many."""
+    fmt = layout.fmt
     if fmt.rotate:
         raise ValueError("rotate is for measurements with the NumPy reference; no kernel has it")
-    return Shape(
-        *strides, tokens.first, tokens.length, page_tokens, fmt.group_tokens, heads.first, heads.length, dim,
-        GRANULARITIES.index(fmt.granularity), fmt.zero_point, 0,
+    shared = shared_bytes(layout.dim, fmt)
+    if shared > SHARED_BYTES:
+        raise ValueError(f"scales of a tile take {shared} bytes of shared memory, at most {SHARED_BYTES}")
+    return LaunchPlane(
+        *layout.strides, layout.page_stride, wire_offset, fmt.group_tokens, layout.dim,
+        GRANULARITIES.index(fmt.granularity), fmt.zero_point,
     )  # fmt: skip
 
 
+def launch_argument(
+    planes: Sequence[LaunchPlane],
+    layers: Sequence[LayerPlane],
+    ids: npt.NDArray[np.int32],
+    ids_address: int = 0,
+    **rest: int,
+) -> Launch:
+    """``layers``: for each layer one of each plane. ``ids``: are at ``ids_address`` too where that is not 0.
+
+    ``rest``: the other fields. Raises ValueError for more than ``DATA_BYTES``.
+    """
+    data = b"".join(map(bytes, layers)) + (b"" if ids_address else ids.tobytes())
+    if len(data) > DATA_BYTES:
+        raise ValueError(f"layers and page ids take {len(data)} bytes of a launch, at most {DATA_BYTES}")
+    launch = Launch(
+        ids=ids_address, planes=len(planes), layers=len(layers) // len(planes),
+        plane=(LaunchPlane * MAX_PLANES)(*planes), **rest,
+    )  # fmt: skip
+    ctypes.memmove(ctypes.addressof(launch) + Launch.data.offset, data, len(data))
+    return launch
+
+
 def tile_count(tokens: Range, heads: Range, fmt: WireFormat) -> int:
-    """Blocks of a launch for one plane."""
+    """Blocks of a launch for one plane of one layer."""
     groups = (tokens.first + tokens.length - 1) // fmt.group_tokens - tokens.first // fmt.group_tokens + 1
     return groups * heads.length
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.reference import RAW
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.cuda.launch import Plane, launch_shape, tile_count
+from sage_kv_connector.kernels.cuda.launch import (
+    LayerPlane,
+    PlaneLayout,
+    launch_argument,
+    launch_plane,
+    tile_count,
+)
 from sage_kv_connector.kernels.plane import Range
 from tests.kernels.tiles import (
     KERNELS,
@@ -30,7 +36,7 @@ from tests.kernels.tiles import (
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     output = tmp_path_factory.mktemp("cuda") / "cuda_on_host.so"
     source = Path(__file__).with_name("cuda_on_host.cc")
-    return ctypes.CDLL(str(host_library(source, output, f"-I{KERNELS / 'cuda'}")))
+    return ctypes.CDLL(str(host_library(source, output, "-DKV_HOST_SHIM", f"-I{KERNELS / 'cuda'}")))
 
 
 def aligned_bytes(count: int) -> np.ndarray:
@@ -43,13 +49,18 @@ def aligned_bytes(count: int) -> np.ndarray:
 def launch(
     library: ctypes.CDLL, case: PagedCase, store: np.ndarray, wire: np.ndarray, threads: int, decode: bool
 ) -> None:
-    pages = (store.ctypes.data + case.starts * store.itemsize).astype(np.uint64)
-    table = np.ascontiguousarray(pages[case.tokens.first // case.page_tokens :])
-    plane = Plane(table.ctypes.data, wire.ctypes.data, case.memory_scale, case.wire_scale)
-    shape = launch_shape(case.strides, case.page_tokens, case.dim, case.tokens, case.heads, case.fmt)
-    tiles = tile_count(case.tokens, case.heads, case.fmt)
-    arguments = (ctypes.byref(plane), ctypes.byref(shape), tiles, threads)
-    assert library.kv_launch(case.dtype.encode(), case.fmt.dtype.encode(), int(decode), *arguments) == 0
+    """Pages of a case begin anywhere: each is so many elements from the store's start."""
+    ids = np.ascontiguousarray(case.starts[case.tokens.first // case.page_tokens :], np.int32)
+    layer = LayerPlane(store.ctypes.data, case.memory_scale, case.wire_scale)
+    plane = launch_plane(PlaneLayout(case.strides, store.itemsize, case.dim, case.fmt))
+    argument = launch_argument(
+        [plane], [layer], ids, ids.ctypes.data if decode else 0, wire=wire.ctypes.data,
+        page_tokens=case.page_tokens, first_token=case.tokens.first, tokens=case.tokens.length,
+        first_head=case.heads.first, heads=case.heads.length,
+    )  # fmt: skip
+    blocks = (ctypes.c_uint * 2)(tile_count(case.tokens, case.heads, case.fmt), 1)
+    function = library[f"kv_{'decode' if decode else 'encode'}_{case.dtype}_{case.fmt.dtype}"]
+    function(ctypes.byref(argument), blocks, threads, 0)
 
 
 def test_golden_vectors(library: ctypes.CDLL) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.cuda import compiler
-from sage_kv_connector.kernels.cuda.launch import Plane, Shape
+from sage_kv_connector.kernels.cuda.launch import Launch, LaunchPlane, LayerPlane
 from sage_kv_connector.kernels.registry import DeviceKernels, KernelsUnavailable, kernels_for
 from tests.kernels.tiles import KERNELS, check_kernels_on_golden_vectors, check_kernels_on_pages, formats
 
@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 
 def test_structures_match_the_header() -> None:
-    assert ctypes.sizeof(Shape) == 72 and ctypes.sizeof(Plane) == 24
+    assert [ctypes.sizeof(each) for each in (LayerPlane, LaunchPlane, Launch)] == [16, 56, 4064]
 
 
 def test_compiler_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
