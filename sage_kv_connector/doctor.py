@@ -19,6 +19,12 @@ from sage_kv_connector.backends import backend_class, backend_names, create_back
 from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
+from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
+from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
+from sage_kv_connector.vendors import VENDORS, open_runtime
+
+#: Of a KV cache, as far as nothing else is known.
+CACHE_DTYPE = "bf16"
 
 
 class Finding(NamedTuple):
@@ -43,6 +49,7 @@ def examine() -> list[Finding]:
         ("mooncake", _mooncake),
         ("secret", _secret),
         ("security", _security),
+        ("device kernels", _device_kernels),
     ]
     findings = []
     for name, check in checks:
@@ -215,3 +222,24 @@ def _security() -> Finding:
     if why:
         return Finding("security", "missing", f"{why}; servers with a secret need it, or security=none")
     return Finding("security", "ok", f"frames are protected by {version}")
+
+
+def _device_kernels() -> Finding:
+    """What converts KV on the devices of this machine: their own kernels, or the CPU."""
+    found, lacking = [], False
+    for vendor in VENDORS:
+        try:
+            runtime = open_runtime(vendor)
+            if runtime.device_count() == 0:
+                continue
+            kernels = DeviceKernels(runtime, 0, CACHE_DTYPE, ())
+        except (RuntimeUnavailable, DeviceError):
+            continue  # no such accelerator here
+        lacking = lacking or bool(kernels.lacks)
+        by = f"the CPU, since {kernels.lacks}" if kernels.lacks else f"kernels for {kernels.architecture}"
+        found.append(f"{runtime.api}: KV is converted by {by}")
+    if not found:
+        return Finding(
+            "device kernels", "missing", "no accelerator here: KV in host memory is converted by the CPU"
+        )
+    return Finding("device kernels", "missing" if lacking else "ok", "; ".join(found))

@@ -133,7 +133,14 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
         Rule("config", ("backends!", "contract")),
     ),
     "4 a layer of the engine stands on those left of it": tuple(
-        Rule(f"engine.{layer}", (*(f"engine.{lower}" for lower in LAYERS[:place]), *BASE))
+        Rule(
+            f"engine.{layer}",
+            (
+                *(f"engine.{lower}" for lower in LAYERS[:place]),
+                *BASE,
+                *(("kernels",) if layer == "conversion" else ()),
+            ),
+        )
         for place, layer in enumerate(LAYERS)
     ),
     "5 probing < vendors < report, and few others open a vendor": (
@@ -147,6 +154,7 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
                 *(f"integrations.{engine}.accelerator" for engine in ENGINES),
                 "cli",
                 "bench",
+                "doctor",
             ),
         ),
     ),

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
 
+from sage_kv_connector import doctor
+from sage_kv_connector.devices.runtime import DeviceRuntime, RuntimeUnavailable
 from sage_kv_connector.doctor import examine
+from sage_kv_connector.vendors import open_runtime
+from sage_kv_connector.vendors.emulator import EmulatorSettings
 
 
 def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +35,29 @@ def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sage_app, "_add_option", refuse)
     (sage,) = [one for one in examine() if one.name == "sage"]
     assert sage.state == "broken" and "no group 'llm' with a command 'serve'" in sage.detail
+
+
+@pytest.mark.parametrize(
+    ("vendor", "state", "said"),
+    [("nvidia", "ok", "kernels for host"), ("ascend", "missing", "the CPU, since .* launches no kernels")],
+)
+def test_what_converts_kv_on_a_device_is_said(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, state: str, said: str
+) -> None:
+    def only(name: str) -> DeviceRuntime:
+        if name != vendor:
+            raise RuntimeUnavailable("not here")
+        return open_runtime(name, EmulatorSettings(devices=1))
+
+    monkeypatch.setattr(doctor, "open_runtime", only)
+    found = next(finding for finding in doctor.examine() if finding.name == "device kernels")
+    assert found.state == state and re.search(f"emulated.*{said}", found.detail), found
+
+
+def test_a_machine_without_accelerators_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> DeviceRuntime:
+        raise RuntimeUnavailable("not here")
+
+    monkeypatch.setattr(doctor, "open_runtime", none)
+    found = next(finding for finding in doctor.examine() if finding.name == "device kernels")
+    assert found.state == "missing" and "no accelerator here" in found.detail

@@ -29,7 +29,7 @@ from sage_kv_connector.vendors.emulator.control import control_of
 #: vLLM's: a token's K and V side by side, heads outside of tokens.
 AXES = ("page", "head", "token", "content")
 #: Of the emulated device beside the cache.
-ROOM_BYTES = 64 << 20
+ROOM_BYTES = 256 << 20
 TIMEOUT_S = 300.0
 U16 = npt.NDArray[np.uint16]
 
@@ -91,8 +91,8 @@ class DeviceCache:
         """By direction what the machine was asked for, and how many parts were staged."""
         asked = {way: each._asdict() for way, each in control_of(self.runtime).counts().items()}
         counters = self.core.counters()
-        parts = {"d2h": counters.get("d2h_jobs", 0), "h2d": counters.get("h2d_jobs", 0)}
-        return asked | {"parts": parts}
+        parts = {way: counters.get(f"{way}_jobs", 0) for way in ("d2h", "h2d")}
+        return asked | {"parts": parts, "launches": {"all": control_of(self.runtime).launches()}}
 
     def write(self, layer: int, content: U16) -> None:
         self._host[:] = content

@@ -74,7 +74,8 @@ def count_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 for way in DIRECTIONS
                 if side[way]["calls"]
             ]
-            yield f"{name}, {role}", f"{side['parts']} parts; {'; '.join(asked) or 'nothing asked'}"
+            begun = f"{side['parts']} parts, {side['launches']} launches"
+            yield f"{name}, {role}", "; ".join((begun, *asked))
         yield f"{name}, wire", f"{case['wire_bytes'] / 1e6:.1f} MB of {case['wire_dtype']}"
     yield "bytes", "equal" if result["verified"] else "WRONG"
 
@@ -128,7 +129,8 @@ def _asked(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) 
     change = {
         way: {name: value - before[way][name] for name, value in each.items()} for way, each in after.items()
     }
-    return {"parts": sum(change.pop("parts").values()), **change}
+    sums = {name: sum(change.pop(name).values()) for name in ("parts", "launches")}
+    return sums | change
 
 
 def _ask(role: str, pipe: Connection, *order: Any) -> Any:

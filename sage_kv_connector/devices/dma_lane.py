@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread and a stream that copy one way between a device and pinned host memory.
+"""A thread and a stream that copy one way between a device and pinned host memory, and launch what belongs to it.
 
 Two jobs are on the stream at a time: while one is copied the next is enqueued, so that the
 copy engine never waits for this thread, nor the control thread for the device. A lane
@@ -12,10 +12,10 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sage_kv_connector.devices.runtime import Copies, CopyKind, DeviceError, DeviceRuntime
+from sage_kv_connector.devices.runtime import Copies, CopyKind, DeviceError, DeviceRuntime, Launch
 
 #: Jobs on the stream at a time (double buffering).
 DEPTH = 2
@@ -27,6 +27,7 @@ OnCopied = Callable[[int, str], None]
 class _Job(NamedTuple):
     id: int
     copies: Copies
+    launches: Sequence[Launch]
 
 
 class DmaLane:
@@ -45,15 +46,17 @@ class DmaLane:
         self.busy_ns = 0  #: time with at least one job on the stream
         self.copies = 0
         self.jobs = 0
+        self.launches = 0
         self._since = 0
         self._failed = False
         name = f"sage-kvt-{kind.name.lower().replace('_', '-')}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: int, copies: Copies) -> None:
+    def submit(self, job: int, copies: Copies, launches: Sequence[Launch] = ()) -> None:
+        """``launches`` run before copies from the device, behind copies to it."""
         with self._changed:
-            self._waiting.append(_Job(job, copies))
+            self._waiting.append(_Job(job, copies, launches))
             self._changed.notify_all()
 
     def cancel(self, job: int) -> None:
@@ -93,7 +96,7 @@ class DmaLane:
             if job is not None:
                 begun = time.monotonic_ns()
                 try:
-                    self._runtime.copy_batch_async(self._device, job.copies, self._kind, self._stream)
+                    self._enqueue(job)
                     self._runtime.event_record(self._device, free[0], self._stream)
                 except (DeviceError, ValueError) as error:
                     self._drain()  # some of its copies may be on the stream already
@@ -112,6 +115,15 @@ class DmaLane:
                 self._ended(done, failure)
             else:
                 return
+
+    def _enqueue(self, job: _Job) -> None:
+        runtime, device, stream = self._runtime, self._device, self._stream
+        if self._kind == CopyKind.HOST_TO_DEVICE:
+            runtime.copy_batch_async(device, job.copies, self._kind, stream)
+        for launch in job.launches:
+            runtime.launch(device, *launch, stream)
+        if self._kind != CopyKind.HOST_TO_DEVICE:
+            runtime.copy_batch_async(device, job.copies, self._kind, stream)
 
     def _next(self, *, block: bool) -> _Job | None:
         with self._changed:
@@ -156,6 +168,7 @@ class DmaLane:
         self._since = now
         self.copies += len(job.copies)
         self.jobs += 1
+        self.launches += len(job.launches)
         if not error:
             self.bytes_copied += int(job.copies[:, 2].sum())
 

@@ -44,6 +44,9 @@ import numpy.typing as npt
 
 #: uint64 array of shape (n, 3): destination address, source address, length in bytes.
 Copies = npt.NDArray[np.uint64]
+#: What ``DeviceRuntime.launch`` takes behind the device, but for the stream: function, blocks, threads, shared bytes,
+#: argument.
+Launch = tuple[int, tuple[int, int], int, int, bytes]
 
 
 class CopyKind(IntEnum):

@@ -30,6 +30,7 @@ from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import backend_options, check_protection, enabled_backends
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
+from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
 from sage_kv_connector.engine.pages.source import Source
 from sage_kv_connector.engine.routing import Routing
@@ -93,7 +94,7 @@ class EngineCore:
         self._conversions: Conversions | None = None
         self._converters: Converters | None = None
         if schema is not None and any(group.canonical for group in schema.groups):
-            self._conversions = self._start_conversions()
+            self._conversions = self._start_conversions(schema.dtype)
             self._conversions.attach(self._loop)
             self._converters = Converters(schema, self._conversions)
         self._producer = Producer(self._loop, config, self._converters)
@@ -103,13 +104,15 @@ class EngineCore:
         self._closed = False
         self.addresses: tuple[str, ...] = ()
 
-    def _start_conversions(self) -> Conversions:
+    def _start_conversions(self, dtype: str) -> Conversions:
         config, device = self.config, self._device
         threads = config.overlap_streams or default_lanes()
         if device is None:
             return CpuConversions(threads, config.staging_bytes, self.register_host_memory)
+        wire_dtypes = () if config.target_dtype == "auto" else (config.target_dtype,)
+        kernels = DeviceKernels(device.runtime, device.number, dtype, wire_dtypes)
         return DeviceConversions(
-            device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory
+            device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory, kernels
         )
 
     def start(self, *, listen: bool = True) -> None:

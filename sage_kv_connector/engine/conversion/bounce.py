@@ -21,6 +21,7 @@ from sage_kv_connector.contract.dtypes import DTYPE_BITS
 from sage_kv_connector.contract.element_order import ElementOrder
 from sage_kv_connector.devices.runtime import Copies
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
+from sage_kv_connector.kernels.registry import GroupKernels
 
 Places = npt.NDArray[np.int64]
 
@@ -29,11 +30,12 @@ BOUNCE_ALIGNMENT = 256
 
 
 class DeviceGroup(NamedTuple):
-    """A group of pages on a device, and how its planes stand on the wire."""
+    """A group of pages on a device, how its planes stand on the wire, and the device's kernels if they convert it."""
 
     view: GroupView
     dtype: str
     planes: tuple[ConvertedPlane, ...]
+    kernels: GroupKernels | None = None
 
 
 class Bounce(NamedTuple):

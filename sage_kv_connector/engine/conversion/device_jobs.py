@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of KV that lies on a device: pages → pinned bounce → wire, and back.
+"""Conversion of KV that lies on a device.
 
-The same jobs as ``Conversions``, each in two steps that overlap with those of other jobs:
-encode is a copy from the device (lane), then the CPU kernels (pool); decode is the pool,
-then a copy to the device. A job holds its bounce only between its steps. A job that fails
-says why; nothing of it stays. Control thread only, but for lanes and pool.
+Where the device has kernels, a job is one step of a lane: encode launches them from the pages
+into a buffer on the device, whose bytes are the wire's, and copies these to the host; decode
+copies, then launches. Elsewhere it has two steps that overlap with those of other jobs: encode is
+a copy of pages to a pinned bounce (lane), then the CPU kernels (pool); decode is the pool, then a
+copy to the device. A job holds its buffer or bounce only between its steps. A job that fails says
+why; nothing of it stays. Control thread only, but for lanes and pool.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+import numpy as np
+
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.dma_lane import DmaLane
-from sage_kv_connector.devices.runtime import CopyKind, DeviceError, DeviceRuntime
+from sage_kv_connector.devices.runtime import CopyKind, DeviceRuntime
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
+from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.device_parts import DevicePartCoder
+from sage_kv_connector.engine.conversion.device_rooms import DeviceRooms
 from sage_kv_connector.engine.conversion.jobs import (
     CpuConversions,
     JobEnded,
@@ -34,6 +40,7 @@ from sage_kv_connector.engine.conversion.jobs import (
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, converted_planes
 from sage_kv_connector.format.converter import Span
+from sage_kv_connector.kernels.registry import GroupKernels
 
 
 class _Job:
@@ -44,6 +51,7 @@ class _Job:
         "done",
         "encode",
         "group",
+        "kernels",
         "lease",
         "length",
         "on_lane",
@@ -57,6 +65,7 @@ class _Job:
     ) -> None:
         self.group, self.span, self.wire, self.length, self.done = group, span, wire, length, done
         self.encode = encode
+        self.kernels: GroupKernels | None = None  #: what converts it; None: the CPU
         self.lease: Lease | None = None
         self.bounce: Bounce | None = None
         self.pool_job = 0
@@ -66,7 +75,7 @@ class _Job:
 class DeviceConversions:
     """Construction raises DeviceError.
 
-    ``device``: the runtime's number of the device that the pages lie on.
+    ``device``: the runtime's number of the device that the pages lie on; ``kernels``: its own, or why it has none.
     """
 
     def __init__(
@@ -76,14 +85,18 @@ class DeviceConversions:
         threads: int,
         staging_bytes: int,
         register: Callable[[int, int], None],
+        kernels: DeviceKernels,
     ) -> None:
-        self._runtime, self._device = runtime, device
-        self._cpu = CpuConversions(threads, staging_bytes, register)
+        self._runtime, self._device, self._kernels = runtime, device, kernels
+        self._rooms = DeviceRooms(runtime, device, staging_bytes, buffers=not kernels.lacks)
+        if self._rooms.lacks:
+            kernels.give_up(self._rooms.lacks)
+        # Kernels' wire bytes are copied from and to where they wait for the backend.
+        self._cpu = CpuConversions(
+            threads, staging_bytes, register, None if kernels.lacks else self._rooms.pinned
+        )
         self.outgoing, self.incoming = self._cpu.outgoing, self._cpu.incoming
         self.pool = self._cpu.pool
-        self._pinned: list[int] = []
-        self._from_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
-        self._to_device_bounces = StagingArena(staging_bytes, _nowhere, self._allocate)
         self._jobs: dict[int, _Job] = {}
         self._ids = count(1)
         self._copied: deque[JobEnded] = deque()
@@ -106,7 +119,8 @@ class DeviceConversions:
     ) -> DeviceGroup:
         """What ``encode`` and ``decode`` of this group take. Raises ValueError as ``converted_planes``."""
         planes = converted_planes(view, index, formats, local, consumer, producer)
-        return DeviceGroup(view, local.dtype, tuple(planes))
+        kernels = self._kernels.group(local.dtype, view, planes)
+        return DeviceGroup(view, local.dtype, tuple(planes), kernels)
 
     def in_lanes(self, groups: Mapping[int, DeviceGroup]) -> list[tuple[int, _data_plane.PagedConverter]]:
         return []  # their pages are no memory of this process
@@ -121,11 +135,11 @@ class DeviceConversions:
 
     def encode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
         """Device pages to wire bytes, in the background. Raises ValueError for a box that has no room."""
-        return self._begin(_Job(group, span, wire, length, done, encode=True), self._from_device_bounces)
+        return self._begin(_Job(group, span, wire, length, done, encode=True))
 
     def decode(self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted) -> int:
         """Wire bytes to device pages, in the background. Raises ValueError for a box that has no room."""
-        return self._begin(_Job(group, span, wire, length, done, encode=False), self._to_device_bounces)
+        return self._begin(_Job(group, span, wire, length, done, encode=False))
 
     def cancel(self, job: int) -> None:
         """Forget a job: after this returns it touches no memory and ``done`` is not called."""
@@ -147,24 +161,22 @@ class DeviceConversions:
 
     def counters(self) -> dict[str, int]:
         lanes = {"d2h": self._from_device, "h2d": self._to_device}
-        staged = self._from_device_bounces.in_use + self._to_device_bounces.in_use
         cpu = self._cpu.counters()
         return cpu | {
-            "staging_bytes": cpu["staging_bytes"] + staged,
+            "staging_bytes": cpu["staging_bytes"] + self._rooms.in_use,
             "conversions": len(self._jobs) + self._cpu.streams,
             **{f"{name}_bytes": lane.bytes_copied for name, lane in lanes.items()},
             **{f"{name}_ns": lane.busy_ns for name, lane in lanes.items()},
             **{f"{name}_copies": lane.copies for name, lane in lanes.items()},
             **{f"{name}_jobs": lane.jobs for name, lane in lanes.items()},
+            **{f"{name}_launches": lane.launches for name, lane in lanes.items()},
         }
 
     def close(self) -> None:
         self._from_device.close()
         self._to_device.close()
         self._cpu.close()
-        for address in self._pinned:
-            self._runtime.host_free(self._device, address)
-        self._pinned.clear()
+        self._rooms.close()
         os.close(self._wake)
 
     # -- inside
@@ -175,20 +187,15 @@ class DeviceConversions:
         if job is None:
             return
         job.on_lane = False
-        if ended.error or not job.encode:
+        if ended.error or not job.encode or job.kernels is not None:
             self._end(ended.job, ended.error)
         else:
             self._on_pool(ended.job, job)
 
-    def _allocate(self, nbytes: int) -> int:
-        try:
-            address = self._runtime.host_alloc(self._device, nbytes)
-        except DeviceError as error:
-            raise ValueError(f"no pinned host memory (option staging_bytes): {error}") from error
-        self._pinned.append(address)
-        return address
+    def _arena_of(self, job: _Job) -> StagingArena:
+        return self._rooms.arena(encode=job.encode, on_device=job.kernels is not None)
 
-    def _begin(self, job: _Job, arena: StagingArena) -> int:
+    def _begin(self, job: _Job) -> int:
         job_id = next(self._ids)
         self._jobs[job_id] = job
 
@@ -197,6 +204,9 @@ class DeviceConversions:
                 return
             job.lease = lease
             try:
+                if job.kernels is not None:
+                    self._launch(job_id, job, job.kernels, lease.address)
+                    return
                 job.bounce = bounce(job.group, job.span, lease.address)
             except ValueError as error:
                 self._end(job_id, str(error))
@@ -206,12 +216,23 @@ class DeviceConversions:
             else:
                 self._on_pool(job_id, job)
 
+        if job.length <= self._rooms.buffer_bytes:
+            job.kernels = job.group.kernels
+        nbytes = job.length if job.kernels is not None else bounce_bytes(job.group, job.span)
         try:
-            job.lease = arena.request(bounce_bytes(job.group, job.span), placed)
+            job.lease = self._arena_of(job).request(nbytes, placed)
         except ValueError:
             self._jobs.pop(job_id, None)
             raise
         return job_id
+
+    def _launch(self, job_id: int, job: _Job, kernels: GroupKernels, buffer: int) -> None:
+        job.on_lane = True
+        ends = (job.wire, buffer) if job.encode else (buffer, job.wire)
+        copies = np.array([(*ends, job.length)], dtype=np.uint64)
+        launches = kernels.launches("encode" if job.encode else "decode", job.span, buffer, job.length)
+        lane = self._from_device if job.encode else self._to_device
+        lane.submit(job_id, copies, launches)
 
     def _on_lane_of(self, lane: DmaLane, job_id: int, job: _Job) -> None:
         assert job.bounce is not None
@@ -249,12 +270,8 @@ class DeviceConversions:
 
     def _give_back(self, job: _Job) -> None:
         if job.lease is not None:
-            (self._from_device_bounces if job.encode else self._to_device_bounces).release(job.lease)
+            self._arena_of(job).release(job.lease)
 
     def _on_lane(self, job_id: int, error: str) -> None:
         self._copied.append(JobEnded(job_id, error, time.monotonic_ns()))
         os.eventfd_write(self._wake, 1)
-
-
-def _nowhere(address: int, nbytes: int) -> None:
-    """Bounces are read and written by this process alone: no backend knows them."""

@@ -112,10 +112,16 @@ class CpuConversions:
 
     group = staticmethod(group_converter)
 
-    def __init__(self, threads: int, staging_bytes: int, register: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        staging_bytes: int,
+        register: Callable[[int, int], None],
+        allocate: Callable[[int], int] | None = None,
+    ) -> None:
         self.pool = _data_plane.ConversionPool(threads)
-        self.outgoing = StagingArena(staging_bytes, register)
-        self.incoming = StagingArena(staging_bytes, register)
+        self.outgoing = StagingArena(staging_bytes, register, allocate)
+        self.incoming = StagingArena(staging_bytes, register, allocate)
         # The pool works on the converter's memory: it is kept until the job is over.
         self._jobs: dict[int, tuple[GroupConverter, OnConverted]] = {}
         self._streams: dict[int, Callable[[Event], None]] = {}

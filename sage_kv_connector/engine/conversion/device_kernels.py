@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of an engine's device: compiled and loaded when it starts, so that no transfer waits for a compiler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.devices.runtime import DeviceError, DeviceRuntime
+from sage_kv_connector.format.converter import ConvertedPlane
+from sage_kv_connector.kernels.registry import GroupKernels, KernelsUnavailable, PagedGroup, kernel_sources
+
+log = logging.getLogger(__name__)
+
+#: Wire dtypes that a peer is likely to ask for, beside that of the cache and the configured one.
+LIKELY = ("fp8_e4m3", "int4")
+
+
+class DeviceKernels:
+    """``lacks`` says why there are none, "" where there are; they are for ``architecture``.
+
+    ``dtype``: of the pages; ``wire_dtypes``: what is compiled. Planes of others go the CPU's way.
+    """
+
+    def __init__(self, runtime: DeviceRuntime, device: int, dtype: str, wire_dtypes: Iterable[str]) -> None:
+        self._functions: dict[tuple[str, str, str], int] = {}
+        self._refused: set[str] = set()
+        self._api = runtime.api
+        self.lacks = self.architecture = ""
+        try:
+            if not runtime.features.kernels:
+                raise KernelsUnavailable(f"{runtime.api} launches no kernels")
+            sources = kernel_sources(runtime.vendor)
+            self._make = sources.group
+            self.architecture = runtime.architecture(device)
+            for wire in dict.fromkeys((dtype, *wire_dtypes, *LIKELY)):
+                code = sources.compiled(dtype, wire, self.architecture)
+                for verb in ("encode", "decode"):
+                    name = f"kv_{verb}_{dtype}_{wire}"
+                    self._functions[verb, dtype, wire] = runtime.load_function(device, code, name)
+        except (KernelsUnavailable, DeviceError) as error:
+            self.give_up(str(error))
+
+    def give_up(self, why: str) -> None:
+        """From now on the CPU converts; before the first group is made."""
+        self.lacks = why
+        log.warning("KV on %s is converted by the CPU: %s", self._api, why)
+
+    def group(self, dtype: str, view: GroupView, planes: Sequence[ConvertedPlane]) -> GroupKernels | None:
+        """None where these pages go the CPU's way; the reason is logged once."""
+        if self.lacks:
+            return None
+        try:
+            return self._make(
+                PagedGroup(dtype, view.page_size, view.pages, view.heads, planes), self._function
+            )
+        except ValueError as error:
+            if str(error) not in self._refused:
+                self._refused.add(str(error))
+                log.warning("a group of pages is converted by the CPU: %s", error)
+            return None
+
+    def _function(self, verb: str, dtype: str, wire: str) -> int:
+        found = self._functions.get((verb, dtype, wire))
+        if found is None:
+            raise ValueError(f"no kernel was compiled for {dtype} to {wire}")
+        return found
