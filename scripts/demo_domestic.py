@@ -121,7 +121,7 @@ def emulated(profile: HardwareProfile, kv_bytes: int) -> dict[str, Any]:
     device = profile.devices[0].descriptor
     return {
         "devices": 1,
-        "memory_bytes": kv_bytes + (64 << 20),
+        "memory_bytes": kv_bytes + (256 << 20),
         "dma_alignment_bytes": _fact(device, "dma_alignment_bytes") or 1,
         "max_transfer_bytes": _fact(device, "max_transfer_bytes") or 0,
         "pinned_only": True,
@@ -146,12 +146,12 @@ def report(
 ) -> dict[str, Any]:
     """``stages``: bytes and busy seconds of each; ``overlap``: busy seconds of all by elapsed seconds.
 
-    ``asked``: calls that copy, copies and bytes of each side's machine, by direction.
+    ``asked``: calls that copy, copies and bytes of each side's machine, by direction; ``launches``: of its kernels.
     """
     kv = tokens * BYTES_PER_TOKEN
     wire = outcome.stats.nbytes if outcome.stats else 0
     prefill, decode = moved["prefill"], moved["decode"]
-    dma = kv / given.dma_gbytes_per_s / 1e9
+    launched = {way: side[f"{way}_launches"] for way, side in (("d2h", prefill), ("h2d", decode))}
     if decode.get("d2d_bytes"):
         stages = {"device to device": _stage(decode["d2d_bytes"], decode["d2d_ns"])}
     else:
@@ -162,10 +162,24 @@ def report(
             "decode": _stage(kv, decode["conversion_ns"]),
             "host to device": _stage(decode["h2d_bytes"], decode["h2d_ns"]),
         }
+    # What kernels convert is part of the lane's work.
+    for name, way in (("encode", "d2h"), ("decode", "h2d")):
+        if launched[way]:
+            stages.pop(name, None)
     busy = {name: stage["busy_s"] for name, stage in stages.items()}
     copying = [name for name in stages if "device" in name]
-    # What each takes by itself: a copy at its engine's rate, a conversion its threads' time.
-    alone = {name: dma if name in copying else busy[name] for name in stages if name != "wire"}
+    # What each takes by itself: a copy at its engine's rate, a conversion its threads' time, and a lane that launches
+    # kernels its own, since an emulated device's are as fast as a CPU.
+    paced = {
+        "device to host": not launched["d2h"],
+        "host to device": not launched["h2d"],
+        "device to device": True,
+    }
+    alone = {
+        name: stage["bytes"] / given.dma_gbytes_per_s / 1e9 if paced.get(name) else busy[name]
+        for name, stage in stages.items()
+        if name != "wire"
+    }
     return {
         "emulated": True,
         "from": about["prefill"][2],
@@ -182,6 +196,7 @@ def report(
         "kv_bytes": kv,
         "wire_bytes": wire,
         "elapsed_s": seconds,
+        "launches": launched,
         "asked": {role: _asked(counters) for role, counters in moved.items()},
         "stages": stages,
         "overlap": sum(busy.values()) / seconds,
@@ -206,6 +221,8 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((name, f"{stage['bytes'] / 2**20:.0f} MiB, busy {stage['busy_s']:.2f} s"))
     for role, ways in report["asked"].items():
         calls = [f"{each['copies']} copies {way} in {each['calls']} calls" for way, each in ways.items()]
+        launches = report["launches"]["d2h" if role == "prefill" else "h2d"]
+        calls += [f"{launches} launches of its kernels"] if launches else []
         found.append((f"{role}'s device", ", ".join(calls) or "asked for no copy"))
     return [
         *found,
