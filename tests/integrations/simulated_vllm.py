@@ -353,7 +353,7 @@ class Rank:
         self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
         core: Any = _InlineCore(self.producer)
         audit: Any = _NoAudit()
-        self.half = PrefillHalf(core, self._view, self.completions, audit, layered=True)
+        self.half = PrefillHalf(core, self._view, self.completions, audit)
 
     def report(self, orders: Any, saved: set[str]) -> KVConnectorOutput:
         """What it says at the end of a step; beside another connector, which ``saved`` these, as both together."""

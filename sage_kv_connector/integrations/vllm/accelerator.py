@@ -2,7 +2,7 @@
 """The accelerator that vLLM's KV tensors lie on, as the transport's own runtime sees it.
 
 torch keeps the memory; we copy out of it and into it on streams of our own. What torch
-launched must have ended before pages are read (``wait_for_compute``).
+launched must have ended before pages are read (``compute_events``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sage_kv_connector.hardware.report.descriptors import (
     torch_devices,
     vendors_of_torch_device,
 )
+from sage_kv_connector.integrations.common.compute_events import ComputeEvents
 from sage_kv_connector.vendors import open_runtime
 
 logger = logging.getLogger(__name__)
@@ -55,11 +56,26 @@ def open_device(device: Any) -> DeviceMemory:
     raise RuntimeUnavailable(f"KV lies on {device}, and no vendor's library works: {'; '.join(errors)}")
 
 
-def wait_for_compute(device: Any) -> None:
-    """Block until what this thread launched on the device has ended."""
-    import torch
+class _TorchEvent:
+    """Recorded on torch's current stream of the device."""
 
-    torch.accelerator.current_stream(device).synchronize()
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self._current_stream = torch.accelerator.current_stream
+        self._device = device
+        self._event = torch.Event(device, blocking=True)
+
+    def record(self) -> None:
+        self._event.record(self._current_stream(self._device))
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
+def compute_events(device: Any) -> ComputeEvents:
+    """Of what torch launches on the device; its thread ends with ``close``."""
+    return ComputeEvents(lambda: _TorchEvent(device))
 
 
 def _torch_build() -> str | None:

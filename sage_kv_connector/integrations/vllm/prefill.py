@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ from sage_kv_connector.engine import (
     Step,
     TransferAudit,
 )
+from sage_kv_connector.integrations.common.compute_events import ComputeEvents
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
@@ -53,7 +54,7 @@ class _OnOffer:
 
 
 class PrefillHalf:
-    """``layered``: whether KV is final when vLLM says that a layer is saved (on a device it is only launched)."""
+    """``computed``: of a device, where vLLM has only launched what it says is written; None for host memory."""
 
     def __init__(
         self,
@@ -61,14 +62,13 @@ class PrefillHalf:
         view: KVCacheView,
         results: Completions,
         audit: TransferAudit,
-        *,
-        layered: bool,
+        computed: ComputeEvents | None = None,
     ) -> None:
         self._core = core
         self._view = view
         self._results = results
         self._audit = audit
-        self._layered = layered
+        self._computed = computed
         self._first_tokens = FirstTokenOffers(core)
         self._layer_place = {
             layer.name: (group, index)
@@ -87,11 +87,6 @@ class PrefillHalf:
     def waits_for_decode(self) -> bool:
         """Whether a finished prefill is still to be fetched."""
         return any(offer.finished for offer in self._on_offer.values())
-
-    @property
-    def in_step(self) -> bool:
-        """Whether this step computes a prefill that is on offer."""
-        return bool(self._in_step)
 
     def withdraw(self, transfer_ids: Sequence[str]) -> None:
         """Returns when nothing reads their pages any more."""
@@ -137,16 +132,27 @@ class PrefillHalf:
     def layer_saved(self, layer_name: str) -> None:
         """A layer's KV of this step is written: stream it to whoever subscribed already."""
         place = self._layer_place.get(layer_name)
-        if place is None or not self._layered:
+        if place is None or not self._in_step:
             return
-        self._step.layer(*place)
-        self._advanced()
+        if self._computed is None:
+            self._step.layer(*place)
+            self._advanced(self._in_step)
+        elif any(self._core.is_streaming(progress.transfer_id) for progress in self._in_step):
+            self._when_computed(self._computed, partial(self._step.layer, *place))
 
     def end_forward(self) -> None:
         """After the forward pass every layer of the step is written."""
-        self._step.all()
-        self._advanced()
+        if self._computed is None:
+            self._step.all()
+            self._advanced(self._in_step)
+        elif self._in_step:
+            self._when_computed(self._computed, self._step.all)
         self._in_step, self._step = (), Step()
+
+    def close(self) -> None:
+        """Nothing becomes final any more."""
+        if self._computed is not None:
+            self._computed.close()
 
     def finish(self, finished: Finished) -> None:
         """A prefill ended well: its pages are held until they were fetched or the lease is over."""
@@ -164,8 +170,22 @@ class PrefillHalf:
         if finished.first_token is not None:
             self._first_tokens.offer(finished.transfer_id, finished.first_token)
 
-    def _advanced(self) -> None:
-        for progress in self._in_step:
+    def _when_computed(self, computed: ComputeEvents, make_final: Callable[[], None]) -> None:
+        in_step = self._in_step
+
+        def final() -> None:
+            make_final()
+            self._advanced(in_step)
+
+        def failed(error: str) -> None:
+            logger.error("what vLLM computed on the device is lost: %s", error)
+            ids = [progress.transfer_id for progress in in_step]
+            self._core.give_up(ids, Reason(Code.WITHDRAWN, f"prefill's device failed: {error}"))
+
+        computed.behind(final, failed)
+
+    def _advanced(self, in_step: Sequence[Progress]) -> None:
+        for progress in in_step:
             self._core.advanced(progress.transfer_id)
 
     def _offer(self, offered: Offered) -> None:

@@ -17,7 +17,7 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine import EngineCore, TransferAudit, enabled_backends
 from sage_kv_connector.integrations.common.prefill_ranks import DecodeRank
-from sage_kv_connector.integrations.vllm.accelerator import device_of, open_device
+from sage_kv_connector.integrations.vllm.accelerator import compute_events, device_of, open_device
 from sage_kv_connector.integrations.vllm.block_tables import BlockTables
 from sage_kv_connector.integrations.vllm.cache_schema import cache_schema, weights_of
 from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults
@@ -90,7 +90,8 @@ class Registered:
             device=memory.opened,
         )
         self.core.register_memory(view.extents())
-        self.prefill = PrefillHalf(self.core, view, results, audit, layered=self.device is None)
+        computed = None if self.device is None else compute_events(self.device)
+        self.prefill = PrefillHalf(self.core, view, results, audit, computed)
         self.decode = DecodeHalf(self.core, view, config, directory, results, audit)
         self.core.start()
         logger.info(
@@ -132,6 +133,7 @@ class Registered:
 
     def close(self) -> None:
         """No memory is registered, and nobody listens any more."""
+        self.prefill.close()
         self.decode.close()
         self.core.close()
 

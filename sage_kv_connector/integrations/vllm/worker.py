@@ -14,7 +14,6 @@ from typing import Any
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.contract.schema import KVCacheSchema
-from sage_kv_connector.integrations.vllm.accelerator import wait_for_compute
 from sage_kv_connector.integrations.vllm.amx import request_amx_tiles
 from sage_kv_connector.integrations.vllm.cache_schema import FIRST_VERSION
 from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults, not_on_offer
@@ -136,12 +135,8 @@ class WorkerSide:
 
     def end_forward(self) -> None:
         """After the forward pass every layer of the step is written."""
-        known = self._registered
-        if known is None:
-            return
-        if known.device is not None and known.prefill.in_step:
-            wait_for_compute(known.device)
-        known.prefill.end_forward()
+        if self._registered is not None:
+            self._registered.prefill.end_forward()
 
     def take_results(self, *, idle: bool) -> StepResults:
         """What ended. ``idle``: wait a little for something to end, where something may."""

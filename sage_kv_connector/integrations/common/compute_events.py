@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes final when a device has computed it: the engine's thread records an event and goes on.
+
+A thread of ours waits for the events, in the order of their recording, and makes the calls that stand behind them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+logger = logging.getLogger(__name__)
+
+#: Events that are there before the first is needed; more are made when so many are waited for at once.
+READY_EVENTS = 64
+#: A device that hangs keeps the thread; closing does not wait for it longer.
+CLOSE_S = 5.0
+
+
+class ComputeEvent(Protocol):
+    """torch.Event, or what stands for it."""
+
+    def record(self) -> None:
+        """On the calling thread's current stream."""
+        ...
+
+    def synchronize(self) -> None:
+        """Block, without the GIL, until what was on the stream is over. Raises what it failed with."""
+        ...
+
+
+class _Behind(NamedTuple):
+    event: ComputeEvent
+    call: Callable[[], object]
+    failed: Callable[[str], object]
+
+
+class ComputeEvents:
+    """``behind`` on the engine's thread, whose calls are made on ours. ``make`` makes an event."""
+
+    def __init__(self, make: Callable[[], ComputeEvent]) -> None:
+        self._make = make
+        self._free: deque[ComputeEvent] = deque()
+        self._waiting: deque[_Behind] = deque()
+        self._changed = threading.Condition()
+        self._busy = self._closing = False
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="sage-kvt-computed", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+
+    def behind(self, call: Callable[[], object], failed: Callable[[str], object]) -> None:
+        """``call()`` when what this thread has launched so far is over, or ``failed`` with the device's error."""
+        event = self._free.popleft() if self._free else self._make()
+        event.record()
+        with self._changed:
+            self._waiting.append(_Behind(event, call, failed))
+            self._changed.notify_all()
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until everything so far is over; False if it takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
+
+    def close(self) -> None:
+        """No call is made any more once this returns, unless the device hangs. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join(CLOSE_S)
+
+    def _run(self, ready: threading.Event) -> None:
+        try:
+            self._free.extend(self._make() for _ in range(READY_EVENTS))
+        finally:
+            ready.set()
+        while (one := self._next()) is not None:
+            try:
+                one.event.synchronize()
+            except Exception as error:  # the vendor's, whatever its type
+                self._after(one.failed, f"{type(error).__name__}: {error}")
+            else:
+                self._free.append(one.event)
+                self._after(one.call)
+
+    def _next(self) -> _Behind | None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                return None
+            self._busy = True
+            return self._waiting.popleft()
+
+    def _after(self, call: Callable[..., object], *arguments: Any) -> None:
+        if self._closing:
+            return
+        try:
+            call(*arguments)
+        except Exception:
+            logger.exception("what stands behind a forward pass failed")
