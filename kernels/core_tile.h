@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles for accelerators whose cores copy rows into their own memory: Ascend, MLU, XPU.
+// Tiles for accelerators whose cores copy rows into their own memory: Ascend, XPU.
 //
 // The includer defines KV_FN, its language's mark of a device function. Addresses are
 // 64-bit integers because pointers of a core are not the host's.

@@ -28,7 +28,7 @@ CANDIDATES = {
 }
 FALLBACK = "torch_fallback"
 #: A vendor's name → the module with the ``GroupKernels`` and ``compiled`` of its devices.
-BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda"}
+BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda", "cambricon": "cambricon"}
 
 
 class KernelsUnavailable(RuntimeError):
@@ -55,7 +55,7 @@ class DeviceKernels(Protocol):
 
 
 class GroupKernels(Protocol):
-    """Conversion of boxes of one group's pages by launches over addresses; see ``cuda.group``."""
+    """Conversion of boxes of one group's pages by launches over addresses; see ``common.group``."""
 
     def launches(self, verb: str, span: Span, wire: int, length: int) -> list[KernelLaunch]: ...
 

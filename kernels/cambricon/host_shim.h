@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An emulation of exactly those BANG C intrinsics that bang_kernel.mlu uses, for tests on a CPU.
+// An emulation of exactly those BANG C intrinsics that bang_kernel.mlu uses, and launches on the host, for emulated
+// devices and tests: tasks run one after the other.
 #pragma once
 
 #include <math.h>
@@ -7,10 +8,9 @@
 #include <string.h>
 
 #define __mlu_func__ inline
-#define __mlu_entry__
-#define __nram__ static
+#define __nram__ static thread_local  // streams run kernels beside one another
 
-inline int taskId = 0, taskDim = 1;
+inline thread_local int taskId = 0, taskDim = 1;
 
 enum mluMemcpyDirection_t { GDRAM2NRAM, NRAM2GDRAM };
 inline void __memcpy(void* to, const void* from, int bytes, mluMemcpyDirection_t) { memcpy(to, from, bytes); }
@@ -34,3 +34,18 @@ inline void __bang_argmax(float* to, const float* a, int count) {
   to[0] = a[index];
   memcpy(to + 1, &index, 4);
 }
+
+#include "host_functions.h"
+
+namespace kv {
+
+template <class Memory, class Wire, bool kEncode>
+void run_task(const Launch& launch);
+
+template <class Memory, class Wire, bool kEncode>
+void launch_on_host(const Launch& launch, const unsigned blocks[2], unsigned) {
+  taskDim = int(blocks[0] * blocks[1]);
+  for (taskId = 0; taskId < taskDim; ++taskId) run_task<Memory, Wire, kEncode>(launch);
+}
+
+}  // namespace kv

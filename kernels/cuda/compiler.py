@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles one pair of dtypes of the CUDA or HIP kernels, once a machine.
 
-nvcc where it is installed, else NVRTC through ctypes; hipcc for HIP; the host's compiler for emulated
-devices. Results are kept under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``) by the sources'
-digest and architecture.
+nvcc where it is installed, else NVRTC through ctypes; hipcc for HIP; the host's compiler for emulated devices.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
-from sage_kv_connector.kernels.cuda.launch import TYPE_NAMES, WIRE_TYPE_NAMES
+from sage_kv_connector.kernels.common.compiler import (
+    HOST,
+    KERNELS,
+    compiled_once,
+    host_library,
+    pair_options,
+    run_compiler,
+)
 from sage_kv_connector.kernels.registry import KernelsUnavailable
 
-SOURCES = Path(__file__).parent
-HEADERS = ("kv_arithmetic.h", "kv_tile.cuh", "kv_convert.cuh")
-#: What emulated devices have kernels compiled for: a shared library of this machine.
-HOST = "host"
-HOST_COMPILERS = ("c++", "g++", "clang++")
+SOURCES = KERNELS / "cuda"
+HEADERS = ("kv_arithmetic.h", "kv_launch.h", "kv_tile.cuh", "kv_convert.cuh")
+HOST_HEADERS = (SOURCES / "host_shim.h", KERNELS / "host_functions.h")
 NVRTC = ("libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2")
 
 
@@ -33,52 +32,21 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
     Raises KernelsUnavailable with what is missing or what the compiler said.
     """
     source = SOURCES / ("int4_pack.cu" if wire == "int4" else "fp8_convert.cu")
-    options = [
-        "-std=c++17",
-        f"-DKV_MEMORY={memory}", f"-DKV_MEMORY_TYPE={TYPE_NAMES[memory]}",
-        f"-DKV_WIRE={wire}", f"-DKV_WIRE_TYPE={WIRE_TYPE_NAMES[wire]}",
-    ]  # fmt: skip
-    headers = (*HEADERS, "host_shim.h") if architecture == HOST else HEADERS
-    texts = [source.read_bytes(), *((SOURCES / name).read_bytes() for name in headers)]
-    digest = hashlib.sha256(b"\0".join([*texts, " ".join(options).encode()])).hexdigest()[:16]
-    root = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
-    kept = root / "kernels" / f"{memory}-{wire}-{architecture}-{digest}"
-    if kept.exists():
-        return kept.read_bytes()
-    if architecture.startswith("gfx"):
-        code = _command("hipcc", source, [
-            "-x", "hip", "-O3", "--genco", f"--offload-arch={architecture}", "-ffp-contract=off", *options,
-        ])  # fmt: skip
-    elif architecture == HOST:
-        compiler = next(
-            filter(shutil.which, (os.environ.get("CXX") or HOST_COMPILERS[0], *HOST_COMPILERS)), "c++"
-        )
-        code = _command(compiler, source, [
-            "-x", "c++", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden",
-            "-Wno-unknown-pragmas", "-DKV_HOST_SHIM", *options,
-        ])  # fmt: skip
-    elif shutil.which("nvcc"):
-        code = _command("nvcc", source, [f"-arch={architecture}", "-cubin", *options])
-    else:
-        code = _nvrtc(source, [f"--gpu-architecture={architecture}", *options])
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(code)
-    partial.rename(kept)
-    return code
+    options = pair_options(memory, wire)
 
+    def compile_now() -> bytes:
+        if architecture.startswith("gfx"):
+            return run_compiler("hipcc", source, [
+                "-x", "hip", "-O3", "--genco", f"--offload-arch={architecture}", "-ffp-contract=off", *options,
+            ], HIP_PLATFORM="amd")  # fmt: skip
+        if architecture == HOST:
+            return host_library(source, options)
+        if shutil.which("nvcc"):
+            return run_compiler("nvcc", source, [f"-arch={architecture}", "-cubin", *options])
+        return _nvrtc(source, [f"--gpu-architecture={architecture}", *options])
 
-def _command(compiler: str, source: Path, options: list[str]) -> bytes:
-    if shutil.which(compiler) is None:
-        raise KernelsUnavailable(f"{compiler} is not installed, and there is nothing else to compile with")
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "kernel"
-        command = [compiler, *options, "-o", str(output), str(source)]
-        environment = os.environ | ({"HIP_PLATFORM": "amd"} if compiler == "hipcc" else {})
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode != 0:
-            raise KernelsUnavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
-        return output.read_bytes()
+    texts = [source, *(SOURCES / name for name in HEADERS), *(HOST_HEADERS if architecture == HOST else ())]
+    return compiled_once(f"{memory}-{wire}-{architecture}", texts, options, compile_now)
 
 
 def load_library(names: tuple[str, ...]) -> ctypes.CDLL:

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels as functions of a host library, for emulated devices and tests: each phase of a block runs for all its
-// threads in turn. What is called is the kernels' own code.
+// Launches on the host, for emulated devices and tests: each phase of a block runs for all its threads in turn. What is
+// called is the kernels' own code.
 #pragma once
 
 #include <cstddef>
 #include <vector>
 
+#include "../host_functions.h"
 #include "kv_convert.cuh"
 
 namespace kv {
@@ -41,15 +42,3 @@ void launch_on_host(const Launch& launch, const unsigned blocks[2], unsigned thr
 }
 
 }  // namespace kv
-
-#define KV_HOST_FUNCTION(name, Memory, Wire, encode)                                                             \
-  extern "C" {                                                                                                   \
-  __attribute__((visibility("default"))) void name(const void* launch, const unsigned* blocks, unsigned threads, \
-                                                   unsigned) {                                                   \
-    kv::launch_on_host<kv::Memory, kv::Wire, encode>(*static_cast<const kv::Launch*>(launch), blocks, threads);  \
-  }                                                                                                              \
-  __attribute__((visibility("default"))) extern const unsigned name##_argument_bytes = sizeof(kv::Launch);       \
-  }
-#define KV_KERNELS(memory, Memory, wire, Wire)                      \
-  KV_HOST_FUNCTION(kv_encode_##memory##_##wire, Memory, Wire, true) \
-  KV_HOST_FUNCTION(kv_decode_##memory##_##wire, Memory, Wire, false)

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.cuda.compiler import compiled, load_library
-from sage_kv_connector.kernels.cuda.launch import (
+from sage_kv_connector.kernels.common.launch import (
     DATA_BYTES,
-    THREADS,
     LayerPlane,
     PlaneLayout,
     launch_argument,
     launch_plane,
-    shared_bytes,
     tile_count,
 )
+from sage_kv_connector.kernels.cuda.compiler import compiled, load_library
+from sage_kv_connector.kernels.cuda.group import THREADS, shared_bytes
 from sage_kv_connector.kernels.plane import KVPlane, Range
 from sage_kv_connector.kernels.registry import KernelsUnavailable
 

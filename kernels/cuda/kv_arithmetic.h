@@ -208,6 +208,14 @@ KV_FN int32_t ordered_key(uint32_t bits) {
   return value < 0 ? value ^ 0x7FFFFFFF : value;
 }
 
+// Of an element with a zero point: its key; zeros, infinities and NaNs have that of +0.
+KV_FN int32_t finite_key(float value) {
+  const uint32_t magnitude = finite_magnitude(value);
+  return ordered_key(magnitude | (magnitude ? bits_of(value) & kSign : 0u));
+}
+
+constexpr int32_t kLowestKey = -0x7FFFFFFF - 1, kHighestKey = 0x7FFFFFFF;
+
 KV_FN uint32_t bf16_up(uint32_t positive) { return (positive + 0xFFFFu) & 0xFFFF0000u; }
 
 KV_FN uint32_t clamp_scale(uint32_t bits) { return smaller(larger(bits, kSmallestScale), kLargestBf16); }
@@ -249,5 +257,40 @@ KV_FN uint32_t nibble_of(float value, float reciprocal_scale, float zero, bool z
 KV_FN float nibble_value(uint32_t nibble, bool zero_point) {
   return zero_point ? float(int32_t(nibble)) : float(int32_t((nibble ^ 8u)) - 8);
 }
+
+// -- wire dtypes: how codes are made
+template <class Element>
+struct CastWire {
+  static constexpr int kBits = 8 * int(sizeof(typename Element::Raw));
+  static constexpr bool kInt4 = false;
+  static constexpr uint32_t kReciprocal = 0;
+  using Raw = typename Element::Raw;
+  KV_FN static uint32_t encode(float value) { return Element::store(value); }
+  KV_FN static float decode(uint32_t code) { return Element::load(Raw(code)); }
+};
+template <class Element, uint32_t kReciprocalUp>
+struct Fp8Wire : CastWire<Element> {
+  static constexpr uint32_t kReciprocal = kReciprocalUp;
+};
+struct Int4Wire {
+  static constexpr int kBits = 4;
+  static constexpr bool kInt4 = true;
+  static constexpr uint32_t kReciprocal = 0x3E124925u;  // 1/7, up
+};
+using Fp32Wire = CastWire<Fp32>;
+using Fp16Wire = CastWire<Fp16>;
+using Bf16Wire = CastWire<Bf16>;
+using Fp8E4m3Wire = Fp8Wire<Fp8E4m3, 0x3B124925u>;  // 1/448, up
+using Fp8E5m2Wire = Fp8Wire<Fp8E5m2, 0x37924925u>;  // 1/57344, up
+
+// Whether values of memory are codes times a scale of the engine.
+template <class T>
+struct HasScale {
+  static constexpr bool kValue = false;
+};
+template <class F, uint32_t kL, uint32_t kN, bool kE>
+struct HasScale<Fp8<F, kL, kN, kE>> {
+  static constexpr bool kValue = true;
+};
 
 }  // namespace kv

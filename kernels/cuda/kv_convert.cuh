@@ -10,42 +10,6 @@
 
 namespace kv {
 
-// How a wire dtype's codes are made; kUnit elements are coded by a thread at a time.
-template <class Element>
-struct CastWire {
-  static constexpr int kBits = 8 * int(sizeof(typename Element::Raw));
-  static constexpr int kUnit = kBits == 32 ? 4 : 8;
-  static constexpr bool kInt4 = false;
-  static constexpr uint32_t kReciprocal = 0;
-  using Raw = typename Element::Raw;
-  KV_FN static uint32_t encode(float value) { return Element::store(value); }
-  KV_FN static float decode(uint32_t code) { return Element::load(Raw(code)); }
-};
-template <class Element, uint32_t kReciprocalUp>
-struct Fp8Wire : CastWire<Element> {
-  static constexpr uint32_t kReciprocal = kReciprocalUp;
-};
-struct Int4Wire {
-  static constexpr int kBits = 4;
-  static constexpr int kUnit = 8;
-  static constexpr bool kInt4 = true;
-  static constexpr uint32_t kReciprocal = 0x3E124925u;  // 1/7, up
-};
-using Fp32Wire = CastWire<Fp32>;
-using Fp16Wire = CastWire<Fp16>;
-using Bf16Wire = CastWire<Bf16>;
-using Fp8E4m3Wire = Fp8Wire<Fp8E4m3, 0x3B124925u>;  // 1/448, up
-using Fp8E5m2Wire = Fp8Wire<Fp8E5m2, 0x37924925u>;  // 1/57344, up
-
-template <class T>
-struct HasScale {
-  static constexpr bool kValue = false;
-};
-template <class F, uint32_t kL, uint32_t kN, bool kE>
-struct HasScale<Fp8<F, kL, kN, kE>> {
-  static constexpr bool kValue = true;
-};
-
 KV_FN void raise_to(int32_t* cell, int32_t value) {
 #if KV_DEVICE
   atomicMax(cell, value);
@@ -78,8 +42,6 @@ KV_FN int32_t of_lanes(int32_t value, [[maybe_unused]] int32_t lanes) {
   return value;
 }
 
-constexpr int32_t kLowestKey = -0x7FFFFFFF - 1, kHighestKey = 0x7FFFFFFF;
-
 // Shared memory of a block: per scale the highest key, with zero points the lowest too;
 // after the scale phase the reciprocal of the scale and the zero point.
 struct Cells {
@@ -92,7 +54,7 @@ struct Cells {
 
 template <class Memory, class Wire>
 struct Encoder {
-  static constexpr int kUnit = Wire::kUnit;
+  static constexpr int kUnit = Wire::kBits == 32 ? 4 : 8;
   static constexpr int kCached = 4;  // units that a thread keeps from the reduce to the code phase
   using Raw = typename Memory::Raw;
   using Piece = Words<kUnit* int(sizeof(Raw))>;
@@ -160,9 +122,7 @@ struct Encoder {
     for (int i = 0; i < kUnit; ++i) {
       if (!valid || (!at.vector && at.unit * kUnit + i >= count)) continue;
       const float value = value_of(plane, piece, i);
-      const uint32_t magnitude = finite_magnitude(value);
-      const int32_t key =
-          shape.zero_point ? ordered_key(magnitude | (magnitude ? bits_of(value) & kSign : 0u)) : int32_t(magnitude);
+      const int32_t key = shape.zero_point ? finite_key(value) : int32_t(finite_magnitude(value));
       if (at.vector) {
         high[i] = high[i] < key ? key : high[i];
         low[i] = low[i] > key ? key : low[i];
@@ -285,7 +245,7 @@ struct Encoder {
 
 template <class Memory, class Wire>
 struct Decoder {
-  static constexpr int kUnit = Wire::kUnit;
+  static constexpr int kUnit = Wire::kBits == 32 ? 4 : 8;
   using Raw = typename Memory::Raw;
 
   KV_FN static void decode(const Shape& shape, const Plane& plane, const Tile& tile, int32_t thread, int32_t threads) {
@@ -375,17 +335,4 @@ __device__ __forceinline__ void decode_block(const Launch& launch) {
   }
 #elif defined(KV_HOST_SHIM)
 #include "host_shim.h"
-#endif
-
-// All pairs of dtypes, or with KV_MEMORY, KV_MEMORY_TYPE, KV_WIRE and KV_WIRE_TYPE one.
-#define KV_KERNELS_OF(memory, Memory, wire, Wire) KV_KERNELS(memory, Memory, wire, Wire)
-#ifdef KV_MEMORY
-#define KV_KERNELS_TO(wire, Wire) KV_KERNELS_OF(KV_MEMORY, KV_MEMORY_TYPE, wire, Wire)
-#else
-#define KV_KERNELS_TO(wire, Wire)           \
-  KV_KERNELS(fp32, Fp32, wire, Wire)        \
-  KV_KERNELS(fp16, Fp16, wire, Wire)        \
-  KV_KERNELS(bf16, Bf16, wire, Wire)        \
-  KV_KERNELS(fp8_e4m3, Fp8E4m3, wire, Wire) \
-  KV_KERNELS(fp8_e5m2, Fp8E5m2, wire, Wire)
 #endif

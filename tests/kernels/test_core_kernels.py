@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AscendC, BANG C and XPU C++ kernels over emulations of their intrinsics, against golden vectors and pages."""
+"""The AscendC and XPU C++ kernels over emulations of their intrinsics, against golden vectors and pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import Range
 from tests.kernels.tiles import KERNELS, PagedCase, all_golden_vectors, host_library, paged_case
 
-LANGUAGES = ("ascend", "bang", "xpu")
-FOLDERS = {"ascend": "ascend", "bang": "cambricon", "xpu": "kunlunxin"}
+LANGUAGES = ("ascend", "xpu")
+FOLDERS = {"ascend": "ascend", "xpu": "kunlunxin"}
 DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4")
 GRANULARITIES = {"channel": 2, "token": 3, "head": 4}
 

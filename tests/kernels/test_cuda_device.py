@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.wire_format import WireFormat
+from sage_kv_connector.kernels.common.launch import Launch, LaunchPlane, LayerPlane
 from sage_kv_connector.kernels.cuda import compiler
-from sage_kv_connector.kernels.cuda.launch import Launch, LaunchPlane, LayerPlane
 from sage_kv_connector.kernels.registry import DeviceKernels, KernelsUnavailable, kernels_for
 from tests.kernels.tiles import KERNELS, check_kernels_on_golden_vectors, check_kernels_on_pages, formats
 
@@ -37,14 +37,16 @@ def test_compiler_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
     calls: list[str] = []
+    environments: list[dict[str, str]] = []
 
-    def command(name: str, *_: object) -> bytes:
+    def command(name: str, *_: object, **environment: str) -> bytes:
         calls.append(name)
+        environments.append(environment)
         return b"code"
 
-    monkeypatch.setattr(compiler, "_command", command)
+    monkeypatch.setattr(compiler, "run_compiler", command)
     assert [compiler.compiled("bf16", "fp16", "gfx906") for _ in range(2)] == [b"code"] * 2
-    assert calls == ["hipcc"]
+    assert calls == ["hipcc"] and environments == [{"HIP_PLATFORM": "amd"}]
     assert (KERNELS / "cuda" / "fp8_convert.cu").exists()
 
 

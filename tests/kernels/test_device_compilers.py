@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA and HIP kernels through their compilers, where these are installed."""
+"""The CUDA, HIP and BANG C kernels through their compilers, where these are installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sage_kv_connector.kernels.cuda.launch import TYPE_NAMES, WIRE_TYPE_NAMES
+from sage_kv_connector.kernels.cambricon.compiler import compiled as compile_bang
+from sage_kv_connector.kernels.common.launch import TYPE_NAMES, WIRE_TYPE_NAMES
+from sage_kv_connector.kernels.registry import KernelsUnavailable
 from tests.kernels.tiles import KERNELS
 
 CUDA = KERNELS / "cuda"
@@ -75,3 +77,32 @@ def test_hipcc(source: str, memory: str, wire: str, arch: str, tmp_path: Path) -
     code = compiled(command, output, HIP_PLATFORM="amd")
     assert f"kv_encode_{memory}_{wire}".encode() in code
     assert f"kv_decode_{memory}_{wire}".encode() in code
+
+
+def test_cncc_makes_a_fat_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a stand-in for it is asked; the real one was never at hand."""
+    stand_in = tmp_path / "cncc"
+    stand_in.write_text('#!/bin/sh\nall="$*"\nwhile [ "$1" != -o ]; do shift; done\necho "$3 $all" > "$2"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(KernelsUnavailable, match="cncc is not installed"):
+        compile_bang("bf16", "int4", "mtp_592")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = compile_bang("bf16", "int4", "mtp_592")
+    source, *given = made.decode().split()
+    assert source.endswith("kernels/cambricon/bang_kernel.mlu")
+    for option in ("--bang-fatbin-only", "--bang-mlu-arch=mtp_592", "-DKV_WIRE_TYPE=Int4Wire"):
+        assert option in given
+    stand_in.unlink()
+    assert compile_bang("bf16", "int4", "mtp_592") == made  # kept
+    with pytest.raises(KernelsUnavailable, match="cncc is not installed"):
+        compile_bang("bf16", "int4", "mtp_372")
+
+
+@pytest.mark.parametrize("arch", ["mtp_372", "mtp_592"])
+@pytest.mark.parametrize("wire", ["bf16", "fp8_e4m3", "int4"])
+def test_cncc(wire: str, arch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which("cncc") is None:
+        pytest.skip("cncc is not installed")
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
+    assert f"kv_encode_bf16_{wire}".encode() in compile_bang("bf16", wire, arch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The argument of the CUDA and HIP kernels: ``kv::Launch`` of kv_tile.cuh, and a launch's shape."""
+"""The argument of kernels: ``kv::Launch`` of cuda/kv_launch.h."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import Range
 
 GRANULARITIES = ("none", "tensor", "channel", "token", "head")
-#: dtype → type in kv_arithmetic.h.
+#: dtype → type in cuda/kv_arithmetic.h.
 TYPE_NAMES = {"fp32": "Fp32", "fp16": "Fp16", "bf16": "Bf16", "fp8_e4m3": "Fp8E4m3", "fp8_e5m2": "Fp8E5m2"}
 WIRE_TYPE_NAMES = {dtype: f"{name}Wire" for dtype, name in (*TYPE_NAMES.items(), ("int4", "Int4"))}
-THREADS = 256
 MAX_PLANES = 4
 #: Of ``Launch.data``: layers' planes take 16 bytes each, page ids 4.
 DATA_BYTES = 8 * 472
-#: Shared memory that a block has without asking for more; larger tiles of scales are refused.
-SHARED_BYTES = 48 << 10
 
 
 class LaunchPlane(ctypes.Structure):
@@ -81,13 +78,10 @@ class PlaneLayout(NamedTuple):
 
 
 def launch_plane(layout: PlaneLayout, wire_offset: int = 0) -> LaunchPlane:
-    """Raises ValueError for a rotated format and for one whose scales of a tile are too many."""
+    """Raises ValueError for a rotated format."""
     fmt = layout.fmt
     if fmt.rotate:
         raise ValueError("rotate is for measurements with the NumPy reference; no kernel has it")
-    shared = shared_bytes(layout.dim, fmt)
-    if shared > SHARED_BYTES:
-        raise ValueError(f"scales of a tile take {shared} bytes of shared memory, at most {SHARED_BYTES}")
     return LaunchPlane(
         *layout.strides, layout.page_stride, wire_offset, fmt.group_tokens, layout.dim,
         GRANULARITIES.index(fmt.granularity), fmt.zero_point,
@@ -117,11 +111,6 @@ def launch_argument(
 
 
 def tile_count(tokens: Range, heads: Range, fmt: WireFormat) -> int:
-    """Blocks of a launch for one plane of one layer."""
+    """Of one plane of one layer."""
     groups = (tokens.first + tokens.length - 1) // fmt.group_tokens - tokens.first // fmt.group_tokens + 1
     return groups * heads.length
-
-
-def shared_bytes(dim: int, fmt: WireFormat) -> int:
-    """Shared memory of a block: 4 bytes a scale of the largest tile, 8 with zero points."""
-    return 4 * fmt.scale_count(fmt.group_tokens, dim) * (2 if fmt.zero_point else 1)

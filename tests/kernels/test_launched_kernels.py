@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels' code, compiled for the host, against the golden vectors and the reference."""
+"""Code of the CUDA and BANG C kernels, compiled for the host, against the golden vectors and the reference."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.format.reference import RAW
 from sage_kv_connector.format.wire_format import WireFormat
-from sage_kv_connector.kernels.cuda.launch import (
+from sage_kv_connector.kernels.common.launch import (
     LayerPlane,
     PlaneLayout,
     launch_argument,
@@ -32,11 +33,27 @@ from tests.kernels.tiles import (
 )
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    output = tmp_path_factory.mktemp("cuda") / "cuda_on_host.so"
-    source = Path(__file__).with_name("cuda_on_host.cc")
-    return ctypes.CDLL(str(host_library(source, output, "-DKV_HOST_SHIM", f"-I{KERNELS / 'cuda'}")))
+class Kernels(NamedTuple):
+    """All pairs of dtypes. ``shapes``: blocks (0: one a tile) and threads of launches to try."""
+
+    library: ctypes.CDLL
+    shapes: tuple[tuple[int, int], ...]
+    whole_rows: bool  #: channels must be neighbours, and codes whole bytes a row
+
+    def have(self, strides: tuple[int, int, int], dim: int, fmt: WireFormat) -> bool:
+        return not self.whole_rows or (strides[2] == 1 and not (fmt.dtype == "int4" and dim % 2))
+
+
+@pytest.fixture(scope="session", params=["cuda", "bang"])
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    folder, shapes = {
+        "cuda": ("cuda", ((0, 1), (0, 64), (0, 256))),
+        "bang": ("cambricon", ((1, 1), (3, 1), (64, 1))),
+    }[request.param]
+    output = tmp_path_factory.mktemp(request.param) / "on_host.so"
+    source = Path(__file__).with_name(f"{request.param}_on_host.cc")
+    options = ("-DKV_HOST_SHIM", f"-I{KERNELS}", f"-I{KERNELS / folder}")
+    return Kernels(ctypes.CDLL(str(host_library(source, output, *options))), shapes, request.param == "bang")
 
 
 def aligned_bytes(count: int) -> np.ndarray:
@@ -47,7 +64,12 @@ def aligned_bytes(count: int) -> np.ndarray:
 
 
 def launch(
-    library: ctypes.CDLL, case: PagedCase, store: np.ndarray, wire: np.ndarray, threads: int, decode: bool
+    library: ctypes.CDLL,
+    case: PagedCase,
+    store: np.ndarray,
+    wire: np.ndarray,
+    shape: tuple[int, int],
+    decode: bool,
 ) -> None:
     """Pages of a case begin anywhere: each is so many elements from the store's start."""
     ids = np.ascontiguousarray(case.starts[case.tokens.first // case.page_tokens :], np.int32)
@@ -58,26 +80,28 @@ def launch(
         page_tokens=case.page_tokens, first_token=case.tokens.first, tokens=case.tokens.length,
         first_head=case.heads.first, heads=case.heads.length,
     )  # fmt: skip
-    blocks = (ctypes.c_uint * 2)(tile_count(case.tokens, case.heads, case.fmt), 1)
+    blocks = (ctypes.c_uint * 2)(shape[0] or tile_count(case.tokens, case.heads, case.fmt), 1)
     function = library[f"kv_{'decode' if decode else 'encode'}_{case.dtype}_{case.fmt.dtype}"]
-    function(ctypes.byref(argument), blocks, threads, 0)
+    function(ctypes.byref(argument), blocks, shape[1], 0)
 
 
-def test_golden_vectors(library: ctypes.CDLL) -> None:
+def test_golden_vectors(kernels: Kernels) -> None:
+    library = kernels.library
     for vector in all_golden_vectors():
         tokens, dim = vector.memory.shape
-        for threads in (1, 64):
+        assert kernels.have((0, dim, 1), dim, vector.format)
+        for shape in kernels.shapes[:2]:
             case = PagedCase(
                 vector.format, vector.dtype, vector.memory.reshape(-1), np.array([0]), (0, dim, 1), tokens, dim,
                 Range(0, tokens), Range(0, 1), 1.0, vector.tensor_scale,
             )  # fmt: skip
             expected = vector.tile
             wire = aligned_bytes(len(expected))
-            launch(library, case, case.store, wire, threads, decode=False)
+            launch(library, case, case.store, wire, shape, decode=False)
             np.testing.assert_array_equal(wire, expected, vector.name)
             for dtype in CONVERTIBLE_DTYPES:
                 store = np.zeros(tokens * dim, RAW[dtype])
-                launch(library, case._replace(dtype=dtype), store, wire, threads, decode=True)
+                launch(library, case._replace(dtype=dtype), store, wire, shape, decode=True)
                 np.testing.assert_array_equal(
                     store, vector.decoded[dtype].reshape(-1), f"{vector.name} {dtype}"
                 )
@@ -88,16 +112,20 @@ def test_golden_vectors(library: ctypes.CDLL) -> None:
     seed=st.integers(0, 2**32),
     fmt=formats(),
     dtype=st.sampled_from(CONVERTIBLE_DTYPES),
-    threads=st.sampled_from((1, 64, 256)),
+    which=st.integers(0, 2),
 )
-def test_random_pages(library: ctypes.CDLL, seed: int, fmt: WireFormat, dtype: str, threads: int) -> None:
+def test_random_pages(kernels: Kernels, seed: int, fmt: WireFormat, dtype: str, which: int) -> None:
+    library, shape = kernels.library, kernels.shapes[which]
     case = paged_case(seed, fmt, dtype)
+    while not kernels.have(case.strides, case.dim, fmt):
+        seed += 1
+        case = paged_case(seed, fmt, dtype)
     with np.errstate(all="ignore"):
         expected = case.encoded()
         garbage = np.random.default_rng(seed).integers(0, 255, len(case.store)).astype(case.store.dtype)
         scattered = case.decoded(expected, garbage)
     wire = aligned_bytes(len(expected))
-    launch(library, case, case.store, wire, threads, decode=False)
+    launch(library, case, case.store, wire, shape, decode=False)
     np.testing.assert_array_equal(wire, expected)
-    launch(library, case, garbage, wire, threads, decode=True)
+    launch(library, case, garbage, wire, shape, decode=True)
     np.testing.assert_array_equal(garbage, scattered)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How BANG C kernels are launched: tasks that share the tiles of all planes and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sage_kv_connector.kernels.common.group import GroupLaunches
+from sage_kv_connector.kernels.common.launch import PlaneLayout
+from sage_kv_connector.kernels.plane import KernelLaunch
+
+#: Two for each core of the largest MLUs that are described publicly; a task takes tile after tile.
+MOST_TASKS = 64
+#: Room in NRAM: kMaxDim of bang_kernel.mlu.
+MAX_DIM = 4096
+
+
+class GroupKernels(GroupLaunches):
+    """BANG C kernels over one group of pages: they move whole rows, channel beside channel."""
+
+    def check(self, dtype: str, layout: PlaneLayout) -> None:
+        fmt, dim = layout.fmt, layout.dim
+        for what, lacks in (
+            (f"channels {layout.strides[2]} elements apart", layout.strides[2] != 1),
+            (f"heads of {dim} channels (at most {MAX_DIM})", dim > MAX_DIM),
+            (f"int4 of an odd number of channels ({dim})", fmt.dtype == "int4" and dim % 2),
+        ):
+            if lacks:
+                raise ValueError(f"{what}: no kernel here has it")
+
+    def launch(
+        self, function: int, planes: Sequence[PlaneLayout], tiles: Sequence[int], layers: int, argument: bytes
+    ) -> KernelLaunch:
+        return KernelLaunch(function, (min(sum(tiles) * layers, MOST_TASKS), 1), 1, 0, argument)
