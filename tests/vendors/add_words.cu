@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A kernel for tests, for CUDA and HIP devices, or as the host's library that an emulator takes for a module.
+// A kernel for tests, for CUDA and HIP devices and MLUs, or as the host's library that an emulator takes for a module.
 #include <cstdint>
 
 #if defined(__HIP__)
 #include <hip/hip_runtime.h>
+#elif defined(BANG)
+#include <bang.h>
 #endif
 
 struct Argument {
@@ -20,6 +22,16 @@ extern "C" __global__ void add_words(Argument argument) {
     while (*argument.awaited == 0) {
     }
   for (uint64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < argument.count; i += gridDim.x * blockDim.x)
+    argument.words[i] += static_cast<uint32_t>(argument.added);
+}
+
+#elif defined(BANG)
+
+extern "C" __mlu_entry__ void add_words(Argument argument) {
+  if (argument.awaited != nullptr)
+    while (*argument.awaited == 0) {
+    }
+  for (uint64_t i = taskId; i < argument.count; i += taskDim)
     argument.words[i] += static_cast<uint32_t>(argument.added);
 }
 

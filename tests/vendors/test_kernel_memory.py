@@ -12,7 +12,7 @@ import pytest
 
 from sage_kv_connector.devices.runtime import DeviceError
 from tests.vendors.kernels import Adder, argument, kernel_rig, wait, words_of
-from tests.vendors.rig import Rig
+from tests.vendors.rig import Rig, expected
 
 COUNT = 1024
 N = 4 * COUNT
@@ -98,7 +98,8 @@ for enabled in (True, False):
     print(int(words_of(rig.download(address, 4096, 1)).sum()), flush=True)
 """
     done = run(vendor, case)
-    assert done.stdout.split() == ["1024"], done.stderr
+    reached = ["1024"] if expected(vendor).get("kernels_reach_peers", True) else []
+    assert done.stdout.split() == reached, done.stderr
     assert done.returncode == -signal.SIGSEGV
 
 

@@ -14,7 +14,15 @@ from sage_kv_connector.devices.runtime import (
     DmaFailed,
     UnsupportedByRuntime,
 )
-from tests.vendors.kernels import Adder, argument, kernel_rig, module_for, wait, words_of
+from tests.vendors.kernels import (
+    Adder,
+    argument,
+    kernel_rig,
+    module_for,
+    one_thread,
+    wait,
+    words_of,
+)
 from tests.vendors.rig import D2H, H2D, Rig
 
 COUNT = 1024
@@ -109,13 +117,15 @@ def test_the_argument_is_copied_by_the_call(rig: Rig) -> None:
 def test_a_launch_has_its_shape(rig: Rig) -> None:
     words, stream = rig.pinned(16), rig.runtime.stream_create(0)
     function = rig.runtime.load_function(0, module_for("host"), "write_shape")
-    rig.runtime.launch(0, function, (70000, 2), 96, 4096, words.ctypes.data.to_bytes(8, "little"), stream)
+    rest = (1, 0) if one_thread(rig.runtime.vendor) else (96, 4096)
+    rig.runtime.launch(0, function, (70000, 2), *rest, words.ctypes.data.to_bytes(8, "little"), stream)
     rig.runtime.stream_synchronize(0, stream)
-    assert words_of(words).tolist() == [70000, 2, 96, 4096]
+    assert words_of(words).tolist() == [70000, 2, *rest]
 
 
 def test_kernels_read_tables_and_data_in_pinned_memory(rig: Rig) -> None:
-    assert rig.runtime.features.kernels_read_pinned
+    if not rig.runtime.features.kernels_read_pinned:
+        pytest.skip("they are not promised to")
     data, stream = rig.random(N), rig.runtime.stream_create(0)
     before = words_of(data).copy()
     Adder(rig.runtime).launch(argument(data.ctypes.data, COUNT, 5), stream)
@@ -138,23 +148,25 @@ def test_unknown_images_and_names(rig: Rig) -> None:
     for image in (b"", b"\x7fEL", b"not an image of any kind", code[:64] + bytes(4096)):
         with pytest.raises(DeviceError) as caught:
             rig.runtime.load_function(0, image, "add_words")
-        assert named(caught.value) == "invalidimage", image[:10]
+        assert named(caught.value).endswith("invalidimage"), image[:10]
     for name in ("subtract_words", "has_no_size", ""):
         with pytest.raises(DeviceError) as caught:
             rig.runtime.load_function(0, code, name)
-        assert named(caught.value) == "notfound", name
+        assert named(caught.value).endswith("notfound"), name
 
 
 def named(error: DeviceError) -> str:
-    """The vendor's name without its own prefix and way of writing."""
+    """The vendor's name without its own way of writing; prefixes differ."""
     assert error.name in str(error)
-    return error.name.lower().replace("_", "").partition("error")[2]
+    return error.name.lower().replace("_", "")
 
 
 def test_what_a_launch_refuses(rig: Rig) -> None:
     stream, adder, given = rig.runtime.stream_create(0), Adder(rig.runtime), argument(0, 0, 0)
     before = rig.control.launches()
+    fewer = [((1, 1), 2, 0), ((1, 1), 1, 1)] if one_thread(rig.runtime.vendor) else []
     for blocks, threads, shared in (
+        *fewer,
         ((0, 1), 1, 0),
         ((1, 0), 1, 0),
         ((1, 65536), 1, 0),

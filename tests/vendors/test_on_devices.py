@@ -73,12 +73,12 @@ def test_registered_memory_and_a_stream_that_waits(device: DeviceRuntime) -> Non
 
 
 def test_a_kernel_between_copies(device: DeviceRuntime) -> None:
-    """It waits for a pinned word, so nothing that is queued behind it has come yet."""
+    """Where it can, it waits for a pinned word, so nothing that is queued behind it has come yet."""
     if not device.features.kernels:
         pytest.skip(f"no kernels are launched through {device.api}")
     if not can_compile(device.architecture(0)):
         pytest.skip(f"no compiler for {device.architecture(0)}")
-    assert device.features.kernels_read_pinned
+    waits = device.features.kernels_read_pinned
     gate, host = device.host_alloc(0, 4), device.host_alloc(0, 2 * N)
     awaited = np.ctypeslib.as_array((ctypes.c_uint32 * 1).from_address(gate))
     data, back = np.ctypeslib.as_array((ctypes.c_uint32 * (N // 2)).from_address(host)).reshape(2, -1)
@@ -86,10 +86,11 @@ def test_a_kernel_between_copies(device: DeviceRuntime) -> None:
     memory, stream, event = device.alloc(0, N), device.stream_create(0), device.event_create(0)
     adder = Adder(device)
     device.copy_async(0, memory, data.ctypes.data, N, CopyKind.HOST_TO_DEVICE, stream)
-    adder.launch(argument(memory, N // 4, 7, gate), stream)
+    adder.launch(argument(memory, N // 4, 7, gate if waits else 0), stream)
     device.copy_async(0, back.ctypes.data, memory, N, CopyKind.DEVICE_TO_HOST, stream)
     device.event_record(0, event, stream)
-    assert not device.event_query(0, event) and not back.any()
+    if waits:
+        assert not device.event_query(0, event) and not back.any()
     awaited[:] = 1
     device.event_synchronize(0, event)
     assert (back == data + 7).all()

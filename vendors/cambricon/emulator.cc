@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CNRT's calls (libcnrt.so) over the emulated machine. Prototypes, types and constants are in
-// vendor_abi.h, which is generated from vendors/cambricon/abi.py when this is compiled.
+// CNRT's calls (libcnrt.so) and CNDrv's of kernels (libcndrv.so) over the emulated machine. Prototypes, types and
+// constants are in vendor_abi.h, which is generated from vendors/cambricon/abi.py when this is compiled.
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -49,6 +49,10 @@ cnrtRet_t code(Status status) {
       return cnrtErrorIllegalState;
     case Status::kNotPermitted:
       return cnrtErrorOpsNotPermitted;
+    case Status::kInvalidImage:
+      return CN_FATBIN_INVALID_IMAGE;
+    case Status::kNotFound:
+      return CN_ERROR_NOT_FOUND;
     default:
       return cnrtErrorArgsInvalid;
   }
@@ -201,5 +205,26 @@ cnrtRet_t cnrtMapMemHandle(void** address, cnrtIpcMemHandle handle, int flags) {
 }
 
 cnrtRet_t cnrtUnMapMemHandle(void* address) { return Cnrt::ipc_close(address); }
+
+CNresult cnDeviceGet(CNdev* handle, int ordinal) {
+  *handle = static_cast<CNdev>(ordinal);
+  return noted(Machine::get().usable(ordinal));
+}
+
+CNresult cnDeviceGetAttribute(int*, CNdevice_attribute, CNdev) {
+  return noted(Machine::fail(Status::kNotSupported, "its kernels are the host's: no MLU's attributes fit"));
+}
+
+CNresult cnModuleLoadFatBinary(const void* image, CNmodule* module) { return Cnrt::module_load(module, image); }
+
+CNresult cnModuleGetKernel(CNmodule module, const char* name, CNkernel* kernel) {
+  return Cnrt::module_function(kernel, module, name);
+}
+
+CNresult cnInvokeKernel(CNkernel kernel, unsigned int x, unsigned int y, unsigned int z, KernelClass type,
+                        unsigned int reserved, CNqueue queue, void** parameters, void** extra) {
+  if (type != CN_KERNEL_CLASS_BLOCK || reserved != 0) return noted(Status::kInvalidValue);
+  return Cnrt::launch(kernel, {x, y, z}, {1, 1, 1}, 0, queue, parameters, extra);
+}
 
 }  // extern "C"

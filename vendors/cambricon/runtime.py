@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``DeviceRuntime`` over CNRT.
+"""``DeviceRuntime`` over CNRT, and CNDrv for kernels.
 
-Written from public copies of ``cnrt.h`` and Cambricon's torch_mlu; never run on an MLU. What CNRT
-does not have: pinning of existing host memory, batches, and codes of its own for misaligned
+Written from public copies of ``cnrt.h`` and ``cn_api.h`` and Cambricon's torch_mlu; never run on an MLU. What
+CNRT does not have: pinning of existing host memory, batches, and codes of its own for misaligned
 addresses and lost devices.
 """
 
@@ -23,8 +23,9 @@ from sage_kv_connector.devices.runtime import (
     RuntimeUnavailable,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.cambricon.abi import CNRT, IPC_HANDLE_BYTES, PointerAttributes
-from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column, CudaLikeRuntime
+from sage_kv_connector.vendors.cambricon.abi import CNDRV, CNRT, IPC_HANDLE_BYTES, PointerAttributes
+from sage_kv_connector.vendors.common.cuda_like import ENDS, Call, Calls, Column
+from sage_kv_connector.vendors.common.kernels import KernelCalls, KernelRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 
 INTERFACE = CNRT
@@ -38,10 +39,14 @@ NOT_READY = ("cnrtErrorNotReady", "cnrtErrorBusy")  #: the second until CNRT 6.0
 #: The header says that cnrtQueueSync returns cnrtErrorQueue for earlier asynchronous work.
 ERROR_KINDS: dict[type[DeviceError], frozenset[str]] = {
     DeviceOutOfMemory: frozenset({"cnrtErrorNoMem", "cnrtErrorSysNoMem"}),
-    DmaFailed: frozenset({"cnrtErrorQueue"}),
+    DmaFailed: frozenset(
+        {"cnrtErrorQueue", "CN_INVOKE_ERROR", "CN_INVOKE_ERROR_EXECUTED_TIMEOUT",
+         "CN_INVOKE_ERROR_ILLEGAL_INSTRUCTION", "CN_INVOKE_ERROR_ADDRESS_SPACE",
+         "CN_INVOKE_ERROR_MEMORY_MISALIGNED_ADDRESS", "CN_INVOKE_ERROR_MEMORY_ILLEGAL_ADDRESS"}
+    ),
     DeviceLost: frozenset({"cnrtErrorNoDevice"}),
     UnsupportedByRuntime: frozenset({"cnrtErrorNotSupport", "cnrtErrorCndrvFuncNotFound"}),
-}
+}  # fmt: skip
 
 
 CALLS = Calls(
@@ -69,12 +74,16 @@ CALLS = Calls(
 )
 
 
-class CambriconRuntime(CudaLikeRuntime):
-    """MLUs through libcnrt.so."""
+KERNEL_CALLS = KernelCalls("cnModuleLoadFatBinary", "cnModuleGetKernel", "cnInvokeKernel")
+
+
+class CambriconRuntime(KernelRuntime):
+    """MLUs through libcnrt.so; their kernels through libcndrv.so."""
 
     interface = CNRT
     kinds = ERROR_KINDS
     calls = CALLS
+    kernel_calls = KERNEL_CALLS
     count = ctypes.c_uint
     answer = ctypes.c_uint
 
@@ -95,6 +104,7 @@ class CambriconRuntime(CudaLikeRuntime):
             peer_copies=True,
             asynchronous_peer_copies=True,
             ipc=True,
+            kernels=self._has(*CNDRV),
         )
 
     def _explain(self, status: int) -> str:
@@ -149,6 +159,35 @@ class CambriconRuntime(CudaLikeRuntime):
         if not done:
             self._c["cnrtGetLastError"]()  # it counts as an error there
         return done
+
+    # Kernels: what hands out a module or a kernel does so through its last argument
+
+    def _compiled_for(self, device: int) -> str:
+        handle, isa, clusters = ctypes.c_uint64(), ctypes.c_int(), ctypes.c_int()
+        with self._on(device):
+            self._call("cnDeviceGet", ctypes.byref(handle), device)
+            for out, name in (
+                (isa, "CN_DEVICE_ATTRIBUTE_MLU_ISA_VERSION"),
+                (clusters, "CN_DEVICE_ATTRIBUTE_IS_MULTIPLE_TENSOR_PROCESSOR"),
+            ):
+                self._call("cnDeviceGetAttribute", ctypes.byref(out), CONSTANT[name], handle)
+        return f"{'mtp' if clusters.value else 'tp'}_{isa.value}"
+
+    def _load_module(self, code: bytes) -> int:
+        return self._last_pointer(self.kernel_calls.load, code)
+
+    def _find_kernel(self, module: int, name: bytes) -> int:
+        return self._last_pointer(self.kernel_calls.function, module, name)
+
+    def _launch_words(self, blocks: tuple[int, int], threads: int, shared_bytes: int) -> tuple[int, ...]:
+        """A block is a task on one core, which has one thread, and the memory that its kernel names."""
+        if threads != 1 or shared_bytes != 0:
+            raise self._unsupported(
+                self.kernel_calls.launch,
+                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
+                "a task of an MLU has 1 thread and 0 bytes",
+            )
+        return (*blocks, 1, CONSTANT["CN_KERNEL_CLASS_BLOCK"], 0)
 
     # Other processes
 

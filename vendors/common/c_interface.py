@@ -8,6 +8,7 @@ against :meth:`CInterface.header`. So they cannot differ.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,7 @@ class CInterface:
     constants: Mapping[str, int]
     errors: Mapping[str, int]
     optional: frozenset[str] = frozenset()
+    companions: tuple[str, ...] = ()  #: other libraries that have some of the optional functions
     one_of: tuple[str, ...] = ()  #: optional functions of which one must be there, the newest first
     renamed: Mapping[str, str] = field(default_factory=dict)  #: header's name → exported symbol
     #: header's name → the symbol that it is in newer headers, where libraries still have the older one.
@@ -104,20 +106,22 @@ class CInterface:
             base = ctypes.POINTER(base)
         return base
 
-    def bind(self, library: ctypes.CDLL) -> dict[str, Any]:
-        """The library's functions by header name; optional ones that it lacks are left out.
+    def bind(self, library: ctypes.CDLL, *companions: ctypes.CDLL) -> dict[str, Any]:
+        """The functions by header name, from the first library that has each; optional ones that none has are left out.
 
         Raises AttributeError naming a function that should be there.
         """
         bound = {}
         for prototype in self.prototypes():
             symbol = self.renamed.get(prototype.name, prototype.name)
-            try:
-                function = library[symbol]
-            except AttributeError:
+            function = None
+            for each in (library, *companions):
+                with contextlib.suppress(AttributeError):
+                    function = function or each[symbol]
+            if function is None:
                 if prototype.name in self.optional:
                     continue
-                raise AttributeError(f"{self.title} has no function {symbol}") from None
+                raise AttributeError(f"{self.title} has no function {symbol}")
             function.restype, function.argtypes = prototype.result, prototype.arguments
             bound[prototype.name] = function
         return bound

@@ -17,7 +17,7 @@ class KernelCalls(NamedTuple):
 
     load: str  #: out module, image
     function: str  #: out function, module, name
-    launch: str  #: function, blocks and threads (three numbers each), shared bytes, stream, parameters, 0
+    launch: str  #: function, blocks and threads (three numbers each), shared bytes; stream, parameters, 0
 
 
 class KernelRuntime(CudaLikeRuntime):
@@ -41,9 +41,14 @@ class KernelRuntime(CudaLikeRuntime):
     def load_function(self, device: int, code: bytes, name: str) -> int:
         with self._on(device), self._loading:
             if (device, code) not in self._modules:
-                self._modules[device, code] = self._pointer(self.kernel_calls.load, code)
-            module = self._modules[device, code]
-            return self._pointer(self.kernel_calls.function, module, name.encode())
+                self._modules[device, code] = self._load_module(code)
+            return self._find_kernel(self._modules[device, code], name.encode())
+
+    def _load_module(self, code: bytes) -> int:
+        return self._pointer(self.kernel_calls.load, code)
+
+    def _find_kernel(self, module: int, name: bytes) -> int:
+        return self._pointer(self.kernel_calls.function, module, name)
 
     def launch(
         self,
@@ -55,7 +60,11 @@ class KernelRuntime(CudaLikeRuntime):
         arguments: bytes,
         stream: int,
     ) -> None:
+        words = self._launch_words(blocks, threads, shared_bytes)
         parameters = ctypes.cast((ctypes.c_char_p * 1)(arguments), ctypes.POINTER(ctypes.c_void_p))
-        grid = (*blocks, 1, threads, 1, 1)
         with self._on(device):
-            self._call(self.kernel_calls.launch, function, *grid, shared_bytes, stream, parameters, None)
+            self._call(self.kernel_calls.launch, function, *words, stream, parameters, None)
+
+    def _launch_words(self, blocks: tuple[int, int], threads: int, shared_bytes: int) -> tuple[int, ...]:
+        """What ``launch`` takes between function and stream."""
+        return (*blocks, 1, threads, 1, 1, shared_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def load_vendor_library(interface: CInterface) -> Library:
             failures.append(str(error))
             continue
         try:
-            return Library(name, interface.bind(library))
+            return Library(name, interface.bind(library, *_companions(interface)))
         except AttributeError as error:
             failures.append(f"{name}: {error}")
     raise RuntimeUnavailable(
@@ -46,8 +47,23 @@ def load_vendor_library(interface: CInterface) -> Library:
     )
 
 
-def candidates(interface: CInterface) -> list[str]:
-    """Sonames first (the process may have one loaded already), then existing files in the usual folders."""
+def _companions(interface: CInterface) -> Iterator[ctypes.CDLL]:
+    """Those that load; what would be missing without the others is optional."""
+    for soname in interface.companions:
+        for name in candidates(interface, (soname,)):
+            try:
+                yield ctypes.CDLL(name)
+                break
+            except OSError:
+                continue
+
+
+def candidates(interface: CInterface, sonames: tuple[str, ...] = ()) -> list[str]:
+    """Sonames first (the process may have one loaded already), then existing files in the usual folders.
+
+    ``sonames``: of the interface's own library, if none are given.
+    """
+    sonames = sonames or interface.sonames
     folders = [os.path.expandvars(folder) for folder in interface.folders]
-    paths = [Path(folder, name) for folder in folders for name in interface.sonames]
-    return [*interface.sonames, *(str(path) for path in paths if path.exists())]
+    paths = [Path(folder, name) for folder in folders for name in sonames]
+    return [*sonames, *(str(path) for path in paths if path.exists())]

@@ -90,6 +90,12 @@ class VendorRuntime:
         self._call(name, ctypes.byref(answer), *arguments)
         return answer.value or 0
 
+    def _last_pointer(self, name: str, *arguments: Any) -> int:
+        """The same of a function whose last argument does."""
+        answer = ctypes.c_void_p()
+        self._call(name, *arguments, ctypes.byref(answer))
+        return answer.value or 0
+
     # What a vendor may do better
 
     def ipc_process_id(self, device: int) -> int:

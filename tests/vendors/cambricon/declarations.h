@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// What CNRT's header says of the functions that this package calls: names, types and numbers only, written
-// down here because no package registry carries cnrt.h. It stands in for the header in the signature check;
-// it is not the header, and a mistake made here and in abi.py alike would not show.
+// What CNRT's and CNDrv's headers say of the functions that this package calls: names, types and numbers only, written
+// down here because no package registry carries cnrt.h and cn_api.h. It stands in for the headers in the signature
+// check; it is not them, and a mistake made here and in abi.py alike would not show.
 //
 // Sources:
 //   [1] cnrt.h of CNRT 6.0.2 (a public copy): everything but [2].
 //   [2] cnrt.h of CNRT 6.14.1 (a public copy): cnrtMemcpyAsync_V2. cnrtMemcpyAsync_V3 from its example there and
 //       from calls in Cambricon's torch_mlu, which pass the same parameters.
+//   [3] cn_api.h of CNDrv 2.15.5 (a public copy): everything that begins with cn or CN, but not with cnrt or CNRT.
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -94,6 +96,46 @@ cnrtRet_t cnrtWaitNotifier(cnrtNotifier_t);
 cnrtRet_t cnrtAcquireMemHandle(cnrtIpcMemHandle*, void*);
 cnrtRet_t cnrtMapMemHandle(void**, cnrtIpcMemHandle, int);
 cnrtRet_t cnrtUnMapMemHandle(void*);
+
+typedef enum {
+  CN_SUCCESS = 0,
+  CN_INVOKE_ERROR_OUT_OF_RESOURCES = 100120,
+  CN_INVOKE_ERROR_EXECUTED_TIMEOUT = 100121,
+  CN_INVOKE_ERROR_TIMEOUT = 100122,
+  CN_INVOKE_ERROR_ILLEGAL_INSTRUCTION = 100123,
+  CN_INVOKE_ERROR_ADDRESS_SPACE = 100124,
+  CN_INVOKE_ERROR_MEMORY_MISALIGNED_ADDRESS = 100130,
+  CN_INVOKE_ERROR_MEMORY_ILLEGAL_ADDRESS = 100131,
+  CN_INVOKE_ERROR = 100200,
+  CN_CONTEXT_ERROR_INVALID = 100201,
+  CN_ERROR_INVALID_FATBIN = 100300,
+  CN_ERROR_NOT_FOUND = 100301,
+  CN_ERROR_INVALID_KERNEL = 100302,
+  CN_FATBIN_ERROR_UNSUPPORTED_VERSION = 100303,
+  CN_FATBIN_ERROR_NO_KERNEL = 101312,
+  CN_FATBIN_INVALID_IMAGE = 101313,
+  CN_FATBIN_INVALID_ARCH = 101315,
+  CN_ERROR_UNKNOWN = 200000
+} CNresult;
+
+typedef enum {
+  CN_DEVICE_ATTRIBUTE_MLU_ISA_VERSION = 0x20a,
+  CN_DEVICE_ATTRIBUTE_IS_MULTIPLE_TENSOR_PROCESSOR = 0x20b
+} CNdevice_attribute;
+
+typedef enum { CN_KERNEL_CLASS_BLOCK = 1, CN_KERNEL_CLASS_UNION = 4 } KernelClass;
+
+typedef uint64_t CNdev;
+typedef struct CNqueue_st* CNqueue;
+typedef struct CNkernel_st* CNkernel;
+typedef struct CNmodule_st* CNmodule;
+
+CNresult cnDeviceGet(CNdev*, int);
+CNresult cnDeviceGetAttribute(int*, CNdevice_attribute, CNdev);
+CNresult cnModuleLoadFatBinary(const void*, CNmodule*);
+CNresult cnModuleGetKernel(CNmodule, const char*, CNkernel*);
+CNresult cnInvokeKernel(CNkernel, unsigned int, unsigned int, unsigned int, KernelClass, unsigned int, CNqueue, void**,
+                        void**);
 
 #ifdef __cplusplus
 }
