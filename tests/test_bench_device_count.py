@@ -8,11 +8,12 @@ import pytest
 from sage_kv_connector.bench.device_count import CASES, PAGE, count_device, count_rows
 from sage_kv_connector.kernels.registry import BY_ADDRESS
 from sage_kv_connector.vendors import VENDORS
+from tests.vendors.kernels import VENDORS_OF_KERNELS
 
 TOKENS, LAYERS = 256, 2
 
 
-@pytest.mark.parametrize("vendor", [name for name in VENDORS if name != "nvidia"])
+@pytest.mark.parametrize("vendor", [name for name in VENDORS if name not in VENDORS_OF_KERNELS])
 def test_every_vendor_is_counted(vendor: str) -> None:
     result = count_device(vendor, [case for case in CASES if case.name == "staged fp8"], TOKENS, LAYERS)
     assert result["verified"] and result["emulated"] and vendor == result["vendor"]
@@ -22,8 +23,9 @@ def test_every_vendor_is_counted(vendor: str) -> None:
         assert prefill["launches"] == 0 and prefill["d2h"]["copies"] <= LAYERS * TOKENS // PAGE
 
 
-def test_every_case_is_right_and_its_bytes_are_counted() -> None:
-    result = count_device("nvidia", tokens=TOKENS, layers=LAYERS)
+@pytest.mark.parametrize("vendor", VENDORS_OF_KERNELS)
+def test_every_case_is_right_and_its_bytes_are_counted(vendor: str) -> None:
+    result = count_device(vendor, tokens=TOKENS, layers=LAYERS)
     assert result["verified"] and result["emulated"]
     cases = result["cases"]
     assert list(cases) == [case.name for case in CASES]

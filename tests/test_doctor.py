@@ -39,7 +39,11 @@ def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("vendor", "state", "said"),
-    [("nvidia", "ok", "kernels for host"), ("ascend", "missing", "the CPU, since .* launches no kernels")],
+    [
+        ("nvidia", "ok", "kernels for host"),
+        ("cambricon", "ok", "kernels for host"),
+        ("ascend", "missing", "the CPU, since .* launches no kernels"),
+    ],
 )
 def test_what_converts_kv_on_a_device_is_said(
     monkeypatch: pytest.MonkeyPatch, vendor: str, state: str, said: str

@@ -17,10 +17,17 @@ from sage_kv_connector.format.wire_format import WireFormat
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.test_conversion import TOKENS, MakeCore, check, pages_for, write_content
+from tests.vendors.kernels import VENDORS_OF_KERNELS
 from tests.vendors.rig import Rig
 
 PAGES = 24
 BUFFER_BYTES = 2 * BUFFERED_PARTS * LARGEST_PART_BYTES
+
+
+@pytest.fixture(params=VENDORS_OF_KERNELS)
+def vendor(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def handed_over(prefill: DeviceSide, decode: ConvertingSide, wire: str) -> None:
@@ -43,8 +50,8 @@ def launched(side: DeviceSide) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("wire", ["auto", "fp8_e4m3", "int4"])
-def test_a_part_is_one_launch_and_one_copy(make_native_core: MakeCore, wire: str) -> None:
-    prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig("nvidia", memory_bytes=160 << 20))
+def test_a_part_is_one_launch_and_one_copy(make_native_core: MakeCore, vendor: str, wire: str) -> None:
+    prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig(vendor, memory_bytes=160 << 20))
     handed_over(prefill, ConvertingSide(make_native_core, Shape(), PAGES, target_dtype=wire), wire)
     counters = prefill.core.counters()
     assert counters["d2h_launches"] == counters["d2h_copies"] == counters["d2h_jobs"] > 0
@@ -52,9 +59,9 @@ def test_a_part_is_one_launch_and_one_copy(make_native_core: MakeCore, wire: str
 
 
 def test_a_wire_dtype_that_nobody_expected_goes_the_cpus_way(
-    make_native_core: MakeCore, caplog: pytest.LogCaptureFixture
+    make_native_core: MakeCore, vendor: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig("nvidia", memory_bytes=160 << 20))
+    prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig(vendor, memory_bytes=160 << 20))
     with caplog.at_level(logging.WARNING):
         handed_over(
             prefill, ConvertingSide(make_native_core, Shape(), PAGES, target_dtype="fp8_e5m2"), "fp8_e5m2"
@@ -65,17 +72,19 @@ def test_a_wire_dtype_that_nobody_expected_goes_the_cpus_way(
 
 
 def test_a_full_device_is_converted_by_the_cpu(
-    make_native_core: MakeCore, caplog: pytest.LogCaptureFixture
+    make_native_core: MakeCore, vendor: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig("nvidia", memory_bytes=BUFFER_BYTES))
+        prefill = DeviceSide(make_native_core, Shape(), PAGES, Rig(vendor, memory_bytes=BUFFER_BYTES))
     assert f"buffers take {BUFFER_BYTES} and {LEFT_BYTES} must be left" in caplog.text
     handed_over(prefill, ConvertingSide(make_native_core, Shape(), PAGES), "auto")
     assert launched(prefill)[0] == 0
 
 
-def test_without_a_compiler_the_cpu_converts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rig = Rig("hygon")
+def test_without_a_compiler_the_cpu_converts(
+    vendor: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rig = Rig(vendor)
     monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -84,8 +93,8 @@ def test_without_a_compiler_the_cpu_converts(monkeypatch: pytest.MonkeyPatch, tm
     assert kernels.group("bf16", GroupView("full", 16, 4, ()), []) is None
 
 
-def test_buffers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig("nvidia", memory_bytes=BUFFER_BYTES + LEFT_BYTES)
+def test_buffers_are_given_back(vendor: str) -> None:
+    rig = Rig(vendor, memory_bytes=BUFFER_BYTES + LEFT_BYTES)
     free, _ = rig.runtime.memory_info(0)
     rooms = DeviceRooms(rig.runtime, 0, 256 << 20, buffers=True)
     assert rooms.lacks == "" and rig.runtime.memory_info(0)[0] == free - BUFFER_BYTES
@@ -97,13 +106,13 @@ def test_buffers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_planes_that_kernels_do_not_have_go_the_cpus_way(
-    make_native_core: MakeCore, caplog: pytest.LogCaptureFixture
+    make_native_core: MakeCore, vendor: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rotated wires, for one: nobody asks for them, and the kernels name what they lack."""
-    side = DeviceSide(make_native_core, Shape(), PAGES, Rig("nvidia", memory_bytes=160 << 20))
+    side = DeviceSide(make_native_core, Shape(), PAGES, Rig(vendor, memory_bytes=160 << 20))
     view = side.view.groups[0]
     planes = converted_planes(view, 0, (WireFormat("bf16"),) * 2, side.schema, side.schema, side.schema)
-    kernels = DeviceKernels(Rig("nvidia").runtime, 0, "bf16", ())
+    kernels = DeviceKernels(Rig(vendor).runtime, 0, "bf16", ())
     assert kernels.group("bf16", view, planes) is not None
     rotated = [plane._replace(format=WireFormat("int4", "token", rotate=True)) for plane in planes]
     with caplog.at_level(logging.WARNING):

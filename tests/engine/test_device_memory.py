@@ -18,7 +18,9 @@ from tests.vendors.rig import Rig
 PAGES = 24
 
 
-@pytest.fixture(params=["ascend", "nvidia"], ids=["by the CPU", "by kernels"])
+@pytest.fixture(
+    params=["ascend", "nvidia", "cambricon"], ids=["by the CPU", "by CUDA kernels", "by BANG kernels"]
+)
 def rig(request: pytest.FixtureRequest) -> Rig:
     """Machines whose KV the CPU converts, and those whose kernels do."""
     return Rig(request.param, memory_bytes=160 << 20)
@@ -94,7 +96,7 @@ def test_two_prefill_devices_fill_the_heads_of_one_page_together(make_native_cor
         check(prefill, decode, content, here, tokens, "auto")
 
 
-@pytest.mark.parametrize("vendor", ["ascend", "nvidia"])
+@pytest.mark.parametrize("vendor", ["ascend", "nvidia", "cambricon"])
 @pytest.mark.parametrize("faulty", ["prefill", "decode"])
 @pytest.mark.parametrize("fault", ["dma_error_after_copies", "device_lost_after_copies"])
 def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothing(

@@ -18,7 +18,8 @@ from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, S
 from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.common.compiler import HOST
 from sage_kv_connector.kernels.plane import KernelLaunch, PagedGroup
-from sage_kv_connector.kernels.registry import BY_ADDRESS, GroupKernels, KernelsUnavailable, kernel_sources
+from sage_kv_connector.kernels.registry import GroupKernels, KernelsUnavailable, kernel_sources
+from tests.vendors.kernels import VENDORS_OF_KERNELS
 
 HEADS, PAGES = 3, 600
 FORMATS = (
@@ -58,11 +59,7 @@ class OnHost:
             self._functions[launch.function](launch.argument, blocks, launch.threads, launch.shared_bytes)
 
 
-#: One vendor of each set of kernels.
-VENDORS = {room: vendor for vendor, room in BY_ADDRESS.items()}.values()
-
-
-@pytest.fixture(scope="module", params=VENDORS)
+@pytest.fixture(scope="module", params=VENDORS_OF_KERNELS)
 def device(request: pytest.FixtureRequest) -> OnHost:
     return OnHost(request.param)
 

@@ -16,8 +16,11 @@ import numpy.typing as npt
 import pytest
 
 from sage_kv_connector.devices.runtime import DeviceRuntime
+from sage_kv_connector.kernels.registry import BY_ADDRESS
 from tests.vendors.rig import Rig, expected
 
+#: One vendor of each set of kernels that are launched by address.
+VENDORS_OF_KERNELS = tuple({room: vendor for vendor, room in reversed(BY_ADDRESS.items())}.values())
 SOURCE = Path(__file__).parent / "add_words.cu"
 
 
