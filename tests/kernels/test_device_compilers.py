@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from sage_kv_connector.kernels.cambricon import compiler as bang_compiler
 from sage_kv_connector.kernels.cambricon.compiler import compiled as compile_bang
 from sage_kv_connector.kernels.common.launch import TYPE_NAMES, WIRE_TYPE_NAMES
+from sage_kv_connector.kernels.cuda import compiler as cuda_compiler
 from sage_kv_connector.kernels.registry import KernelsUnavailable
 from tests.kernels.tiles import KERNELS
 
@@ -106,3 +109,28 @@ def test_cncc(wire: str, arch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
         pytest.skip("cncc is not installed")
     monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
     assert f"kv_encode_bf16_{wire}".encode() in compile_bang("bf16", wire, arch)
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        (
+            [CUDA / "fp8_convert.cu", CUDA / "int4_pack.cu"],
+            [*(CUDA / name for name in cuda_compiler.HEADERS), *cuda_compiler.HOST_HEADERS],
+        ),
+        ([bang_compiler.SOURCE], [*bang_compiler.HEADERS, *bang_compiler.HOST_HEADERS]),
+    ],
+    ids=["cuda", "bang"],
+)
+def test_compilers_are_told_every_header(sources: list[Path], told: list[Path]) -> None:
+    """NVRTC finds no other; and what is compiled is kept by their digest."""
+    found: set[Path] = set()
+    waiting = list(sources)
+    while waiting:
+        file = waiting.pop()
+        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
+            header = next(each for each in (file.parent / name, KERNELS / name) if each.exists()).resolve()
+            if header not in found:
+                found.add(header)
+                waiting.append(header)
+    assert found == {path.resolve() for path in told}
