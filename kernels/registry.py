@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 #: torch's device type → modules with a ``Kernels`` class, best first. "hip" is a torch
 #: "cuda" device of a ROCm build. Every list ends with the fallback.
 CANDIDATES = {
-    "cuda": ("cuda.kernels", "triton.kernels"),
-    "hip": ("hip.kernels", "triton.kernels"),
+    "cuda": ("triton.kernels",),
+    "hip": ("triton.kernels",),
 }
 FALLBACK = "torch_fallback"
 #: A vendor's name → the module with the ``GroupKernels`` and ``compiled`` of its devices.

@@ -8,6 +8,7 @@ import ctypes
 import numpy as np
 import pytest
 
+from sage_kv_connector.bench.device_golden import golden_differences
 from sage_kv_connector.devices.runtime import (
     CopyKind,
     DeviceError,
@@ -15,6 +16,7 @@ from sage_kv_connector.devices.runtime import (
     DeviceRuntime,
     RuntimeUnavailable,
 )
+from sage_kv_connector.kernels.registry import BY_ADDRESS
 from sage_kv_connector.vendors import open_runtime
 from tests.vendors.kernels import Adder, argument, can_compile
 
@@ -103,3 +105,10 @@ def test_out_of_memory(device: DeviceRuntime) -> None:
     with pytest.raises(DeviceOutOfMemory):
         device.alloc(0, 1 << 46)
     device.free(0, device.alloc(0, N))
+
+
+def test_golden_vectors(device: DeviceRuntime) -> None:
+    if device.vendor not in BY_ADDRESS:
+        pytest.skip(f"{device.vendor}: no kernels to launch")
+    *wrong, _ = golden_differences(device, 0, ["bf16", "fp8_e4m3"])
+    assert wrong == []
