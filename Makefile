@@ -4,7 +4,7 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench soak simulate mutate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -90,6 +90,11 @@ soak:
 # make bench ARGS="transfer --backend shm --block-bytes 4096 --total-bytes 268435456 --against nixl,limit --json"
 bench:
 	@$(PYTHON) scripts/environment.py --peers sage-kvt bench $(ARGS)
+
+# What wants a real NVIDIA card, where there is one and no network: make device-check. First, where there is a network:
+# make device-check ARGS=--prepare. A rehearsal on an emulated card: make device-check ARGS="--emulated --json"
+device-check:
+	$(if $(findstring --,$(ARGS)),$(RUN) python,@$(PYTHON)) scripts/device_check.py $(ARGS)
 
 # make shell ARGS="any command"
 shell:

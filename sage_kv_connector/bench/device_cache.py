@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import queue
+import statistics
+import time
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -69,11 +71,14 @@ class DeviceTensor(NamedTuple):
 
 
 class DeviceCache:
-    """A machine of its own with one device, the cache and the engine over it."""
+    """Device 0 with the cache and the engine over it; ``emulated``: of a machine of its own."""
 
-    def __init__(self, vendor: str, shape: CacheShape, config: dict[str, Any], role: str) -> None:
+    def __init__(
+        self, vendor: str, shape: CacheShape, config: dict[str, Any], role: str, *, emulated: bool
+    ) -> None:
         self.shape = shape
-        settings = EmulatorSettings(devices=1, memory_bytes=shape.layers * shape.layer_bytes + ROOM_BYTES)
+        nbytes = shape.layers * shape.layer_bytes + ROOM_BYTES
+        settings = EmulatorSettings(devices=1, memory_bytes=nbytes) if emulated else None
         self.runtime: DeviceRuntime = open_runtime(vendor, settings)
         self._layers = [self.runtime.alloc(0, shape.layer_bytes) for _ in range(shape.layers)]
         self.group = _group(shape, [DeviceTensor(at, shape.of_layer) for at in self._layers])
@@ -103,6 +108,25 @@ class DeviceCache:
         self._move(self._host.ctypes.data, self._layers[layer], CopyKind.DEVICE_TO_HOST)
         return self._host
 
+    def copy_seconds(self, kind: CopyKind, nbytes: int) -> float:
+        """Of one plain copy of so many bytes, between the device and pinned memory or inside the device."""
+        runtime, ends = self.runtime, []
+        for on_device in (kind != CopyKind.DEVICE_TO_HOST, kind != CopyKind.HOST_TO_DEVICE):
+            ends.append((runtime.alloc if on_device else runtime.host_alloc)(0, nbytes))
+        stream = runtime.stream_create(0)
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            runtime.copy_async(0, ends[0], ends[1], nbytes, kind, stream)
+            runtime.stream_synchronize(0, stream)
+            times.append(time.perf_counter() - begun)
+        runtime.stream_destroy(0, stream)
+        for address, on_device in zip(
+            ends, (kind != CopyKind.DEVICE_TO_HOST, kind != CopyKind.HOST_TO_DEVICE), strict=True
+        ):
+            (runtime.free if on_device else runtime.host_free)(0, address)
+        return statistics.median(times[1:])
+
     def offer(self, transfer_id: str, released: queue.Queue[Outcome]) -> None:
         source = PagedSource(self.view)
         source.set_pages(0, self.table)
@@ -111,11 +135,16 @@ class DeviceCache:
         self.core.finish(transfer_id)
 
     def fetch(self, peer: PeerAddress, transfer_id: str) -> Outcome:
-        run = one_run(0, 0, self.table, range(self.shape.tokens))
         outcomes: queue.Queue[Outcome] = queue.Queue()
-        wanted = Wanted(transfer_id, PagesTarget(self.view, (run,)), True, TIMEOUT_S)
-        self.core.subscribe(peer, wanted, outcomes.put)
+        self.begin_fetch(peer, transfer_id, outcomes, finished=True)
         return outcomes.get(timeout=TIMEOUT_S)
+
+    def begin_fetch(
+        self, peer: PeerAddress, transfer_id: str, outcomes: queue.Queue[Outcome], *, finished: bool = False
+    ) -> None:
+        run = one_run(0, 0, self.table, range(self.shape.tokens))
+        wanted = Wanted(transfer_id, PagesTarget(self.view, (run,)), finished, TIMEOUT_S)
+        self.core.subscribe(peer, wanted, outcomes.put)
 
     def _pinned(self) -> U16:
         address = self.runtime.host_alloc(0, self.shape.layer_bytes)
@@ -146,12 +175,12 @@ class Content:
         return np.roll(self._first, layer, axis=0)
 
 
-def wrong_bytes(cache: DeviceCache, source: CacheShape) -> int:
-    """Of the decode side, against the same conversion in host memory by the CPU's kernels."""
+def wrong_bytes(cache: DeviceCache, source: CacheShape, every: int = 1) -> int:
+    """Of the decode side's layers, or each n-th, against the same conversion in host memory by the CPU's kernels."""
     shape, content = cache.shape, Content(source)
     to = np.zeros(shape.of_layer, dtype=np.uint16)
     wrong = 0
-    for layer in range(shape.layers):
+    for layer in range(0, shape.layers, every):
         held = content.of_layer(layer)
         _convert(held, to, source, shape, cache.core.config.target_dtype)
         wrong += int(np.count_nonzero(cache.read(layer).view(np.uint8) != to.view(np.uint8)))
@@ -193,10 +222,16 @@ def _schema(shape: CacheShape, group: GroupView, memory: str) -> KVCacheSchema:
 
 
 def serve(
-    pipe: Connection, role: str, vendor: str, shape: CacheShape, source: CacheShape, config: dict[str, Any]
+    pipe: Connection,
+    role: str,
+    vendor: str,
+    shape: CacheShape,
+    source: CacheShape,
+    config: dict[str, Any],
+    emulated: bool,
 ) -> None:
     """The process of one side: answers orders of the pipe until ``quit``. ``source``: the prefill side's shape."""
-    cache = DeviceCache(vendor, shape, config, role)
+    cache = DeviceCache(vendor, shape, config, role, emulated=emulated)
     content = Content(source)
     zeros = np.zeros(shape.of_layer, dtype=np.uint16)
     for layer in range(shape.layers):
@@ -211,6 +246,8 @@ def serve(
             pipe.send(cache.fetch(PeerAddress(*order[1]), order[2]))
         elif order[0] == "counts":
             pipe.send(cache.counts())
+        elif order[0] == "copy":
+            pipe.send(cache.copy_seconds(CopyKind(order[1]), order[2]))
         else:
-            pipe.send(wrong_bytes(cache, source))
+            pipe.send(wrong_bytes(cache, source, *order[1:]))
     cache.core.close()

@@ -222,12 +222,13 @@ def bench_device_command(
 
 
 def _count_device(vendor: str, emulated: bool, as_json: bool) -> None:
-    from sage_kv_connector.bench.device_count import CountFailed, count_device, count_rows
+    from sage_kv_connector.bench.device_count import count_device, count_rows
+    from sage_kv_connector.bench.device_pair import HandOverFailed
     from sage_kv_connector.devices.runtime import RuntimeUnavailable
 
     if not emulated:
         raise typer.BadParameter("--count counts what an emulator is asked for: give --emulated too")
-    with said_of(CountFailed, RuntimeUnavailable, ValueError):
+    with said_of(HandOverFailed, RuntimeUnavailable, ValueError):
         result = count_device(vendor)
     emit(result, as_json=as_json, title="device, counted", rows=count_rows(result))
     raise typer.Exit(int(not result["verified"]))
