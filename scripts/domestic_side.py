@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sage_kv_connector.bench.device_cache import DeviceTensor
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
 from sage_kv_connector.contract.peer import PeerAddress
@@ -47,22 +48,6 @@ class SideOptions(NamedTuple):
     settings: dict[str, Any]
     config: dict[str, Any]
     tokens: int
-
-
-class DeviceTensor(NamedTuple):
-    """A layer's K and V on a device: (plane, page, token, head, dim) of two bytes."""
-
-    address: int
-    shape: tuple[int, ...]
-
-    def data_ptr(self) -> int:
-        return self.address
-
-    def stride(self) -> tuple[int, ...]:
-        return tuple(int(np.prod(self.shape[axis + 1 :])) for axis in range(len(self.shape)))
-
-    def element_size(self) -> int:
-        return 2
 
 
 def patterns() -> U16:
