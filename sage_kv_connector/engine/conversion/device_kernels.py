@@ -34,6 +34,7 @@ class DeviceKernels:
             sources = kernel_sources(runtime.vendor)
             self._make = sources.group
             self.architecture = runtime.architecture(device)
+            log.info("kernels of %s for %s are compiled, once a machine", runtime.api, self.architecture)
             for wire in dict.fromkeys((dtype, *wire_dtypes, *LIKELY)):
                 code = sources.compiled(dtype, wire, self.architecture)
                 for verb in ("encode", "decode"):
