@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.devices.runtime import DeviceError
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.device_rooms import BUFFERED_PARTS, LEFT_BYTES, DeviceRooms
 from sage_kv_connector.engine.conversion.staging import LARGEST_PART_BYTES
 from sage_kv_connector.engine.conversion.wire_plan import converted_planes
 from sage_kv_connector.format.wire_format import WireFormat
+from sage_kv_connector.kernels.registry import BY_ADDRESS, kernel_sources
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.test_conversion import TOKENS, MakeCore, check, pages_for, write_content
@@ -68,7 +70,7 @@ def test_a_wire_dtype_that_nobody_expected_goes_the_cpus_way(
         )
     launches, copies = launched(prefill)
     assert launches == 0 and copies > 0
-    assert "no kernel was compiled for bf16 to fp8_e5m2" in caplog.text
+    assert "there is no kernel of bf16 to fp8_e5m2" in caplog.text
 
 
 def test_a_full_device_is_converted_by_the_cpu(
@@ -118,3 +120,52 @@ def test_planes_that_kernels_do_not_have_go_the_cpus_way(
     with caplog.at_level(logging.WARNING):
         assert kernels.group("bf16", view, rotated) is kernels.group("bf16", view, rotated) is None
     assert caplog.text.count("rotate is for measurements") == 1
+
+
+@pytest.mark.parametrize("vendor", sorted(BY_ADDRESS))
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_kernels_that_differ_from_the_cpu_are_not_used(
+    vendor: str, verb: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A planted one: what is launched for fp8 is what belongs to another dtype of as many bytes."""
+    rig = Rig(vendor, memory_bytes=32 << 20)
+    load = rig.runtime.load_function
+    sources = kernel_sources(vendor)
+
+    def other(device: int, code: bytes, name: str) -> int:
+        if name == f"kv_{verb}_bf16_fp8_e4m3":
+            name = name.replace("e4m3", "e5m2")
+            code = sources.compiled("bf16", "fp8_e5m2", rig.runtime.architecture(device))
+        return load(device, code, name)
+
+    monkeypatch.setattr(rig.runtime, "load_function", other)
+    free, _ = rig.runtime.memory_info(0)
+    with caplog.at_level(logging.ERROR):
+        kernels = DeviceKernels(rig.runtime, 0, "bf16", ())
+    assert kernels.lacks == "" and rig.runtime.memory_info(0)[0] == free
+    assert "for bf16 to fp8_e4m3 are not used, they differ: " in caplog.text
+    assert ("encoded wire" if verb == "encode" else "decoded pages") in caplog.text
+    with pytest.raises(ValueError, match="there is no kernel of bf16 to fp8_e4m3"):
+        kernels._function("encode", "bf16", "fp8_e4m3")
+    assert kernels._function("encode", "bf16", "int4")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("vendor", sorted(BY_ADDRESS))
+def test_kernels_of_every_cache_dtype_pass_their_trial(
+    vendor: str, dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        kernels = DeviceKernels(Rig(vendor).runtime, 0, dtype, ("bf16",))
+    assert kernels.lacks == "" and "differ" not in caplog.text
+    assert kernels._function("decode", dtype, "int4")
+
+
+def test_a_launch_that_fails_leaves_conversion_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("nvidia")
+
+    def refused(*_: object) -> None:
+        raise DeviceError("nvidia", "cuLaunchKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+
+    monkeypatch.setattr(rig.runtime, "launch", refused)
+    assert "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES" in DeviceKernels(rig.runtime, 0, "bf16", ()).lacks

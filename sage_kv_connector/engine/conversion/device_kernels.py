@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.devices.runtime import DeviceError, DeviceRuntime
+from sage_kv_connector.engine.conversion.kernel_trial import KernelTrial
 from sage_kv_connector.format.converter import ConvertedPlane
 from sage_kv_connector.kernels.registry import GroupKernels, KernelsUnavailable, PagedGroup, kernel_sources
 
@@ -18,7 +19,7 @@ LIKELY = ("fp8_e4m3", "int4")
 
 
 class DeviceKernels:
-    """``lacks`` says why there are none, "" where there are; they are for ``architecture``.
+    """``lacks`` says why there are none, "" where there are; they are for ``architecture``, and were tried out.
 
     ``dtype``: of the pages; ``wire_dtypes``: what is compiled. Planes of others go the CPU's way.
     """
@@ -31,15 +32,16 @@ class DeviceKernels:
         try:
             if not runtime.features.kernels:
                 raise KernelsUnavailable(f"{runtime.api} launches no kernels")
-            sources = kernel_sources(runtime.vendor)
-            self._make = sources.group
+            self._sources = sources = kernel_sources(runtime.vendor)
             self.architecture = runtime.architecture(device)
             log.info("kernels of %s for %s are compiled, once a machine", runtime.api, self.architecture)
-            for wire in dict.fromkeys((dtype, *wire_dtypes, *LIKELY)):
+            wires = tuple(dict.fromkeys((dtype, *wire_dtypes, *LIKELY)))
+            for wire in wires:
                 code = sources.compiled(dtype, wire, self.architecture)
                 for verb in ("encode", "decode"):
                     name = f"kv_{verb}_{dtype}_{wire}"
                     self._functions[verb, dtype, wire] = runtime.load_function(device, code, name)
+            self._try_out(runtime, device, dtype, wires)
         except (KernelsUnavailable, DeviceError) as error:
             self.give_up(str(error))
 
@@ -53,7 +55,7 @@ class DeviceKernels:
         if self.lacks:
             return None
         try:
-            return self._make(
+            return self._sources.group(
                 PagedGroup(dtype, view.page_size, view.pages, view.heads, planes), self._function
             )
         except ValueError as error:
@@ -62,8 +64,26 @@ class DeviceKernels:
                 log.warning("a group of pages is converted by the CPU: %s", error)
             return None
 
+    def _try_out(self, runtime: DeviceRuntime, device: int, dtype: str, wires: Sequence[str]) -> None:
+        """Keep those that make what the CPU makes."""
+        trial = KernelTrial(runtime, device, dtype)
+        try:
+            for wire in wires:
+                try:
+                    differs = trial.differs(self._sources, self._function, wire)
+                except ValueError as error:
+                    differs = str(error)
+                if differs:
+                    log.error("kernels for %s to %s are not used, they differ: %s", dtype, wire, differs)
+                    for verb in ("encode", "decode"):
+                        del self._functions[verb, dtype, wire]
+        finally:
+            trial.close()
+
     def _function(self, verb: str, dtype: str, wire: str) -> int:
         found = self._functions.get((verb, dtype, wire))
         if found is None:
-            raise ValueError(f"no kernel was compiled for {dtype} to {wire}")
+            raise ValueError(
+                f"there is no kernel of {dtype} to {wire}: none was compiled, or it failed its trial"
+            )
         return found
