@@ -4,8 +4,9 @@
     python -m scripts.mutate [--mutants 200] [--seed 0] [--jobs N] [--only TEXT] [--again FILE] [--json]
 
 Mutants of ``engine/`` and ``contract/``, as they were committed: a comparison, an operator, a condition, a call that is
-dropped, a value that is not returned. Each meets some schedules of the simulation first, then the unit tests of both
-rooms, then those of who uses them. What survives all is printed, for a person to judge. Status 1 below 95 %.
+dropped, a value that is not returned. Each meets the unit tests that import its module first, then some schedules of
+the simulation, the unit tests of both rooms, and those of who uses them. What survives all is printed, for a person to
+judge. Status 1 below 95 %.
 ``--again``: only those that a run before, whose JSON this file has, let survive; lines may have moved.
 """
 
@@ -39,6 +40,7 @@ USERS = (
     "tests/config",
     "tests/test_bench_control.py",
 )
+PYTEST = ("pytest", "-q", "-x", "-p", "no:cacheprovider")
 #: A mutant that takes longer hangs, which is noticed.
 LONGEST_S = 180.0
 WANTED = 0.95
@@ -140,15 +142,30 @@ class Copy:
         whole = target.read_text()
         target.write_text(mutant.source)
         try:
+            near = self._tests_near(mutant.path)
+            if near and not self._passes([*PYTEST, *near]):
+                return "tests"
             simulate = ["scripts.simulate", "--schedules", str(SCHEDULES), "--jobs", "1", "--stop"]
             if not self._passes(simulate):
                 return "simulation"
             for tests in (TESTS, USERS):
-                if not self._passes(["pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]):
+                if not self._passes([*PYTEST, *tests]):
                     return "tests"
             return ""
         finally:
             target.write_text(whole)
+
+    def _tests_near(self, module: Path) -> list[str]:
+        """Files of tests that import a module; the most likely ones to notice."""
+        dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
+        room, _, name = dotted.rpartition(".")
+        said = (f"from {dotted} import", f"import {dotted}", f"from {room} import {name}")
+        files = [path for folder in TESTS for path in (self.folder / folder).glob("test_*.py")]
+        return [
+            str(path.relative_to(self.folder))
+            for path in sorted(files)
+            if any(words in path.read_text() for words in said)
+        ]
 
     def _passes(self, words: list[str]) -> bool:
         # The environment is made by the Python below ours, not by a virtual one.
