@@ -21,6 +21,7 @@ CType = Any  # ctypes' own types have no common base that mypy accepts as a rest
 BASIC: dict[str, CType] = {
     "void": None,
     "char": ctypes.c_char,
+    "bool": ctypes.c_bool,
     "int": ctypes.c_int,
     "unsigned int": ctypes.c_uint,
     "unsigned long long": ctypes.c_ulonglong,

@@ -3,7 +3,8 @@
 
 Source: ``xpu/runtime.h`` and ``xpu/defs.h`` of 2018–2023 as found in public copies; the list of functions of
 the newer header in a public report on P800. ``xpu_memcpy_async``, ``xpu_event_query`` and ``xpu_ipc_*`` are in
-that list, and their parameters are taken from calls in PaddlePaddle, FastDeploy and InfiniLM.
+that list, and their parameters are taken from calls in PaddlePaddle, FastDeploy and InfiniLM. How long a kernel's
+argument may be: ``MAX_PARAM_DWORD_SIZE`` of the open driver of the first two generations.
 No package registry carries the headers; see docs/vendors.md for what was checked.
 """
 
@@ -24,6 +25,9 @@ class IpcHandle(ctypes.Structure):
     _fields_ = (("reserved", ctypes.c_char * IPC_HANDLE_BYTES),)
 
 
+#: Functions that launch kernels.
+KERNELS = ("xpu_create_cl_func", "xpu_launch_argument_set", "xpu_launch_config", "xpu_launch_async")
+
 XPU = CInterface(
     vendor="kunlunxin",
     title="XPU runtime",
@@ -32,12 +36,14 @@ XPU = CInterface(
     types={
         "XPUStream": ctypes.c_void_p,
         "XPUEvent": ctypes.c_void_p,
+        "XPUFunc": ctypes.c_void_p,
         "XPUDeviceAttr": ctypes.c_uint,
         "XPUMemoryKind": ctypes.c_uint,
         "XPUMemcpyKind": ctypes.c_uint,
         "XPUIpcMemHandle": IpcHandle,
     },
     declarations="""
+        const char *xpu_strerror(int err);
         int xpu_device_count(int *dev_count);
         int xpu_set_device(int devid);
         int xpu_device_get_attr(uint64_t *v, XPUDeviceAttr attr, int devid);
@@ -62,10 +68,22 @@ XPU = CInterface(
         int xpu_ipc_get_memhandle(XPUIpcMemHandle *handle, void *devptr);
         int xpu_ipc_open_memhandle(void **devptr, XPUIpcMemHandle handle, unsigned int flags);
         int xpu_ipc_close_memhandle(void *devptr);
+        int xpu_create_cl_func(XPUFunc *pfunc, uint64_t code_addr, uint32_t code_byte_size, uint32_t code_pc,
+                               uint32_t param_dword_size, uint64_t hash, const char *name, bool on_xpu);
+        int xpu_launch_argument_set(const void *arg, size_t size, size_t offset);
+        int xpu_launch_config(int nclusters, int ncores, XPUStream stream);
+        int xpu_launch_async(XPUFunc func);
     """,
-    # XRE 4 (second generation) has none of these.
+    # XRE 4 (second generation) has no xpu_event_query and none of IPC.
     optional=frozenset(
-        {"xpu_event_query", "xpu_ipc_get_memhandle", "xpu_ipc_open_memhandle", "xpu_ipc_close_memhandle"}
+        {
+            "xpu_strerror",
+            "xpu_event_query",
+            "xpu_ipc_get_memhandle",
+            "xpu_ipc_open_memhandle",
+            "xpu_ipc_close_memhandle",
+            *KERNELS,
+        }
     ),
     constants={
         "XPUATTR_PCI_ADDRESS": 0,

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The XPU runtime's calls (libxpurt.so) over the emulated machine. Prototypes, types and constants are
 // in vendor_abi.h, which is generated from vendors/kunlunxin/abi.py when this is compiled.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
 #include "cuda_like.h"
 #include "vendor_abi.h"
 
@@ -39,9 +43,21 @@ int code(Status status) {
 
 using Xpu = sage_emulator::CudaLike<code>;
 
+// What a thread has set of its next launch. An argument has 512 bytes at most; a kernel that declares more reads zeros.
+constexpr size_t kMostArgument = 512, kReadArgument = 8 << 10;
+constexpr int kCores = 64;  // of a cluster
+struct NextLaunch {
+  alignas(16) uint8_t argument[kReadArgument];
+  int clusters, cores;
+  XPUStream stream;
+};
+thread_local NextLaunch next{};
+
 }  // namespace
 
 extern "C" {
+
+const char* xpu_strerror(int) { return Machine::reason().c_str(); }
 
 int xpu_device_count(int* count) {
   *count = Machine::get().devices();
@@ -119,5 +135,40 @@ int xpu_ipc_open_memhandle(void** address, XPUIpcMemHandle handle, unsigned int)
 }
 
 int xpu_ipc_close_memhandle(void* address) { return Xpu::ipc_close(address); }
+
+// An image of which one function is used.
+int xpu_create_cl_func(XPUFunc* function, uint64_t image, uint32_t size, uint32_t start, uint32_t, uint64_t,
+                       const char* name, bool on_xpu) {
+  if (size == 0 || start != 0 || on_xpu) return code(Status::kInvalidValue);
+  void* module = nullptr;
+  const int loaded = Xpu::module_load(&module, reinterpret_cast<const void*>(image));
+  return loaded == XPU_SUCCESS ? Xpu::module_function(function, module, name) : loaded;
+}
+
+int xpu_launch_argument_set(const void* argument, size_t size, size_t offset) {
+  if (offset % 4 != 0 || offset > kMostArgument || size > kMostArgument - offset)
+    return code(Machine::fail(Status::kInvalidValue, "an argument has 512 bytes at most, in words"));
+  std::memcpy(next.argument + offset, argument, size);
+  return XPU_SUCCESS;
+}
+
+int xpu_launch_config(int clusters, int cores, XPUStream stream) {
+  if (clusters < 1 || cores < 1 || cores > kCores)
+    return code(Machine::fail(Status::kInvalidValue, std::to_string(clusters) + " blocks of " + std::to_string(cores) +
+                                                         " threads are none, or more cores than a cluster has"));
+  next.clusters = clusters;
+  next.cores = cores;
+  next.stream = stream;
+  return XPU_SUCCESS;
+}
+
+int xpu_launch_async(XPUFunc function) {
+  void* parameters[] = {next.argument};
+  const unsigned clusters = static_cast<unsigned>(next.clusters), cores = static_cast<unsigned>(next.cores);
+  const int launched = Xpu::launch(function, {clusters, 1, 1}, {cores, 1, 1}, 0, next.stream, parameters, nullptr);
+  std::fill_n(next.argument, kMostArgument, uint8_t{0});
+  next.clusters = 0;
+  return launched;
+}
 
 }  // extern "C"

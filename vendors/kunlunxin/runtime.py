@@ -9,6 +9,10 @@ its copies between devices block.
 from __future__ import annotations
 
 import ctypes
+import io
+import threading
+import zipfile
+import zlib
 
 from sage_kv_connector.devices.runtime import (
     CopyKind,
@@ -21,9 +25,11 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, CudaLikeRuntime
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls
+from sage_kv_connector.vendors.common.kernels import KernelCalls, KernelRuntime
 from sage_kv_connector.vendors.common.libraries import Library
-from sage_kv_connector.vendors.kunlunxin.abi import XPU, IpcHandle
+from sage_kv_connector.vendors.kunlunxin.abi import KERNELS, XPU, IpcHandle
+from sage_kv_connector.vendors.kunlunxin.arguments import ARGUMENT_BYTES, ArgumentRing
 
 INTERFACE = XPU
 CONSTANT, ERROR = XPU.constants, XPU.errors
@@ -73,12 +79,27 @@ CALLS = Calls(
 )
 
 
-class KunlunxinRuntime(CudaLikeRuntime):
+KERNEL_CALLS = KernelCalls("", "xpu_create_cl_func", "xpu_launch_async")
+#: Numbers of models by the generation that kernels are compiled for, as PaddlePaddle's Lite tells them apart.
+GENERATIONS = {"xpu2": range(2, 300), "xpu3": range(300, 600)}
+
+
+class KunlunxinRuntime(KernelRuntime):
     """XPUs through libxpurt.so."""
 
     interface = XPU
     kinds = ERROR_KINDS
     calls = CALLS
+    kernel_calls = KERNEL_CALLS
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(library)
+        # The runtime keeps the addresses of code and names, so what they point to stays.
+        self._images: list[bytes] = []
+        self._kernels: dict[tuple[int, bytes], tuple[int, bytes]] = {}
+        self._rings: dict[int, ArgumentRing] = {}
+        # Whether what is set of the next launch is a thread's own is not public.
+        self._launching = threading.Lock()
 
     @property
     def features(self) -> RuntimeFeatures:
@@ -90,11 +111,18 @@ class KunlunxinRuntime(CudaLikeRuntime):
             ipc=self._has("xpu_ipc_get_memhandle", "xpu_ipc_open_memhandle", "xpu_ipc_close_memhandle"),
             memory_info=False,
             asks_peers=False,
+            kernels=self._has(*KERNELS),
         )
 
     def _error(self, call: str, status: int) -> DeviceError:
         """Its functions and its driver do not agree on the sign of codes; ``xpu_strerror`` takes both."""
         return super()._error(call, abs(status))
+
+    def _explain(self, status: int) -> str:
+        if not self._has("xpu_strerror"):
+            return ""
+        text = self._c["xpu_strerror"](status)
+        return text.decode(errors="replace") if text else ""
 
     def device_info(self, device: int) -> DeviceInfo:
         """The name is the model's number in the enumeration ``DeviceModel`` of ``xpu/defs.h``."""
@@ -137,6 +165,67 @@ class KunlunxinRuntime(CudaLikeRuntime):
         if status != 0 and status in FAILURES:
             raise self._error("xpu_event_query", status)
         return bool(status == 0)
+
+    # Kernels: there are no modules, but functions made of code; and three calls to a launch
+
+    def _compiled_for(self, device: int) -> str:
+        model = ctypes.c_uint64()
+        self._call("xpu_device_get_attr", ctypes.byref(model), CONSTANT["XPUATTR_MODEL"], device)
+        for generation, models in GENERATIONS.items():
+            if model.value in models:
+                return generation
+        raise self._unsupported("architecture", f"kernels are not for model {model.value} of device {device}")
+
+    def _load_module(self, code: bytes) -> int:
+        """An image is the code of one function, or a zip of several by their names."""
+        self._images.append(code)
+        return len(self._images) - 1
+
+    def _find_kernel(self, module: int, name: bytes) -> int:
+        if (module, name) not in self._kernels:
+            code = self._images[module]
+            if zipfile.is_zipfile(io.BytesIO(code)):
+                with zipfile.ZipFile(io.BytesIO(code)) as image:
+                    if name.decode() not in image.namelist():
+                        raise self._error("xpu_create_cl_func", ERROR["XPUERR_INVALID_PARAM"])
+                    code = image.read(name.decode())
+            address = ctypes.cast(ctypes.c_char_p(code), ctypes.c_void_p).value or 0
+            words = (address, len(code), 0, 0, zlib.crc32(code), name, False)
+            self._kernels[module, name] = self._pointer(self.kernel_calls.function, *words), code
+        return self._kernels[module, name][0]
+
+    def launch(
+        self,
+        device: int,
+        function: int,
+        blocks: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: bytes,
+        stream: int,
+    ) -> None:
+        """Blocks are clusters, threads their cores. A kernel of more than ``ARGUMENT_BYTES`` takes their address."""
+        if blocks[1] != 1 or shared_bytes != 0:
+            raise self._unsupported(
+                self.kernel_calls.launch,
+                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
+                "clusters of an XPU are in one row, and a launch asks for 0 bytes",
+            )
+        with self._launching:
+            if len(arguments) <= ARGUMENT_BYTES:
+                self._launch(device, function, (blocks[0], threads, stream), arguments)
+                return
+            if device not in self._rings:
+                self._rings[device] = ArgumentRing(self, device)
+            with self._rings[device].placed(arguments, stream) as address:
+                self._launch(device, function, (blocks[0], threads, stream), address.to_bytes(8, "little"))
+
+    def _launch(self, device: int, function: int, shape: tuple[int, int, int], argument: bytes) -> None:
+        """The argument first: a launcher that runs on P800s says that kernels hang otherwise."""
+        with self._on(device):
+            self._call("xpu_launch_argument_set", argument, len(argument), 0)
+            self._call("xpu_launch_config", *shape)
+            self._call(self.kernel_calls.launch, function)
 
 
 def create(library: Library) -> DeviceRuntime:

@@ -4,14 +4,17 @@
 // check; it is not them, and a mistake made here and in abi.py alike would not show.
 //
 // Sources:
-//   [1] xpu/runtime.h of 2018 (a public copy): everything but [3] and [4].
+//   [1] xpu/runtime.h of 2018 (a public copy): everything but [3] to [5].
 //   [2] xpu/defs.h up to the third generation (a public copy): the enumerations.
 //   [3] calls in PaddlePaddle's and InfiniLM's sources: xpu_memcpy_async, xpu_event_query.
 //   [4] calls in FastDeploy's custom_ops/xpu_ops: xpu_ipc_get_memhandle(XPUIpcMemHandle *, void *),
 //       xpu_ipc_open_memhandle(void **, XPUIpcMemHandle, 1), xpu_ipc_close_memhandle(void *). The handle's size and
 //       the type of the flag are our reading; both functions of [3] and [4] are in the list of symbols of XRE 5.
+//   [5] calls in Triton's backend for XPUs and in launchers beside it: xpu_strerror.
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -53,10 +56,12 @@ typedef enum { XPU_DEVICE_TO_HOST = 0, XPU_HOST_TO_DEVICE = 1, XPU_DEVICE_TO_DEV
 
 typedef void* XPUStream;
 typedef void* XPUEvent;
+typedef void* XPUFunc;
 typedef struct {
   char reserved[256];
 } XPUIpcMemHandle;
 
+const char* xpu_strerror(int);
 int xpu_device_count(int*);
 int xpu_set_device(int);
 int xpu_device_get_attr(uint64_t*, XPUDeviceAttr, int);
@@ -80,6 +85,10 @@ int xpu_event_wait(XPUEvent);
 int xpu_ipc_get_memhandle(XPUIpcMemHandle*, void*);
 int xpu_ipc_open_memhandle(void**, XPUIpcMemHandle, unsigned int);
 int xpu_ipc_close_memhandle(void*);
+int xpu_create_cl_func(XPUFunc*, uint64_t, uint32_t, uint32_t, uint32_t, uint64_t, const char*, bool);
+int xpu_launch_argument_set(const void*, size_t, size_t);
+int xpu_launch_config(int, int, XPUStream);
+int xpu_launch_async(XPUFunc);
 
 #ifdef __cplusplus
 }
