@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles for accelerators whose cores copy rows into their own memory: Ascend, XPU.
+// Tiles for Ascend's cores, which copy rows into their own memory.
 //
 // The includer defines KV_FN, its language's mark of a device function. Addresses are
 // 64-bit integers because pointers of a core are not the host's.
@@ -85,38 +85,6 @@ KV_FN long long row_offset(const CoreLaunch& launch, const CoreTile& tile, int t
 // Smallest fp32 that is at least one over the largest code.
 KV_FN float reciprocal_up(const CoreLaunch& launch) {
   return float_of(launch.wire_dtype == kInt4 ? 0x3E124925u : launch.wire_dtype == kFp8E4m3 ? 0x3B124925u : 0x37924925u);
-}
-
-// -- one element at a time, for cores whose vector unit has no shifts
-
-KV_FN float load_element(int memory, const void* row, int i) {
-  if (memory == kFp32) return Fp32::load(static_cast<const uint32_t*>(row)[i]);
-  const uint16_t raw = static_cast<const uint16_t*>(row)[i];
-  return memory == kFp16 ? Fp16::load(raw) : Bf16::load(raw);
-}
-
-KV_FN void store_element(int memory, void* row, int i, float value) {
-  if (memory == kFp32) {
-    static_cast<uint32_t*>(row)[i] = Fp32::store(value);
-  } else {
-    static_cast<uint16_t*>(row)[i] = memory == kFp16 ? Fp16::store(value) : Bf16::store(value);
-  }
-}
-
-// `value` before and `steps` after scaling: a NaN's sign is taken from before.
-KV_FN void store_code(int wire_dtype, uint8_t* row, int i, float value, float steps) {
-  const bool nan = (bits_of(value) & ~kSign) > kInfinity;
-  if (wire_dtype == kInt4) {
-    const uint32_t nibble = nibble_of(nan ? value : steps, 1.0f, 0.0f, false);
-    row[i / 2] = i % 2 ? uint8_t(row[i / 2] | nibble << 4) : uint8_t(nibble);
-  } else {
-    row[i] = wire_dtype == kFp8E4m3 ? Fp8E4m3::store(nan ? value : steps) : Fp8E5m2::store(nan ? value : steps);
-  }
-}
-
-KV_FN float load_code(int wire_dtype, const uint8_t* row, int i) {
-  if (wire_dtype == kInt4) return nibble_value(row[i / 2] >> (i % 2 * 4) & 0xFu, false);
-  return wire_dtype == kFp8E4m3 ? Fp8E4m3::load(row[i]) : Fp8E5m2::load(row[i]);
 }
 
 }  // namespace kv

@@ -28,7 +28,7 @@ CANDIDATES = {
 }
 FALLBACK = "torch_fallback"
 #: A vendor's name → the module with the ``GroupKernels`` and ``compiled`` of its devices.
-BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda", "cambricon": "cambricon"}
+BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda", "cambricon": "cambricon", "kunlunxin": "kunlunxin"}
 
 
 class KernelsUnavailable(RuntimeError):

@@ -58,11 +58,15 @@ def run_compiler(compiler: str, source: Path, options: Sequence[str], **environm
         raise KernelsUnavailable(f"{compiler} is not installed, and there is nothing else to compile with")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "kernel"
-        command = [compiler, *options, "-o", str(output), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-        if done.returncode != 0:
-            raise KernelsUnavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        run_tool([compiler, *options, "-o", str(output), str(source)], **environment)
         return output.read_bytes()
+
+
+def run_tool(command: Sequence[str], **environment: str) -> None:
+    """Raises KernelsUnavailable with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode != 0:
+        raise KernelsUnavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
 
 
 def host_library(source: Path, options: Sequence[str]) -> bytes:

@@ -61,17 +61,16 @@ KV_FN Shape shape_at(const Launch& launch, int32_t row) {
           launch.heads,      plane.dim,          plane.granularity,  plane.zero_point};
 }
 
-KV_FN Plane plane_at(const Launch& launch, int32_t row) {
+KV_FN uint64_t wire_at(const Launch& launch, int32_t row) {
   const int32_t layer = row / launch.planes;
-  const LaunchPlane& plane = launch.plane[row - layer * launch.planes];
+  return launch.wire + uint64_t(layer * launch.layer_bytes + launch.plane[row % launch.planes].wire_offset);
+}
+
+KV_FN Plane plane_at(const Launch& launch, int32_t row) {
   const LayerPlane& at = reinterpret_cast<const LayerPlane*>(launch.data)[row];
   const auto* ids = launch.ids != 0 ? reinterpret_cast<const int32_t*>(launch.ids)
                                     : reinterpret_cast<const int32_t*>(launch.data + 2 * launch.planes * launch.layers);
-  return {ids,
-          at.base,
-          launch.wire + uint64_t(layer * launch.layer_bytes + plane.wire_offset),
-          plane.page_stride,
-          at.memory_scale,
+  return {ids,          at.base, wire_at(launch, row), launch.plane[row % launch.planes].page_stride, at.memory_scale,
           at.wire_scale};
 }
 
@@ -82,18 +81,22 @@ KV_FN int32_t tile_count(const Shape& shape) {
 
 KV_FN int64_t padded(int64_t bytes) { return (bytes + 15) & ~int64_t(15); }
 
-struct Tile {
+// Where a tile lies: offsets, for languages whose pointers into a device's memory can't stand in a struct.
+struct TilePlace {
+  int64_t head_offset;  // elements from a page's start
+  int64_t place;        // first token, counted from the start of the first page
+  int64_t wire_offset;  // bytes from the plane's first
+  int32_t tokens, scale_count;
+  int32_t codes_bytes, scale_bytes;
+};
+
+struct Tile : TilePlace {
   const int32_t* ids;
   uint64_t base;
   int64_t page_stride;
-  int64_t head_offset;  // elements from a page's start
-  int64_t place;        // first token, counted from the start of the first page
-  int32_t tokens;
-  int32_t scale_count;
   uint16_t* scales;
   uint16_t* zeros;
   uint8_t* codes;
-  int32_t codes_bytes, scale_bytes;
 };
 
 KV_FN int32_t scale_count(const Shape& shape, int32_t tokens) {
@@ -110,27 +113,33 @@ KV_FN int64_t tile_bytes(const Shape& shape, int32_t tokens, int32_t wire_bits) 
 KV_FN int64_t smaller64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Tiles are ordered by token group, then by head.
-KV_FN Tile tile_at(const Shape& shape, const Plane& plane, int32_t index, int32_t wire_bits) {
+KV_FN TilePlace place_at(const Shape& shape, int32_t index, int32_t wire_bits) {
   const int32_t group = index / shape.heads, head = index - group * shape.heads;
   const int32_t first =
       int32_t(smaller64(shape.tokens, shape.group_tokens - int32_t(shape.first_token % shape.group_tokens)));
   const int64_t skipped = group == 0 ? 0 : first + int64_t(group - 1) * shape.group_tokens;
-  Tile tile;
+  TilePlace tile;
   tile.tokens = group == 0 ? first : int32_t(smaller64(shape.group_tokens, shape.tokens - skipped));
-  int64_t offset = head * tile_bytes(shape, tile.tokens, wire_bits);
+  tile.wire_offset = head * tile_bytes(shape, tile.tokens, wire_bits);
   if (group > 0) {
-    offset += shape.heads *
-              (tile_bytes(shape, first, wire_bits) + (group - 1) * tile_bytes(shape, shape.group_tokens, wire_bits));
+    tile.wire_offset += shape.heads * (tile_bytes(shape, first, wire_bits) +
+                                       (group - 1) * tile_bytes(shape, shape.group_tokens, wire_bits));
   }
-  tile.ids = plane.ids;
-  tile.base = plane.base;
-  tile.page_stride = plane.page_stride;
   tile.head_offset = (shape.first_head + head) * shape.head_stride;
   tile.place = shape.first_token % shape.page_tokens + skipped;
   tile.scale_count = scale_count(shape, tile.tokens);
   tile.scale_bytes = int32_t(padded(2 * int64_t(tile.scale_count)));
   tile.codes_bytes = int32_t(padded((int64_t(tile.tokens) * shape.dim * wire_bits + 7) / 8));
-  uint8_t* start = reinterpret_cast<uint8_t*>(plane.wire + uint64_t(offset));
+  return tile;
+}
+
+KV_FN Tile tile_at(const Shape& shape, const Plane& plane, int32_t index, int32_t wire_bits) {
+  Tile tile;
+  static_cast<TilePlace&>(tile) = place_at(shape, index, wire_bits);
+  tile.ids = plane.ids;
+  tile.base = plane.base;
+  tile.page_stride = plane.page_stride;
+  uint8_t* start = reinterpret_cast<uint8_t*>(plane.wire + uint64_t(tile.wire_offset));
   tile.scales = reinterpret_cast<uint16_t*>(start);
   tile.zeros = reinterpret_cast<uint16_t*>(start + tile.scale_bytes);
   tile.codes = start + tile.scale_bytes * (1 + shape.zero_point);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AscendC and XPU C++ kernels over emulations of their intrinsics, against golden vectors and pages."""
+"""The AscendC kernels over an emulation of their intrinsics, against golden vectors and pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.plane import Range
 from tests.kernels.tiles import KERNELS, PagedCase, all_golden_vectors, host_library, paged_case
 
-LANGUAGES = ("ascend", "xpu")
-FOLDERS = {"ascend": "ascend", "xpu": "kunlunxin"}
 DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int4")
 GRANULARITIES = {"channel": 2, "token": 3, "head": 4}
 
@@ -34,12 +32,12 @@ class CoreLaunch(ctypes.Structure):
     )
 
 
-@pytest.fixture(scope="session", params=LANGUAGES)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    source = Path(__file__).with_name(f"{request.param}_on_host.cc")
-    output = tmp_path_factory.mktemp(request.param) / "kernel.so"
-    folder = KERNELS / FOLDERS[request.param]
-    return ctypes.CDLL(str(host_library(source, output, "-DKV_HOST_SHIM", f"-I{KERNELS}", f"-I{folder}")))
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    source = Path(__file__).with_name("ascend_on_host.cc")
+    output = tmp_path_factory.mktemp("ascend") / "kernel.so"
+    options = ("-DKV_HOST_SHIM", f"-I{KERNELS}", f"-I{KERNELS / 'ascend'}")
+    return ctypes.CDLL(str(host_library(source, output, *options)))
 
 
 def launch(library: ctypes.CDLL, case: PagedCase, store: np.ndarray, wire: np.ndarray, decode: bool) -> None:

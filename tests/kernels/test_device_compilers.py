@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA, HIP and BANG C kernels through their compilers, where these are installed."""
+"""The CUDA, HIP, BANG C and XPU C++ kernels through their compilers, where these are installed."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from sage_kv_connector.kernels.cambricon import compiler as bang_compiler
 from sage_kv_connector.kernels.cambricon.compiler import compiled as compile_bang
 from sage_kv_connector.kernels.common.launch import TYPE_NAMES, WIRE_TYPE_NAMES
 from sage_kv_connector.kernels.cuda import compiler as cuda_compiler
+from sage_kv_connector.kernels.kunlunxin import compiler as xpu_compiler
+from sage_kv_connector.kernels.kunlunxin.compiler import compiled as compile_xpu
 from sage_kv_connector.kernels.registry import KernelsUnavailable
 from tests.kernels.tiles import KERNELS
 
@@ -111,6 +115,52 @@ def test_cncc(wire: str, arch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert f"kv_encode_bf16_{wire}".encode() in compile_bang("bf16", wire, arch)
 
 
+#: Stand-ins for XTDK's tools; where elfconv puts its result differs between releases.
+CLANG = '#!/bin/sh\nall="$*"\nwhile [ "$1" != -o ]; do shift; done\necho "$3 $all" > "$2"\n'
+IN_PLACE = '[ -x "$3/clang" ] && cp "$1" "$2"\n'
+BESIDE = 'printf "\\177ELF" > "$2"; cp "$1" "$2.bin"\n'
+NOTHING = 'printf "\\177ELF" > "$2"\n'
+
+
+@pytest.mark.parametrize("elfconv", [IN_PLACE, BESIDE])
+def test_xtdk_makes_the_code_of_two_kernels(
+    elfconv: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What stand-ins for its tools are asked; the real ones were never at hand."""
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(KernelsUnavailable, match="xpu3-elfconv of XTDK is not installed"):
+        compile_xpu("bf16", "int4", "xpu3")
+    for name, text in (("clang", CLANG), ("xpu3-elfconv", elfconv)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = compile_xpu("bf16", "int4", "xpu3")
+    with zipfile.ZipFile(io.BytesIO(made)) as image:
+        codes = {name: image.read(name).decode().split() for name in image.namelist()}
+    assert list(codes) == ["kv_encode_bf16_int4", "kv_decode_bf16_int4"]
+    for verb, encodes in (("encode", "true"), ("decode", "false")):
+        source, *given = codes[f"kv_{verb}_bf16_int4"]
+        assert source.endswith("kernels/kunlunxin/xpu_kernel.xpu")
+        wanted = {"--xpu-arch=xpu3", "--xpu-device-only", f"-DKV_VERB={verb}", f"-DKV_ENCODE={encodes}"}
+        assert wanted | {"-DKV_WIRE_TYPE=Int4Wire"} <= set(given)
+    (tmp_path / "xpu3-elfconv").unlink()
+    assert compile_xpu("bf16", "int4", "xpu3") == made  # kept
+    with pytest.raises(KernelsUnavailable, match="xpu2-elfconv of XTDK is not installed"):
+        compile_xpu("bf16", "int4", "xpu2")
+    (tmp_path / "xpu2-elfconv").write_text(NOTHING)
+    (tmp_path / "xpu2-elfconv").chmod(0o755)
+    with pytest.raises(KernelsUnavailable, match="xpu2-elfconv made no code of encode"):
+        compile_xpu("bf16", "int4", "xpu2")
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp8_e4m3", "int4"])
+def test_xtdk(wire: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which("xpu3-elfconv") is None:
+        pytest.skip("XTDK is not installed")
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path))
+    assert f"kv_encode_bf16_{wire}".encode() in compile_xpu("bf16", wire, "xpu3")
+
+
 @pytest.mark.parametrize(
     ("sources", "told"),
     [
@@ -119,8 +169,9 @@ def test_cncc(wire: str, arch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
             [*(CUDA / name for name in cuda_compiler.HEADERS), *cuda_compiler.HOST_HEADERS],
         ),
         ([bang_compiler.SOURCE], [*bang_compiler.HEADERS, *bang_compiler.HOST_HEADERS]),
+        ([xpu_compiler.SOURCE], [*xpu_compiler.HEADERS, *xpu_compiler.HOST_HEADERS]),
     ],
-    ids=["cuda", "bang"],
+    ids=["cuda", "bang", "xpu"],
 )
 def test_compilers_are_told_every_header(sources: list[Path], told: list[Path]) -> None:
     """NVRTC finds no other; and what is compiled is kept by their digest."""
@@ -129,6 +180,8 @@ def test_compilers_are_told_every_header(sources: list[Path], told: list[Path]) 
     while waiting:
         file = waiting.pop()
         for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
+            if name.startswith("xpu/"):  # XTDK's own
+                continue
             header = next(each for each in (file.parent / name, KERNELS / name) if each.exists()).resolve()
             if header not in found:
                 found.add(header)

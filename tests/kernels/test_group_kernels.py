@@ -19,6 +19,7 @@ from sage_kv_connector.format.wire_format import WireFormat
 from sage_kv_connector.kernels.common.compiler import HOST
 from sage_kv_connector.kernels.plane import KernelLaunch, PagedGroup
 from sage_kv_connector.kernels.registry import GroupKernels, KernelsUnavailable, kernel_sources
+from tests.kernels.tiles import passed
 from tests.vendors.kernels import VENDORS_OF_KERNELS
 
 HEADS, PAGES = 3, 600
@@ -38,7 +39,7 @@ class OnHost:
 
     def __init__(self, vendor: str) -> None:
         self.sources = kernel_sources(vendor)
-        self._functions: list[Any] = []
+        self._functions: list[tuple[ctypes.CDLL, str]] = []
         self._libraries: dict[str, ctypes.CDLL] = {}
 
     def function(self, verb: str, memory: str, wire: str) -> int:
@@ -47,7 +48,7 @@ class OnHost:
                 file.write(self.sources.compiled(memory, wire, HOST))
                 file.flush()
                 self._libraries[wire] = ctypes.CDLL(file.name)
-        self._functions.append(self._libraries[wire][f"kv_{verb}_{memory}_{wire}"])
+        self._functions.append((self._libraries[wire], f"kv_{verb}_{memory}_{wire}"))
         return len(self._functions) - 1
 
     def group(self, group: PagedGroup) -> GroupKernels:
@@ -56,7 +57,9 @@ class OnHost:
     def run(self, launches: list[KernelLaunch]) -> None:
         for launch in launches:
             blocks = (ctypes.c_uint * 2)(*launch.blocks)
-            self._functions[launch.function](launch.argument, blocks, launch.threads, launch.shared_bytes)
+            library, name = self._functions[launch.function]
+            given = passed(library, name, launch.argument)
+            library[name](given, blocks, launch.threads, launch.shared_bytes)
 
 
 @pytest.fixture(scope="module", params=VENDORS_OF_KERNELS)
@@ -114,6 +117,41 @@ def test_a_box_is_what_the_cpu_makes_of_it(
     )
     pages_there = PagedGroup("bf16", page, PAGES, HEADS, group_of(landed, layers, page, dim, formats))
     back = device.group(pages_there)
+    device.run(back.launches("decode", span, theirs.ctypes.data, nbytes))
+    np.testing.assert_array_equal(landed, expected)
+
+
+@pytest.mark.parametrize(
+    "formats",
+    [
+        (
+            WireFormat("int4", "channel", 160, zero_point=True),
+            WireFormat("int4", "token", 320, zero_point=True),
+        ),
+        (WireFormat("fp8_e4m3", "channel", 160), WireFormat("fp8_e4m3", "token", 320)),
+        (WireFormat("int4", "head", 160), WireFormat("bf16")),
+    ],
+)
+def test_more_channels_and_scales_than_a_core_takes_at_a_time(
+    device: OnHost, formats: tuple[WireFormat, WireFormat]
+) -> None:
+    page, dim, layers = 16, 300, 2
+    values = np.random.default_rng(5).normal(size=layers * PAGES * HEADS * page * 2 * dim)
+    pages = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    planes = group_of(pages, layers, page, dim, formats)
+    converter = GroupConverter("bf16", page, PAGES, HEADS, planes)
+    span = Span(0, layers, 0, HEADS, 21, 500, list(range(40, 72)))
+    nbytes = converter.wire_bytes(span)
+    ours, theirs = aligned(nbytes), aligned(nbytes)
+    converter.encode(span, theirs.ctypes.data, nbytes)
+    kernels = device.group(PagedGroup("bf16", page, PAGES, HEADS, planes))
+    device.run(kernels.launches("encode", span, ours.ctypes.data, nbytes))
+    np.testing.assert_array_equal(ours, theirs)
+    expected, landed = np.zeros_like(pages), np.zeros_like(pages)
+    GroupConverter("bf16", page, PAGES, HEADS, group_of(expected, layers, page, dim, formats)).decode(
+        span, theirs.ctypes.data, nbytes
+    )
+    back = device.group(PagedGroup("bf16", page, PAGES, HEADS, group_of(landed, layers, page, dim, formats)))
     device.run(back.launches("decode", span, theirs.ctypes.data, nbytes))
     np.testing.assert_array_equal(landed, expected)
 
@@ -197,13 +235,9 @@ def test_a_box_that_is_not_there_is_not_launched(device: OnHost, changes: dict[s
         ("nvidia", 2, 16384, WireFormat("int4", "channel"), "scales of a tile take 65536 bytes .* 49152"),
         ("cambricon", 4, 16, WireFormat("bf16"), "channels 2 elements apart: no kernel here has it"),
         ("cambricon", 2, 4098, WireFormat("bf16"), r"heads of 4098 channels \(at most 4096\): no kernel"),
-        (
-            "cambricon",
-            2,
-            15,
-            WireFormat("int4", "head"),
-            r"int4 of an odd number of channels \(15\): no kernel",
-        ),
+        ("cambricon", 2, 15, WireFormat("int4", "head"), r"int4 of an odd number of channels \(15\): no"),
+        ("kunlunxin", 4, 16, WireFormat("bf16"), "channels 2 elements apart: no kernel here has it"),
+        ("kunlunxin", 2, 15, WireFormat("int4", "head"), r"int4 of an odd number of channels \(15\): no"),
     ],
 )
 def test_what_one_vendors_kernels_do_not_have_is_named(

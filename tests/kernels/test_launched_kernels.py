@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code of the CUDA and BANG C kernels, compiled for the host, against the golden vectors and the reference."""
+"""Code of the CUDA, BANG C and XPU C++ kernels, compiled for the host, against the golden vectors and the reference."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tests.kernels.tiles import (
     formats,
     host_library,
     paged_case,
+    passed,
 )
 
 
@@ -44,16 +45,17 @@ class Kernels(NamedTuple):
         return not self.whole_rows or (strides[2] == 1 and not (fmt.dtype == "int4" and dim % 2))
 
 
-@pytest.fixture(scope="session", params=["cuda", "bang"])
+@pytest.fixture(scope="session", params=["cuda", "bang", "xpu"])
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     folder, shapes = {
         "cuda": ("cuda", ((0, 1), (0, 64), (0, 256))),
         "bang": ("cambricon", ((1, 1), (3, 1), (64, 1))),
+        "xpu": ("kunlunxin", ((1, 1), (2, 3), (8, 64))),
     }[request.param]
     output = tmp_path_factory.mktemp(request.param) / "on_host.so"
     source = Path(__file__).with_name(f"{request.param}_on_host.cc")
     options = ("-DKV_HOST_SHIM", f"-I{KERNELS}", f"-I{KERNELS / folder}")
-    return Kernels(ctypes.CDLL(str(host_library(source, output, *options))), shapes, request.param == "bang")
+    return Kernels(ctypes.CDLL(str(host_library(source, output, *options))), shapes, request.param != "cuda")
 
 
 def aligned_bytes(count: int) -> np.ndarray:
@@ -81,8 +83,8 @@ def launch(
         first_head=case.heads.first, heads=case.heads.length,
     )  # fmt: skip
     blocks = (ctypes.c_uint * 2)(shape[0] or tile_count(case.tokens, case.heads, case.fmt), 1)
-    function = library[f"kv_{'decode' if decode else 'encode'}_{case.dtype}_{case.fmt.dtype}"]
-    function(ctypes.byref(argument), blocks, shape[1], 0)
+    name = f"kv_{'decode' if decode else 'encode'}_{case.dtype}_{case.fmt.dtype}"
+    library[name](passed(library, name, bytes(argument)), blocks, shape[1], 0)
 
 
 def test_golden_vectors(kernels: Kernels) -> None:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -46,6 +47,15 @@ def host_library(source: Path, output: Path, *options: str | Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return output
+
+
+def passed(library: ctypes.CDLL, name: str, argument: bytes) -> Any:
+    """What a host kernel is called with: the argument, or where that is too long for a device, its address."""
+    nbytes = ctypes.c_uint.in_dll(library, f"{name}_argument_bytes").value
+    if nbytes == len(argument):
+        return argument
+    assert nbytes == ctypes.sizeof(ctypes.c_void_p)
+    return (ctypes.c_char_p * 1)(argument)
 
 
 class PagedCase(NamedTuple):
