@@ -42,6 +42,7 @@ def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPat
     [
         ("nvidia", "ok", "kernels for host"),
         ("cambricon", "ok", "kernels for host"),
+        ("kunlunxin", "ok", "kernels for host"),
         ("ascend", "missing", "the CPU, since .* launches no kernels"),
     ],
 )

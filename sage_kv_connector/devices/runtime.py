@@ -222,8 +222,9 @@ class DeviceRuntime(Protocol):
     ) -> None:
         """Enqueue a kernel: ``blocks`` in x and y, of ``threads`` each with ``shared_bytes`` of shared memory.
 
-        ``arguments`` is the kernel's one struct, as long as the kernel declares it: nobody checks that. Raises
-        DeviceError, UnsupportedByRuntime.
+        ``arguments`` is the kernel's one struct, as long as the kernel declares it: nobody checks that. Of a long
+        one a kernel gets the address where the vendor takes only short ones (see docs/vendors.md). Raises DeviceError,
+        UnsupportedByRuntime.
         """
         ...
 

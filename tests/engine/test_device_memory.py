@@ -19,7 +19,8 @@ PAGES = 24
 
 
 @pytest.fixture(
-    params=["ascend", "nvidia", "cambricon"], ids=["by the CPU", "by CUDA kernels", "by BANG kernels"]
+    params=["ascend", "nvidia", "cambricon", "kunlunxin"],
+    ids=["by the CPU", "by CUDA kernels", "by BANG kernels", "by XPU kernels"],
 )
 def rig(request: pytest.FixtureRequest) -> Rig:
     """Machines whose KV the CPU converts, and those whose kernels do."""
@@ -96,7 +97,7 @@ def test_two_prefill_devices_fill_the_heads_of_one_page_together(make_native_cor
         check(prefill, decode, content, here, tokens, "auto")
 
 
-@pytest.mark.parametrize("vendor", ["ascend", "nvidia", "cambricon"])
+@pytest.mark.parametrize("vendor", ["ascend", "nvidia", "cambricon", "kunlunxin"])
 @pytest.mark.parametrize("faulty", ["prefill", "decode"])
 @pytest.mark.parametrize("fault", ["dma_error_after_copies", "device_lost_after_copies"])
 def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothing(
