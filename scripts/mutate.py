@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -221,7 +221,9 @@ def main() -> int:
             finally:
                 free.put(copy)
 
-        for number, (mutant, by) in enumerate(zip(chosen, pool.map(judge, chosen), strict=True), 1):
+        judged = {pool.submit(judge, mutant): mutant for mutant in chosen}
+        for number, future in enumerate(as_completed(judged), 1):
+            mutant, by = judged[future], future.result()
             if by:
                 noticed[by] += 1
             else:
