@@ -39,11 +39,15 @@ def make_core() -> Iterator[MakeCore]:
 
 
 class Watched:
-    """A runtime that notes what is called on the thread that made it."""
+    """A runtime that notes what is called on the thread that made it, from ``begin`` on: a start may wait."""
 
     def __init__(self, runtime: DeviceRuntime) -> None:
         self._runtime, self._thread = runtime, threading.get_ident()
         self.called: list[str] = []
+        self._watches = False
+
+    def begin(self) -> None:
+        self._watches = True
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._runtime, name)
@@ -51,7 +55,7 @@ class Watched:
             return found
 
         def call(*arguments: Any, **named: Any) -> Any:
-            if threading.get_ident() == self._thread:
+            if self._watches and threading.get_ident() == self._thread:
                 assert "synchronize" not in name, "the engine's thread waits for the device"
                 self.called.append(name)
             return found(*arguments, **named)
@@ -84,6 +88,7 @@ class Prefill(DeviceSide):
         audit = TransferAudit(None, 0)
         self.half = PrefillHalf(self.core, self.view, Completions(), audit, self.computed)
         self.layers = [layer.name for layer in self.view.groups[0].layers]
+        self.watched.begin()
 
     def device(self) -> DeviceMemory:
         runtime: Any = self.watched
