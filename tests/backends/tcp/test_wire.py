@@ -143,22 +143,27 @@ def hangs_up(stranger: socket.socket) -> bool:
 @pytest.mark.parametrize("where", ["first", "middle", "last", "crc"])
 def test_one_flipped_byte_of_a_chunk_is_a_checksum_mismatch(lanes: int, where: str) -> None:
     receiver, sender = TcpBackend(lanes=lanes), TcpBackend(lanes=lanes, chunk_bytes=CHUNK)
-    # The first lane's stream: preface, message, then frames of one chunk each. Its second chunk is hit.
+    # The first lane's stream: preface, message, then frames of one chunk each. Its second chunk is hit; the others
+    # wait for that, so that it gets as far.
     data = 2 * HEADER_BYTES
     frame = HEADER_BYTES + CHUNK + 16
     hit = data + frame + {"first": 0, "middle": CHUNK // 2, "last": CHUNK - 1, "crc": CHUNK}[where]
     flips: list[int] = []
+    flipped = threading.Event()
     joined: set[int] = set()  # threads of the proxy that forward other lanes
 
     def flip(position: int, chunk: bytes) -> bytes:
         if position == 0 and any(chunk[40:56]):  # a token
             joined.add(threading.get_ident())
         if threading.get_ident() in joined:
+            if position:
+                flipped.wait(PATIENCE_S)
             return chunk
         if position <= hit < position + len(chunk) and not flips:
             flips.append(hit)
             changed = bytearray(chunk)
             changed[hit - position] ^= 0x10
+            flipped.set()
             return bytes(changed)
         return chunk
 
@@ -169,7 +174,8 @@ def test_one_flipped_byte_of_a_chunk_is_a_checksum_mismatch(lanes: int, where: s
         there = until_event(receiver, EventKind.ACCEPTED).connection
         sender.authorize(here)
         receiver.authorize(there)
-        source, target = random_bytes(64 * CHUNK), np.zeros(64 * CHUNK, np.uint8)
+        size = 512 * CHUNK  # more than the sockets of a lane that waits hold
+        source, target = random_bytes(size), np.zeros(size, np.uint8)
         receiver.register_memory(address_of(target), target.nbytes)
         sender.register_memory(address_of(source), source.nbytes)
         window = receiver.open_window(there, table([(address_of(target), target.nbytes)]), 1)
@@ -180,6 +186,9 @@ def test_one_flipped_byte_of_a_chunk_is_a_checksum_mismatch(lanes: int, where: s
         assert flips and "crc32c" in failed.detail
         until_event(sender, EventKind.SENT)
         assert receiver.counters()["checksum_failures"] == 1
+        deadline = time.monotonic() + PATIENCE_S  # the others still land
+        while receiver.counters()["chunks_landed"] < size // CHUNK - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert not of_kind(settle(receiver), EventKind.WINDOW_DONE)
         wrong = np.flatnonzero(source != target)
         assert all(failed.offset <= at < failed.offset + CHUNK for at in wrong)
