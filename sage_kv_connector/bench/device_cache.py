@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine whose KV cache lies on an emulated device, for ``bench device --count``: one side of a hand-over."""
+"""An engine whose KV cache lies on a device, real or emulated: one side of a hand-over between two processes."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ class DeviceCache:
 
     def copy_seconds(self, kind: CopyKind, nbytes: int) -> float:
         """Of one plain copy of so many bytes, between the device and pinned memory or inside the device."""
-        runtime, ends = self.runtime, []
-        for on_device in (kind != CopyKind.DEVICE_TO_HOST, kind != CopyKind.HOST_TO_DEVICE):
-            ends.append((runtime.alloc if on_device else runtime.host_alloc)(0, nbytes))
+        runtime = self.runtime
+        on_device = (kind != CopyKind.DEVICE_TO_HOST, kind != CopyKind.HOST_TO_DEVICE)
+        ends = [(runtime.alloc if there else runtime.host_alloc)(0, nbytes) for there in on_device]
         stream = runtime.stream_create(0)
         times = []
         for _ in range(4):
@@ -121,10 +121,8 @@ class DeviceCache:
             runtime.stream_synchronize(0, stream)
             times.append(time.perf_counter() - begun)
         runtime.stream_destroy(0, stream)
-        for address, on_device in zip(
-            ends, (kind != CopyKind.DEVICE_TO_HOST, kind != CopyKind.HOST_TO_DEVICE), strict=True
-        ):
-            (runtime.free if on_device else runtime.host_free)(0, address)
+        for address, there in zip(ends, on_device, strict=True):
+            (runtime.free if there else runtime.host_free)(0, address)
         return statistics.median(times[1:])
 
     def offer(self, transfer_id: str, released: queue.Queue[Outcome]) -> None:

@@ -4,26 +4,40 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.contract.dtypes import WIRE_DTYPES
+from sage_kv_connector.contract.dtypes import DTYPE_BITS, WIRE_DTYPES
 from sage_kv_connector.contract.element_order import strided
 from sage_kv_connector.devices.runtime import CopyKind, DeviceRuntime
 from sage_kv_connector.format.converter import ConvertedPlane, Span
 from sage_kv_connector.kernels.golden import GoldenVector, golden_vectors
-from sage_kv_connector.kernels.registry import GroupKernels, PagedGroup, kernel_sources
+from sage_kv_connector.kernels.registry import GroupKernels, KernelSources, PagedGroup, kernel_sources
 
 U8 = npt.NDArray[np.uint8]
 ROOM = 1 << 20
 
 
+def function_of(
+    runtime: DeviceRuntime, device: int, sources: KernelSources
+) -> Callable[[str, str, str], int]:
+    """Handles of a device's kernels by verb, memory dtype and wire dtype; compiled and loaded when asked for."""
+    architecture = runtime.architecture(device)
+
+    def function(verb: str, memory: str, wire: str) -> int:
+        code = sources.compiled(memory, wire, architecture)
+        return runtime.load_function(device, code, f"kv_{verb}_{memory}_{wire}")
+
+    return function
+
+
 class _OnDevice:
     def __init__(self, runtime: DeviceRuntime, device: int) -> None:
         self.runtime, self.device = runtime, device
-        self.sources, self.architecture = kernel_sources(runtime.vendor), runtime.architecture(device)
+        self.sources = kernel_sources(runtime.vendor)
+        self.function = function_of(runtime, device, self.sources)
         self.memory, self.wire = runtime.alloc(device, ROOM), runtime.alloc(device, ROOM)
         self.host = runtime.host_alloc(device, ROOM)
         self.stream = runtime.stream_create(device)
@@ -47,16 +61,12 @@ class _OnDevice:
 
     def _group(self, vector: GoldenVector, dtype: str) -> GroupKernels:
         tokens, dim = vector.memory.shape
-        item = {"fp32": 4, "fp16": 2, "bf16": 2}.get(dtype, 1)
+        item = DTYPE_BITS[dtype] // 8
         order = strided(0, tokens * dim * item, dim * item, item)
         plane = ConvertedPlane(
             order, tokens * dim * item, dim, vector.format, [self.memory], [1.0], [vector.tensor_scale]
         )
-        return self.sources.group(PagedGroup(dtype, tokens, 1, 1, [plane]), self._function)
-
-    def _function(self, verb: str, memory: str, wire: str) -> int:
-        code = self.sources.compiled(memory, wire, self.architecture)
-        return self.runtime.load_function(self.device, code, f"kv_{verb}_{memory}_{wire}")
+        return self.sources.group(PagedGroup(dtype, tokens, 1, 1, [plane]), self.function)
 
     def close(self) -> None:
         self.runtime.stream_destroy(self.device, self.stream)

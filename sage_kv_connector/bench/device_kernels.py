@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sage_kv_connector.bench.device_cache import AXES, CacheShape, DeviceTensor
+from sage_kv_connector.bench.device_golden import function_of
 from sage_kv_connector.contract.cache_view import strided_planes
 from sage_kv_connector.devices.runtime import CopyKind, DeviceRuntime, Launch
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
@@ -43,6 +44,7 @@ class _Bench:
         self.stream = runtime.stream_create(device)
         self.sources = kernel_sources(runtime.vendor)
         self.architecture = runtime.architecture(device)
+        self.function = function_of(runtime, device, self.sources)
         pages = shape.of_layer[0]
         self.span = Span(
             0,
@@ -71,10 +73,6 @@ class _Bench:
     def group(self, base: int, formats: tuple[WireFormat, ...]) -> PagedGroup:
         shape = self.shape
         return PagedGroup("bf16", shape.page, shape.of_layer[0], shape.heads, self.planes(base, formats))
-
-    def function(self, verb: str, memory: str, wire: str) -> int:
-        code = self.sources.compiled(memory, wire, self.architecture)
-        return self.runtime.load_function(self.device, code, f"kv_{verb}_{memory}_{wire}")
 
     def launched(self, launches: list[Launch]) -> Callable[[], None]:
         def run() -> None:
