@@ -6,6 +6,8 @@ from __future__ import annotations
 from sage_kv_connector.kernels.common.compiler import (
     HOST,
     KERNELS,
+    SHARED_HEADERS,
+    SHIM_HEADER,
     compiled_once,
     host_library,
     pair_options,
@@ -14,8 +16,8 @@ from sage_kv_connector.kernels.common.compiler import (
 
 FOLDER = KERNELS / "cambricon"
 SOURCE = FOLDER / "bang_kernel.mlu"
-HEADERS = (KERNELS / "cuda" / "kv_arithmetic.h", KERNELS / "cuda" / "kv_launch.h")
-HOST_HEADERS = (FOLDER / "host_shim.h", KERNELS / "host_functions.h")
+HEADERS = SHARED_HEADERS
+HOST_HEADERS = (FOLDER / "host_shim.h", SHIM_HEADER)
 
 
 def compiled(memory: str, wire: str, architecture: str) -> bytes:

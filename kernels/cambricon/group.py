@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sage_kv_connector.kernels.common.group import GroupLaunches
+from sage_kv_connector.kernels.common.group import GroupLaunches, check_rows
 from sage_kv_connector.kernels.common.launch import PlaneLayout
 from sage_kv_connector.kernels.plane import KernelLaunch
 
@@ -19,14 +19,9 @@ class GroupKernels(GroupLaunches):
     """BANG C kernels over one group of pages: they move whole rows, channel beside channel."""
 
     def check(self, dtype: str, layout: PlaneLayout) -> None:
-        fmt, dim = layout.fmt, layout.dim
-        for what, lacks in (
-            (f"channels {layout.strides[2]} elements apart", layout.strides[2] != 1),
-            (f"heads of {dim} channels (at most {MAX_DIM})", dim > MAX_DIM),
-            (f"int4 of an odd number of channels ({dim})", fmt.dtype == "int4" and dim % 2),
-        ):
-            if lacks:
-                raise ValueError(f"{what}: no kernel here has it")
+        check_rows(layout)
+        if layout.dim > MAX_DIM:
+            raise ValueError(f"heads of {layout.dim} channels (at most {MAX_DIM}): no kernel here has it")
 
     def launch(
         self, function: int, planes: Sequence[PlaneLayout], tiles: Sequence[int], layers: int, argument: bytes

@@ -23,6 +23,9 @@ KERNELS = Path(__file__).parent.parent
 #: What emulated devices have kernels compiled for: a shared library of this machine.
 HOST = "host"
 HOST_COMPILERS = ("c++", "g++", "clang++")
+#: What the sources of every vendor include, and their host shims.
+SHARED_HEADERS = (KERNELS / "cuda" / "kv_arithmetic.h", KERNELS / "cuda" / "kv_launch.h")
+SHIM_HEADER = KERNELS / "host_functions.h"
 
 
 def pair_options(memory: str, wire: str) -> list[str]:

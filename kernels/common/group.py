@@ -145,6 +145,15 @@ class GroupLaunches(ABC):
         ]
 
 
+def check_rows(layout: PlaneLayout) -> None:
+    """Of kernels that move pieces of rows, channel beside channel. Raises ValueError for a plane without such rows."""
+    stride, odd = layout.strides[2], layout.fmt.dtype == "int4" and layout.dim % 2
+    if stride != 1:
+        raise ValueError(f"channels {stride} elements apart: no kernel here has it")
+    if odd:
+        raise ValueError(f"int4 of an odd number of channels ({layout.dim}): no kernel here has it")
+
+
 def _layout(plane: ConvertedPlane, item: int) -> PlaneLayout:
     order = plane.order
     strides = (order.head_stride, order.token[1], order.channel[1])

@@ -12,6 +12,8 @@ from pathlib import Path
 from sage_kv_connector.kernels.common.compiler import (
     HOST,
     KERNELS,
+    SHARED_HEADERS,
+    SHIM_HEADER,
     compiled_once,
     host_library,
     pair_options,
@@ -22,8 +24,8 @@ from sage_kv_connector.kernels.registry import KernelsUnavailable
 
 FOLDER = KERNELS / "kunlunxin"
 SOURCE = FOLDER / "xpu_kernel.xpu"
-HEADERS = (KERNELS / "cuda" / "kv_arithmetic.h", KERNELS / "cuda" / "kv_launch.h")
-HOST_HEADERS = (FOLDER / "host_shim.h", KERNELS / "host_functions.h")
+HEADERS = SHARED_HEADERS
+HOST_HEADERS = (FOLDER / "host_shim.h", SHIM_HEADER)
 ELF = b"\x7fELF"
 
 

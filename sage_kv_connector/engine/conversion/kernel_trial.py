@@ -88,8 +88,7 @@ class KernelTrial:
         ]  # fmt: skip
         return PagedGroup(self._dtype, TOKENS, PAGES, HEADS, planes)
 
-    def _run(self, launches: Sequence[Launch], given: U8, nbytes: int,
-             *, encode: bool) -> U8:  # fmt: skip
+    def _run(self, launches: Sequence[Launch], given: U8, nbytes: int, *, encode: bool) -> U8:
         runtime, device, stream = self._runtime, self._device, self._stream
         source, target = (self._pages, self._wire) if encode else (self._wire, self._pages)
         seen = np.ctypeslib.as_array((ctypes.c_uint8 * max(len(given), nbytes)).from_address(self._host))
