@@ -47,11 +47,10 @@ def _sentence(
     name = str(one["loc"][0]) if one["loc"] else "options"
     origin = f" (from {origins[name]})" if name in origins else ""
     if one["type"] in _UNKNOWN:
-        near = difflib.get_close_matches(name, fields, n=1)
-        if near:
-            return f"option {name!r}{origin} is unknown; did you mean {near[0]}?"
         shown = HIDDEN if _may_be_of_a_secret(name, origins) else name
-        return f"option {shown!r}{origin} is unknown; allowed: {', '.join(sorted(fields))}"
+        near = difflib.get_close_matches(name, fields, n=1)
+        means = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(sorted(fields))}"
+        return f"option {shown!r}{origin} is unknown; {means}"
     shown = HIDDEN if name in hidden else repr(one["input"])
     own_check = one["type"] == "value_error"
     allowed = "" if own_check else _allowed(fields.get(name, {}))
@@ -60,7 +59,7 @@ def _sentence(
 
 
 def _may_be_of_a_secret(name: str, origins: Mapping[str, str]) -> bool:
-    """A name like none of ours behind a secret: among words it is what a comma cut off from it."""
+    """An unknown name behind a secret, be it like one of ours: it can be what a comma cut off from the secret."""
     names = [one for one, origin in origins.items() if origin == origins.get(name)]
     return name in names and bool(SECRET_FIELDS & set(names[: names.index(name)]))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, options_of_words
@@ -138,6 +138,7 @@ def test_no_part_of_a_secret_is_in_an_error(secret: str, name: str) -> None:
 
 
 @given(SECRETS, st.sampled_from([",", ",,", ", "]), SECRETS, st.sampled_from(["", "=", "=="]))
+@example("correct0horse", ",", "000000ackend", "=")
 def test_a_secret_with_a_comma_is_refused_and_not_shown(head: str, comma: str, tail: str, end: str) -> None:
     words = [word for word in f"secret={head}{comma}{tail}{end}".split(",") if word]
     with pytest.raises(ValueError) as refused:
