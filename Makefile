@@ -78,7 +78,7 @@ test-fuzz:
 
 # Changes of the engine, one at a time: what notices them? ARGS="--mutants 200 --json"
 mutate:
-	$(RUN) python -m scripts.mutate $(ARGS)
+	$(RUN) --mutation python -m scripts.mutate $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh
