@@ -4,8 +4,8 @@
     python3 scripts/environment.py [--sglang] [--peers] [--fuzz] [--mutation] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
-parser, ``--mutation`` what says which test reaches a line. ``--sglang`` is a second environment, ``.venv-sglang``, as SGLang's pins conflict with
-vLLM's; the package in it is the one built for ``.venv``.
+parser, ``--mutation`` what says which test reaches a line. ``--sglang`` is a second environment,
+``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one

@@ -142,7 +142,7 @@ def _replaced(source: str, node: ast.AST, after: str) -> str:
     start, end = node.lineno - 1, node.end_lineno - 1  # type: ignore[attr-defined]
     first = lines[start].encode()[: node.col_offset].decode()  # type: ignore[attr-defined]
     last = lines[end].encode()[node.end_col_offset :].decode()  # type: ignore[attr-defined]
-    indent = " " * node.col_offset if isinstance(node, ast.stmt) else ""  # type: ignore[attr-defined]
+    indent = " " * node.col_offset if isinstance(node, ast.stmt) else ""
     text = f"({after})" if isinstance(node, ast.expr) else after.replace("\n", f"\n{indent}")
     return "".join([*lines[:start], first, text, last, *lines[end + 1 :]])
 
@@ -177,13 +177,17 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-        if not self._passes(["scripts.simulate", "--schedules", "100", "--jobs", "1", "--stop"], LONGEST_S * 3):
+        if not self._passes(
+            ["scripts.simulate", "--schedules", "100", "--jobs", "1", "--stop"], LONGEST_S * 3
+        ):
             raise RuntimeError(f"{folder}: the simulation does not pass without any change")
 
     def reach(self) -> Reach:
         """Of all tests that a mutant meets; takes some minutes."""
         measure = [f"--cov=sage_kv_connector/{room}" for room in ROOMS]
-        if not self._passes([*PYTEST, *measure, "--cov-context=test", "--cov-report=", *TESTS], LONGEST_S * 6):
+        if not self._passes(
+            [*PYTEST, *measure, "--cov-context=test", "--cov-report=", *TESTS], LONGEST_S * 6
+        ):
             raise RuntimeError(f"{self.folder}: the tests do not pass without any change")
         return Reach(self.folder, self.folder / ".coverage")
 

@@ -86,8 +86,10 @@ def _connected(receiver: Backend, sender: Backend) -> tuple[int, int]:
 def _await(backend: Backend, kind: EventKind) -> Event:
     """Without ``Backend.wait``: this thread drives no lane, as an engine's does not."""
     until = time.monotonic() + TIMEOUT_S
+    readable = select.poll()  # select() takes no descriptor above 1023
+    readable.register(backend.fileno(), select.POLLIN)
     while time.monotonic() < until:
-        select.select([backend.fileno()], [], [], TIMEOUT_S)
+        readable.poll(TIMEOUT_S * 1000)
         for event in backend.poll():
             if event.kind == kind:
                 return event

@@ -79,7 +79,9 @@ def test_lanes_that_sleep_wake_up_to_watch(peer: Peer) -> None:
     time.sleep(0.1)
     stop(peer.process)
     peer.backend.watch(peer.connection, TIMEOUT_S)
-    assert select.select([peer.backend.fileno()], [], [], PATIENCE_S)[0]
+    readable = select.poll()
+    readable.register(peer.backend.fileno(), select.POLLIN)
+    assert readable.poll(PATIENCE_S * 1000)
     assert [e.status for e in of_kind(settle(peer.backend), EventKind.CLOSED)] == [Status.SILENT]
 
 
