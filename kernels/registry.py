@@ -28,7 +28,9 @@ CANDIDATES = {
 }
 FALLBACK = "torch_fallback"
 #: A vendor's name → the module with the ``GroupKernels`` and ``compiled`` of its devices.
-BY_ADDRESS = {"nvidia": "cuda", "hygon": "cuda", "cambricon": "cambricon", "kunlunxin": "kunlunxin"}
+BY_ADDRESS = {
+    "nvidia": "cuda", "hygon": "cuda", "ascend": "ascend", "cambricon": "cambricon", "kunlunxin": "kunlunxin",
+}  # fmt: skip
 
 
 class KernelsUnavailable(RuntimeError):

@@ -11,8 +11,8 @@ import pytest
 from sage_kv_connector import doctor
 from sage_kv_connector.devices.runtime import DeviceRuntime, RuntimeUnavailable
 from sage_kv_connector.doctor import examine
-from sage_kv_connector.vendors import open_runtime
-from sage_kv_connector.vendors.emulator import EmulatorSettings
+from tests.vendors.kernels import VENDORS_OF_KERNELS
+from tests.vendors.rig import Rig
 
 
 def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,21 +38,19 @@ def test_a_sage_cli_built_in_another_way_is_broken(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("vendor", "state", "said"),
+    ("vendor", "kernels", "state", "said"),
     [
-        ("nvidia", "ok", "kernels for host"),
-        ("cambricon", "ok", "kernels for host"),
-        ("kunlunxin", "ok", "kernels for host"),
-        ("ascend", "missing", "the CPU, since .* launches no kernels"),
+        *((vendor, True, "ok", "kernels for host") for vendor in VENDORS_OF_KERNELS),
+        ("ascend", False, "missing", "the CPU, since .* launches no kernels"),
     ],
 )
 def test_what_converts_kv_on_a_device_is_said(
-    monkeypatch: pytest.MonkeyPatch, vendor: str, state: str, said: str
+    monkeypatch: pytest.MonkeyPatch, vendor: str, kernels: bool, state: str, said: str
 ) -> None:
     def only(name: str) -> DeviceRuntime:
         if name != vendor:
             raise RuntimeUnavailable("not here")
-        return open_runtime(name, EmulatorSettings(devices=1))
+        return Rig(name, kernels, devices=1).runtime
 
     monkeypatch.setattr(doctor, "open_runtime", only)
     found = next(finding for finding in doctor.examine() if finding.name == "device kernels")

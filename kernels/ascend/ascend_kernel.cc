@@ -1,392 +1,367 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encoding and decoding of tiles in Ascend C: a vector core takes every GetBlockNum()-th tile.
+// Encoding and decoding in Ascend C: of the tiles of all planes and layers a vector core takes every GetBlockNum()-th.
 //
-// Rows lie in unified buffer at a pitch of 64 elements, as many at a time as 4096 lanes hold.
-// The vector unit of Atlas A2 has neither fp8 nor comparisons of int32, so all is shifts, sums,
-// minima and maxima of the bits of fp32. Never run on a card; host_shim.h emulates the interface.
-#ifdef KV_HOST_SHIM
-#include "host_shim.h"
-#else
-#include "kernel_operator.h"
-#endif
-#define KV_FN __aicore__ inline
-#include "core_tile.h"
+// Rows lie in unified buffer at a pitch of 64 elements, as many at a time as kLanes hold. Never run on a card;
+// host_shim.h emulates the interface.
+#include "lanes.h"
 
-using namespace AscendC;
+namespace kv {
 
-namespace {
-
-constexpr int kLanes = 4096;
-using Ints = LocalTensor<int32_t>;
-
-// A float of fewer bits on the way from or to fp32.
-struct Small {
-  int mantissa, bias, largest;
-};
-
-class TileKernel {
+template <class Memory, class Wire>
+class TileKernel : Lanes {
  public:
-  __aicore__ inline void Init(GM_ADDR arguments) {
+  // `launch`: a Launch in global memory.
+  __aicore__ inline void Init(GM_ADDR launch) {
     GlobalTensor<uint32_t> words;
-    words.SetGlobalBuffer((__gm__ uint32_t*)arguments);
+    words.SetGlobalBuffer((__gm__ uint32_t*)launch);
     uint32_t* to = reinterpret_cast<uint32_t*>(&launch_);
-    for (int i = 0; i < int(sizeof(launch_) / 4); ++i) to[i] = words.GetValue(i);
-    pages_.SetGlobalBuffer((__gm__ uint64_t*)launch_.pages);
-    item_ = kv::memory_bytes(launch_);
-    pitch_ = (launch_.dim + 63) / 64 * 64;
-    code_pitch_ = launch_.wire_dtype == kv::kInt4 ? pitch_ / 2 : pitch_;
-    chunk_ = kLanes / pitch_;
+    for (int i = 0; i < kHeaderBytes / 4; ++i) to[i] = words.GetValue(i);
+    layers_.SetGlobalBuffer((__gm__ uint64_t*)(launch + kHeaderBytes));
+    const uint64_t ids =
+        uint64_t(launch + kHeaderBytes) + uint64_t(launch_.planes) * launch_.layers * sizeof(LayerPlane);
+    ids_.SetGlobalBuffer((__gm__ int32_t*)(launch_.ids != 0 ? launch_.ids : ids));
     pipe_.InitBuffer(in_, 1, kLanes * 4);
     pipe_.InitBuffer(out_, 1, kLanes * 4);
-    for (TBuf<QuePosition::VECCALC>* buffer : {&values_, &magnitude_, &sign_, &nan_, &a_, &b_, &c_, &cells_}) {
-      pipe_.InitBuffer(*buffer, kLanes * 4);
-    }
+    InitLanes(pipe_);
+    for (TBuf<QuePosition::VECCALC>* buffer : {&cells_, &lows_, &zeros_}) pipe_.InitBuffer(*buffer, kLanes * 4);
   }
 
-  __aicore__ inline void Encode() {
-    for (int index = GetBlockIdx(); index < kv::core_tiles(launch_); index += GetBlockNum()) {
-      tile_ = kv::core_tile_at(launch_, index);
-      Magnitudes();
-      Scales();
-      for (int first = 0; first < tile_.tokens; first += chunk_) Codes(first, Rows(first));
-      const int used = tile_.tokens * tile_.row_bytes;
-      if (used < tile_.codes_bytes) {
-        LocalTensor<int16_t> zeros = out_.AllocTensor<int16_t>();
-        Duplicate(zeros, int16_t(0), 16);
-        Send(tile_.codes + used, zeros.ReinterpretCast<uint8_t>(), 1, tile_.codes_bytes - used, 32);
+  template <bool kEncode>
+  __aicore__ inline void Run() {
+    int index = GetBlockIdx();  // of a tile, counted from the row's first
+    for (int row = 0; row < launch_.planes * launch_.layers; ++row) {
+      shape_ = shape_at(launch_, row);
+      const int tiles = tile_count(shape_);
+      if (index < tiles) SetRow(row);
+      for (; index < tiles; index += GetBlockNum()) {
+        tile_ = place_at(shape_, index, Wire::kBits);
+        scales_ = wire_ + tile_.wire_offset;
+        codes_ = scales_ + uint64_t(tile_.scale_bytes) * (1 + shape_.zero_point);
+        kEncode ? Encode() : Decode();
       }
-    }
-  }
-
-  __aicore__ inline void Decode() {
-    for (int index = GetBlockIdx(); index < kv::core_tiles(launch_); index += GetBlockNum()) {
-      tile_ = kv::core_tile_at(launch_, index);
-      LocalTensor<uint8_t> scales = Receive(tile_.scales, 1, tile_.scale_bytes, 32);
-      Cast(cells_.Get<float>(), scales.ReinterpretCast<bfloat16_t>(), RoundMode::CAST_NONE, tile_.scale_count);
-      in_.FreeTensor(scales);
-      for (int first = 0; first < tile_.tokens; first += chunk_) Values(first, Rows(first));
+      index -= tiles;
     }
   }
 
  private:
+  static constexpr Small kMemory = SmallOf<Memory>::kValue, kWire = SmallOf<Wire>::kValue;
+  static constexpr bool kInt4 = Wire::kInt4, kScaledMemory = HasScale<Memory>::kValue;
+  static constexpr int kHeaderBytes = int(sizeof(Launch) - sizeof(Launch::data));
+  static_assert(kHeaderBytes % 8 == 0, "the data of a Launch is words of 8 bytes");
+
+  __aicore__ inline void SetRow(int row) {
+    base_ = layers_.GetValue(2 * row);
+    const uint64_t both = layers_.GetValue(2 * row + 1);
+    memory_scale_ = float_of(uint32_t(both));
+    tensor_scale_ = float_of(uint32_t(both >> 32));
+    wire_ = wire_at(launch_, row);
+    page_stride_ = launch_.plane[row % launch_.planes].page_stride;
+    pitch_ = (shape_.dim + 63) / 64 * 64;
+    chunk_ = kLanes / pitch_;
+    row_bytes_ = shape_.dim * kWire.bits / 8;
+  }
+
+  __aicore__ inline void Encode() {
+    if (tile_.scale_count > 0) {
+      Reduce();
+      MakeScales();
+    }
+    for (int first = 0; first < tile_.tokens; first += chunk_) Codes(first, Rows(first));
+    const int used = tile_.tokens * row_bytes_;
+    if (used == tile_.codes_bytes) return;
+    LocalTensor<int16_t> padding = out_.AllocTensor<int16_t>();
+    Duplicate(padding, int16_t(0), 16);
+    Send(codes_ + used, padding.ReinterpretCast<uint8_t>(), 1, tile_.codes_bytes - used, 32);
+  }
+
+  __aicore__ inline void Decode() {
+    if (tile_.scale_count > 0) {
+      TakeCells(cells_.Get<float>(), scales_);
+      if (shape_.zero_point) TakeCells(zeros_.Get<float>(), scales_ + tile_.scale_bytes);
+      PipeBarrier<PIPE_ALL>();  // the scalar unit reads them
+    }
+    for (int first = 0; first < tile_.tokens; first += chunk_) Values(first, Rows(first));
+  }
+
   __aicore__ inline int Rows(int first) { return tile_.tokens - first < chunk_ ? tile_.tokens - first : chunk_; }
   // Lanes of some rows, a multiple of what one repeat of the vector unit takes of 16-bit elements.
-  __aicore__ inline int Lanes(int rows) { return (rows * pitch_ + 127) / 128 * 128; }
+  __aicore__ inline int LanesOf(int rows) { return (rows * pitch_ + 127) / 128 * 128; }
 
   // -- transfers
 
-  __aicore__ inline LocalTensor<uint8_t> Receive(uint64_t address, int rows, int bytes, int pitch_bytes) {
-    LocalTensor<uint8_t> local = in_.AllocTensor<uint8_t>();
+  // Gaps in unified buffer are counted in 32 bytes.
+  __aicore__ inline uint32_t Gap(int rows, int bytes, int pitch_bytes) {
+    return uint32_t(rows > 1 ? (pitch_bytes - (bytes + 31) / 32 * 32) / 32 : 0);
+  }
+
+  __aicore__ inline Bytes Receive(uint64_t address, int rows, int bytes, int pitch_bytes) {
+    Bytes local = in_.AllocTensor<uint8_t>();
     GlobalTensor<uint8_t> global;
     global.SetGlobalBuffer((__gm__ uint8_t*)address);
-    const uint32_t gap = uint32_t(rows > 1 ? (pitch_bytes - (bytes + 31) / 32 * 32) / 32 : 0);
-    DataCopyPad(local, global, DataCopyExtParams{uint16_t(rows), uint32_t(bytes), 0, gap, 0},
+    DataCopyPad(local, global, DataCopyExtParams{uint16_t(rows), uint32_t(bytes), 0, Gap(rows, bytes, pitch_bytes), 0},
                 DataCopyPadExtParams<uint8_t>{false, 0, 0, 0});
     in_.EnQue(local);
     return in_.DeQue<uint8_t>();
   }
 
-  __aicore__ inline void Send(uint64_t address, LocalTensor<uint8_t> filled, int rows, int bytes, int pitch_bytes) {
+  __aicore__ inline void Send(uint64_t address, Bytes filled, int rows, int bytes, int pitch_bytes) {
     out_.EnQue(filled);
-    LocalTensor<uint8_t> local = out_.DeQue<uint8_t>();
+    Bytes local = out_.DeQue<uint8_t>();
     GlobalTensor<uint8_t> global;
     global.SetGlobalBuffer((__gm__ uint8_t*)address);
-    const uint32_t gap = uint32_t(rows > 1 ? (pitch_bytes - (bytes + 31) / 32 * 32) / 32 : 0);
-    DataCopyPad(global, local, DataCopyExtParams{uint16_t(rows), uint32_t(bytes), gap, 0, 0});
+    DataCopyPad(global, local, DataCopyExtParams{uint16_t(rows), uint32_t(bytes), Gap(rows, bytes, pitch_bytes), 0, 0});
     out_.FreeTensor(local);
   }
 
-  __aicore__ inline uint64_t RowAddress(int token) {
-    return pages_.GetValue(kv::page_of(launch_, tile_, token)) + kv::row_offset(launch_, tile_, token);
+  // bf16 of the wire as fp32.
+  __aicore__ inline void TakeCells(LocalTensor<float> to, uint64_t address) {
+    Bytes sent = Receive(address, 1, tile_.scale_bytes, 32);
+    Cast(to, sent.ReinterpretCast<bfloat16_t>(), RoundMode::CAST_NONE, tile_.scale_count);
+    in_.FreeTensor(sent);
   }
 
-  // Rows of memory as fp32 in values_, their bits without sign in magnitude_, signs in sign_.
+  // The upper halves of fp32 in `cells`, whose lower ones are zero; a_ is used.
+  __aicore__ inline void SendCells(uint64_t address, Ints cells) {
+    Ints top = a_.Get<int32_t>();
+    ShiftRight(top, cells, int32_t(16), tile_.scale_count);
+    LocalTensor<int16_t> sent = out_.AllocTensor<int16_t>();
+    Duplicate(sent, int16_t(0), tile_.scale_bytes / 2);
+    Cast(sent, top, RoundMode::CAST_NONE, tile_.scale_count);
+    Send(address, sent.ReinterpretCast<uint8_t>(), 1, tile_.scale_bytes, 32);
+  }
+
+  __aicore__ inline uint64_t RowAddress(int token) {
+    const int64_t place = tile_.place + token, page = place / shape_.page_tokens;
+    const int64_t element = tile_.head_offset + (place - page * shape_.page_tokens) * shape_.token_stride;
+    return base_ + uint64_t(ids_.GetValue(page) * page_stride_ + element * (kMemory.bits / 8));
+  }
+
+  // Rows of memory as fp32 in values_, their signs (0 or 1) in sign_.
   __aicore__ inline void Load(int first, int rows) {
-    LocalTensor<uint8_t> local = in_.AllocTensor<uint8_t>();
+    const int item = kMemory.bits / 8;
+    Bytes local = in_.AllocTensor<uint8_t>();
     for (int row = 0; row < rows; ++row) {
       GlobalTensor<uint8_t> global;
       global.SetGlobalBuffer((__gm__ uint8_t*)RowAddress(first + row));
-      DataCopyPad(local[row * pitch_ * item_], global, DataCopyExtParams{1, uint32_t(launch_.dim * item_), 0, 0, 0},
+      DataCopyPad(local[row * pitch_ * item], global, DataCopyExtParams{1, uint32_t(shape_.dim * item), 0, 0, 0},
                   DataCopyPadExtParams<uint8_t>{false, 0, 0, 0});
     }
     in_.EnQue(local);
     local = in_.DeQue<uint8_t>();
-    const int n = Lanes(rows);
-    LocalTensor<float> values = values_.Get<float>();
-    if (launch_.memory == kv::kFp32) {
-      DataCopy(values, local.ReinterpretCast<float>(), n);
-    } else if (launch_.memory == kv::kFp16) {
-      Cast(values, local.ReinterpretCast<half>(), RoundMode::CAST_NONE, n);
-    } else {
-      Cast(values, local.ReinterpretCast<bfloat16_t>(), RoundMode::CAST_NONE, n);
-    }
+    const int n = LanesOf(rows);
+    Widen<Memory>(local, n);
     in_.FreeTensor(local);
-    ShiftRight(sign_.Get<uint32_t>(), values_.Get<uint32_t>(), 31u, n);
-    Unsigned(n);
-  }
-
-  __aicore__ inline void Unsigned(int n) {
-    ShiftLeft(magnitude_.Get<uint32_t>(), values_.Get<uint32_t>(), 1u, n);
-    ShiftRight(magnitude_.Get<uint32_t>(), magnitude_.Get<uint32_t>(), 1u, n);
-  }
-
-  // 1 where `from` is above `limit`, else 0.
-  __aicore__ inline void Above(Ints to, Ints from, int32_t limit, int n) {
-    Adds(to, from, -limit, n);
-    Maxs(to, to, 0, n);
-    Mins(to, to, 1, n);
-  }
-
-  __aicore__ inline void ShiftRightInts(Ints to, Ints from, uint32_t bits, int n) {
-    ShiftRight(to.ReinterpretCast<uint32_t>(), from.ReinterpretCast<uint32_t>(), bits, n);
-  }
-  __aicore__ inline void ShiftLeftInts(Ints to, Ints from, uint32_t bits, int n) {
-    ShiftLeft(to.ReinterpretCast<uint32_t>(), from.ReinterpretCast<uint32_t>(), bits, n);
-  }
-
-  // -- scales
-
-  __aicore__ inline void Magnitudes() {
-    LocalTensor<float> cells = cells_.Get<float>();
-    Duplicate(cells, 0.0f, tile_.scale_count);
-    for (int first = 0; first < tile_.tokens; first += chunk_) {
-      const int rows = Rows(first), n = Lanes(rows);
-      Load(first, rows);
-      Ints magnitude = magnitude_.Get<int32_t>(), finite = a_.Get<int32_t>();
-      Above(finite, magnitude, 0x7F7FFFFF, n);
-      Muls(finite, finite, -1, n);
-      Adds(finite, finite, 1, n);
-      Mul(magnitude, magnitude, finite, n);
-      for (int row = 0; row < rows; ++row) {
-        LocalTensor<float> of_row = magnitude_.Get<float>()[row * pitch_];
-        if (launch_.granularity == kv::kPerChannel) {
-          Max(cells, cells, of_row, launch_.dim);
-          continue;
-        }
-        ReduceMax(b_.Get<float>(), of_row, c_.Get<float>(), launch_.dim);
-        PipeBarrier<PIPE_ALL>();  // the scalar unit reads what the vector unit wrote
-        const int cell = launch_.granularity == kv::kPerToken ? first + row : 0;
-        const float largest = b_.Get<float>().GetValue(0), known = cells.GetValue(cell);
-        cells.SetValue(cell, known < largest ? largest : known);
-        PipeBarrier<PIPE_ALL>();
-      }
-    }
-  }
-
-  // Magnitudes in cells_ to scales on the wire, and their reciprocals in cells_.
-  __aicore__ inline void Scales() {
-    const int n = tile_.scale_count;
-    LocalTensor<float> cells = cells_.Get<float>(), ones = a_.Get<float>();
-    Ints bits = cells_.Get<int32_t>(), top = b_.Get<int32_t>();
-    Muls(cells, cells, kv::reciprocal_up(launch_), n);
-    Adds(bits, bits, 0xFFFF, n);
-    ShiftRightInts(bits, bits, 16, n);
-    ShiftLeftInts(bits, bits, 16, n);
-    Maxs(bits, bits, int32_t(kv::kSmallestScale), n);
-    Mins(bits, bits, int32_t(kv::kLargestBf16), n);
-    ShiftRightInts(top, bits, 16, n);
-    LocalTensor<int16_t> sent = out_.AllocTensor<int16_t>();
-    Duplicate(sent, int16_t(0), tile_.scale_bytes / 2);
-    Cast(sent, top, RoundMode::CAST_NONE, n);
-    Send(tile_.scales, sent.ReinterpretCast<uint8_t>(), 1, tile_.scale_bytes, 32);
-    Duplicate(ones, 1.0f, n);
-    Div(cells, ones, cells, n);
-    PipeBarrier<PIPE_ALL>();
-  }
-
-  // values_ times the scale (or its reciprocal) of each row or channel.
-  __aicore__ inline void ApplyScales(int first, int rows) {
-    LocalTensor<float> cells = cells_.Get<float>();
-    for (int row = 0; row < rows; ++row) {
-      LocalTensor<float> of_row = values_.Get<float>()[row * pitch_];
-      if (launch_.granularity == kv::kPerChannel) {
-        Mul(of_row, of_row, cells, launch_.dim);
-      } else {
-        Muls(of_row, of_row, cells.GetValue(launch_.granularity == kv::kPerToken ? first + row : 0), launch_.dim);
-      }
-    }
-  }
-
-  // -- elements. Magnitudes of fp32 in magnitude_ become codes without sign in place.
-
-  __aicore__ inline void Narrow(Small to, int n) {
-    const int shift = 23 - to.mantissa, least = (128 - to.bias) << 23;
-    Ints m = magnitude_.Get<int32_t>(), low = a_.Get<int32_t>(), odd = b_.Get<int32_t>(), even = c_.Get<int32_t>();
-    Mins(m, m, (to.largest << shift) + ((127 - to.bias) << 23), n);
-    if (to.bias != 127) {
-      // What is below the smallest normal, in units of the smallest denormal, rounds in a sum.
-      const int magic = (128 - to.bias + shift) << 23;
-      Mins(low, m, least, n);
-      Adds(a_.Get<float>(), a_.Get<float>(), kv::float_of(uint32_t(magic)), n);
-      Adds(low, low, -magic, n);
-      Maxs(m, m, least, n);
-    }
-    ShiftRightInts(odd, m, shift, n);
-    ShiftRightInts(even, odd, 1, n);
-    ShiftLeftInts(even, even, 1, n);
-    Sub(odd, odd, even, n);
-    Add(m, m, odd, n);
-    Adds(m, m, (1 << (shift - 1)) - 1, n);
-    ShiftRightInts(m, m, shift, n);
-    if (to.bias != 127) {
-      Adds(m, m, -((128 - to.bias) << to.mantissa), n);
-      Add(m, m, low, n);
-    }
-  }
-
-  __aicore__ inline Small WireFloat() {
-    return launch_.wire_dtype == kv::kFp8E4m3 ? Small{3, 7, 0x7E} : Small{2, 15, 0x7B};
-  }
-
-  __aicore__ inline void Codes(int first, int rows) {
-    const int n = Lanes(rows);
-    Load(first, rows);
-    Ints m = magnitude_.Get<int32_t>(), sign = sign_.Get<int32_t>(), nan = nan_.Get<int32_t>(), a = a_.Get<int32_t>();
-    Above(nan, m, 0x7F800000, n);
-    ApplyScales(first, rows);
-    Unsigned(n);
-    LocalTensor<int16_t> shorts = a_.Get<int16_t>();
-    int bytes = n;
-    if (launch_.wire_dtype == kv::kInt4) {
-      Mins(m, m, 0x40E00000, n);  // 7.0
-      Adds(magnitude_.Get<float>(), magnitude_.Get<float>(), 8388608.0f, n);
-      Adds(m, m, -0x4B000000, n);  // 2**23: a sum with it rounds
-      Muls(nan, nan, -1, n);
-      Adds(nan, nan, 1, n);
-      Mul(m, m, nan, n);
-      Muls(sign, sign, -2, n);
-      Adds(sign, sign, 1, n);
-      Mul(m, m, sign, n);
-      Adds(m, m, 16, n);  // -7 … 7 to 9 … 15, 0 … 7
-      ShiftRightInts(a, m, 4, n);
-      ShiftLeftInts(a, a, 4, n);
-      Sub(m, m, a, n);
-      LocalTensor<int16_t> nibbles = b_.Get<int16_t>(), high = c_.Get<int16_t>();
-      Cast(nibbles, m, RoundMode::CAST_NONE, n);
-      uint64_t count = 0;
-      const GatherMaskParams whole{1, uint16_t(n / 128), 8, 0};
-      GatherMask(shorts, nibbles, uint8_t(1), false, 0, whole, count);  // pattern 1: even elements
-      GatherMask(high, nibbles, uint8_t(2), false, 0, whole, count);    // pattern 2: odd elements
-      bytes = n / 2;
-      Muls(high, high, int16_t(16), bytes);
-      Add(shorts, shorts, high, bytes);
-    } else {
-      const Small wire = WireFloat();
-      Narrow(wire, n);
-      Muls(nan, nan, (launch_.wire_dtype == kv::kFp8E4m3 ? 0x7F : 0x7E) - wire.largest, n);
-      Add(m, m, nan, n);
-      ShiftLeftInts(sign, sign, 7, n);
-      Add(m, m, sign, n);
-      Cast(shorts, m, RoundMode::CAST_NONE, n);
-    }
-    LocalTensor<uint8_t> codes = out_.AllocTensor<uint8_t>();
-    Cast(b_.Get<half>(), shorts, RoundMode::CAST_NONE, bytes);
-    Cast(codes, b_.Get<half>(), RoundMode::CAST_NONE, bytes);
-    Send(tile_.codes + uint64_t(first) * tile_.row_bytes, codes, rows, tile_.row_bytes, code_pitch_);
-  }
-
-  __aicore__ inline void Values(int first, int rows) {
-    const int n = Lanes(rows);
-    const uint64_t from = tile_.codes + uint64_t(first) * tile_.row_bytes;
-    LocalTensor<uint8_t> codes = Receive(from, rows, tile_.row_bytes, code_pitch_);
-    Ints m = magnitude_.Get<int32_t>(), sign = sign_.Get<int32_t>(), nan = nan_.Get<int32_t>();
-    Ints a = a_.Get<int32_t>(), b = b_.Get<int32_t>(), bits = values_.Get<int32_t>();
-    const int bytes = launch_.wire_dtype == kv::kInt4 ? n / 2 : n;
-    Cast(b_.Get<half>(), codes, RoundMode::CAST_NONE, bytes);
-    Cast(m, b_.Get<half>(), RoundMode::CAST_RINT, bytes);
-    in_.FreeTensor(codes);
-    if (launch_.wire_dtype == kv::kInt4) {
-      ShiftRightInts(a, m, 4, bytes);
-      ShiftLeftInts(b, a, 4, bytes);
-      Sub(m, m, b, bytes);
-      ShiftLeftInts(a, a, 16, bytes);
-      Add(m, m, a, bytes);  // a byte's two nibbles are now two neighbouring int16
-      LocalTensor<int16_t> nibbles = magnitude_.Get<int16_t>(), high = a_.Get<int16_t>();
-      ShiftRight(high, nibbles, int16_t(3), n);
-      Muls(high, high, int16_t(-16), n);
-      Add(nibbles, nibbles, high, n);
-      Cast(values_.Get<float>(), nibbles, RoundMode::CAST_NONE, n);
-      ShiftRightInts(sign, bits, 31, n);
-    } else {
-      const Small wire = WireFloat();
-      const int shift = 23 - wire.mantissa, normal = 1 << wire.mantissa;
-      ShiftRightInts(sign, m, 7, n);
-      ShiftLeftInts(a, sign, 7, n);
-      Sub(m, m, a, n);
-      Mins(a, m, normal, n);
-      Cast(values_.Get<float>(), a, RoundMode::CAST_NONE, n);
-      Muls(values_.Get<float>(), values_.Get<float>(), kv::float_of(uint32_t(128 - wire.bias - wire.mantissa) << 23),
-           n);
-      Maxs(a, m, normal, n);
-      ShiftLeftInts(a, a, shift, n);
-      Adds(a, a, -(1 << 23), n);
-      Add(bits, bits, a, n);
-      // e4m3: 480 becomes NaN; e5m2: 2**16 becomes infinity, and what is above it NaN.
-      const bool e4m3 = launch_.wire_dtype == kv::kFp8E4m3;
-      Above(nan, m, wire.largest, n);
-      Muls(nan, nan, e4m3 ? 0x7FC00000 - 0x43F00000 : 0x38000000, n);
-      Add(bits, bits, nan, n);
-    }
-    ApplyScales(first, rows);
-    Unsigned(n);
-    Store(first, rows, n);
+    if (kScaledMemory) Muls(values_.Get<float>(), values_.Get<float>(), memory_scale_, n);
   }
 
   // magnitude_ and sign_ to rows of memory.
   __aicore__ inline void Store(int first, int rows, int n) {
-    Ints m = magnitude_.Get<int32_t>(), sign = sign_.Get<int32_t>(), nan = nan_.Get<int32_t>();
-    Ints special = values_.Get<int32_t>(), a = a_.Get<int32_t>();
-    LocalTensor<uint8_t> out = out_.AllocTensor<uint8_t>();
-    Above(nan, m, 0x7F800000, n);
-    if (launch_.memory == kv::kFp32) {
-      Muls(a, m, -1, n);
-      Adds(a, a, 0x7FC00000, n);
-      Mul(a, a, nan, n);
-      Add(m, m, a, n);
-      ShiftLeftInts(sign, sign, 31, n);
-      Add(out.ReinterpretCast<int32_t>(), m, sign, n);
-    } else {
-      const bool fp16 = launch_.memory == kv::kFp16;
-      Above(special, m, 0x7F7FFFFF, n);
-      Narrow(fp16 ? Small{10, 15, 0x7BFF} : Small{7, 127, 0x7F7F}, n);
-      Add(m, m, special, n);
-      Muls(nan, nan, fp16 ? 0x200 : 0x40, n);
-      Add(m, m, nan, n);
-      Muls(sign, sign, -32768, n);
-      Add(m, m, sign, n);
-      Cast(out.ReinterpretCast<int16_t>(), m, RoundMode::CAST_NONE, n);
-    }
+    const int item = kMemory.bits / 8;
+    Bytes out = out_.AllocTensor<uint8_t>();
+    Finish<Memory>(out, n);
     out_.EnQue(out);
     out = out_.DeQue<uint8_t>();
     for (int row = 0; row < rows; ++row) {
       GlobalTensor<uint8_t> global;
       global.SetGlobalBuffer((__gm__ uint8_t*)RowAddress(first + row));
-      DataCopyPad(global, out[row * pitch_ * item_], DataCopyExtParams{1, uint32_t(launch_.dim * item_), 0, 0, 0});
+      DataCopyPad(global, out[row * pitch_ * item], DataCopyExtParams{1, uint32_t(shape_.dim * item), 0, 0, 0});
     }
     out_.FreeTensor(out);
   }
 
-  kv::CoreLaunch launch_;
-  kv::CoreTile tile_;
-  int item_, pitch_, code_pitch_, chunk_;
+  // -- scales and zero points
+
+  __aicore__ inline void Reduce() {
+    LocalTensor<float> cells = cells_.Get<float>(), lows = lows_.Get<float>();
+    Duplicate(cells, shape_.zero_point ? -float_of(kLargestFp32) : 0.0f, tile_.scale_count);
+    if (shape_.zero_point) Duplicate(lows, float_of(kLargestFp32), tile_.scale_count);
+    PipeBarrier<PIPE_ALL>();
+    for (int first = 0; first < tile_.tokens; first += chunk_) {
+      const int rows = Rows(first), n = LanesOf(rows);
+      Load(first, rows);
+      Unsigned(n);
+      Ints finite = a_.Get<int32_t>();
+      Above(finite, magnitude_.Get<int32_t>(), kLargestFp32, n);
+      Not(finite, n);
+      LocalTensor<float> values = shape_.zero_point ? values_.Get<float>() : magnitude_.Get<float>();
+      Mul(values.ReinterpretCast<int32_t>(), values.ReinterpretCast<int32_t>(), finite, n);
+      if (shape_.zero_point) Adds(values, values, 0.0f, n);  // -0 becomes 0
+      for (int row = 0; row < rows; ++row) {
+        LocalTensor<float> of_row = values[row * pitch_];
+        if (shape_.granularity == kChannel) {
+          Max(cells, cells, of_row, shape_.dim);
+          if (shape_.zero_point) Min(lows, lows, of_row, shape_.dim);
+          continue;
+        }
+        ReduceMax(b_.Get<float>(), of_row, c_.Get<float>(), shape_.dim);
+        if (shape_.zero_point) ReduceMin(a_.Get<float>(), of_row, c_.Get<float>(), shape_.dim);
+        PipeBarrier<PIPE_ALL>();  // the scalar unit reads what the vector unit wrote
+        const int cell = shape_.granularity == kToken ? first + row : 0;
+        const float largest = b_.Get<float>().GetValue(0);
+        if (cells.GetValue(cell) < largest) cells.SetValue(cell, largest);
+        if (shape_.zero_point && a_.Get<float>().GetValue(0) < lows.GetValue(cell)) {
+          lows.SetValue(cell, a_.Get<float>().GetValue(0));
+        }
+        PipeBarrier<PIPE_ALL>();
+      }
+    }
+  }
+
+  // Largest magnitudes, or with a zero point values, in cells_ and smallest ones in lows_ to what is sent; what values
+  // are multiplied by in cells_, zero points in zeros_.
+  __aicore__ inline void MakeScales() {
+    const int n = tile_.scale_count;
+    LocalTensor<float> cells = cells_.Get<float>(), ones = a_.Get<float>();
+    Ints bits = cells_.Get<int32_t>();
+    if (shape_.zero_point) {
+      MakeZeros(n);
+      Sub(cells, cells, zeros_.Get<float>(), n);
+      Muls(cells, cells, float_of(0x3D888889u), n);  // 1/15, up
+      Mins(bits, bits, int32_t(kLargestBf16), n);
+    } else {
+      Muls(cells, cells, float_of(Wire::kReciprocal), n);
+    }
+    Adds(bits, bits, 0xFFFF, n);
+    ShiftRightInts(bits, bits, 16, n);
+    ShiftLeftInts(bits, bits, 16, n);
+    Maxs(bits, bits, int32_t(kSmallestScale), n);
+    Mins(bits, bits, int32_t(kLargestBf16), n);
+    SendCells(scales_, bits);
+    if (shape_.zero_point) SendCells(scales_ + tile_.scale_bytes, zeros_.Get<int32_t>());
+    Duplicate(ones, 1.0f, n);
+    Div(cells, ones, cells, n);
+    PipeBarrier<PIPE_ALL>();
+  }
+
+  // The largest bf16 at or below each of lows_.
+  __aicore__ inline void MakeZeros(int n) {
+    Ints low = lows_.Get<int32_t>(), zero = zeros_.Get<int32_t>(), sign = a_.Get<int32_t>(), up = b_.Get<int32_t>();
+    ShiftRightInts(sign, low, 31, n);
+    ShiftLeftInts(zero, low, 1, n);
+    ShiftRightInts(zero, zero, 1, n);
+    Muls(up, sign, 0xFFFF, n);
+    Add(zero, zero, up, n);
+    ShiftRightInts(zero, zero, 16, n);
+    ShiftLeftInts(zero, zero, 16, n);
+    Mins(zero, zero, int32_t(kLargestBf16), n);
+    ShiftLeftInts(sign, sign, 31, n);
+    Add(zero, zero, sign, n);
+  }
+
+  // values_ times the scale (or its reciprocal) of each row or channel.
+  __aicore__ inline void Multiply(int first, int rows, float tensor_factor) {
+    if (shape_.granularity == kNone) return;
+    LocalTensor<float> values = values_.Get<float>(), cells = cells_.Get<float>();
+    if (shape_.granularity == kTensor) {
+      Muls(values, values, tensor_factor, LanesOf(rows));
+      return;
+    }
+    for (int row = 0; row < rows; ++row) {
+      LocalTensor<float> of_row = values[row * pitch_];
+      if (shape_.granularity == kChannel) {
+        Mul(of_row, of_row, cells, shape_.dim);
+      } else {
+        Muls(of_row, of_row, cells.GetValue(shape_.granularity == kToken ? first + row : 0), shape_.dim);
+      }
+    }
+  }
+
+  // values_ plus or minus the zero point of each row or channel.
+  __aicore__ inline void Shift(int first, int rows, bool up) {
+    LocalTensor<float> values = values_.Get<float>(), zeros = zeros_.Get<float>();
+    for (int row = 0; row < rows; ++row) {
+      LocalTensor<float> of_row = values[row * pitch_];
+      if (shape_.granularity == kChannel) {
+        up ? Add(of_row, of_row, zeros, shape_.dim) : Sub(of_row, of_row, zeros, shape_.dim);
+      } else {
+        const float zero = zeros.GetValue(shape_.granularity == kToken ? first + row : 0);
+        Adds(of_row, of_row, up ? zero : -zero, shape_.dim);
+      }
+    }
+  }
+
+  __aicore__ inline int CodePitch() { return pitch_ * kWire.bits / 8; }
+
+  __aicore__ inline void Codes(int first, int rows) {
+    const int n = LanesOf(rows);
+    Load(first, rows);
+    const float tensor_factor = shape_.granularity == kTensor ? reciprocal(tensor_scale_) : 1.0f;
+    if (kInt4 && shape_.zero_point) {
+      ZeroNans(n);
+      Shift(first, rows, false);
+    }
+    Multiply(first, rows, tensor_factor);
+    Unsigned(n);
+    Bytes codes = out_.AllocTensor<uint8_t>();
+    if constexpr (kInt4) {
+      shape_.zero_point ? Steps(n) : SignedNibbles(n);
+      PackNibbles(codes, n);
+    } else {
+      Finish<Wire>(codes, n);
+    }
+    Send(codes_ + uint64_t(first) * row_bytes_, codes, rows, row_bytes_, CodePitch());
+  }
+
+  __aicore__ inline void Values(int first, int rows) {
+    const int n = LanesOf(rows);
+    Bytes codes = Receive(codes_ + uint64_t(first) * row_bytes_, rows, row_bytes_, CodePitch());
+    if constexpr (kInt4) {
+      Nibbles(codes, !shape_.zero_point, n);
+    } else {
+      Widen<Wire>(codes, n);
+    }
+    in_.FreeTensor(codes);
+    Multiply(first, rows, tensor_scale_);
+    if (shape_.zero_point) {
+      Shift(first, rows, true);
+      Signs(n);
+    }
+    if (kScaledMemory) Muls(values_.Get<float>(), values_.Get<float>(), reciprocal(memory_scale_), n);
+    Unsigned(n);
+    Store(first, rows, n);
+  }
+
+  Launch launch_;  // without its data
+  Shape shape_;
+  TilePlace tile_;
+  uint64_t base_, wire_, scales_, codes_;
+  int64_t page_stride_;
+  float memory_scale_, tensor_scale_;
+  int pitch_, chunk_, row_bytes_;
   TPipe pipe_;
   TQue<QuePosition::VECIN, 1> in_;
   TQue<QuePosition::VECOUT, 1> out_;
-  TBuf<QuePosition::VECCALC> values_, magnitude_, sign_, nan_, a_, b_, c_, cells_;
-  GlobalTensor<uint64_t> pages_;
+  TBuf<QuePosition::VECCALC> cells_, lows_, zeros_;
+  GlobalTensor<uint64_t> layers_;
+  GlobalTensor<int32_t> ids_;
 };
 
-}  // namespace
-
-// `launch` is a kv::CoreLaunch in global memory.
-extern "C" __global__ __aicore__ void kv_encode(GM_ADDR launch) {
-  TileKernel kernel;
+template <class Memory, class Wire, bool kEncode>
+__aicore__ inline void run_core(GM_ADDR launch) {
+  TileKernel<Memory, Wire> kernel;
   kernel.Init(launch);
-  kernel.Encode();
+  kernel.template Run<kEncode>();
 }
 
-extern "C" __global__ __aicore__ void kv_decode(GM_ADDR launch) {
-  TileKernel kernel;
-  kernel.Init(launch);
-  kernel.Decode();
-}
+}  // namespace kv
+
+#ifndef KV_HOST_SHIM
+#define KV_KERNELS(memory, Memory, wire, Wire)                                        \
+  extern "C" __global__ __aicore__ void kv_encode_##memory##_##wire(GM_ADDR launch) { \
+    kv::run_core<kv::Memory, kv::Wire, true>(launch);                                 \
+  }                                                                                   \
+  extern "C" __global__ __aicore__ void kv_decode_##memory##_##wire(GM_ADDR launch) { \
+    kv::run_core<kv::Memory, kv::Wire, false>(launch);                                \
+  }
+#endif
+
+#ifdef KV_WIRE
+KV_KERNELS_TO(KV_WIRE, KV_WIRE_TYPE)
+#else
+KV_KERNELS_TO(fp32, Fp32Wire)
+KV_KERNELS_TO(fp16, Fp16Wire)
+KV_KERNELS_TO(bf16, Bf16Wire)
+KV_KERNELS_TO(fp8_e4m3, Fp8E4m3Wire)
+KV_KERNELS_TO(fp8_e5m2, Fp8E5m2Wire)
+KV_KERNELS_TO(int4, Int4Wire)
+#endif

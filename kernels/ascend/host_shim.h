@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// An emulation of exactly that part of Ascend C that ascend_kernel.cc uses, for tests on a CPU.
-// It stops at accesses outside of a tensor, at unaligned transfers and at 192 KiB of buffers.
+// An emulation of exactly that part of Ascend C that ascend_kernel.cc uses, and launches on the host, for emulated
+// devices and tests: cores run one after the other. It stops at accesses outside of a tensor, at unaligned transfers
+// and at 192 KiB of buffers.
 #pragma once
 
 #include <math.h>
@@ -26,7 +27,7 @@ inline void require(bool holds) {
   if (!holds) abort();
 }
 
-inline int block_index = 0, block_count = 1;
+inline thread_local int block_index = 0, block_count = 1;  // streams run kernels beside one another
 inline int GetBlockIdx() { return block_index; }
 inline int GetBlockNum() { return block_count; }
 
@@ -57,7 +58,7 @@ template <class T>
 struct GlobalTensor {
   T* start = nullptr;
   void SetGlobalBuffer(T* at) { start = at; }
-  T GetValue(int i) const { return start[i]; }
+  T GetValue(int64_t i) const { return start[i]; }
 };
 
 struct Buffer {
@@ -198,12 +199,18 @@ KV_VECTOR(Sub, a - b)
 KV_VECTOR(Mul, a* b)
 KV_VECTOR(Div, a / b)
 KV_VECTOR(Max, a > b ? a : b)
+KV_VECTOR(Min, a < b ? a : b)
 #undef KV_VECTOR
 
 inline void ReduceMax(LocalTensor<float> to, LocalTensor<float> from, LocalTensor<float>, int count) {
   float largest = from.data(count)[0];
   for (int i = 1; i < count; ++i) largest = fmaxf(largest, from.data(count)[i]);
   to.data(1)[0] = largest;
+}
+inline void ReduceMin(LocalTensor<float> to, LocalTensor<float> from, LocalTensor<float>, int count) {
+  float smallest = from.data(count)[0];
+  for (int i = 1; i < count; ++i) smallest = fminf(smallest, from.data(count)[i]);
+  to.data(1)[0] = smallest;
 }
 
 struct GatherMaskParams {
@@ -219,3 +226,20 @@ inline void GatherMask(LocalTensor<int16_t> to, LocalTensor<int16_t> from, uint8
 }
 
 }  // namespace AscendC
+
+#include "host_functions.h"
+
+namespace kv {
+
+template <class Memory, class Wire, bool kEncode>
+void run_core(GM_ADDR launch);
+
+template <class Memory, class Wire, bool kEncode>
+void launch_on_host(const Launch& launch, const unsigned blocks[2], unsigned) {
+  AscendC::block_count = int(blocks[0] * blocks[1]);
+  for (AscendC::block_index = 0; AscendC::block_index < AscendC::block_count; ++AscendC::block_index) {
+    run_core<Memory, Wire, kEncode>(reinterpret_cast<GM_ADDR>(const_cast<Launch*>(&launch)));
+  }
+}
+
+}  // namespace kv

@@ -18,13 +18,20 @@ from tests.vendors.rig import Rig
 PAGES = 24
 
 
-@pytest.fixture(
-    params=["ascend", "nvidia", "cambricon", "kunlunxin"],
-    ids=["by the CPU", "by CUDA kernels", "by BANG kernels", "by XPU kernels"],
-)
+def machine(vendor: str) -> Rig:
+    """``vendor``: with "-" in front without kernels, whose KV the CPU converts."""
+    return Rig(vendor.removeprefix("-"), kernels=not vendor.startswith("-"), memory_bytes=160 << 20)
+
+
+MACHINES = {
+    "-ascend": "by the CPU", "ascend": "by Ascend C kernels", "nvidia": "by CUDA kernels",
+    "cambricon": "by BANG kernels", "kunlunxin": "by XPU kernels",
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(MACHINES), ids=list(MACHINES.values()))
 def rig(request: pytest.FixtureRequest) -> Rig:
-    """Machines whose KV the CPU converts, and those whose kernels do."""
-    return Rig(request.param, memory_bytes=160 << 20)
+    return machine(request.param)
 
 
 def hand_over(prefill: ConvertingSide, decode: ConvertingSide, tokens: range, wire: str = "auto") -> None:
@@ -97,26 +104,26 @@ def test_two_prefill_devices_fill_the_heads_of_one_page_together(make_native_cor
         check(prefill, decode, content, here, tokens, "auto")
 
 
-@pytest.mark.parametrize("vendor", ["ascend", "nvidia", "cambricon", "kunlunxin"])
+@pytest.mark.parametrize("vendor", MACHINES)
 @pytest.mark.parametrize("faulty", ["prefill", "decode"])
 @pytest.mark.parametrize("fault", ["dma_error_after_copies", "device_lost_after_copies"])
 def test_a_fault_in_mid_transfer_ends_it_with_the_vendors_error_and_leaves_nothing(
     make_native_core: MakeCore, fault: str, faulty: str, vendor: str
 ) -> None:
-    rigs = {side: Rig(vendor, memory_bytes=160 << 20) for side in ("prefill", "decode")}
+    rigs = {side: machine(vendor) for side in ("prefill", "decode")}
     prefill = DeviceSide(make_native_core, Shape(), PAGES, rigs["prefill"])
     decode = DeviceSide(make_native_core, Shape(), PAGES, rigs["decode"])
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
     content = write_content(prefill, there, range(TOKENS))
     prefill.upload()
     control = rigs[faulty].control
-    control.set(**{fault: 7 if vendor == "ascend" else 0})  # a part is one copy where kernels pack it
+    control.set(**{fault: 7 if vendor == "-ascend" else 0})  # a part is one copy where kernels pack it
     offer = prefill.offer("t", there)
     prefill.ready("t", offer, slice(None), len(there))
     prefill.core.finish("t")
     decode.subscribe(prefill, "t", range(TOKENS), here, finished=True)
     outcome = decode.outcomes.get(timeout=10)
-    assert not outcome.ok and f"{vendor}: " in outcome.error, outcome
+    assert not outcome.ok and f"{vendor.removeprefix('-')}: " in outcome.error, outcome
     delivered = prefill.released.get(timeout=5).ok
     assert not delivered or faulty == "decode"  # what decode's device does is not the producer's loss
     for side in (prefill, decode):
@@ -252,7 +259,7 @@ def test_runs_of_a_box_are_merged_where_they_touch() -> None:
 
 def test_reading_and_encoding_go_on_while_writing_stands_still(make_native_core: MakeCore) -> None:
     """Stages overlap: what fits into staging memory is read, encoded and sent before one page is written."""
-    rigs = Rig("ascend", memory_bytes=64 << 20), Rig("cambricon", memory_bytes=64 << 20)
+    rigs = (Rig("ascend", kernels=False, memory_bytes=64 << 20), Rig("cambricon", memory_bytes=64 << 20))
     prefill = DeviceSide(make_native_core, Shape(), PAGES, rigs[0])
     decode = DeviceSide(make_native_core, Shape(), PAGES, rigs[1])
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
@@ -275,7 +282,7 @@ def test_reading_and_encoding_go_on_while_writing_stands_still(make_native_core:
 
 def test_a_box_that_the_devices_dma_can_t_take_is_named(make_native_core: MakeCore) -> None:
     prefill = DeviceSide(make_native_core, Shape(order="nhd"), PAGES, Rig("ascend", memory_bytes=64 << 20))
-    strict = Rig("ascend", memory_bytes=64 << 20, dma_alignment_bytes=4096)
+    strict = Rig("ascend", kernels=False, memory_bytes=64 << 20, dma_alignment_bytes=4096)
     decode = DeviceSide(make_native_core, Shape(order="nhd"), PAGES, strict)
     there, here = pages_for(prefill, 1), pages_for(decode, 2)
     offer = prefill.offer("t", there)

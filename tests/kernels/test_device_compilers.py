@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA, HIP, BANG C and XPU C++ kernels through their compilers, where these are installed."""
+"""The CUDA, HIP, Ascend C, BANG C and XPU C++ kernels through their compilers, where these are installed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sage_kv_connector.kernels.ascend import compiler as ascend_compiler
+from sage_kv_connector.kernels.ascend.compiler import compiled as compile_ascend
 from sage_kv_connector.kernels.cambricon import compiler as bang_compiler
 from sage_kv_connector.kernels.cambricon.compiler import compiled as compile_bang
 from sage_kv_connector.kernels.common.launch import TYPE_NAMES, WIRE_TYPE_NAMES
@@ -115,6 +117,32 @@ def test_cncc(wire: str, arch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert f"kv_encode_bf16_{wire}".encode() in compile_bang("bf16", wire, arch)
 
 
+def test_cann_compiles_and_links(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What stand-ins for its tools are asked; the real ones were never at hand."""
+    tools = tmp_path / "toolkit" / ascend_compiler.TOOLS
+    tools.mkdir(parents=True)
+    (tmp_path / "toolkit" / "asc" / "include").mkdir(parents=True)
+    monkeypatch.setenv("SAGE_KVT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "toolkit"))
+    with pytest.raises(KernelsUnavailable, match="ccec of CANN is not installed"):
+        compile_ascend("bf16", "int4", "dav-c220-vec")
+    (tools / "ccec").write_text(CLANG)
+    (tools / "ld.lld").write_text(
+        '#!/bin/sh\nall="$*"\nwhile [ "$1" != -o ]; do shift; done\necho "$all" >> "$3"; cp "$3" "$2"\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    made = compile_ascend("bf16", "int4", "dav-c220-vec")
+    compiled_by, linked_by = made.decode().splitlines()
+    source, *given = compiled_by.split()
+    assert source.endswith("kernels/ascend/ascend_kernel.cc")
+    wanted = {"--cce-aicore-only", "--cce-aicore-arch=dav-c220-vec", "-DKV_WIRE_TYPE=Int4Wire"}
+    assert wanted | {f"-I{tmp_path / 'toolkit' / 'asc' / 'include'}"} <= set(given)
+    assert linked_by.startswith("-m aicorelinux -Ttext=0 -static")
+    (tools / "ccec").unlink()
+    assert compile_ascend("bf16", "int4", "dav-c220-vec") == made  # kept
+
+
 #: Stand-ins for XTDK's tools; where elfconv puts its result differs between releases.
 CLANG = '#!/bin/sh\nall="$*"\nwhile [ "$1" != -o ]; do shift; done\necho "$3 $all" > "$2"\n'
 IN_PLACE = '[ -x "$3/clang" ] && cp "$1" "$2"\n'
@@ -168,10 +196,11 @@ def test_xtdk(wire: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
             [CUDA / "fp8_convert.cu", CUDA / "int4_pack.cu"],
             [*(CUDA / name for name in cuda_compiler.HEADERS), *cuda_compiler.HOST_HEADERS],
         ),
+        ([ascend_compiler.SOURCE], [*ascend_compiler.HEADERS, *ascend_compiler.HOST_HEADERS]),
         ([bang_compiler.SOURCE], [*bang_compiler.HEADERS, *bang_compiler.HOST_HEADERS]),
         ([xpu_compiler.SOURCE], [*xpu_compiler.HEADERS, *xpu_compiler.HOST_HEADERS]),
     ],
-    ids=["cuda", "bang", "xpu"],
+    ids=["cuda", "ascend", "bang", "xpu"],
 )
 def test_compilers_are_told_every_header(sources: list[Path], told: list[Path]) -> None:
     """NVRTC finds no other; and what is compiled is kept by their digest."""
@@ -180,7 +209,7 @@ def test_compilers_are_told_every_header(sources: list[Path], told: list[Path]) 
     while waiting:
         file = waiting.pop()
         for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
-            if name.startswith("xpu/"):  # XTDK's own
+            if name.startswith("xpu/") or name == "kernel_operator.h":  # XTDK's and CANN's own
                 continue
             header = next(each for each in (file.parent / name, KERNELS / name) if each.exists()).resolve()
             if header not in found:

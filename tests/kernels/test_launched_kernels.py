@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code of the CUDA, BANG C and XPU C++ kernels, compiled for the host, against the golden vectors and the reference."""
+"""The CUDA, Ascend C, BANG C and XPU C++ kernels, compiled for the host: the golden vectors and the reference."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ class Kernels(NamedTuple):
         return not self.whole_rows or (strides[2] == 1 and not (fmt.dtype == "int4" and dim % 2))
 
 
-@pytest.fixture(scope="session", params=["cuda", "bang", "xpu"])
+@pytest.fixture(scope="session", params=["cuda", "ascend", "bang", "xpu"])
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     folder, shapes = {
         "cuda": ("cuda", ((0, 1), (0, 64), (0, 256))),
+        "ascend": ("ascend", ((1, 1), (3, 1), (40, 1))),
         "bang": ("cambricon", ((1, 1), (3, 1), (64, 1))),
         "xpu": ("kunlunxin", ((1, 1), (2, 3), (8, 64))),
     }[request.param]

@@ -58,8 +58,14 @@ def expected(vendor: str) -> dict[str, Any]:
 
 
 class Rig:
-    def __init__(self, vendor: str, **settings: Any) -> None:
+    """``kernels``: False for a library too old to launch any."""
+
+    def __init__(self, vendor: str, kernels: bool = True, **settings: Any) -> None:
         self.runtime: DeviceRuntime = open_runtime(vendor, EmulatorSettings(**settings))
+        if not kernels:
+            runtime: Any = self.runtime
+            for name in filter(None, runtime.kernel_calls):
+                del runtime._c[name]
         self.control: EmulatorControl = control_of(self.runtime)
         # Some libraries have a code of their own for this; the others' failure is a plain DeviceError.
         tells = getattr(self.runtime, "kinds", {}).get(MisalignedAddress)

@@ -33,9 +33,12 @@ def rig(vendor: str) -> Rig:
     return kernel_rig(vendor)
 
 
+def command_of(vendor: str, case: str) -> list[str]:
+    return [sys.executable, "-c", PROCESS + case, vendor]
+
+
 def run(vendor: str, case: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROCESS + case, vendor]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command_of(vendor, case), capture_output=True, text=True, timeout=120)
 
 
 def test_memory_that_a_queued_launch_names_can_not_be_freed(rig: Rig) -> None:
@@ -106,13 +109,19 @@ for enabled in (True, False):
 def test_a_kernel_reaches_imported_memory(rig: Rig, vendor: str) -> None:
     data = rig.random(N)
     base = rig.upload(data)
-    handle = rig.runtime.ipc_export(0, base, N, 1)
     case = f"""
-base = rig.runtime.ipc_import(0, bytes.fromhex("{handle.hex()}"))
+print(rig.runtime.ipc_process_id(0), flush=True)
+base = rig.runtime.ipc_import(0, bytes.fromhex(sys.stdin.readline()))
 adder.launch(argument(base, {COUNT}, 9), stream)
 rig.runtime.stream_synchronize(0, stream)
 rig.runtime.ipc_close(0, base)
 """
-    done = run(vendor, case)
-    assert done.returncode == 0, done.stderr
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command_of(vendor, case), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as importer:
+        assert importer.stdout is not None
+        handle = rig.runtime.ipc_export(0, base, N, int(importer.stdout.readline()))
+        _, said = importer.communicate(f"{handle.hex()}\n", timeout=120)
+    assert importer.returncode == 0, said
     assert (words_of(rig.download(base, N)) == words_of(data) + np.uint32(9)).all()

@@ -24,6 +24,33 @@ class BatchAttributes(ctypes.Structure):
     _fields_ = (("dstLoc", MemoryLocation), ("srcLoc", MemoryLocation), ("rsv", ctypes.c_uint8 * 16))
 
 
+class LoadOption(ctypes.Structure):
+    """``aclrtBinaryLoadOption``."""
+
+    _fields_ = (("type", ctypes.c_uint), ("value", ctypes.c_uint32 * 4))
+
+
+class LoadOptions(ctypes.Structure):
+    """``aclrtBinaryLoadOptions``."""
+
+    _fields_ = (("options", ctypes.c_void_p), ("numOpt", ctypes.c_size_t))
+
+
+class LaunchSettings(ctypes.Structure):
+    """``aclrtLaunchKernelCfg``."""
+
+    _fields_ = (("attrs", ctypes.c_void_p), ("numAttrs", ctypes.c_size_t))
+
+
+class PlaceHolder(ctypes.Structure):
+    """``aclrtPlaceHolderInfo``: where among a kernel's arguments the address of some of their data has to stand."""
+
+    _fields_ = (("addrOffset", ctypes.c_uint32), ("dataOffset", ctypes.c_uint32))
+
+
+#: Without these there are no kernels.
+KERNELS = ("aclrtBinaryLoadFromData", "aclrtBinaryGetFunction", "aclrtLaunchKernelWithHostArgs")
+
 #: A key is binary and always this long (the driver's; the headers name no constant for it).
 IPC_KEY_BYTES = 65
 
@@ -43,6 +70,12 @@ ACL = CInterface(
         "aclrtEventRecordedStatus": ctypes.c_uint,
         "aclrtMemLocation": MemoryLocation,
         "aclrtMemcpyBatchAttr": BatchAttributes,
+        "aclrtBinHandle": ctypes.c_void_p,
+        "aclrtFuncHandle": ctypes.c_void_p,
+        "aclrtBinaryLoadOption": LoadOption,
+        "aclrtBinaryLoadOptions": LoadOptions,
+        "aclrtLaunchKernelCfg": LaunchSettings,
+        "aclrtPlaceHolderInfo": PlaceHolder,
     },
     declarations="""
         aclError aclInit(const char *configPath);
@@ -82,13 +115,20 @@ ACL = CInterface(
         aclError aclrtIpcMemSetImportPid(const char *key, int32_t *pid, size_t num);
         aclError aclrtIpcMemImportByKey(void **devPtr, const char *key, uint64_t flags);
         aclError aclrtIpcMemClose(const char *key);
+        aclError aclrtBinaryLoadFromData(const void *data, size_t length, const aclrtBinaryLoadOptions *options,
+                                         aclrtBinHandle *binHandle);
+        aclError aclrtBinaryGetFunction(aclrtBinHandle binHandle, const char *kernelName,
+                                        aclrtFuncHandle *funcHandle);
+        aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle funcHandle, uint32_t numBlocks, aclrtStream stream,
+                                               aclrtLaunchKernelCfg *cfg, void *hostArgs, size_t argsSize,
+                                               aclrtPlaceHolderInfo *placeHolderArray, size_t placeHolderNum);
     """,
     optional=frozenset(
         {
             "aclGetRecentErrMsg", "aclrtHostRegister", "aclrtHostRegisterV2", "aclrtHostUnregister",
             "aclrtMemGetAddressRange", "aclrtMemcpyBatchAsync", "aclrtCreateEventExWithFlag",
             "aclrtDeviceGetBareTgid", "aclrtIpcMemGetExportKey", "aclrtIpcMemSetImportPid",
-            "aclrtIpcMemImportByKey", "aclrtIpcMemClose",
+            "aclrtIpcMemImportByKey", "aclrtIpcMemClose", *KERNELS,
         }
     ),
     constants={
@@ -111,6 +151,8 @@ ACL = CInterface(
         "ACL_RT_IPC_MEM_EXPORT_FLAG_DEFAULT": 0,
         "ACL_RT_IPC_MEM_EXPORT_FLAG_DISABLE_PID_VALIDATION": 1,
         "ACL_RT_IPC_MEM_IMPORT_FLAG_ENABLE_PEER_ACCESS": 1,
+        "ACL_RT_BINARY_LOAD_OPT_MAGIC": 2,
+        "ACL_RT_BINARY_MAGIC_ELF_VECTOR_CORE": 0x41415246,
     },
     errors={
         "ACL_SUCCESS": 0,
@@ -149,6 +191,8 @@ ACL = CInterface(
         "ACL_ERROR_RT_TS_ERROR": 507001,
         "ACL_ERROR_RT_LOST_HEARTBEAT": 507010,
         "ACL_ERROR_RT_SYS_DMA": 507013,
+        "ACL_ERROR_RT_AICORE_TIMEOUT": 507014,
+        "ACL_ERROR_RT_AICORE_EXCEPTION": 507015,
         "ACL_ERROR_RT_IPC_ERROR": 507022,
         "ACL_ERROR_RT_COPY_DATA": 507052,
         "ACL_ERROR_RT_DEVICE_MEM_ERROR": 507053,

@@ -267,6 +267,36 @@ aclError aclrtIpcMemImportByKey(void** address, const char* key, uint64_t) {
   return with_device([&](Machine& machine) { return machine.ipc_import(current_device, name_of(key), address); });
 }
 
+aclError aclrtBinaryLoadFromData(const void* data, size_t length, const aclrtBinaryLoadOptions* options,
+                                 aclrtBinHandle* binary) {
+  if (length == 0) return code(Machine::fail(Status::kInvalidImage, "the binary is empty"));
+  for (size_t i = 0; options != nullptr && i < options->numOpt; ++i) {
+    const auto& option = static_cast<const aclrtBinaryLoadOption*>(options->options)[i];
+    if (option.type == ACL_RT_BINARY_LOAD_OPT_MAGIC && option.value[0] != ACL_RT_BINARY_MAGIC_ELF_VECTOR_CORE)
+      return code(Machine::fail(Status::kInvalidValue, "the binary is not for vector cores"));
+  }
+  return with_device([&](Machine& machine) { return machine.module_load(current_device, data, binary); });
+}
+
+aclError aclrtBinaryGetFunction(aclrtBinHandle binary, const char* name, aclrtFuncHandle* function) {
+  return with_device([&](Machine& machine) { return machine.module_function(binary, name, function); });
+}
+
+// The kernel's one argument is the address of data that stand among the arguments; the machine copies them.
+aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream stream,
+                                       aclrtLaunchKernelCfg* settings, void* arguments, size_t size,
+                                       aclrtPlaceHolderInfo* places, size_t place_count) {
+  if (settings != nullptr || place_count != 1 || places->addrOffset != 0 || places->dataOffset < sizeof(uint64_t) ||
+      places->dataOffset >= size)
+    return code(Machine::fail(Status::kInvalidValue, "a kernel takes one address, of data behind it"));
+  void* parameters[] = {static_cast<uint8_t*>(arguments) + places->dataOffset};
+  const size_t bytes = size - places->dataOffset;
+  return with_device([&](Machine& machine) {
+    if (const Status status = machine.takes(function, bytes); status != Status::kOk) return status;
+    return machine.launch(current_device, function, {blocks, 1, 1}, {1, 1, 1}, 0, stream, parameters, nullptr);
+  });
+}
+
 // One call for both sides of a key: the importer's first, then the exporter's.
 aclError aclrtIpcMemClose(const char* key) {
   return with_device([&](Machine& machine) { return machine.ipc_close(name_of(key)); });

@@ -22,8 +22,17 @@ from sage_kv_connector.devices.runtime import (
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
-from sage_kv_connector.vendors.ascend.abi import ACL, IPC_KEY_BYTES, BatchAttributes
-from sage_kv_connector.vendors.common.cuda_like import Call, Calls, Column, CudaLikeRuntime
+from sage_kv_connector.vendors.ascend.abi import (
+    ACL,
+    IPC_KEY_BYTES,
+    KERNELS,
+    BatchAttributes,
+    LoadOption,
+    LoadOptions,
+    PlaceHolder,
+)
+from sage_kv_connector.vendors.common.cuda_like import Call, Calls, Column
+from sage_kv_connector.vendors.common.kernels import KernelCalls, KernelRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 
 INTERFACE = ACL
@@ -75,12 +84,19 @@ CALLS = Calls(
 )
 
 
-class AscendRuntime(CudaLikeRuntime):
+#: Names of chips by what ccec compiles for their vector cores. Older ones have no bf16.
+ARCHITECTURES = {"dav-c220-vec": ("Ascend910B", "Ascend910_93")}
+#: Where a kernel's data lies among its arguments, behind its address: units of the unified buffer.
+DATA_OFFSET = 32
+
+
+class AscendRuntime(KernelRuntime):
     """NPUs through libascendcl.so."""
 
     interface = ACL
     kinds = ERROR_KINDS
     calls = CALLS
+    kernel_calls = KernelCalls(*KERNELS)
     count = ctypes.c_uint32
     answer = ctypes.c_int32
 
@@ -102,6 +118,7 @@ class AscendRuntime(CudaLikeRuntime):
             peer_copies=True,
             asynchronous_peer_copies=True,
             ipc=self._has("aclrtIpcMemGetExportKey", "aclrtIpcMemSetImportPid", "aclrtIpcMemImportByKey"),
+            kernels=self._has(*KERNELS),
         )
 
     def _explain(self, status: int) -> str:
@@ -209,6 +226,47 @@ class AscendRuntime(CudaLikeRuntime):
         with self._on(device):
             self._call("aclrtQueryEventStatus", event, ctypes.byref(status))
         return status.value == CONSTANT["ACL_EVENT_RECORDED_STATUS_COMPLETE"]
+
+    # Kernels
+
+    def _compiled_for(self, device: int) -> str:
+        name = self.device_info(device).name
+        for architecture, names in ARCHITECTURES.items():
+            if name.startswith(names):
+                return architecture
+        raise self._unsupported("architecture", f"kernels are not for {name or 'a chip without a name'}")
+
+    def _load_module(self, code: bytes) -> int:
+        option = LoadOption(CONSTANT["ACL_RT_BINARY_LOAD_OPT_MAGIC"])
+        option.value[0] = CONSTANT["ACL_RT_BINARY_MAGIC_ELF_VECTOR_CORE"]
+        options = LoadOptions(ctypes.addressof(option), 1)
+        return self._last_pointer(self.kernel_calls.load, code, len(code), ctypes.byref(options))
+
+    def _find_kernel(self, module: int, name: bytes) -> int:
+        return self._last_pointer(self.kernel_calls.function, module, name)
+
+    def launch(
+        self,
+        device: int,
+        function: int,
+        blocks: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: bytes,
+        stream: int,
+    ) -> None:
+        """A block is a core's part. The kernel takes the address of its argument, which ACL copies to the device."""
+        if blocks[1] != 1 or threads != 1 or shared_bytes != 0:
+            raise self._unsupported(
+                self.kernel_calls.launch,
+                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
+                "cores of an NPU are in one row and have one thread, and a launch asks for 0 bytes",
+            )
+        given = ctypes.create_string_buffer(bytes(DATA_OFFSET) + arguments, DATA_OFFSET + len(arguments))
+        where = PlaceHolder(0, DATA_OFFSET)
+        words = (None, given, len(given), ctypes.byref(where), 1)
+        with self._on(device):
+            self._call(self.kernel_calls.launch, function, blocks[0], stream, *words)
 
     # Other processes
 

@@ -88,6 +88,15 @@ Status Machine::module_function(void* module, const char* name, void** function)
   return Status::kOk;
 }
 
+Status Machine::takes(void* function, size_t argument_bytes) {
+  std::lock_guard guard(mutex_);
+  const auto known = functions_.find(function);
+  if (known == functions_.end()) return fail(Status::kInvalidHandle, "no such function");
+  if (known->second.argument_bytes <= argument_bytes) return Status::kOk;
+  return fail(Status::kInvalidValue, "the argument has " + std::to_string(argument_bytes) +
+                                         " bytes, the kernel takes " + std::to_string(known->second.argument_bytes));
+}
+
 Status Machine::launch(int device, void* function, Dimensions blocks, Dimensions threads, unsigned shared_bytes,
                        void* stream, void** parameters, void** extra) {
   std::shared_ptr<Stream> found;

@@ -140,6 +140,8 @@ class Machine {
   // A module's image is a shared library of the host. Modules stay until the process ends.
   Status module_load(int device, const void* image, void** module);
   Status module_function(void* module, const char* name, void** function);
+  // For calls that are told how long the argument is: whether the function takes no more.
+  Status takes(void* function, size_t argument_bytes);
   // `parameters` has the address of the kernel's one argument, which is copied before this returns.
   Status launch(int device, void* function, Dimensions blocks, Dimensions threads, unsigned shared_bytes, void* stream,
                 void** parameters, void** extra);
