@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -136,6 +137,20 @@ def check(interface: CInterface, headers: Headers) -> str:
     return ""
 
 
+def check_older(interface: CInterface, headers: Headers) -> str:
+    """The same for the forms of older libraries, where the headers still declare them."""
+    if not interface.older_declarations:
+        return ""
+    older = dataclasses.replace(
+        interface,
+        declarations=interface.older_declarations,
+        older_declarations="",
+        renamed={},
+        newer_forms={},
+    )
+    return check(older, headers._replace(defines=(*headers.defines, interface.older_define)))
+
+
 def program(interface: CInterface, headers: Headers) -> str:
     lines = ["#include <cstddef>", "#include <cstdint>", "#include <type_traits>"]
     lines += [f"#include <{name}>" for name in headers.includes]
@@ -188,7 +203,7 @@ def main() -> int:
             wrong += vendor in required
         for headers in sets:
             interface: CInterface = vendor_module(vendor, "runtime").INTERFACE
-            problem = check(interface, headers)
+            problem = check(interface, headers) or check_older(interface, headers)
             counts = f"{sum(1 for _ in interface.prototypes())} functions, {len(interface.types)} types, "
             counts += f"{len(interface.constants) + len(interface.errors)} constants"
             note = "" if headers.vendors_own else " (not the vendor's file)"

@@ -18,6 +18,7 @@ from sage_kv_connector.devices.runtime import (
 )
 from sage_kv_connector.vendors import VENDORS, available_runtimes, open_runtime, vendor_module
 from sage_kv_connector.vendors.emulator import EmulatorSettings
+from sage_kv_connector.vendors.emulator.control import control_of
 from tests.vendors.rig import Rig, emulator_of, expected, interface_of, loads
 
 
@@ -50,9 +51,8 @@ def test_an_older_library_without_the_optional_functions(vendor: str) -> None:
     module = vendor_module(vendor, "runtime")
     library = emulator_of(vendor)
     kept = set(interface.one_of[-1:])
-    functions = {
-        name: call for name, call in library.functions.items() if name not in interface.optional - kept
-    }
+    gone = (interface.optional - kept) | {f"{each.name} (older)" for each in interface.prototypes(older=True)}
+    functions = {name: call for name, call in library.functions.items() if name not in gone}
     runtime: DeviceRuntime = module.create(replace(library, functions=functions))
     assert not runtime.features.batched_copies
     host, back = runtime.host_alloc(0, 8192), runtime.host_alloc(0, 8192)
@@ -74,6 +74,22 @@ def test_an_older_library_without_the_optional_functions(vendor: str) -> None:
     told = expected(vendor).get("older_library", {})
     seen = (runtime.features.host_register, runtime.features.ipc)
     assert seen == (told.get("host_register", True), told.get("ipc", True))
+
+
+def test_a_library_with_the_older_form_of_a_batch_is_called_once(vendor: str) -> None:
+    interface = interface_of(vendor)
+    if "cuMemcpyBatchAsync" not in interface.older_declarations:
+        pytest.skip("there is one form, or none")
+    library = emulator_of(vendor)
+    older = {name: call for name, call in library.functions.items() if name != "cuMemcpyBatchAsync"}
+    runtime: DeviceRuntime = vendor_module(vendor, "runtime").create(replace(library, functions=older))
+    assert runtime.features.batched_copies
+    host, memory, stream = runtime.host_alloc(0, 8192), runtime.alloc(0, 8192), runtime.stream_create(0)
+    rows = np.array([(memory, host, 4096), (memory + 4096, host + 4096, 4096)], np.uint64)
+    runtime.copy_batch_async(0, rows, CopyKind.HOST_TO_DEVICE, stream)
+    runtime.stream_synchronize(0, stream)
+    counted = control_of(runtime).counts()["h2d"]
+    assert (counted.calls, counted.copies, counted.bytes) == (1, 2, 8192)
 
 
 def test_no_compiler_for_an_emulator(vendor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

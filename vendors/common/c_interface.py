@@ -78,9 +78,13 @@ class CInterface:
     renamed: Mapping[str, str] = field(default_factory=dict)  #: header's name → exported symbol
     #: header's name → the symbol that it is in newer headers, where libraries still have the older one.
     newer_forms: Mapping[str, str] = field(default_factory=dict)
+    #: Declarations of forms that older libraries have under the plain names of ``renamed`` ones; all are optional, and
+    #: bound as ``name (older)``. ``older_define``: the macro under which headers still declare them.
+    older_declarations: str = ""
+    older_define: str = ""
 
-    def prototypes(self) -> Iterator[Prototype]:
-        for text in self.declarations.split(";"):
+    def prototypes(self, older: bool = False) -> Iterator[Prototype]:
+        for text in (self.older_declarations if older else self.declarations).split(";"):
             if text.strip():
                 yield self._parse(" ".join(text.split()))
 
@@ -113,18 +117,19 @@ class CInterface:
         Raises AttributeError naming a function that should be there.
         """
         bound = {}
-        for prototype in self.prototypes():
-            symbol = self.renamed.get(prototype.name, prototype.name)
-            function = None
-            for each in (library, *companions):
-                with contextlib.suppress(AttributeError):
-                    function = function or each[symbol]
-            if function is None:
-                if prototype.name in self.optional:
-                    continue
-                raise AttributeError(f"{self.title} has no function {symbol}")
-            function.restype, function.argtypes = prototype.result, prototype.arguments
-            bound[prototype.name] = function
+        for older in (False, True):
+            for prototype in self.prototypes(older):
+                symbol = prototype.name if older else self.renamed.get(prototype.name, prototype.name)
+                function = None
+                for each in (library, *companions):
+                    with contextlib.suppress(AttributeError):
+                        function = function or each[symbol]
+                if function is None:
+                    if older or prototype.name in self.optional:
+                        continue
+                    raise AttributeError(f"{self.title} has no function {symbol}")
+                function.restype, function.argtypes = prototype.result, prototype.arguments
+                bound[f"{prototype.name} (older)" if older else prototype.name] = function
         return bound
 
     def error_name(self, code: int) -> str:

@@ -102,7 +102,14 @@ CUDA = CInterface(
         CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags);
         CUresult cuIpcCloseMemHandle(CUdeviceptr dptr);
     """,
-    optional=frozenset({"cuMemcpyBatchAsync"}),  # drivers of CUDA 13; 12.8's form has one more parameter
+    optional=frozenset({"cuMemcpyBatchAsync"}),  # drivers of CUDA 13
+    # Drivers of CUDA 12.8 and 12.9, and newer ones too.
+    older_declarations="""
+        CUresult cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
+                                    CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs,
+                                    size_t *failIdx, CUstream hStream);
+    """,
+    older_define="__CUDA_API_VERSION_INTERNAL",
     # cuda.h renames these; a library has the old forms under the plain names.
     renamed={
         "cuCtxPushCurrent": "cuCtxPushCurrent_v2",

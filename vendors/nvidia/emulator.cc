@@ -86,6 +86,18 @@ CUresult submit(CUdeviceptr to, CUdeviceptr from, size_t size, Kind kind, CUstre
       [&](Machine& machine, int device) { return machine.submit(device, stream, {Copy{to, from, size}}, kind, true); });
 }
 
+CUresult submit_batch(const CUdeviceptr* to, const CUdeviceptr* from, const size_t* sizes, size_t count,
+                      const CUmemcpyAttributes* attributes, const size_t* first, size_t attribute_count,
+                      CUstream stream) {
+  if (attribute_count != 1 || first[0] != 0 || count == 0 ||
+      attributes->srcAccessOrder != CU_MEMCPY_SRC_ACCESS_ORDER_STREAM)
+    return CUDA_ERROR_INVALID_VALUE;
+  std::vector<Copy> copies;
+  for (size_t i = 0; i < count; ++i) copies.push_back({to[i], from[i], sizes[i]});
+  return with_device(
+      [&](Machine& machine, int device) { return machine.submit(device, stream, copies, Kind::kInfer, true); });
+}
+
 }  // namespace
 
 extern "C" {
@@ -223,14 +235,20 @@ CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr fro
 
 CUresult cuMemcpyBatchAsync(CUdeviceptr* to, CUdeviceptr* from, size_t* sizes, size_t count,
                             CUmemcpyAttributes* attributes, size_t* first, size_t attribute_count, CUstream stream) {
-  if (attribute_count != 1 || first[0] != 0 || count == 0 ||
-      attributes->srcAccessOrder != CU_MEMCPY_SRC_ACCESS_ORDER_STREAM)
-    return CUDA_ERROR_INVALID_VALUE;
-  std::vector<Copy> copies;
-  for (size_t i = 0; i < count; ++i) copies.push_back({to[i], from[i], sizes[i]});
-  return with_device(
-      [&](Machine& machine, int device) { return machine.submit(device, stream, copies, Kind::kInfer, true); });
+  return submit_batch(to, from, sizes, count, attributes, first, attribute_count, stream);
 }
+
+// The form of CUDA 12.8 has the plain name.
+#pragma push_macro("cuMemcpyBatchAsync")
+#undef cuMemcpyBatchAsync
+__attribute__((visibility("default"))) CUresult cuMemcpyBatchAsync(CUdeviceptr* to, CUdeviceptr* from, size_t* sizes,
+                                                                   size_t count, CUmemcpyAttributes* attributes,
+                                                                   size_t* first, size_t attribute_count,
+                                                                   size_t* failed, CUstream stream) {
+  *failed = SIZE_MAX;  // not known
+  return submit_batch(to, from, sizes, count, attributes, first, attribute_count, stream);
+}
+#pragma pop_macro("cuMemcpyBatchAsync")
 
 CUresult cuDeviceCanAccessPeer(int* answer, CUdevice device, CUdevice peer) {
   Machine& machine = Machine::get();

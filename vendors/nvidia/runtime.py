@@ -89,6 +89,9 @@ CALLS = Calls(
 
 KERNEL_CALLS = KernelCalls("cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel")
 
+#: The form of CUDA 13 and that of 12.8, which tells the copy that failed too.
+BATCHES = ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync (older)")
+
 
 class NvidiaRuntime(KernelRuntime):
     """GPUs through libcuda.so.1."""
@@ -108,7 +111,7 @@ class NvidiaRuntime(KernelRuntime):
     def features(self) -> RuntimeFeatures:
         return RuntimeFeatures(
             host_register=True,
-            batched_copies=self._has("cuMemcpyBatchAsync"),
+            batched_copies=any(map(self._has, BATCHES)),
             peer_copies=True,
             asynchronous_peer_copies=True,
             ipc=True,
@@ -162,18 +165,21 @@ class NvidiaRuntime(KernelRuntime):
     def copy_batch_async(self, device: int, copies: Copies, kind: CopyKind, stream: int) -> None:
         if len(copies) == 0:
             return
-        if not self._has("cuMemcpyBatchAsync"):
+        call = next(filter(self._has, BATCHES), None)
+        if call is None:
             super().copy_batch_async(device, copies, kind, stream)
             return
         with self._on(device):
             columns = np.ascontiguousarray(copies.T)  # uint64, as CUdeviceptr and size_t are
             addresses = ctypes.POINTER(ctypes.c_ulonglong)
             attributes = CopyAttributes(srcAccessOrder=CONSTANT["CU_MEMCPY_SRC_ACCESS_ORDER_STREAM"])
+            failed = ctypes.c_size_t()
             self._call(
-                "cuMemcpyBatchAsync",
+                call,
                 columns[0].ctypes.data_as(addresses), columns[1].ctypes.data_as(addresses),
                 columns[2].ctypes.data_as(ctypes.POINTER(ctypes.c_size_t)), len(copies),
-                ctypes.byref(attributes), ctypes.byref(ctypes.c_size_t(0)), 1, stream,
+                ctypes.byref(attributes), ctypes.byref(ctypes.c_size_t(0)), 1,
+                *((ctypes.byref(failed),) if call == BATCHES[1] else ()), stream,
             )  # fmt: skip
 
     def _peer(self, device: int) -> int:
