@@ -164,6 +164,17 @@ def test_a_head_of_interleaved_rows_is_one_copy_a_page() -> None:
     assert made.pairs[:, 2].tolist() == [2 * 16 * ROW] * 2
 
 
+def test_a_page_whose_planes_begin_behind_something_else_is_one_copy() -> None:
+    """As much lies in front of the planes as they have themselves."""
+    one = layout("rows", 16, gap=2 * HEADS * 16 * ROW)
+    front = 2 * HEADS * 16 * ROW
+    planes = [
+        plane._replace(order=plane.order._replace(offset=plane.order.offset + front)) for plane in one.planes
+    ]
+    made, _ = staged(one._replace(planes=planes).group(), Span(0, 1, 0, HEADS, 0, 32, [7, 3]))
+    assert made.pairs[:, 2].tolist() == [front] * 2
+
+
 def test_planes_of_one_tensor_that_share_no_page_are_copied_by_themselves() -> None:
     """[2, page, token, head, dim]: all K pages, then all V pages; an image of both would be the whole cache."""
     one = layout("apart", 16)

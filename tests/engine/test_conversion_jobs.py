@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from sage_kv_connector.contract.dtypes import dtype
 from sage_kv_connector.engine.conversion.jobs import CpuConversions
@@ -19,7 +20,8 @@ from tests.engine.test_conversion import TOKENS, MakeCore, pages_for, write_cont
 PAGES, LONG = 24, 400_000
 
 
-def test_a_cancelled_job_writes_nothing(make_native_core: MakeCore) -> None:
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_a_cancelled_job_writes_nothing(make_native_core: MakeCore, verb: str) -> None:
     side = ConvertingSide(make_native_core, Shape(), PAGES)
     pages = pages_for(side, 1)
     write_content(side, pages, range(TOKENS))
@@ -36,22 +38,25 @@ def test_a_cancelled_job_writes_nothing(make_native_core: MakeCore) -> None:
     jobs = CpuConversions(1, 1 << 20, lambda address, length: None)
     ended: list[str] = []
 
-    def encode(name: str, span: Span, into: npt.NDArray[np.uint8]) -> int:
+    def convert(name: str, span: Span, wire: npt.NDArray[np.uint8], verb: str = "encode") -> int:
         def done(why: str) -> None:
             assert not why
             ended.append(name)
 
-        return jobs.encode(converter, span, into.ctypes.data, len(into), done)
+        job: int = getattr(jobs, verb)(converter, span, wire.ctypes.data, len(wire), done)
+        return job
 
-    encode("busy", long, busy)
-    jobs.cancel(encode("cancelled", span, wire[0]))
+    before = [layer.copy() for layer in side.cache]
+    convert("busy", long, busy)
+    jobs.cancel(convert("cancelled", span, wire[0], verb))
     jobs.cancel(12345)
-    encode("last", span, wire[1])
+    convert("last", span, wire[1])
     until = time.monotonic() + 20
     while "last" not in ended and time.monotonic() < until:
         for event in jobs.poll():
             jobs._on_event(event)
     assert ended == ["busy", "last"]
     assert wire[1].any() and not wire[0].any()
+    assert all(map(np.array_equal, before, side.cache))
     assert jobs.counters()["conversions"] == 0
     jobs.close()

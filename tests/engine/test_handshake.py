@@ -15,6 +15,7 @@ from sage_kv_connector.engine.session.handshake import (
     HandshakeRefused,
     Identity,
     Peer,
+    _Agreement,
     decode_schema,
 )
 
@@ -308,3 +309,17 @@ def test_messages_of_one_session_are_worth_nothing_in_another() -> None:
     reflected = m.Proof(welcome.proof, welcome.schema)
     with pytest.raises(HandshakeRefused):
         acceptor.on_proof(reflected, m.encode(reflected))
+
+
+@pytest.mark.parametrize("security", ["authenticated", "encrypted"])
+def test_each_side_sends_with_its_own_half_of_what_is_derived(security: str) -> None:
+    """Which half is whose is the protocol: two versions must agree."""
+    connector, acceptor = _Agreement(), _Agreement()
+    connector.meet(acceptor.share)
+    acceptor.meet(connector.share)
+    both = connector.derive(b"s", b"traffic", b"transcript", length=2 * LANE_KEYS_BYTES)
+    halves = both[:LANE_KEYS_BYTES], both[LANE_KEYS_BYTES:]
+    connects = connector.keys(security, True, b"s", b"transcript")
+    accepts = acceptor.keys(security, False, b"s", b"transcript")
+    assert connects is not None and (connects.send, connects.receive) == halves
+    assert accepts is not None and (accepts.receive, accepts.send) == halves

@@ -78,7 +78,7 @@ def test_a_chunk_is_only_for_whom_it_was_sent_to() -> None:
         send = asyncio.create_task(ends.prefill.send_kv_chunk(ends.chunk(1, ends.source), other))
         with pytest.raises(TransferError) as caught:
             await ends.decode.recv_kv_chunk(ends.chunk(1, ends.target), ends.prefill.spec, deadline_s=5.0)
-        assert caught.value.failure is not None
+        assert caught.value.failure is not None and str(caught.value) == caught.value.args[0]
         with pytest.raises(TransferError):
             await send
         assert not ends.target.any()
