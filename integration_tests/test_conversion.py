@@ -198,7 +198,7 @@ def prefill_of(
 @pytest.mark.parametrize(
     ("name", "block_size", "extra"),
     [
-        ("smaller-pages", 96, ()),
+        pytest.param("smaller-pages", 96, (), marks=pytest.mark.full),
         pytest.param("tp-2-page-64", 64, ("--tensor-parallel-size", "2"), marks=pytest.mark.full),
     ],
 )

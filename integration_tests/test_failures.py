@@ -7,6 +7,8 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
+
 from integration_tests.cluster import TIMES, Cluster, gauges, new_prompt, settled_gauges, wait_until
 from sage_kv_connector.launch.process import Process
 from sage_kv_connector.launch.vllm import Answer, complete
@@ -46,6 +48,7 @@ def reference(cluster: Cluster, prompt: list[int]) -> list[int]:
     return complete(cluster.decode_shm.url, prompt, max_tokens=8).token_ids
 
 
+@pytest.mark.full
 def test_prefill_dies_before_the_transfer(cluster: Cluster) -> None:
     for decode in (cluster.decode_shm, cluster.decode_tcp):
         cluster.hand_over(decode, new_prompt(64))
@@ -109,6 +112,7 @@ def test_a_silent_network_costs_the_deadline_and_a_recompute(cluster: Cluster) -
     expect_hand_over(cluster, cluster.decode_tcp)
 
 
+@pytest.mark.full
 def test_decode_dies_during_the_transfer(cluster: Cluster) -> None:
     cluster.hand_over(cluster.decode_tcp, new_prompt(64))
     prompt = new_prompt(3000)

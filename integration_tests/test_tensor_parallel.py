@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from integration_tests.cluster import Cluster, bare_word, new_prompt, settled_gauges
 from integration_tests.tcp_proxy import TcpProxy
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -12,6 +14,7 @@ from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.vllm import VllmOptions, complete, router, vllm_server
 
 
+@pytest.mark.full  # test_conversion has two ranks on one side
 def test_tp_2_hands_over_to_tp_2(scratch: Path, model: Path, secret: dict[str, str]) -> None:
     audit = scratch / "audit-tp.jsonl"
     audit.touch()
