@@ -19,7 +19,7 @@ class TileKernel : Lanes {
     layers_.SetGlobalBuffer((__gm__ uint64_t*)(launch + kHeaderBytes));
     const uint64_t ids =
         uint64_t(launch + kHeaderBytes) + uint64_t(launch_.planes) * launch_.layers * sizeof(LayerPlane);
-    ids_.SetGlobalBuffer((__gm__ int32_t*)(launch_.ids != 0 ? launch_.ids : ids));
+    ids_.SetGlobalBuffer((__gm__ int32_t*)ids);
     pipe_.InitBuffer(in_, 1, kLanes * 4);
     pipe_.InitBuffer(out_, 1, kLanes * 4);
     InitLanes(pipe_);

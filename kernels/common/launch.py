@@ -19,7 +19,7 @@ TYPE_NAMES = {"fp32": "Fp32", "fp16": "Fp16", "bf16": "Bf16", "fp8_e4m3": "Fp8E4
 WIRE_TYPE_NAMES = {dtype: f"{name}Wire" for dtype, name in (*TYPE_NAMES.items(), ("int4", "Int4"))}
 MAX_PLANES = 4
 #: Of ``Launch.data``: layers' planes take 16 bytes each, page ids 4.
-DATA_BYTES = 8 * 472
+DATA_BYTES = 8 * 473
 
 
 class LaunchPlane(ctypes.Structure):
@@ -49,10 +49,9 @@ class LayerPlane(ctypes.Structure):
 
 
 class Launch(ctypes.Structure):
-    """``data``: LayerPlanes, layer after layer, then int32 page ids, unless these are at the address ``ids``."""
+    """``data``: LayerPlanes, layer after layer, then int32 page ids."""
 
     _fields_ = (
-        ("ids", ctypes.c_uint64),
         ("wire", ctypes.c_uint64),
         ("layer_bytes", ctypes.c_int64),
         ("first_token", ctypes.c_int64),
@@ -92,18 +91,17 @@ def launch_argument(
     planes: Sequence[LaunchPlane],
     layers: Sequence[LayerPlane],
     ids: npt.NDArray[np.int32],
-    ids_address: int = 0,
     **rest: int,
 ) -> Launch:
-    """``layers``: for each layer one of each plane. ``ids``: are at ``ids_address`` too where that is not 0.
+    """``layers``: for each layer one of each plane. ``ids``: the first for the page of the first token.
 
     ``rest``: the other fields. Raises ValueError for more than ``DATA_BYTES``.
     """
-    data = b"".join(map(bytes, layers)) + (b"" if ids_address else ids.tobytes())
+    data = b"".join(map(bytes, layers)) + ids.tobytes()
     if len(data) > DATA_BYTES:
         raise ValueError(f"layers and page ids take {len(data)} bytes of a launch, at most {DATA_BYTES}")
     launch = Launch(
-        ids=ids_address, planes=len(planes), layers=len(layers) // len(planes),
+        planes=len(planes), layers=len(layers) // len(planes),
         plane=(LaunchPlane * MAX_PLANES)(*planes), **rest,
     )  # fmt: skip
     ctypes.memmove(ctypes.addressof(launch) + Launch.data.offset, data, len(data))

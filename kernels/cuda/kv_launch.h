@@ -22,14 +22,14 @@ struct LayerPlane {
 };
 
 constexpr int32_t kMaxPlanes = 4;
-constexpr int32_t kDataWords = 472;  // so that a Launch fits into the 4 KiB that arguments of a kernel may have
+constexpr int32_t kDataWords = 473;  // so that a Launch fits into the 4 KiB that arguments of a kernel may have
 
 // Some heads of some tokens of some layers, between pages and a wire that is layer after layer, plane after plane.
 // `first_token` is the place in the request, `wire` a multiple of 16. `data`: a LayerPlane for each plane of each
-// layer, then int32 page ids, the first for the page that holds `first_token`; these are at the address `ids` instead
-// where that is not 0. The grid has a block for each tile of the plane with the most tiles, in planes x layers rows.
+// layer, then int32 page ids, the first for the page that holds `first_token`. The grid has a block for each tile of
+// the plane with the most tiles, in planes x layers rows.
 struct Launch {
-  uint64_t ids, wire;
+  uint64_t wire;
   int64_t layer_bytes, first_token, tokens;
   int32_t page_tokens, first_head, heads, planes, layers, reserved;
   LaunchPlane plane[kMaxPlanes];
@@ -68,8 +68,7 @@ KV_FN uint64_t wire_at(const Launch& launch, int32_t row) {
 
 KV_FN Plane plane_at(const Launch& launch, int32_t row) {
   const LayerPlane& at = reinterpret_cast<const LayerPlane*>(launch.data)[row];
-  const auto* ids = launch.ids != 0 ? reinterpret_cast<const int32_t*>(launch.ids)
-                                    : reinterpret_cast<const int32_t*>(launch.data + 2 * launch.planes * launch.layers);
+  const auto* ids = reinterpret_cast<const int32_t*>(launch.data + 2 * launch.planes * launch.layers);
   return {ids,          at.base, wire_at(launch, row), launch.plane[row % launch.planes].page_stride, at.memory_scale,
           at.wire_scale};
 }

@@ -79,7 +79,7 @@ def launch(
     layer = LayerPlane(store.ctypes.data, case.memory_scale, case.wire_scale)
     plane = launch_plane(PlaneLayout(case.strides, store.itemsize, case.dim, case.fmt))
     argument = launch_argument(
-        [plane], [layer], ids, ids.ctypes.data if decode else 0, wire=wire.ctypes.data,
+        [plane], [layer], ids, wire=wire.ctypes.data,
         page_tokens=case.page_tokens, first_token=case.tokens.first, tokens=case.tokens.length,
         first_head=case.heads.first, heads=case.heads.length,
     )  # fmt: skip
