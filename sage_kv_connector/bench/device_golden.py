@@ -54,7 +54,7 @@ class _OnDevice:
         runtime, device, stream = self.runtime, self.device, self.stream
         runtime.copy_async(device, source, self.host, len(given), CopyKind.HOST_TO_DEVICE, stream)
         for launch in launches:
-            runtime.launch(device, *launch, stream)
+            runtime.launch(device, launch, stream)
         runtime.copy_async(device, self.host, target, nbytes, CopyKind.DEVICE_TO_HOST, stream)
         runtime.stream_synchronize(device, stream)
         return seen[:nbytes].copy()

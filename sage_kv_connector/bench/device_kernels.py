@@ -77,7 +77,7 @@ class _Bench:
     def launched(self, launches: list[Launch]) -> Callable[[], None]:
         def run() -> None:
             for launch in launches:
-                self.runtime.launch(self.device, *launch, self.stream)
+                self.runtime.launch(self.device, launch, self.stream)
 
         return run
 

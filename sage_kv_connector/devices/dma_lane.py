@@ -121,7 +121,7 @@ class DmaLane:
         if self._kind == CopyKind.HOST_TO_DEVICE:
             runtime.copy_batch_async(device, job.copies, self._kind, stream)
         for launch in job.launches:
-            runtime.launch(device, *launch, stream)
+            runtime.launch(device, launch, stream)
         if self._kind != CopyKind.HOST_TO_DEVICE:
             runtime.copy_batch_async(device, job.copies, self._kind, stream)
 

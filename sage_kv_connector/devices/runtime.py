@@ -44,8 +44,7 @@ import numpy.typing as npt
 
 #: uint64 array of shape (n, 3): destination address, source address, length in bytes.
 Copies = npt.NDArray[np.uint64]
-#: What ``DeviceRuntime.launch`` takes behind the device, but for the stream: function, blocks, threads, shared bytes,
-#: argument.
+#: Of a kernel: function, blocks in x and y, threads of each, bytes of shared memory of each, argument.
 Launch = tuple[int, tuple[int, int], int, int, bytes]
 
 
@@ -210,19 +209,10 @@ class DeviceRuntime(Protocol):
         """
         ...
 
-    def launch(
-        self,
-        device: int,
-        function: int,
-        blocks: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        stream: int,
-    ) -> None:
-        """Enqueue a kernel: ``blocks`` in x and y, of ``threads`` each with ``shared_bytes`` of shared memory.
+    def launch(self, device: int, launch: Launch, stream: int) -> None:
+        """Enqueue a kernel.
 
-        ``arguments`` is the kernel's one struct, as long as the kernel declares it: nobody checks that. Of a long
+        The argument is the kernel's one struct, as long as the kernel declares it: nobody checks that. Of a long
         one a kernel gets the address where the vendor takes only short ones (see docs/vendors.md). Raises DeviceError,
         UnsupportedByRuntime.
         """

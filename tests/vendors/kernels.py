@@ -68,7 +68,7 @@ class Adder:
 
     def launch(self, given: bytes, stream: int) -> None:
         threads = min(64, shape_of(self.runtime.vendor)[1])
-        self.runtime.launch(self.device, self.function, (4, 1), threads, 0, given, stream)
+        self.runtime.launch(self.device, (self.function, (4, 1), threads, 0, given), stream)
 
 
 def shape_of(vendor: str) -> tuple[tuple[int, int], int, int]:

@@ -42,7 +42,7 @@ def test_what_launches_no_kernels_says_so(vendor: str) -> None:
     for call in (
         lambda: runtime.architecture(0),
         lambda: runtime.load_function(0, b"", "add_words"),
-        lambda: runtime.launch(0, 0, (1, 1), 1, 0, b"", 0),
+        lambda: runtime.launch(0, (0, (1, 1), 1, 0, b""), 0),
     ):
         with pytest.raises(UnsupportedByRuntime, match="no kernels are launched"):
             call()
@@ -119,7 +119,7 @@ def test_a_launch_has_its_shape(rig: Rig) -> None:
     function = rig.runtime.load_function(0, module_for("host"), "write_shape")
     blocks, threads, shared = shape_of(rig.runtime.vendor)
     where = words.ctypes.data.to_bytes(8, "little")
-    rig.runtime.launch(0, function, blocks, threads, shared, where, stream)
+    rig.runtime.launch(0, (function, blocks, threads, shared, where), stream)
     rig.runtime.stream_synchronize(0, stream)
     assert words_of(words).tolist() == [*blocks, threads, shared]
 
@@ -141,7 +141,7 @@ def test_a_module_is_loaded_once_a_device(rig: Rig) -> None:
     other = load(1, code, "add_words")
     assert other != load(0, code, "add_words")
     with pytest.raises(DeviceError):  # the other device's function
-        rig.runtime.launch(0, other, (1, 1), 1, 0, argument(0, 0, 0), rig.runtime.stream_create(0))
+        rig.runtime.launch(0, (other, (1, 1), 1, 0, argument(0, 0, 0)), rig.runtime.stream_create(0))
 
 
 def test_unknown_images_and_names(rig: Rig) -> None:
@@ -180,9 +180,9 @@ def test_what_a_launch_refuses(rig: Rig) -> None:
         ((1, 1), 1, (48 << 10) + 1),
     ):
         with pytest.raises(DeviceError, match="blocks of"):
-            rig.runtime.launch(0, adder.function, blocks, threads, shared, given, stream)
+            rig.runtime.launch(0, (adder.function, blocks, threads, shared, given), stream)
     with pytest.raises(DeviceError, match="no such function"):
-        rig.runtime.launch(0, stream, (1, 1), 1, 0, given, stream)
+        rig.runtime.launch(0, (stream, (1, 1), 1, 0, given), stream)
     with pytest.raises(DeviceError):  # the stream of another device
         adder.launch(given, rig.runtime.stream_create(1))
     assert rig.control.launches() == before

@@ -18,6 +18,7 @@ from sage_kv_connector.devices.runtime import (
     DeviceOutOfMemory,
     DeviceRuntime,
     DmaFailed,
+    Launch,
     MisalignedAddress,
     RuntimeFeatures,
     UnsupportedByRuntime,
@@ -245,24 +246,14 @@ class AscendRuntime(KernelRuntime):
     def _find_kernel(self, module: int, name: bytes) -> int:
         return self._last_pointer(self.kernel_calls.function, module, name)
 
-    def launch(
-        self,
-        device: int,
-        function: int,
-        blocks: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        stream: int,
-    ) -> None:
+    def launch(self, device: int, launch: Launch, stream: int) -> None:
         """A block is a core's part. The kernel takes the address of its argument, which ACL copies to the device."""
+        function, blocks, threads, shared_bytes, argument = launch
         if blocks[1] != 1 or threads != 1 or shared_bytes != 0:
-            raise self._unsupported(
-                self.kernel_calls.launch,
-                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
-                "cores of an NPU are in one row and have one thread, and a launch asks for 0 bytes",
+            raise self._refused(
+                launch, "cores of an NPU are in one row and have one thread, and a launch asks for 0 bytes"
             )
-        given = ctypes.create_string_buffer(bytes(DATA_OFFSET) + arguments, DATA_OFFSET + len(arguments))
+        given = ctypes.create_string_buffer(bytes(DATA_OFFSET) + argument, DATA_OFFSET + len(argument))
         where = PlaceHolder(0, DATA_OFFSET)
         words = (None, given, len(given), ctypes.byref(where), 1)
         with self._on(device):

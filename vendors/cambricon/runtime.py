@@ -19,6 +19,7 @@ from sage_kv_connector.devices.runtime import (
     DeviceOutOfMemory,
     DeviceRuntime,
     DmaFailed,
+    Launch,
     RuntimeFeatures,
     RuntimeUnavailable,
     UnsupportedByRuntime,
@@ -179,14 +180,11 @@ class CambriconRuntime(KernelRuntime):
     def _find_kernel(self, module: int, name: bytes) -> int:
         return self._last_pointer(self.kernel_calls.function, module, name)
 
-    def _launch_words(self, blocks: tuple[int, int], threads: int, shared_bytes: int) -> tuple[int, ...]:
+    def _launch_words(self, launch: Launch) -> tuple[int, ...]:
         """A block is a task on one core, which has one thread, and the memory that its kernel names."""
+        _, blocks, threads, shared_bytes, _ = launch
         if threads != 1 or shared_bytes != 0:
-            raise self._unsupported(
-                self.kernel_calls.launch,
-                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
-                "a task of an MLU has 1 thread and 0 bytes",
-            )
+            raise self._refused(launch, "a task of an MLU has 1 thread and 0 bytes")
         return (*blocks, 1, CONSTANT["CN_KERNEL_CLASS_BLOCK"], 0)
 
     # Other processes

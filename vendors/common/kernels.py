@@ -8,6 +8,7 @@ import threading
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
+from sage_kv_connector.devices.runtime import DeviceError, Launch
 from sage_kv_connector.vendors.common.cuda_like import CudaLikeRuntime
 from sage_kv_connector.vendors.common.libraries import Library
 
@@ -50,21 +51,20 @@ class KernelRuntime(CudaLikeRuntime):
     def _find_kernel(self, module: int, name: bytes) -> int:
         return self._pointer(self.kernel_calls.function, module, name)
 
-    def launch(
-        self,
-        device: int,
-        function: int,
-        blocks: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        stream: int,
-    ) -> None:
-        words = self._launch_words(blocks, threads, shared_bytes)
-        parameters = ctypes.cast((ctypes.c_char_p * 1)(arguments), ctypes.POINTER(ctypes.c_void_p))
+    def launch(self, device: int, launch: Launch, stream: int) -> None:
+        function, *_, argument = launch
+        words = self._launch_words(launch)
+        parameters = ctypes.cast((ctypes.c_char_p * 1)(argument), ctypes.POINTER(ctypes.c_void_p))
         with self._on(device):
             self._call(self.kernel_calls.launch, function, *words, stream, parameters, None)
 
-    def _launch_words(self, blocks: tuple[int, int], threads: int, shared_bytes: int) -> tuple[int, ...]:
-        """What ``launch`` takes between function and stream."""
+    def _launch_words(self, launch: Launch) -> tuple[int, ...]:
+        """What the vendor's call takes between function and stream."""
+        _, blocks, threads, shared_bytes, _ = launch
         return (*blocks, 1, threads, 1, 1, shared_bytes)
+
+    def _refused(self, launch: Launch, why: str) -> DeviceError:
+        """Of a launch whose shape the device's kernels can't have."""
+        _, blocks, threads, shared_bytes, _ = launch
+        shape = f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes"
+        return self._unsupported(self.kernel_calls.launch, f"{shape}: {why}")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from sage_kv_connector.devices.runtime import (
     DeviceError,
     DeviceLost,
+    Launch,
     UnsupportedByRuntime,
 )
 from sage_kv_connector.vendors.common.c_interface import CInterface
@@ -104,16 +105,7 @@ class VendorRuntime:
     def load_function(self, device: int, code: bytes, name: str) -> int:
         raise self._unsupported("load_function", self._no_kernels)
 
-    def launch(
-        self,
-        device: int,
-        function: int,
-        blocks: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        stream: int,
-    ) -> None:
+    def launch(self, device: int, launch: Launch, stream: int) -> None:
         raise self._unsupported("launch", self._no_kernels)
 
     def architecture(self, device: int) -> str:

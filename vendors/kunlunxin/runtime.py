@@ -22,6 +22,7 @@ from sage_kv_connector.devices.runtime import (
     DeviceOutOfMemory,
     DeviceRuntime,
     DmaFailed,
+    Launch,
     RuntimeFeatures,
     UnsupportedByRuntime,
 )
@@ -194,30 +195,18 @@ class KunlunxinRuntime(KernelRuntime):
             self._kernels[module, name] = self._pointer(self.kernel_calls.function, *words), code
         return self._kernels[module, name][0]
 
-    def launch(
-        self,
-        device: int,
-        function: int,
-        blocks: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        stream: int,
-    ) -> None:
+    def launch(self, device: int, launch: Launch, stream: int) -> None:
         """Blocks are clusters, threads their cores. A kernel of more than ``ARGUMENT_BYTES`` takes their address."""
+        function, blocks, threads, shared_bytes, argument = launch
         if blocks[1] != 1 or shared_bytes != 0:
-            raise self._unsupported(
-                self.kernel_calls.launch,
-                f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {shared_bytes} bytes: "
-                "clusters of an XPU are in one row, and a launch asks for 0 bytes",
-            )
+            raise self._refused(launch, "clusters of an XPU are in one row, and a launch asks for 0 bytes")
         with self._launching:
-            if len(arguments) <= ARGUMENT_BYTES:
-                self._launch(device, function, (blocks[0], threads, stream), arguments)
+            if len(argument) <= ARGUMENT_BYTES:
+                self._launch(device, function, (blocks[0], threads, stream), argument)
                 return
             if device not in self._rings:
                 self._rings[device] = ArgumentRing(self, device)
-            with self._rings[device].placed(arguments, stream) as address:
+            with self._rings[device].placed(argument, stream) as address:
                 self._launch(device, function, (blocks[0], threads, stream), address.to_bytes(8, "little"))
 
     def _launch(self, device: int, function: int, shape: tuple[int, int, int], argument: bytes) -> None:

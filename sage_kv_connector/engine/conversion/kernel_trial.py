@@ -99,7 +99,7 @@ class KernelTrial:
         seen[: len(given)] = given
         runtime.copy_async(device, source, self._host, len(given), CopyKind.HOST_TO_DEVICE, stream)
         for launch in launches:
-            runtime.launch(device, *launch, stream)
+            runtime.launch(device, launch, stream)
         runtime.copy_async(device, self._host, target, nbytes, CopyKind.DEVICE_TO_HOST, stream)
         runtime.stream_synchronize(device, stream)
         return seen[:nbytes].copy()

@@ -87,7 +87,7 @@ def test_a_long_argument_is_on_the_device_when_its_kernel_begins() -> None:
     stream, addresses = runtime.stream_create(0), []
     for number in range(2 * SLOTS):
         given = bytes([number]) * (ARGUMENT_BYTES + 1)
-        runtime.launch(0, 7, (3, 1), 64, 0, given, stream)
+        runtime.launch(0, (7, (3, 1), 64, 0, given), stream)
         runtime.stream_synchronize(0, stream)
         (address, *place), *rest = calls[-3:]
         assert place == [8, 0] and rest == [(3, 64, stream), (7,)]
@@ -95,10 +95,10 @@ def test_a_long_argument_is_on_the_device_when_its_kernel_begins() -> None:
         assert bytes(rig.download(addresses[-1], len(given))) == given
     assert len(set(addresses)) == SLOTS
     by_value = bytes(range(256)) * 2
-    runtime.launch(0, 7, (1, 1), 1, 0, by_value, stream)
+    runtime.launch(0, (7, (1, 1), 1, 0, by_value), stream)
     assert calls[-3] == (by_value, ARGUMENT_BYTES, 0)
     with pytest.raises(ValueError, match=f"{SLOT_BYTES + 1} bytes, at most {SLOT_BYTES}"):
-        runtime.launch(0, 7, (1, 1), 1, 0, bytes(SLOT_BYTES + 1), stream)
+        runtime.launch(0, (7, (1, 1), 1, 0, bytes(SLOT_BYTES + 1)), stream)
 
 
 def test_a_slot_is_not_written_while_its_launch_is_under_way() -> None:
