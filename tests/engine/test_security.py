@@ -159,6 +159,24 @@ def test_a_relay_is_refused_and_one_that_is_known_is_not(
     assert code_of(fetch(decode, behind)) is None
 
 
+@pytest.mark.parametrize(("times", "code"), [(1, None), (2, Code.UNREACHABLE)])
+def test_a_connection_that_breaks_in_the_handshake_is_dialled_once_more(
+    make: Cores, make_proxy: Callable[..., Proxy], times: int, code: Code | None
+) -> None:
+    left = [OSError("broken")] * times
+
+    def breaks(position: int, data: bytes) -> bytes:
+        if left and position == 0:
+            raise left.pop()
+        return data
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    front = make_proxy(f"tcp://127.0.0.1:{port}", breaks)
+    prefill = make({"port": port, "advertise_port": parse_address(front.address)[1]})
+    assert code_of(fetch(make({}), prefill)) is code and not left
+
+
 @pytest.mark.parametrize("security", ["authenticated", "encrypted"])
 def test_a_changed_byte_on_the_way_ends_the_session_and_the_next_one_is_right(
     make: Cores, make_proxy: Callable[..., Proxy], security: str, caplog: pytest.LogCaptureFixture
