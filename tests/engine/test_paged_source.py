@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.engine.pages.paged import PagedSource
+from sage_kv_connector.engine.pages.source import SelectionError
 from sage_kv_connector.engine.session.messages import PageRuns
 from tests.engine.paged_side import PAGE_SIZE, MakeCore, Side
 
@@ -44,6 +45,18 @@ def test_appended_pages_are_final(make_core: MakeCore) -> None:
     ready = cursor.take_ready()
     assert ready is not None and int(ready[:, 2].sum()) == 3 * sum(layer_bytes(made)) and cursor.exhausted
     assert made.token_pages().pages_of(0, 0, 3 * PAGE_SIZE) == [4, 2, 8]
+
+
+def test_who_asks_for_more_than_there_will_be_waits_no_longer_than_until_the_end(make_core: MakeCore) -> None:
+    made = PagedSource(Side(make_core(), 1).view)
+    made.append(0, np.array([4, 2]))
+    cursor = made.cursor((PageRuns(0, ((0, 3),)),), 3 * sum(layer_bytes(made)))
+    ready = cursor.take_ready()
+    assert ready is not None and int(ready[:, 2].sum()) == 2 * sum(layer_bytes(made))
+    assert cursor.take_ready() is None and not cursor.exhausted
+    made.end_here()
+    with pytest.raises(SelectionError, match="prefill ended with 2 pages of group 0, number 3 asked for"):
+        cursor.take_ready()
 
 
 def layer_bytes(source: PagedSource) -> list[int]:
