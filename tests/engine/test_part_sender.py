@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a producer refuses to convert, before anything is read."""
+"""What a producer refuses to convert before anything is read, and where parts go."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from sage_kv_connector.engine.pages.source import SelectionError
+from sage_kv_connector.engine.session import messages as m
+from sage_kv_connector.engine.transfer.offer import Stream
 from sage_kv_connector.engine.transfer.part_sender import PartSender
 from tests.engine.test_messages import PARTS
 
@@ -25,3 +27,16 @@ def test_heads_of_another_rank_are_named(first: int, heads: int, asked: str) -> 
     request = msgspec.structs.replace(PARTS, first_head=first, heads=heads)
     with pytest.raises(SelectionError, match=f"heads: 2 to 3 here, {asked} asked for"):
         PartSender(request, nothing, nothing, here, nothing, nothing)
+
+
+def test_the_first_grant_names_the_window() -> None:
+    """A peer that grants again moves nothing to another place."""
+    session: Any = SimpleNamespace(peer=None, connection=1)
+    stream, granted = Stream(session, PARTS), list[int]()
+    stream.grant(m.Grant(7, 1, b"early"))
+    assert stream.window == b"", "it is not served yet"
+    part: Any = SimpleNamespace(granted=granted.append)
+    stream.part = part
+    for window, parts in ((b"first", 2), (b"second", 9)):
+        stream.grant(m.Grant(7, parts, window))
+    assert (stream.window, granted) == (b"first", [2])

@@ -77,6 +77,20 @@ def test_one_that_waits_for_its_prefill_comes_back_too(sides: tuple[Side, Side])
     assert prefill.released.get(timeout=5).ok
 
 
+def test_who_comes_back_before_its_loss_was_noticed_waits_once(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    prefill.core._producer.on_closed = lambda session, why: None  # type: ignore[method-assign]
+    waiting = prefill.core._producer._early._waiting
+    decode.subscribe(prefill, "t", range(1), [1])
+    eventually(lambda: len(waiting) == 1)
+    first = set(waiting)
+    cut(decode)
+    eventually(lambda: len(waiting) == 1 and first.isdisjoint(waiting))
+    prefill.prefilled("t", [3])
+    assert decode.outcomes.get(timeout=5).ok
+    assert prefill.released.get(timeout=5).ok
+
+
 def test_what_is_posted_to_a_connection_that_is_gone_is_no_end(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     source = streaming(prefill, decode)

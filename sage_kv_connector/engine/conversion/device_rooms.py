@@ -47,13 +47,11 @@ class DeviceRooms:
         return (self._buffers if on_device else self._bounces)[int(not encode)]
 
     def close(self) -> None:
-        """When nothing is on a stream any more."""
+        """Once, when nothing is on a stream any more."""
         for address in self._pinned:
             self._runtime.host_free(self._device, address)
         for address in self._on_device:
             self._runtime.free(self._device, address)
-        self._pinned.clear()
-        self._on_device.clear()
 
     def _take_buffers(self) -> str:
         wanted = 2 * self.buffer_bytes
