@@ -116,7 +116,6 @@ class OnlyFrom(NamedTuple):
 
 LAYERS = ("control", "session", "pages", "conversion", "transfer", "routing", "core", "transport")
 ROOF = ("cli", "bench", "demo", "doctor")
-ENGINES = ("vllm", "sglang", "sage")
 
 RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
     "1 contract, devices and console stand on nothing of ours": (
@@ -151,7 +150,7 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
             "vendors",
             (
                 "hardware.report",
-                *(f"integrations.{engine}.accelerator" for engine in ENGINES),
+                "integrations.common.accelerator",
                 "cli",
                 "bench",
                 "doctor",
@@ -160,8 +159,8 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
     ),
     "6 who stands on the engine comes in by the door, and engines' integrations don't know each other": (
         Rule("store", (DOOR, *BASE, "console")),
-        Rule("integrations.common", (DOOR, *BASE)),
-        Rule("integrations.vllm", (DOOR, *BASE, "integrations.common", "hardware.report", "vendors")),
+        Rule("integrations.common", (DOOR, *BASE, "hardware.report", "vendors")),
+        Rule("integrations.vllm", (DOOR, *BASE, "integrations.common")),
         Rule("integrations.sglang", (DOOR, *BASE, "integrations.common", "store")),
         Rule(
             "integrations.sage",

@@ -16,7 +16,7 @@ from sage_kv_connector.hardware.probing.recording import RecordedMachine
 from sage_kv_connector.hardware.probing.tool_output import ToolFormatError
 from sage_kv_connector.hardware.report.descriptors import descriptors, vendors_of_torch_device
 from sage_kv_connector.hardware.report.topology import probe
-from sage_kv_connector.integrations.vllm.accelerator import device_of
+from sage_kv_connector.integrations.common.accelerator import device_of
 from sage_kv_connector.vendors import VENDORS, BrokenVendor, available_runtimes, open_runtime, vendor_names
 from sage_kv_connector.vendors.emulator import EmulatorSettings
 from tests.hardware.recorded import RECORDINGS

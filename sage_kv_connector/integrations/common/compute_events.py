@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes final when a device has computed it: the engine's thread records an event and goes on.
 
-A thread of ours waits for the events, in the order of their recording, and makes the calls that stand behind them.
+A thread of ours waits for the events, in the order of the calls of ``behind``, and makes the calls that stand behind
+them. An engine that recorded events itself hands them over; they are waited for in place of one of ours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
@@ -20,20 +21,25 @@ READY_EVENTS = 64
 CLOSE_S = 5.0
 
 
-class ComputeEvent(Protocol):
+class RecordedEvent(Protocol):
     """torch.Event, or what stands for it."""
-
-    def record(self) -> None:
-        """On the calling thread's current stream."""
-        ...
 
     def synchronize(self) -> None:
         """Block, without the GIL, until what was on the stream is over. Raises what it failed with."""
         ...
 
 
+class ComputeEvent(RecordedEvent, Protocol):
+    """One of ours, to be used again and again."""
+
+    def record(self) -> None:
+        """On the calling thread's current stream."""
+        ...
+
+
 class _Behind(NamedTuple):
-    event: ComputeEvent
+    ours: ComputeEvent | None
+    recorded: Sequence[RecordedEvent]
     call: Callable[[], object]
     failed: Callable[[str], object]
 
@@ -54,12 +60,22 @@ class ComputeEvents:
         self._thread.start()
         ready.wait()
 
-    def behind(self, call: Callable[[], object], failed: Callable[[str], object]) -> None:
-        """``call()`` when what this thread has launched so far is over, or ``failed`` with the device's error."""
-        event = self._free.popleft() if self._free else self._make()
-        event.record()
+    def behind(
+        self,
+        call: Callable[[], object],
+        failed: Callable[[str], object],
+        recorded: Sequence[RecordedEvent] = (),
+    ) -> None:
+        """``call()`` when what this thread has launched so far is over, or ``failed`` with the device's error.
+
+        ``recorded``: what to wait for instead, by the engine's own word.
+        """
+        ours = None
+        if not recorded:
+            ours = self._free.popleft() if self._free else self._make()
+            ours.record()
         with self._changed:
-            self._waiting.append(_Behind(event, call, failed))
+            self._waiting.append(_Behind(ours, recorded, call, failed))
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
@@ -82,11 +98,13 @@ class ComputeEvents:
             ready.set()
         while (one := self._next()) is not None:
             try:
-                one.event.synchronize()
+                for event in one.recorded if one.ours is None else (one.ours,):
+                    event.synchronize()
             except Exception as error:  # the vendor's, whatever its type
                 self._after(one.failed, f"{type(error).__name__}: {error}")
             else:
-                self._free.append(one.event)
+                if one.ours is not None:
+                    self._free.append(one.ours)
                 self._after(one.call)
 
     def _next(self) -> _Behind | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accelerator that vLLM's KV tensors lie on, as the transport's own runtime sees it.
+"""The accelerator that an engine's KV lies on, as the transport's own runtime sees it.
 
 torch keeps the memory; we copy out of it and into it on streams of our own. What torch
 launched must have ended before pages are read (``compute_events``).
@@ -8,8 +8,10 @@ launched must have ended before pages are read (``compute_events``).
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
+from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime, RuntimeUnavailable
 from sage_kv_connector.hardware.report.descriptors import (
     broken_vendors,
@@ -23,6 +25,17 @@ from sage_kv_connector.vendors import open_runtime
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class NamedDevice:
+    """What torch calls a device, for engines that name it instead of handing its tensors over."""
+
+    type: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.type}:{self.index}"
+
+
 def device_of(tensors: list[Any]) -> Any:
     """The torch device of all KV tensors; None for host memory.
 
@@ -33,12 +46,38 @@ def device_of(tensors: list[Any]) -> Any:
         names = ", ".join(sorted(str(device) for device in devices.values()))
         raise ValueError(f"KV tensors lie on {names or 'nothing'}: must be one device")
     (device,) = devices.values()
+    return _known(device)
+
+
+def device_named(name: str, index: int) -> NamedDevice | None:
+    """The device ``name`` ("cuda", "npu:3"; ``index`` if it has no number); None for host memory.
+
+    Raises ValueError for one that no runtime is known for.
+    """
+    kind, _, number = name.partition(":")
+    found: NamedDevice | None = _known(NamedDevice(kind, int(number) if number.isdecimal() else index))
+    return found
+
+
+def _known(device: Any) -> Any:
     if device.type == "cpu":
         return None
     if device.type not in torch_devices():
         said = "; ".join([f"allowed: cpu, {', '.join(torch_devices())}", *broken_vendors()])
-        raise ValueError(f"KV tensors lie on {device}; {said}")
+        raise ValueError(f"KV lies on {device}; {said}")
     return device
+
+
+def open_memory(device: Any, config: KVTransportConfig) -> DeviceMemory | None:
+    """``open_device``; None for host memory. Raises ValueError for options that only host memory allows."""
+    if device is None:
+        return None
+    if config.audit_file is not None:
+        raise ValueError(
+            f"audit_file is {str(config.audit_file)!r}, but KV lies on {device}: "
+            "only host memory can be audited"
+        )
+    return open_device(device)
 
 
 def open_device(device: Any) -> DeviceMemory:
@@ -63,8 +102,8 @@ class _TorchEvent:
         import torch
 
         self._current_stream = torch.accelerator.current_stream
-        self._device = device
-        self._event = torch.Event(device, blocking=True)
+        self._device = torch.device(str(device))
+        self._event = torch.Event(self._device, blocking=True)
 
     def record(self) -> None:
         self._event.record(self._current_stream(self._device))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which runtime serves KV tensors on an accelerator (emulated devices, no torch device)."""
+"""Which runtime serves KV on an accelerator (emulated devices, no torch device)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sage_kv_connector.devices.runtime import RuntimeUnavailable
 from sage_kv_connector.hardware.report.descriptors import descriptors
-from sage_kv_connector.integrations.vllm import accelerator
+from sage_kv_connector.integrations.common import accelerator
 from sage_kv_connector.vendors import VENDORS, open_runtime
 from sage_kv_connector.vendors.emulator import EmulatorSettings
 
