@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sage_kv_connector.contract.failure import Code
-from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime
+from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine import EngineCore, TransferAudit
 from sage_kv_connector.engine.conversion import staging
 from sage_kv_connector.integrations.common.compute_events import ComputeEvents
@@ -20,6 +20,7 @@ from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.paged_side import eventually
 from tests.engine.test_conversion import TOKENS, check, pages_for, write_content
+from tests.engine.watched_runtime import Event, Watched
 from tests.vendors.rig import H2D, Rig
 
 pytest.importorskip("vllm")
@@ -36,45 +37,6 @@ MakeCore = Callable[..., EngineCore]
 @pytest.fixture
 def make_core() -> Iterator[MakeCore]:
     yield from made_cores(backend="tcp", host="127.0.0.1")
-
-
-class Watched:
-    """A runtime that notes what is called on the thread that made it, from ``begin`` on: a start may wait."""
-
-    def __init__(self, runtime: DeviceRuntime) -> None:
-        self._runtime, self._thread = runtime, threading.get_ident()
-        self.called: list[str] = []
-        self._watches = False
-
-    def begin(self) -> None:
-        self._watches = True
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._runtime, name)
-        if not callable(found):
-            return found
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            if self._watches and threading.get_ident() == self._thread:
-                assert "synchronize" not in name, "the engine's thread waits for the device"
-                self.called.append(name)
-            return found(*arguments, **named)
-
-        return call
-
-
-class Event:
-    """As torch's, over the runtime."""
-
-    def __init__(self, runtime: Any, stream: int) -> None:
-        self._runtime, self._stream = runtime, stream
-        self._event = runtime.event_create(0)
-
-    def record(self) -> None:
-        self._runtime.event_record(0, self._event, self._stream)
-
-    def synchronize(self) -> None:
-        self._runtime.event_synchronize(0, self._event)
 
 
 class Prefill(DeviceSide):

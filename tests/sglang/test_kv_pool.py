@@ -18,11 +18,11 @@ from sage_kv_connector.engine.pages.target import window_segments
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
-    aux_rows,
     cache_dtype,
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows
 
 LAYERS, PAGES, PAGE_SIZE, HEADS, DIM = 3, 5, 4, 2, 8
 SHAPE = PoolShape("model", "bf16", LAYERS, 4, HEADS, False, 1, 2, 0, 1)
@@ -81,7 +81,14 @@ def test_a_latent_pool_has_one_plane_and_one_head() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("state_types", ["mamba"]), ("kv_layout", "hnd"), ("num_draft_entries", 2), ("kv_layer_ids", [0, 2])],
+    [
+        ("state_types", ["mamba"]),
+        ("state_types", ["swa"]),
+        ("kv_layout", "hnd"),
+        ("num_draft_entries", 2),
+        ("kv_layer_ids", [0, 2]),
+        ("kv_buf_groups", 2),
+    ],
 )
 def test_what_is_more_than_pages_is_refused_by_name(field: str, value: object) -> None:
     pool = Pool()
@@ -107,8 +114,8 @@ def test_dtypes_are_named_as_in_schemas() -> None:
 
 
 def test_metadata_rows_are_found_by_index() -> None:
-    args = SimpleNamespace(aux_data_ptrs=[1000, 5000], aux_item_lens=[64, 8])
-    assert aux_rows(args, 3) == [(1192, 64), (5024, 8)]
+    args = SimpleNamespace(aux_data_ptrs=[1000, 5000], aux_data_lens=[64 * 4, 8 * 4], aux_item_lens=[64, 8])
+    assert MetadataRows(args).segments(3).tolist() == [[1192, 64], [5024, 8]]
 
 
 class Metadata:
@@ -138,7 +145,7 @@ def land(slots: FirstTokenSlots, row: int, token: int) -> None:
 
 def test_the_first_token_of_another_engine_becomes_a_row_of_metadata() -> None:
     metadata = Metadata()
-    slots = FirstTokenSlots(metadata.args, -2)
+    slots = FirstTokenSlots(MetadataRows(metadata.args), -2)
     land(slots, 1, 4711)
     slots.commit(1, 99)
     assert metadata.output_ids[1, 0] == 4711 and metadata.rooms[1, 0] == 99
@@ -150,7 +157,7 @@ def test_the_first_token_of_another_engine_becomes_a_row_of_metadata() -> None:
 @pytest.mark.parametrize("token", [-1, 1 << 31])
 def test_what_is_no_token_is_refused(token: int) -> None:
     metadata = Metadata()
-    slots = FirstTokenSlots(metadata.args, -2)
+    slots = FirstTokenSlots(MetadataRows(metadata.args), -2)
     land(slots, 0, token)
     with pytest.raises(ValueError, match=f"first token is {token}"):
         slots.commit(0, 99)
@@ -160,7 +167,7 @@ def test_what_is_no_token_is_refused(token: int) -> None:
 def test_buffers_of_another_shape_are_refused() -> None:
     metadata = Metadata()
     with pytest.raises(ValueError, match=r"buffer 2 \(bootstrap_room\) has rows of 160 bytes"):
-        FirstTokenSlots(metadata.args, 2)
+        FirstTokenSlots(MetadataRows(metadata.args), 2)
 
 
 def vllm_schema(kind: str = "fullattention", dim: int = DIM, heads: int = HEADS) -> KVCacheSchema:

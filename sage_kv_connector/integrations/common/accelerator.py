@@ -68,16 +68,13 @@ def _known(device: Any) -> Any:
     return device
 
 
-def open_memory(device: Any, config: KVTransportConfig) -> DeviceMemory | None:
-    """``open_device``; None for host memory. Raises ValueError for options that only host memory allows."""
-    if device is None:
-        return None
-    if config.audit_file is not None:
+def check_options(device: Any, config: KVTransportConfig) -> None:
+    """Raises ValueError for options that only a cache in host memory (``device`` None) allows."""
+    if device is not None and config.audit_file is not None:
         raise ValueError(
             f"audit_file is {str(config.audit_file)!r}, but KV lies on {device}: "
             "only host memory can be audited"
         )
-    return open_device(device)
 
 
 def open_device(device: Any) -> DeviceMemory:

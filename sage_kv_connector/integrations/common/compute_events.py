@@ -37,9 +37,18 @@ class ComputeEvent(RecordedEvent, Protocol):
         ...
 
 
+class _NotRecorded(NamedTuple):
+    """What a device that is in trouble made of an event."""
+
+    error: Exception
+
+    def synchronize(self) -> None:
+        raise self.error
+
+
 class _Behind(NamedTuple):
     ours: ComputeEvent | None
-    recorded: Sequence[RecordedEvent]
+    events: Sequence[RecordedEvent]
     call: Callable[[], object]
     failed: Callable[[str], object]
 
@@ -64,18 +73,23 @@ class ComputeEvents:
         self,
         call: Callable[[], object],
         failed: Callable[[str], object],
-        recorded: Sequence[RecordedEvent] = (),
+        recorded: Sequence[RecordedEvent] | None = None,
     ) -> None:
         """``call()`` when what this thread has launched so far is over, or ``failed`` with the device's error.
 
-        ``recorded``: what to wait for instead, by the engine's own word.
+        ``recorded``: what to wait for instead, by the engine's own word; of none only the order of the calls is
+        kept, and any thread may ask for it.
         """
-        ours = None
-        if not recorded:
-            ours = self._free.popleft() if self._free else self._make()
-            ours.record()
+        ours, events = None, recorded
+        if events is None:
+            try:
+                ours = self._free.popleft() if self._free else self._make()
+                ours.record()
+                events = (ours,)
+            except Exception as error:  # of a device in trouble hears who waits, not the engine's thread
+                events = (_NotRecorded(error),)
         with self._changed:
-            self._waiting.append(_Behind(ours, recorded, call, failed))
+            self._waiting.append(_Behind(ours, events, call, failed))
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
@@ -98,7 +112,7 @@ class ComputeEvents:
             ready.set()
         while (one := self._next()) is not None:
             try:
-                for event in one.recorded if one.ours is None else (one.ours,):
+                for event in one.events:
                     event.synchronize()
             except Exception as error:  # the vendor's, whatever its type
                 self._after(one.failed, f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ Failed: aborted, prefill gave it up or died, a checksum did not hold, or the tim
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -34,7 +35,6 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
     ReadPeer,
     read_peers,
 )
-from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self._prefill: PrefillEngine | None = None
         self._peers: list[ReadPeer] = []
         self._landing: Landing | None = None
+        self._ending = threading.Lock()  #: the metadata row's way to SGLang, against the request's end
+        self._over = False
+        self._storing = 0
         self._renewed_at = time.monotonic()
         #: As SGLang knows it; ``bootstrap_room`` is this use's own.
         self._named_room = bootstrap_room
@@ -109,8 +112,8 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
                 self._release(read, self._pages)
             if read is not reading[-1]:
                 self._release(read, metadata_transfer(self._pages))
-        row = aux_index if self._prefill.metadata is MetadataKind.FIRST_TOKEN else None
-        self._landing = Landing(self.kv_mgr.core, partial(self._landed, self.bootstrap_room, row))
+        self.kv_mgr.metadata.expect()
+        self._landing = Landing(self.kv_mgr.core, partial(self._landed, self.bootstrap_room, aux_index))
         self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Transferring)
         self.init_time = time.time()
         self._landing.start(wanted)
@@ -127,10 +130,16 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         return PagesTarget(self.kv_mgr.view, (GroupPages(0, runs, pages, tokens),))
 
     def _metadata_segments(self, aux_index: int) -> Segments:
-        if self._prefill is not None and self._prefill.metadata is MetadataKind.FIRST_TOKEN:
+        if self._has_first_token:
             slot: Segments = self.kv_mgr.first_tokens.segments(aux_index)
             return slot
-        return np.array(aux_rows(self.kv_mgr.kv_args, aux_index), dtype=np.uint64)
+        row: Segments = self.kv_mgr.metadata.segments(aux_index)
+        return row
+
+    @property
+    def _has_first_token(self) -> bool:
+        """Whether prefill is another engine, which sends the first token alone."""
+        return self._prefill is not None and self._prefill.metadata is MetadataKind.FIRST_TOKEN
 
     def _deadline_s(self) -> float:
         """SGLang's own limit, which covers prefill's queue, unless one was chosen."""
@@ -139,20 +148,30 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             config.deadline_s if "deadline_s" in config.model_fields_set else self.kv_mgr.waiting_timeout
         )
 
-    def _landed(self, room: int, row: int | None, landing: Landing) -> None:
-        """Control thread: nothing writes into the request's memory any more.
+    def _landed(self, room: int, row: int, landing: Landing) -> None:
+        """Control thread: nothing writes into the request's memory any more, but for its metadata ``row``."""
+        outcome = landing.outcome()
+        with self._ending:
+            if self._over:
+                return
+            if outcome.ok and self._has_first_token:
+                try:
+                    self.kv_mgr.first_tokens.commit(row, self._named_room)
+                except ValueError as wrong:
+                    failure = Failure(Code.FIRST_TOKEN, Stage.MOVE, str(wrong))
+                    outcome = Outcome(outcome.transfer_id, None, failure)
+            if outcome.ok:
+                self._storing = self.kv_mgr.metadata.store(row, partial(self._ended, room, landing, outcome))
+                return
+        self._ended(room, landing, outcome, "")
 
-        ``row``: the metadata row to write the first token into, if another engine sent it.
-        """
+    def _ended(self, room: int, landing: Landing, outcome: Outcome, error: str) -> None:
+        """Control thread, or a lane's: pages and row are there, or what went wrong."""
         if room not in self.kv_mgr.request_status:
             return  # cleared: a failure kept now would be the next request's of this room
-        outcome = landing.outcome()
-        if row is not None and outcome.ok:
-            try:
-                self.kv_mgr.first_tokens.commit(row, self._named_room)
-            except ValueError as wrong:
-                failure = Failure(Code.FIRST_TOKEN, Stage.MOVE, str(wrong))
-                outcome = Outcome(outcome.transfer_id, None, failure)
+        if error:
+            failure = Failure(Code.LANDING, Stage.MOVE, f"metadata row: {error}")
+            outcome = Outcome(outcome.transfer_id, None, failure)
         self._log(outcome)
         if not outcome.ok:
             self.kv_mgr.record_failure(room, outcome.error)
@@ -188,7 +207,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         if self._landing is not None:
             if not self._landing.ended:
                 self._log(Outcome(self._pages, None, failure))
-            self._landing.stop()
+            self._stop(self._landing)
             return
         self._log(Outcome(self._pages, None, failure))
         for read in self._peers:
@@ -198,8 +217,15 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     def _clear(self) -> None:
         """The pages are given to others after this."""
         if self._landing is not None:
-            self._landing.stop()
+            self._stop(self._landing)
         super()._clear()
+
+    def _stop(self, landing: Landing) -> None:
+        """When this returns nothing writes into the request's memory."""
+        landing.stop()
+        with self._ending:
+            self._over = True
+        self.kv_mgr.metadata.cancel(self._storing)
 
     @property
     def _pages(self) -> str:

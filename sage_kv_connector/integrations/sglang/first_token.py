@@ -9,12 +9,11 @@ a slot of ours first, and ``commit`` writes the row that SGLang reads: token and
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import numpy as np
 
 from sage_kv_connector.backends.base import Segments
-from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
+from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows
 
 #: Bytes of a row of token ids, and of one of rooms (sglang 0.5.23, ``MetadataBuffers``).
 _ROW_BYTES = 64
@@ -26,8 +25,8 @@ class FirstTokenSlots:
     Raises ValueError naming the buffer whose rows are not what ``commit`` writes.
     """
 
-    def __init__(self, kv_args: Any, room_buffer: int) -> None:
-        lengths = [int(length) for length in kv_args.aux_item_lens]
+    def __init__(self, rows: MetadataRows, room_buffer: int) -> None:
+        lengths = rows.row_bytes
         room_buffer %= len(lengths)
         for name, index in (("output_ids", 0), ("bootstrap_room", room_buffer)):
             if lengths[index] != _ROW_BYTES:
@@ -35,10 +34,9 @@ class FirstTokenSlots:
                     f"metadata buffer {index} ({name}) has rows of {lengths[index]} bytes, "
                     f"expected {_ROW_BYTES}: this SGLang can't decode what another engine prefilled"
                 )
-        self._kv_args = kv_args
+        self._rows = rows
         self._room_buffer = room_buffer
-        rows = int(kv_args.aux_data_lens[0]) // lengths[0]
-        self._slots = np.zeros(rows, dtype=np.int64)
+        self._slots = np.zeros(rows.rows, dtype=np.int64)
 
     def extent(self) -> tuple[int, int]:
         """(address, length) of all slots, to be registered."""
@@ -49,11 +47,11 @@ class FirstTokenSlots:
         return np.array([[self._slots.ctypes.data + 8 * row, 8]], dtype=np.uint64)
 
     def commit(self, row: int, room: int) -> None:
-        """Write what landed for ``row`` where SGLang reads it. Raises ValueError for what is no token id."""
+        """Make a row of metadata of what landed for ``row``. Raises ValueError for what is no token id."""
         token = int(self._slots[row])
         if not 0 <= token < 1 << 31:
             raise ValueError(f"the first token is {token}, allowed: 0 to {(1 << 31) - 1}")
-        rows = aux_rows(self._kv_args, row)
+        rows = self._rows.segments(row).tolist()
         for address, length in rows:
             ctypes.memset(address, 0, length)
         ctypes.c_int32.from_address(rows[0][0]).value = token

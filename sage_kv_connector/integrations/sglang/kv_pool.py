@@ -120,22 +120,6 @@ def cache_schema(view: KVCacheView, shape: PoolShape) -> KVCacheSchema:
     )
 
 
-def aux_extents(kv_args: Any) -> list[tuple[int, int]]:
-    """(address, length) of the buffers that hold each request's first token and what belongs to it."""
-    return [
-        (int(address), int(length))
-        for address, length in zip(kv_args.aux_data_ptrs, kv_args.aux_data_lens, strict=True)
-    ]
-
-
-def aux_rows(kv_args: Any, index: int) -> list[tuple[int, int]]:
-    """(address, length) of one request's row in each of those buffers."""
-    return [
-        (int(address) + index * int(length), int(length))
-        for address, length in zip(kv_args.aux_data_ptrs, kv_args.aux_item_lens, strict=True)
-    ]
-
-
 def _buffer(address: int, length: int, item_len: int, page_size: int, shape: PoolShape) -> _Buffer:
     item = DTYPE_BITS[shape.dtype] // 8
     channels, rest = divmod(int(item_len), page_size * shape.heads * item)
@@ -152,6 +136,10 @@ def _refuse(kv_args: Any) -> None:
     if kv_args.state_types:
         names = ", ".join(str(getattr(kind, "value", kind)) for kind in kv_args.state_types)
         raise ValueError(f"state_types [{names}] can't be transferred by sage_kvt; allowed: none")
+    if (
+        groups := int(getattr(kv_args, "kv_buf_groups", 1) or 1)
+    ) != 1:  # a latent in parts, as Ascend's pools keep it
+        raise ValueError(f"kv_buf_groups {groups} can't be transferred by sage_kvt; allowed: 1")
     for name in ("kv_layout", "kv_layer_ids", "num_draft_entries"):
         if value := getattr(kv_args, name, None):
             raise ValueError(f"{name} {value!r} can't be transferred by sage_kvt; allowed: none")

@@ -11,25 +11,30 @@ import logging
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.runtime_context import get_device, get_disagg, get_parallel
 
 from sage_kv_connector.contract.bootstrap_room import RoomUses
 from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine import EngineCore, TransferAudit
+from sage_kv_connector.integrations.common.accelerator import (
+    check_options,
+    compute_events,
+    device_named,
+    open_device,
+)
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     PoolShape,
-    aux_extents,
     cache_dtype,
     cache_schema,
     cache_view,
 )
+from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows, on_device
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.prefill_servers import PrefillServers
@@ -47,24 +52,30 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
     ) -> None:
         _refuse_topology()
         self.config = options_from_environment()
+        self.device = device_named(str(get_device().device), int(getattr(args, "gpu_id", 0) or 0))
+        check_options(self.device, self.config)
         self.shape = _pool_shape(args, server_args, bool(is_mla_backend))
         if self.config.same_weights:
             self.shape = self.shape._replace(weights=weights_of(server_args, own_version()))
         self.view = cache_view(args, self.shape)
-        schema = cache_schema(self.view, self.shape)
+        self._schema = cache_schema(self.view, self.shape)
         rank = self.shape.pp_rank * self.shape.tp_size + self.shape.tp_rank
         self.audit = TransferAudit(self.config.audit_file, rank)
-        self.audit.describe(self.view, schema)
-        self.core = EngineCore(self.config, rank=rank, schema=schema)
+        self.audit.describe(self.view, self._schema)
+        memory = None if self.device is None else open_device(self.device)
+        #: What SGLang launched on the device; None for host memory.
+        self.computed = None if self.device is None else compute_events(self.device)
+        self.core = EngineCore(self.config, rank=rank, schema=self._described(), device=memory)
         self.core.register_memory(self.view.extents())
-        self.core.register_memory(aux_extents(args))
+        staged = self.device is not None and on_device(args, self.device)
+        self.metadata = MetadataRows(args, memory if staged else None, self.computed)
         # The rooms' buffer is the last one, or the one before the checksums'.
         checksums = bool(getattr(get_disagg(), "disaggregation_enable_kv_checksum", False))
-        self.first_tokens = FirstTokenSlots(args, -2 if checksums else -1)
-        self.core.register_memory([self.first_tokens.extent()])
+        self.first_tokens = FirstTokenSlots(self.metadata, -2 if checksums else -1)
+        for address, length in (*self.metadata.extents(), self.first_tokens.extent()):
+            self.core.register_host_memory(address, length)
         self.core.start()
-        write_rank(self.core, schema)
-        self._schema = schema
+        write_rank(self.core, self._schema)
         if self.config.same_weights:
             follow_weights(self._weights_replaced)
         self.rooms = PrefillRooms(self)
@@ -74,8 +85,8 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
             rank,
             ", ".join(self.core.addresses),
-            schema.bytes_per_token(),
-            schema.digest(),
+            self._schema.bytes_per_token(),
+            self._schema.digest(),
         )
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
         if self.defer_decode_allocation:
@@ -108,35 +119,44 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         """What waits to be fetched is KV of the weights before. Sessions agreed on these end, with what they carry."""
         self.rooms.void(f"the weights were replaced (version {version})")
         self._schema = msgspec.structs.replace(self._schema, weights=own_weights())
-        self.core.describe(self._schema)
+        self.core.describe(self._described())
         write_rank(self.core, self._schema)
         logger.info("sage_kvt: the weights were replaced (version %s)", version)
+
+    def _described(self) -> KVCacheSchema:
+        """What peers hear."""
+        if self.device is None:
+            return self._schema
+        return msgspec.structs.replace(self._schema, memory="device")
 
     # -- SGLang's senders
 
     def add_transfer_request(
         self,
         bootstrap_room: int,
-        kv_indices: npt.NDArray[np.int32],
+        kv_indices: Any,
         index_slice: slice,
         is_last_chunk: bool,
         aux_index: int | None = None,
         wait_event: Any = None,
+        indices_event: Any = None,
         **_: Any,
     ) -> None:
-        """A chunk's pages are final; with the last one the metadata row is too."""
-        self.rooms.add_chunk(bootstrap_room, kv_indices, is_last_chunk, aux_index, wait_event)
+        """A chunk's pages are computed, or launched; with the last one the metadata row is too.
+
+        ``wait_event``, ``indices_event``: recorded by SGLang where an earlier step may still write the pages, and
+        where the device still copies ``kv_indices``.
+        """
+        recorded = tuple(event for event in (wait_event, indices_event) if event is not None)
+        self.rooms.add_chunk(bootstrap_room, kv_indices, is_last_chunk, aux_index, recorded)
 
 
 def _refuse_topology() -> None:
-    """Raises ValueError for what the engine's ranks and memory can't be yet."""
+    """Raises ValueError for what the engine's ranks can't be yet."""
     parallel = get_parallel()
     for name in ("attn_cp_size", "attn_dcp_size"):
         if (size := int(getattr(parallel, name, 1))) != 1:
             raise ValueError(f"{name} is {size}; sage_kvt allows 1")
-    device = str(get_device().device)
-    if not device.startswith("cpu"):
-        raise ValueError(f"device {device!r}: this release of sage_kvt moves KV in host memory; allowed: cpu")
 
 
 def _warn_of_scattered_samples() -> None:

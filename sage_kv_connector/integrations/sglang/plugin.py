@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sage_kv_connector.integrations.sglang.given_options import NAME, asked_for, why_refused
+from sage_kv_connector.integrations.sglang.metadata_rows import follow_metadata_buffers
 
 #: The release whose interfaces this was written for and is tested with.
 TESTED_VERSION = "0.5.23"
@@ -66,6 +67,7 @@ def _register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     _check_interfaces()
+    follow_metadata_buffers()
     if NAME in TransferBackend._value2member_map_:
         return
     member = object.__new__(TransferBackend)

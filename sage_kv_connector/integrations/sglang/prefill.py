@@ -12,11 +12,12 @@ or Failed: aborted, given up by decode, or not fetched within the lease.
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common.conn import CommonKVSender
 from sglang.srt.runtime_context import get_parallel
@@ -25,8 +26,9 @@ from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_t
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import MemorySource, OfferTerms, PagedSource
+from sage_kv_connector.integrations.common.compute_events import ComputeEvents, RecordedEvent
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
-from sage_kv_connector.integrations.sglang.kv_pool import aux_rows
+from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,14 @@ PADDING_PAGE = 0
 
 
 class _Room:
-    """A request on prefill."""
+    """A request on prefill. ``lock`` is what becomes final, against the room's end."""
 
-    def __init__(self, source: PagedSource) -> None:
+    def __init__(self, number: int, source: PagedSource) -> None:
+        self.number = number
         self.source = source
+        self.lock = threading.RLock()
+        self.closed = False
+        self.copying = 0  # its metadata row, on the way from a device
         self.settled = 0  # of its two transfers: delivered, or not needed
         self.nbytes = 0
         self.transfer_s: float | None = None
@@ -61,72 +67,123 @@ class PrefillRooms:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self._core = manager.core
+        self._metadata: MetadataRows = manager.metadata
+        self._computed: ComputeEvents | None = manager.computed
         self._rooms: dict[int, _Room] = {}
 
     def open(self, room: int) -> None:
         """Offer a request's pages before there are any: decode may subscribe as early as it likes."""
-        opened = self._rooms[room] = _Room(PagedSource(self._manager.view, PADDING_PAGE))
-        self._core.offer(pages_transfer(room), opened.source, partial(self._released, room, opened, True))
+        opened = self._rooms[room] = _Room(room, PagedSource(self._manager.view, PADDING_PAGE))
+        self._core.offer(pages_transfer(room), opened.source, partial(self._released, opened, True))
 
     def add_chunk(
         self,
         number: int,
-        kv_indices: npt.NDArray[np.int32],
+        kv_indices: Any,
         is_last: bool,
         aux_index: int | None,
-        computed: Any,
+        recorded: Sequence[RecordedEvent],
     ) -> None:
-        """A chunk's pages are final once ``computed`` is; with the last one the metadata row is too."""
+        """A chunk's pages are final once ``recorded`` is over, or without it what was launched so far.
+
+        With the last chunk the metadata row is final too, once all is that was launched so far.
+        ``kv_indices``: an array, or a pinned tensor that is read only then.
+        """
         room = self._rooms.get(number)
         if room is None:
             return
-        if computed is not None:
-            computed.synchronize()
         self._manager.update_status(number, KVPoll.Transferring)
-        pages = np.array(kv_indices, dtype=np.int64)
-        transfer = pages_transfer(number)
-        if len(pages):
-            self._core.update(transfer, room.source.append, 0, pages)
-        if not is_last:
+        assert aux_index is not None or not is_last
+        final = partial(self._final, room, kv_indices, aux_index if is_last else None)
+        if self._computed is not None:
+            failed = partial(self._device_failed, room)
+            if recorded and is_last:  # these don't cover the metadata row
+                self._computed.behind(lambda: None, failed, recorded)
+                recorded = ()
+            self._computed.behind(final, failed, recorded or None)
             return
-        self._core.update(transfer, room.source.end_here)
-        self._core.finish(transfer)
-        assert aux_index is not None
-        rows = np.array(aux_rows(self._manager.kv_args, aux_index), dtype=np.uint64)
-        self._core.offer(
-            metadata_transfer(transfer),
-            MemorySource(rows),
-            partial(self._released, number, room, False),
-            OfferTerms(finished=True),
-        )
+        for event in recorded:
+            event.synchronize()
+        final()
+
+    def _final(self, room: _Room, kv_indices: Any, aux_index: int | None) -> None:
+        """SGLang's thread, or on a device the one that waited for it."""
+        transfer = pages_transfer(room.number)
+        pages = np.array(kv_indices, dtype=np.int64)
+        with room.lock:
+            if room.closed or room.void:
+                return
+            if len(pages):
+                self._core.update(transfer, room.source.append, 0, pages)
+            if aux_index is None:
+                return
+            self._core.update(transfer, room.source.end_here)
+            self._core.finish(transfer)
+            room.copying = self._metadata.fetch(aux_index, partial(self._row_is_here, room, aux_index))
+
+    def _row_is_here(self, room: _Room, aux_index: int, error: str) -> None:
+        """Any thread: the metadata row can be offered."""
+        if error:
+            self._device_failed(room, error)
+            return
+        with room.lock:
+            if room.closed or room.void:
+                return
+            self._core.offer(
+                metadata_transfer(pages_transfer(room.number)),
+                MemorySource(self._metadata.segments(aux_index)),
+                partial(self._released, room, False),
+                OfferTerms(finished=True),
+            )
+
+    def _device_failed(self, room: _Room, error: str) -> None:
+        """Not on SGLang's thread: what this room's KV was to be is lost."""
+        with room.lock:
+            if room.closed or room.void:
+                return
+            room.void = f"prefill's device failed: {error}"
+        logger.error("sage_kvt room %d: %s", room.number, room.void)
+        self._fail(room)
 
     def close(self, room: int, why: str) -> Delivered:
         """Forget a request; returns when nothing of its memory is read any more."""
         known = self._rooms.pop(room, None)
         if known is None:
             return Delivered(0, None)
+        with known.lock:
+            known.closed = True
+        self._metadata.cancel(known.copying)
         if known.settled < 2:
-            pages = pages_transfer(room)
-            why = known.void or why  # SGLang clears what failed
-            self._core.give_up((pages, metadata_transfer(pages)), Reason(Code.WITHDRAWN, why))
+            self._give_up(known, why=known.void or why)  # SGLang clears what failed
         return Delivered(known.nbytes, known.transfer_s)
 
     def void(self, why: str) -> None:
         """Every room that was not fetched yet fails; returns when nothing of their memory is read any more."""
-        named = []
-        for number, room in self._rooms.items():
-            if room.settled < 2:
-                room.void = why
-                pages = pages_transfer(number)
-                named += [pages, metadata_transfer(pages)]
-        self._core.give_up(named, Reason(Code.WITHDRAWN, why))
+        failed = []
+        for room in self._rooms.values():
+            with room.lock:
+                if room.settled < 2:
+                    room.void = why
+                    failed.append(room)
+        self._fail(*failed)
+
+    def _fail(self, *rooms: _Room) -> None:
+        for room in rooms:
+            self._manager.record_failure(room.number, room.void)
+            self._manager.update_status(room.number, KVPoll.Failed)
+        self._give_up(*rooms, why=rooms[0].void if rooms else "")
+
+    def _give_up(self, *rooms: _Room, why: str) -> None:
+        pages = [pages_transfer(room.number) for room in rooms]
+        self._core.give_up((*pages, *map(metadata_transfer, pages)), Reason(Code.WITHDRAWN, why))
 
     def delivered(self, room: int) -> Delivered:
         known = self._rooms.get(room)
         return Delivered(0, None) if known is None else Delivered(known.nbytes, known.transfer_s)
 
-    def _released(self, number: int, room: _Room, is_kv: bool, outcome: Outcome) -> None:
+    def _released(self, room: _Room, is_kv: bool, outcome: Outcome) -> None:
         """Control thread: one of a room's transfers ended."""
+        number = room.number
         known = self._rooms.get(number) is room
         if is_kv or (known and outcome.failure is not None):
             log_outcome(logger, Side.PREFILL, f"room {number}", outcome)
@@ -159,7 +216,7 @@ def _rank_of_room(manager: Any, room: int) -> bool:
 class SageKVSender(CommonKVSender):  # type: ignore[misc]
     """Methods are called on SGLang's scheduler thread."""
 
-    #: Pages come as arrays, without CUDA events.
+    #: Pages may come as pinned tensors that a CUDA event stands before: only where there are such events.
     supports_host_tensor_indices = False
 
     def __init__(
@@ -170,6 +227,7 @@ class SageKVSender(CommonKVSender):  # type: ignore[misc]
         req_has_disagg_prefill_dp_rank: bool = False,
         **more: Any,
     ) -> None:
+        self.supports_host_tensor_indices = mgr.device is not None and mgr.device.type == "cuda"
         room = mgr.room_uses.next(bootstrap_room)
         rank_is_known = req_has_disagg_prefill_dp_rank or _rank_of_room(mgr, room)
         super().__init__(mgr, bootstrap_addr, room, rank_is_known, **more)

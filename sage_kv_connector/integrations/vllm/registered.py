@@ -14,8 +14,14 @@ import msgspec
 
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine import EngineCore, TransferAudit, enabled_backends
-from sage_kv_connector.integrations.common.accelerator import compute_events, device_of, open_memory
+from sage_kv_connector.integrations.common.accelerator import (
+    check_options,
+    compute_events,
+    device_of,
+    open_device,
+)
 from sage_kv_connector.integrations.common.prefill_ranks import DecodeRank
 from sage_kv_connector.integrations.vllm.block_tables import BlockTables
 from sage_kv_connector.integrations.vllm.cache_schema import cache_schema, weights_of
@@ -163,7 +169,8 @@ class Memory:
     def __init__(self, kv_caches: dict[str, Any], config: KVTransportConfig) -> None:
         """Raises ValueError for memory that can't be used."""
         self.device = device_of([tensor for cache in kv_caches.values() for tensor in _tensors(cache)])
-        self.opened = open_memory(self.device, config)
+        check_options(self.device, config)
+        self.opened: DeviceMemory | None = None if self.device is None else open_device(self.device)
 
 
 def _tensors(cache: Any) -> list[Any]:

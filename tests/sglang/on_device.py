@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank of an SGLang server whose pool lies on an emulated device, or in host memory."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sage_kv_connector.contract.bootstrap_room import MetadataKind
+from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.integrations.common import accelerator
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, PrefillRank
+from tests.engine.watched_runtime import EnginesEvent, Event, Watched
+from tests.sglang.stand_in import DisaggregationMode, Surroundings
+from tests.vendors.rig import H2D, Rig
+
+LAYERS, PAGES, HEADS, ROWS = 3, 12, 2, 4
+ADDRESS = "prefill:8998"
+#: What torch calls a vendor's cards.
+TORCH = {"ascend": "npu", "cambricon": "mlu", "hygon": "cuda", "kunlunxin": "cuda", "nvidia": "cuda"}
+
+
+class Layout(NamedTuple):
+    """``planes`` of each layer with ``dim`` channels: K and V of all heads, or one latent."""
+
+    planes: int = 2
+    dim: int = 32
+    page_size: int = 16
+
+    @property
+    def latent(self) -> bool:
+        return self.planes == 1
+
+
+KV = Layout()
+
+
+class Tensor(NamedTuple):
+    """Bytes somewhere, with what SGLang's metadata buffers tell of theirs."""
+
+    address: int
+    nbytes: int
+    row_bytes: int
+    device: Any
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class Server:
+    """``rig``: of the device that the pool lies on, None for host memory; ``metadata_on_device`` as on Ascend.
+
+    ``pool`` and ``metadata`` are copies on the host: by buffer, uint8 of shape (pages or rows, bytes).
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        surroundings: Surroundings,
+        mode: DisaggregationMode,
+        rig: Rig | None,
+        layout: Layout = KV,
+        *,
+        metadata_on_device: bool = False,
+        **kv_args: Any,
+    ) -> None:
+        from sage_kv_connector.integrations.sglang.manager import SageKVManager
+        from sage_kv_connector.integrations.sglang.metadata_rows import follow_metadata_buffers
+
+        self.rig, self.layout = rig, layout
+        heads = 1 if layout.latent else HEADS
+        page_bytes = layout.page_size * heads * layout.dim * 2
+        seed = np.random.default_rng(list(mode.value.encode()))
+        shapes = [(PAGES, page_bytes)] * (layout.planes * LAYERS)
+        self.pool = [self._finite(seed, shape) for shape in shapes]
+        self.metadata = [seed.integers(0, 256, (ROWS, n), dtype=np.uint8) for n in (64, 64, 512, 96, 64)]
+        self._pool = [self._place(one, rig) for one in self.pool]
+        rows_on = rig if metadata_on_device else None
+        buffers = [self._place(one, rows_on) for one in self.metadata]
+        self.torch_device = SimpleNamespace(
+            type="cpu" if rows_on is None else TORCH[rows_on.runtime.vendor], index=0
+        )
+        self._metadata = [
+            Tensor(at, copy.nbytes, copy.shape[1], self.torch_device)
+            for at, copy in zip(buffers, self.metadata, strict=True)
+        ]
+        follow_metadata_buffers()
+        made = sys.modules["sglang.srt.disaggregation.utils"].MetadataBuffers(self._metadata)
+        addresses, lengths, items = made.get_buf_infos()
+        known: dict[str, Any] = dict(
+            kv_data_ptrs=self._pool,
+            kv_data_lens=[one.nbytes for one in self.pool],
+            kv_item_lens=[page_bytes for _ in self.pool],
+            kv_layer_ids=[],
+            kv_cache_dtype_str="auto",
+            kv_layout=None,
+            state_types=[],
+            num_draft_entries=0,
+            page_size=layout.page_size,
+            aux_data_ptrs=addresses,
+            aux_data_lens=lengths,
+            aux_item_lens=items,
+            gpu_id=0,
+            pp_rank=0,
+        )
+        args = SimpleNamespace(**(known | kv_args))
+        surroundings.model.num_hidden_layers, surroundings.model.heads = LAYERS, HEADS
+        surroundings.device.device = "cpu" if rig is None else TORCH[rig.runtime.vendor]
+        if rig is not None:
+            watched = self.watched = Watched(rig.runtime)
+            self.stream = rig.runtime.stream_create(0)
+            opened: Any = watched
+            monkeypatch.setattr(accelerator, "_torch_build", lambda: None)
+            monkeypatch.setattr(accelerator, "_TorchEvent", lambda _: Event(watched, self.stream))
+            monkeypatch.setattr(accelerator, "open_runtime", lambda _: opened)
+        self.manager: Any = SageKVManager(args, mode, SimpleNamespace(model_path="m"), layout.latent)
+        if rig is not None:
+            self.watched.begin()
+
+    @staticmethod
+    def _finite(seed: np.random.Generator, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """Elements of bf16 near 1, so that they are numbers in every format."""
+        values = seed.normal(size=(shape[0], shape[1] // 2)).astype(np.float32)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+
+    def _place(self, content: npt.NDArray[np.uint8], rig: Rig | None) -> int:
+        if rig is None:
+            return int(content.ctypes.data)
+        pinned = rig.pinned(content.nbytes)
+        pinned[:] = content.reshape(-1)
+        return rig.upload(pinned)
+
+    def address(self) -> PrefillEngine:
+        core = self.manager.core
+        rank = PrefillRank(core.engine_id, core.rank, core.addresses, node_id())
+        return PrefillEngine((rank,), metadata=MetadataKind.SGLANG_ROW)
+
+    # -- SGLang on prefill
+
+    def launch(self, pages: list[int]) -> None:
+        """A forward pass: these pages get other content, on SGLang's own stream."""
+        assert self.rig is not None
+        for copy, begin in zip(self.pool, self._pool, strict=True):
+            copy[pages] = np.roll(copy[pages], 2, axis=1)
+            for page in pages:
+                self._launch_copy(begin + page * copy.shape[1], copy[page])
+
+    def launch_row(self, row: int) -> None:
+        """The metadata of a request that was prefilled, where the device keeps it."""
+        for copy, tensor in zip(self.metadata, self._metadata, strict=True):
+            copy[row] = copy[row][::-1]
+            self._launch_copy(tensor.address + row * copy.shape[1], copy[row])
+
+    def _launch_copy(self, to: int, content: npt.NDArray[np.uint8]) -> None:
+        assert self.rig is not None
+        pinned = self.rig.pinned(content.nbytes)
+        pinned[:] = content
+        self.rig.runtime.copy_async(0, to, pinned.ctypes.data, len(pinned), H2D, self.stream)
+
+    def event(self) -> EnginesEvent:
+        return EnginesEvent(self.watched, self.stream)
+
+    def sender(self, room: int, pages: int, row: int) -> Any:
+        from sage_kv_connector.integrations.sglang.prefill import SageKVSender
+
+        sender = SageKVSender(self.manager, ADDRESS, room)
+        sender.init(pages, row)
+        return sender
+
+    # -- SGLang on decode
+
+    def receiver(self, prefill: Server, room: int, pages: list[int], row: int) -> Any:
+        """Asks for all pages of a room."""
+        from sage_kv_connector.integrations.sglang.decode import SageKVReceiver
+
+        self.manager.servers = SimpleNamespace(find=lambda *_: prefill.address(), forget=lambda _: None)
+        receiver = SageKVReceiver(self.manager, ADDRESS, room)
+        receiver.init(0)
+        receiver.send_metadata(np.array(pages, dtype=np.int32), row)
+        return receiver
+
+    def read(self) -> None:
+        """What lies on the device now, into the copies."""
+        for copies, places in ((self.pool, self._pool), (self.metadata, [t.address for t in self._metadata])):
+            for copy, begin in zip(copies, places, strict=True):
+                if copy.ctypes.data != begin:
+                    assert self.rig is not None
+                    copy[:] = self.rig.download(begin, copy.nbytes).reshape(copy.shape)
+
+    def tokens(self, pages: list[int]) -> list[npt.NDArray[np.uint8]]:
+        """Of each buffer, in the order of tokens, however many a page holds."""
+        return [copy[pages].reshape(len(pages) * self.layout.page_size, -1) for copy in self.pool]
+
+    def row(self, row: int) -> list[bytes]:
+        return [copy[row].tobytes() for copy in self.metadata]
+
+    def close(self) -> None:
+        if self.manager.computed is not None:
+            self.manager.computed.close()
+        self.manager.metadata.close()
+        self.manager.core.close()
