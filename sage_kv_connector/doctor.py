@@ -21,6 +21,7 @@ from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_in
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
+from sage_kv_connector.hardware.report.descriptors import torch_devices
 from sage_kv_connector.vendors import VENDORS, open_runtime
 
 #: Of a KV cache, as far as nothing else is known.
@@ -171,7 +172,13 @@ def _sglang_plugin() -> Finding:
     why = answers[-1].removeprefix("answer:")
     if why:
         return Finding(name, "broken", why)
-    return Finding(name, "ok", "registered: `--disaggregation-transfer-backend sage_kvt`")
+    devices = ", ".join(torch_devices())
+    return Finding(
+        name,
+        "ok",
+        "registered: `--disaggregation-transfer-backend sage_kvt`; `--device cpu` was run with real servers, "
+        f"of {devices} the side of SGLang on emulated devices only",
+    )
 
 
 def _sage() -> Finding:

@@ -110,6 +110,9 @@ def _section(table: VendorDescriptors) -> list[str]:
         "",
         f"Our probe was run on: {table.checked_on}.",
         "",
+        f"SGLang with `sage_kvt`: `--device {'` or `'.join(table.torch_devices)}`, run on the vendor's emulator only "
+        "([what can be moved](sglang.md#on-accelerators)).",
+        "",
         "| chip | PCI device | memory | links, one direction | DMA alignment | pages | SRAM window | largest copy "
         "| formats | the NIC reads memory by |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -13,8 +13,10 @@ import pytest
 
 from sage_kv_connector.contract.bootstrap_room import MetadataKind
 from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.hardware.report.descriptors import descriptors
 from sage_kv_connector.integrations.common import accelerator
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, PrefillRank
+from sage_kv_connector.vendors import VENDORS
 from tests.engine.watched_runtime import EnginesEvent, Event, Watched
 from tests.sglang.stand_in import DisaggregationMode, Surroundings
 from tests.vendors.rig import H2D, Rig
@@ -22,7 +24,7 @@ from tests.vendors.rig import H2D, Rig
 LAYERS, PAGES, HEADS, ROWS = 3, 12, 2, 4
 ADDRESS = "prefill:8998"
 #: What torch calls a vendor's cards.
-TORCH = {"ascend": "npu", "cambricon": "mlu", "hygon": "cuda", "kunlunxin": "cuda", "nvidia": "cuda"}
+TORCH = {vendor: next(iter(descriptors(vendor).torch_devices)) for vendor in VENDORS}
 
 
 class Layout(NamedTuple):
