@@ -15,6 +15,7 @@ from sage_kv_connector.contract.bootstrap_room import MetadataKind
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.hardware.report.descriptors import descriptors
 from sage_kv_connector.integrations.common import accelerator
+from sage_kv_connector.integrations.common.accelerator import NamedDevice
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, PrefillRank
 from sage_kv_connector.vendors import VENDORS
 from tests.engine.watched_runtime import EnginesEvent, Event, Watched
@@ -69,6 +70,7 @@ class Server:
         layout: Layout = KV,
         *,
         metadata_on_device: bool = False,
+        metadata_device: Any = None,
         **kv_args: Any,
     ) -> None:
         from sage_kv_connector.integrations.sglang.manager import SageKVManager
@@ -84,11 +86,11 @@ class Server:
         self._pool = [self._place(one, rig) for one in self.pool]
         rows_on = rig if metadata_on_device else None
         buffers = [self._place(one, rows_on) for one in self.metadata]
-        self.torch_device = SimpleNamespace(
-            type="cpu" if rows_on is None else TORCH[rows_on.runtime.vendor], index=0
+        lies_on = metadata_device or NamedDevice(
+            "cpu" if rows_on is None else TORCH[rows_on.runtime.vendor], 0
         )
         self._metadata = [
-            Tensor(at, copy.nbytes, copy.shape[1], self.torch_device)
+            Tensor(at, copy.nbytes, copy.shape[1], lies_on)
             for at, copy in zip(buffers, self.metadata, strict=True)
         ]
         follow_metadata_buffers()
@@ -137,10 +139,10 @@ class Server:
         pinned[:] = content.reshape(-1)
         return rig.upload(pinned)
 
-    def address(self) -> PrefillEngine:
+    def address(self, metadata: MetadataKind) -> PrefillEngine:
         core = self.manager.core
         rank = PrefillRank(core.engine_id, core.rank, core.addresses, node_id())
-        return PrefillEngine((rank,), metadata=MetadataKind.SGLANG_ROW)
+        return PrefillEngine((rank,), metadata=metadata)
 
     # -- SGLang on prefill
 
@@ -176,11 +178,20 @@ class Server:
 
     # -- SGLang on decode
 
-    def receiver(self, prefill: Server, room: int, pages: list[int], row: int) -> Any:
-        """Asks for all pages of a room."""
+    def receiver(
+        self,
+        prefill: Server,
+        room: int,
+        pages: list[int],
+        row: int,
+        metadata: MetadataKind = MetadataKind.SGLANG_ROW,
+    ) -> Any:
+        """Asks for all pages of a room, and for what prefill's engine offers beside them."""
         from sage_kv_connector.integrations.sglang.decode import SageKVReceiver
 
-        self.manager.servers = SimpleNamespace(find=lambda *_: prefill.address(), forget=lambda _: None)
+        self.manager.servers = SimpleNamespace(
+            find=lambda *_: prefill.address(metadata), forget=lambda _: None
+        )
         receiver = SageKVReceiver(self.manager, ADDRESS, room)
         receiver.init(0)
         receiver.send_metadata(np.array(pages, dtype=np.int32), row)

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sage_kv_connector.contract.bootstrap_room import MetadataKind, metadata_transfer, pages_transfer
+from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.devices.runtime import DeviceError
+from sage_kv_connector.engine import MemorySource, OfferTerms
 from sage_kv_connector.engine.conversion import staging
-from sage_kv_connector.integrations.common.accelerator import device_named
+from sage_kv_connector.integrations.common.accelerator import NamedDevice, device_named
+from sage_kv_connector.integrations.sglang import metadata_rows
 from sage_kv_connector.integrations.sglang.options import CONFIG_ENV
 from sage_kv_connector.vendors import VENDORS
 from tests.engine.paged_side import eventually
@@ -49,6 +53,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, surroundings: Surroundings) -> Iterat
 
     yield make
     for server in servers:
+        if server.rig is not None:
+            server.rig.control.release()
         server.close()
 
 
@@ -289,6 +295,58 @@ def test_weights_that_are_replaced_fail_rooms_that_wait_for_the_device(serve: Se
     rig.control.release()
     assert prefill.manager.computed.settle(10)
     assert prefill.manager.core.counters()["offers"] == 0
+
+
+def test_weights_that_are_replaced_fail_a_room_whose_row_is_on_its_way(serve: Serve, rig: Rig) -> None:
+    """Decode has the pages (none here), and no transfer is on offer that could tell of the end."""
+    prefill = serve(PREFILL, rig, metadata_on_device=True)
+    decode = serve(DECODE, None)
+    sender = prefill.sender(ROOM, 0, ROW)
+    decode.receiver(prefill, ROOM, [], THEIR_ROW)
+    rig.control.hold("d2h")
+    sender.send(array([]))
+    eventually(lambda: prefill.manager.rooms._rooms[ROOM].settled == 1)
+    prefill.manager.rooms.void("the weights were replaced (version 2)")
+    failed(sender, prefill, "the weights were replaced")
+    rig.control.release()
+
+
+def test_the_first_token_of_another_engine_is_written_where_the_device_keeps_metadata(
+    serve: Serve, rig: Rig
+) -> None:
+    prefill, decode = serve(PREFILL, None), serve(DECODE, rig, metadata_on_device=True)
+    token = np.array([4711], dtype=np.int64)
+    core = prefill.manager.core
+    core.register_host_memory(token.ctypes.data, 8)
+    offered = MemorySource(np.array([[token.ctypes.data, 8]], dtype=np.uint64))
+    released: list[Outcome] = []
+    core.offer(metadata_transfer(pages_transfer(ROOM)), offered, released.append, OfferTerms(finished=True))
+    receiver = decode.receiver(prefill, ROOM, [], THEIR_ROW, MetadataKind.FIRST_TOKEN)
+    landed(receiver, decode)
+    others = [one.copy() for one in decode.metadata]
+    decode.read()
+    for one, before in zip(decode.metadata, others, strict=True):
+        assert np.array_equal(np.delete(one, THEIR_ROW, 0), np.delete(before, THEIR_ROW, 0))
+    first, *between, rooms = (one[THEIR_ROW] for one in decode.metadata)
+    assert first.view(np.int32).tolist() == [4711] + [0] * 15
+    assert rooms.view(np.uint64).tolist() == [ROOM] + [0] * 7
+    assert not any(one.any() for one in between)
+
+
+class Forgetful(dict[int, Any]):
+    def __setitem__(self, *_: Any) -> None:
+        """As if SGLang had not told it."""
+
+
+def test_metadata_buffers_are_not_guessed_at(serve: Serve, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = f"{TORCH[rig.runtime.vendor]}:0"
+    with pytest.raises(
+        ValueError, match=f"metadata buffers lie on musa:1, KV on {device}; allowed: cpu, {device}"
+    ):
+        serve(PREFILL, rig, metadata_device=NamedDevice("musa", 1))
+    monkeypatch.setattr(metadata_rows, "_devices", Forgetful())
+    with pytest.raises(ValueError, match=f"aux_data_ptrs: this SGLang does not tell .* KV lies on {device}"):
+        serve(PREFILL, rig)
 
 
 def test_other_devices_are_refused_by_name() -> None:
