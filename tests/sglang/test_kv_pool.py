@@ -17,6 +17,7 @@ from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.engine.pages.target import window_segments
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
+    LAYOUT_ENV,
     PoolShape,
     cache_dtype,
     cache_schema,
@@ -95,6 +96,14 @@ def test_what_is_more_than_pages_is_refused_by_name(field: str, value: object) -
     setattr(pool.args, field, value)
     with pytest.raises(ValueError, match=rf"{field}.*can't be transferred"):
         cache_view(pool.args, SHAPE)
+
+
+def test_an_order_that_kvargs_does_not_tell_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAYOUT_ENV, "vectorized_5d")
+    with pytest.raises(
+        ValueError, match=rf"{LAYOUT_ENV} 'vectorized_5d' can't be transferred .*allowed: nhd"
+    ):
+        cache_view(Pool().args, SHAPE)
 
 
 def test_sizes_that_do_not_fit_are_refused_by_name() -> None:

@@ -9,12 +9,16 @@ by which caches of different engines are matched.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, DTYPE_BITS, dtype_of_engine
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.integrations.common.rank_map import head_range
+
+#: SGLang's own, for AMD's kernels: what it says of a pool ``KVArgs`` does not.
+LAYOUT_ENV = "SGLANG_AITER_KV_CACHE_LAYOUT"
 
 
 class PoolShape(NamedTuple):
@@ -136,10 +140,12 @@ def _refuse(kv_args: Any) -> None:
     if kv_args.state_types:
         names = ", ".join(str(getattr(kind, "value", kind)) for kind in kv_args.state_types)
         raise ValueError(f"state_types [{names}] can't be transferred by sage_kvt; allowed: none")
-    if (
-        groups := int(getattr(kv_args, "kv_buf_groups", 1) or 1)
-    ) != 1:  # a latent in parts, as Ascend's pools keep it
+    groups = int(getattr(kv_args, "kv_buf_groups", 1) or 1)
+    if groups != 1:  # a latent in parts, which Ascend's pools may also keep in tiles
         raise ValueError(f"kv_buf_groups {groups} can't be transferred by sage_kvt; allowed: 1")
+    layout = os.environ.get(LAYOUT_ENV, "nhd").lower()
+    if layout != "nhd":
+        raise ValueError(f"${LAYOUT_ENV} {layout!r} can't be transferred by sage_kvt; allowed: nhd")
     for name in ("kv_layout", "kv_layer_ids", "num_draft_entries"):
         if value := getattr(kv_args, name, None):
             raise ValueError(f"{name} {value!r} can't be transferred by sage_kvt; allowed: none")
