@@ -69,3 +69,15 @@ def test_a_device_in_trouble_is_told_to_who_waits_and_not_to_the_engines_thread(
     assert computed.settle(10)
     assert log[-1] == "RuntimeError: device lost" and "call" not in log
     computed.close()
+
+
+def test_a_call_that_raises_is_told_to_who_waits() -> None:
+    log: list[str] = []
+    computed = ComputeEvents(lambda: Event(log))
+
+    def raises() -> None:
+        raise ValueError("page 12 is not there")
+
+    computed.behind(raises, log.append)
+    assert computed.settle(10) and log[-1] == "ValueError: page 12 is not there"
+    computed.close()

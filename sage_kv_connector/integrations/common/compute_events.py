@@ -77,6 +77,8 @@ class ComputeEvents:
     ) -> None:
         """``call()`` when what this thread has launched so far is over, or ``failed`` with the device's error.
 
+        A call that raises is followed by ``failed`` too, so that nobody waits for what does not come.
+
         ``recorded``: what to wait for instead, by the engine's own word; of none only the order of the calls is
         kept, and any thread may ask for it.
         """
@@ -119,7 +121,8 @@ class ComputeEvents:
             else:
                 if one.ours is not None:
                     self._free.append(one.ours)
-                self._after(one.call)
+                if why := self._after(one.call):
+                    self._after(one.failed, why)
 
     def _next(self) -> _Behind | None:
         with self._changed:
@@ -131,10 +134,13 @@ class ComputeEvents:
             self._busy = True
             return self._waiting.popleft()
 
-    def _after(self, call: Callable[..., object], *arguments: Any) -> None:
+    def _after(self, call: Callable[..., object], *arguments: Any) -> str:
+        """What the call failed with, "" if it did not."""
         if self._closing:
-            return
+            return ""
         try:
             call(*arguments)
-        except Exception:
+        except Exception as error:
             logger.exception("what stands behind a forward pass failed")
+            return f"{type(error).__name__}: {error}"
+        return ""
