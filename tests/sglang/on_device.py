@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,11 +19,19 @@ from sage_kv_connector.integrations.common import accelerator
 from sage_kv_connector.integrations.common.accelerator import NamedDevice
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, PrefillRank
 from sage_kv_connector.vendors import VENDORS
+from tests.engine.paged_side import eventually
 from tests.engine.watched_runtime import EnginesEvent, Event, Watched
-from tests.sglang.stand_in import DisaggregationMode, Surroundings
+from tests.sglang.stand_in import DisaggregationMode, KVPoll, Surroundings
 from tests.vendors.rig import H2D, Rig
 
+PREFILL, DECODE = DisaggregationMode.PREFILL, DisaggregationMode.DECODE
 LAYERS, PAGES, HEADS, ROWS = 3, 12, 2, 4
+ROOM, ROW, THEIR_ROW = 7, 1, 2
+THERE, HERE = [3, 9, 4, 7], [6, 2, 8, 1]
+#: So that kernels have room for their buffers.
+MEMORY = 160 << 20
+#: No outcome comes while a device stands still; how long a test looks.
+STANDS_S = 0.2
 ADDRESS = "prefill:8998"
 #: What torch calls a vendor's cards.
 TORCH = {vendor: next(iter(descriptors(vendor).torch_devices)) for vendor in VENDORS}
@@ -41,6 +50,7 @@ class Layout(NamedTuple):
 
 
 KV = Layout()
+LATENT = Layout(planes=1, dim=96)
 
 
 class Tensor(NamedTuple):
@@ -217,3 +227,32 @@ class Server:
             self.manager.computed.close()
         self.manager.metadata.close()
         self.manager.core.close()
+
+
+#: Makes servers that end with the test.
+Serve = Callable[..., Server]
+
+
+def status(end: Any) -> int:
+    return int(end.poll())
+
+
+def landed(receiver: Any, decode: Server) -> None:
+    eventually(lambda: status(receiver) in (KVPoll.Success, KVPoll.Failed))
+    assert status(receiver) == KVPoll.Success, decode.manager.failure_records
+
+
+def failed(end: Any, server: Server, why: str) -> None:
+    eventually(lambda: status(end) == KVPoll.Failed)
+    eventually(lambda: why in server.manager.failure_records.get(end.bootstrap_room, ""))
+
+
+def compare(prefill: Server, decode: Server, there: list[int] = THERE, here: list[int] = HERE) -> None:
+    decode.read()
+    for sent, got in zip(prefill.tokens(there), decode.tokens(here), strict=True):
+        assert np.array_equal(sent, got)
+    assert decode.row(THEIR_ROW) == prefill.row(ROW)
+
+
+def array(pages: list[int]) -> Any:
+    return np.array(pages, dtype=np.int32)

@@ -19,13 +19,10 @@ from sage_kv_connector.contract.bootstrap_room import MetadataKind
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 from sage_kv_connector.integrations.sglang.options import CONFIG_ENV
 from tests.engine.paged_side import eventually
-from tests.sglang.on_device import TORCH, Server
+from tests.sglang.on_device import HERE, MEMORY, ROOM, ROW, STANDS_S, THEIR_ROW, THERE, TORCH, Server
 from tests.sglang.stand_in import DisaggregationMode, KVPoll, install
 from tests.vendors.rig import Rig
 
-ROOM, ROW, THEIR_ROW = 7, 1, 2
-THERE, HERE = [3, 9, 4, 7], [6, 2, 8, 1]
-STANDS_S = 0.2
 #: The prefill server: sends pages that its device has not computed, and lets it compute when told.
 CHILD = """
 import sys
@@ -38,7 +35,7 @@ with pytest.MonkeyPatch.context() as monkeypatch:
 
 def serve(monkeypatch: pytest.MonkeyPatch, mode: DisaggregationMode, vendor: str) -> Server:
     monkeypatch.setenv(CONFIG_ENV, "backend=pcie,same_weights=false")
-    rig = Rig(vendor, memory_bytes=160 << 20)
+    rig = Rig(vendor, memory_bytes=MEMORY)
     return Server(monkeypatch, install(monkeypatch), mode, rig, metadata_on_device=TORCH[vendor] == "npu")
 
 
