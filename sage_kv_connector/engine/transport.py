@@ -150,7 +150,6 @@ class TransportEngine:
         for chunk in chunks:
             await window.acquire()
             if any(task.done() and task.exception() is not None for task in tasks):
-                window.release()
                 break
             tasks.append(asyncio.create_task(move(chunk)))
         results = await asyncio.gather(*tasks, return_exceptions=True)

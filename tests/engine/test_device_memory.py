@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -190,6 +192,17 @@ def test_a_closed_engine_gives_its_pinned_memory_back(
     assert set(held) - of_test, "bytes were staged in it"
     decode.core.close()
     assert set(held) == of_test
+
+
+def test_a_closed_engine_leaves_no_thread(make_native_core: MakeCore, rig: Rig) -> None:
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = threads()
+    side = DeviceSide(make_native_core, Shape(), PAGES, rig)
+    assert threads() > before
+    side.core.close()
+    eventually(lambda: threads() <= before)
 
 
 def test_cancel_waits_for_the_copy_that_is_under_way(make_native_core: MakeCore, rig: Rig) -> None:

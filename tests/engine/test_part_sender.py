@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sage_kv_connector.backends.base import Event, EventKind, Status
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.engine.pages.source import SelectionError
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.transfer.offer import Stream
@@ -40,3 +42,22 @@ def test_the_first_grant_names_the_window() -> None:
     for window, parts in ((b"first", 2), (b"second", 9)):
         stream.grant(m.Grant(7, parts, window))
     assert (stream.window, granted) == (b"first", [2])
+
+
+@pytest.mark.parametrize(
+    ("by_lanes", "status", "code"),
+    [
+        (True, Status.OK, None),
+        (True, Status.BEYOND_END, Code.TOKENS),
+        (True, Status.OUT_OF_BOUNDS, Code.BAD_SELECTION),
+        (True, Status.CONNECTION_LOST, Code.SEND_FAILED),
+        (False, Status.OUT_OF_BOUNDS, Code.SEND_FAILED),
+        (False, Status.NOT_CONVERTED, Code.CONVERSION),
+    ],
+)
+def test_what_went_wrong_with_a_post_has_its_name(by_lanes: bool, status: Status, code: Code | None) -> None:
+    session: Any = SimpleNamespace(peer=None, connection=1)
+    stream = Stream(session, PARTS)
+    stream.by_lanes = by_lanes
+    trouble = stream.trouble(Event(EventKind.SENT, 1, 1, status, 0, 0, 0, b"", "so it said"))
+    assert (trouble.code if trouble else None) == code

@@ -6,6 +6,9 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.engine.pages.paged import PagedSource
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
-from sage_kv_connector.engine.transfer import early
+from sage_kv_connector.engine.transfer import early, returns
 from tests.engine.paged_side import MakeCore, Side, assert_pages_equal, eventually
 
 
@@ -265,3 +268,13 @@ def test_who_can_be_told_nothing_loses_the_session(
     prefill.core.withdraw(["t"], "preempted")
     assert not decode.outcomes.get(timeout=5).ok, "the end of the session tells as well"
     prefill.released.get(timeout=5)
+
+
+def test_no_more_are_waited_for_than_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(returns, "MAX_LOST", 2)
+    loop: Any = SimpleNamespace(call_later=lambda *_: SimpleNamespace(cancel=lambda: None))
+    waits, gone = returns.Returns(loop, 1.0), list[int]()
+    for generation in (1, 2, 3):
+        stream: Any = SimpleNamespace(generation=generation)
+        waits.wait(stream, partial(gone.append, generation))
+    assert gone == [3]

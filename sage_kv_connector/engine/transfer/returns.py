@@ -45,7 +45,6 @@ class Returns:
     def close(self) -> None:
         for _, timer in self._lost.values():
             timer.cancel()
-        self._lost.clear()
 
     def _over(self, generation: int, on_stays_away: Callable[[], None]) -> None:
         del self._lost[generation]
