@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sage_kv_connector.contract.cache_view import CanonicalPlane, group_view
 from sage_kv_connector.contract.element_order import ElementOrder, strided
-from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
+from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes, device_group
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
 from sage_kv_connector.format.wire_format import WireFormat
 
@@ -45,12 +45,18 @@ def layout(kind: str, size: int, gap: int = 0) -> Layout:
         orders = [strided(at, size * 2 * ROW, 2 * ROW, ITEM) for at in (0, ROW)]
     elif kind == "halves":  # [page, 2, token, head, dim]
         orders = [strided(at, ROW, HEADS * ROW, ITEM) for at in (0, plane)]
+    elif kind == "outermost":  # [head, page, token, 2 dim]
+        head = PAGES * (size * 2 * ROW + gap)
+        orders = [strided(at, head, 2 * ROW, ITEM) for at in (0, ROW)]
     else:  # K and V each a tensor of its own, heads outermost in the page
         orders = [strided(0, size * ROW, ROW, ITEM)] * 2
     tensors = 2 if kind == "apart" else 1
     stride = (1 if kind == "apart" else 2) * plane + gap
     rng = np.random.default_rng(size)
-    memory = [rng.integers(0, 256, (PAGES * stride,), dtype=np.uint8) for _ in range(tensors * LAYERS)]
+    if kind == "outermost":
+        stride = size * 2 * ROW + gap
+    nbytes = PAGES * stride * (HEADS if kind == "outermost" else 1)
+    memory = [rng.integers(0, 256, (nbytes,), dtype=np.uint8) for _ in range(tensors * LAYERS)]
     planes = []
     for number, order in enumerate(orders):
         own = [memory[layer * tensors + (number if tensors == 2 else 0)] for layer in range(LAYERS)]
@@ -91,7 +97,7 @@ def _place(order: ElementOrder, head: int, token: int) -> int:
 
 
 @given(
-    kind=st.sampled_from(["rows", "halves", "apart"]),
+    kind=st.sampled_from(["rows", "halves", "apart", "outermost"]),
     size=st.sampled_from([4, 16]),
     gap=st.sampled_from([0, 64]),
     heads=st.tuples(st.integers(0, HEADS - 1), st.integers(1, HEADS)),
@@ -150,6 +156,7 @@ def test_copies_hold_the_box_and_nothing_else(
         ("rows", 0, [3, 4, 5], 1),  # pages that follow one another are one
         ("halves", 64, [3, 4, 5], 3),  # unless something lies between
         ("apart", 0, [3, 4, 5], 2),
+        ("outermost", 0, [9, 2, 5], HEADS * 3),  # one for each head
     ],
 )
 def test_whole_pages_are_one_copy(kind: str, gap: int, pages: list[int], copies: int) -> None:
@@ -188,3 +195,33 @@ def test_planes_of_one_tensor_that_share_no_page_are_copied_by_themselves() -> N
     assert bounce_bytes(group, span) == 2 * 2 * key.page_stride
     made, _ = staged(group, span)
     assert len(made.pairs) == 4
+
+
+@pytest.mark.parametrize("gap", [0, 64])
+def test_a_bounce_of_pages_with_heads_outermost_has_no_room_for_what_lies_between(gap: int) -> None:
+    group = layout("outermost", 16, gap).group()
+    assert bounce_bytes(group, Span(0, LAYERS, 0, HEADS, 0, 32, [7, 3])) == LAYERS * 2 * HEADS * 16 * 2 * ROW
+
+
+@given(split=st.sampled_from([2, 4]), tokens=st.tuples(st.integers(0, 40), st.integers(1, 60)))
+def test_pages_of_smaller_blocks_are_copied_like_whole_ones(split: int, tokens: tuple[int, int]) -> None:
+    size = 16
+    one = layout("halves", size // split)
+    planes = [
+        plane._replace(
+            page_stride=split * plane.page_stride,
+            order=plane.order._replace(token=(size // split, plane.order.token[1], plane.page_stride)),
+        )
+        for plane in one.planes
+    ]
+    group = device_group(one.group().view._replace(page_size=size, pages=PAGES // split), "bf16", planes)
+    assert group.split == split and group.planes == tuple(one.planes)
+    pages = [2, 0, 1][: -(-(tokens[0] % size + tokens[1] % 30 + 1) // size)]
+    span = Span(0, LAYERS, 0, HEADS, tokens[0] % size, tokens[1] % 30 + 1, pages)
+    inside = group.in_blocks(span)
+    by_kernels = GroupConverter("bf16", size // split, PAGES, HEADS, one.planes)
+    by_tables = GroupConverter("bf16", size, PAGES // split, HEADS, planes)
+    wire = [np.zeros(by_tables.wire_bytes(span), np.uint8) for _ in range(2)]
+    by_tables.encode(span, wire[0].ctypes.data, len(wire[0]))
+    by_kernels.encode(inside, wire[1].ctypes.data, len(wire[1]))
+    assert np.array_equal(wire[0], wire[1])

@@ -36,7 +36,7 @@ SPEC = FullAttentionSpec(block_size=PAGE, num_kv_heads=HEADS, head_size=DIM, dty
 
 
 def vllm_config(**more: Any) -> Any:
-    """As much of a VllmConfig as a worker reads; ``cache_dtype``, ``heads`` and ``tp`` may be given."""
+    """As much of a VllmConfig as a worker reads; ``cache_dtype``, ``heads``, ``tp`` and ``attention`` may be given."""
     model = SimpleNamespace(
         model="a-model",
         dtype=torch.bfloat16,
@@ -46,7 +46,7 @@ def vllm_config(**more: Any) -> Any:
     return SimpleNamespace(
         model_config=model,
         cache_config=SimpleNamespace(cache_dtype=more.get("cache_dtype", "auto"), block_size=PAGE),
-        compilation_config=SimpleNamespace(static_forward_context={}),
+        compilation_config=SimpleNamespace(static_forward_context=more.get("attention", {})),
         parallel_config=SimpleNamespace(tensor_parallel_size=more.get("tp", 1), pipeline_parallel_size=1),
         load_config=SimpleNamespace(load_format="dummy"),
     )
@@ -75,12 +75,21 @@ class Worker:
     def __init__(self, name: str, seed: int, backend: str, **more: Any) -> None:
         specs: dict[str, Any] = more.pop("specs", None) or {f"l{i}": SPEC for i in range(LAYERS)}
         groups = more.pop("groups", None) or cache_config((specs, SPEC))
-        config = KVTransportConfig.load({"backend": backend, "unmatched_timeout_s": 5, "lease_s": 5})
+        options = {"backend": backend, "unmatched_timeout_s": 5, "lease_s": 5, **more.pop("options", {})}
+        config = KVTransportConfig.load(options)
         with _one_rank():
             self.side = WorkerSide(vllm_config(**more), groups, config, name)
         self.name = name
-        self.caches = {layer: tensor(seed + i, spec) for i, (layer, spec) in enumerate(specs.items())}
-        self.side.register_kv_caches(self.caches)
+        self.caches = self.made(specs, seed)
+        self.side.register_kv_caches(self.given())
+
+    def made(self, specs: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The layers' caches, of bytes that the seed tells."""
+        return {layer: tensor(seed + i, spec) for i, (layer, spec) in enumerate(specs.items())}
+
+    def given(self) -> dict[str, Any]:
+        """What vLLM registers."""
+        return self.caches
 
     def prefill(self) -> PrefillEngine:
         _, _, _, addresses, node = self.side.registered()

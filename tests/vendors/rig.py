@@ -83,11 +83,14 @@ class Rig:
 
     def upload(self, data: Bytes, device: int = 0) -> int:
         address = self.runtime.alloc(device, len(data))
+        self.write(address, data, device)
+        return address
+
+    def write(self, address: int, data: Bytes, device: int = 0) -> None:
         stream = self.runtime.stream_create(device)
         self.runtime.copy_async(device, address, data.ctypes.data, len(data), H2D, stream)
         self.runtime.stream_synchronize(device, stream)
         self.runtime.stream_destroy(device, stream)
-        return address
 
     def download(self, address: int, nbytes: int, device: int = 0) -> Bytes:
         data = self.pinned(nbytes, device)

@@ -11,6 +11,7 @@ whole is one, and pages that follow one another are one together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.dtypes import DTYPE_BITS
-from sage_kv_connector.contract.element_order import ElementOrder
+from sage_kv_connector.contract.element_order import ElementOrder, strided
 from sage_kv_connector.devices.runtime import Copies
 from sage_kv_connector.format.converter import ConvertedPlane, GroupConverter, Span
 from sage_kv_connector.kernels.registry import GroupKernels
@@ -30,12 +31,42 @@ BOUNCE_ALIGNMENT = 256
 
 
 class DeviceGroup(NamedTuple):
-    """A group of pages on a device, how its planes stand on the wire, and the device's kernels if they convert it."""
+    """A group of pages on a device, how its planes stand on the wire, and the device's kernels if they convert it.
+
+    ``split``: of the engine's pages each is so many here, the blocks of its attention kernels.
+    """
 
     view: GroupView
     dtype: str
     planes: tuple[ConvertedPlane, ...]
     kernels: GroupKernels | None = None
+    split: int = 1
+
+    def in_blocks(self, span: Span) -> Span:
+        """The same box, its pages those of this group. ``span`` names the engine's."""
+        if self.split == 1:
+            return span
+        size = self.view.page_size
+        first, end = span.first_token // size, -(-(span.first_token + span.tokens) // size)
+        ids = np.asarray(span.pages, dtype=np.int64)[:, None] * self.split + np.arange(self.split)
+        skipped = first % self.split
+        return span._replace(pages=ids.reshape(-1)[skipped : skipped + end - first].tolist())
+
+
+def device_group(view: GroupView, dtype: str, planes: Sequence[ConvertedPlane]) -> DeviceGroup:
+    """Of pages that hold smaller blocks one after the other, each block is a page of its own."""
+    blocks = {(plane.order.token[0], plane.page_stride / plane.order.token[2]) for plane in planes}
+    ((tile, split),) = blocks if len(blocks) == 1 else ((view.page_size, 1.0),)
+    if tile >= view.page_size or tile * split != view.page_size:
+        return DeviceGroup(view, dtype, tuple(planes))
+    inside = []
+    for plane in planes:
+        _, token, block = plane.order.token
+        plain = plane.order._replace(token=strided(0, 0, token, 0).token)
+        inside.append(plane._replace(order=plain, page_stride=block))
+    times = int(split)
+    smaller = view._replace(page_size=tile, pages=view.pages * times)
+    return DeviceGroup(smaller, dtype, tuple(inside), split=times)
 
 
 class Bounce(NamedTuple):
@@ -55,15 +86,25 @@ class Bounce(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """Pages that some planes share: from ``first``, an offset in a page, they take ``stride`` bytes of a bounce."""
+    """Pages that some planes share: from ``first`` to ``end`` of a page; each takes ``stride`` bytes of a bounce.
+
+    Where other pages or layers lie between two heads, these are offsets of one head, and ``heads`` such follow each
+    other, on the device ``head_stride`` apart.
+    """
 
     planes: list[int]
     first: int
     end: int
+    heads: int = 1
+    head_stride: int = 0
+
+    @property
+    def head_bytes(self) -> int:
+        return self.end - self.first
 
     @property
     def stride(self) -> int:
-        return -(-(self.end - self.first) // BOUNCE_ALIGNMENT) * BOUNCE_ALIGNMENT
+        return -(-self.heads * self.head_bytes // BOUNCE_ALIGNMENT) * BOUNCE_ALIGNMENT
 
 
 def page_bytes(order: ElementOrder, page_size: int, heads: int, dim: int, item: int) -> int:
@@ -89,12 +130,12 @@ def bounce(group: DeviceGroup, span: Span, address: int) -> Bounce:
     at = address
     bases: list[list[int]] = [[] for _ in group.planes]
     for layer in range(span.first_layer, span.first_layer + span.layers):
-        for image, (places, offsets, lengths) in zip(images, runs, strict=True):
+        for image, (places, offsets, inside, lengths) in zip(images, runs, strict=True):
             plane = group.planes[image.planes[0]]
             for number in image.planes:
                 bases[number].append(at)
             device = plane.bases[layer] + ids[places] * plane.page_stride + offsets
-            host = at - image.first + places * image.stride + offsets
+            host = at + places * image.stride + inside
             pairs.append(_joined(device, host, lengths))
             at += count * image.stride
     layers = slice(span.first_layer, span.first_layer + span.layers)
@@ -102,8 +143,11 @@ def bounce(group: DeviceGroup, span: Span, address: int) -> Bounce:
     for image in images:
         for number in image.planes:
             plane = planes[number]
+            order = plane.order._replace(offset=plane.order.offset - image.first)
+            if image.heads > 1:
+                order = order._replace(head_stride=image.head_bytes)
             planes[number] = plane._replace(
-                order=plane.order._replace(offset=plane.order.offset - image.first),
+                order=order,
                 page_stride=image.stride,
                 bases=bases[number],
                 memory_scales=plane.memory_scales[layers],
@@ -111,34 +155,43 @@ def bounce(group: DeviceGroup, span: Span, address: int) -> Bounce:
             )
     view = group.view
     converter = GroupConverter(group.dtype, view.page_size, count, view.heads, planes)
-    inside = span._replace(first_layer=0, pages=range(count))
-    return Bounce(at - address, converter, inside, np.concatenate(pairs))
+    within = span._replace(first_layer=0, pages=range(count))
+    return Bounce(at - address, converter, within, np.concatenate(pairs))
 
 
 def _images(group: DeviceGroup) -> list[_Image]:
     item = DTYPE_BITS[group.dtype] // 8
     found: list[_Image] = []
     for number, plane in enumerate(group.planes):
-        size = page_bytes(plane.order, group.view.page_size, group.view.heads, plane.dim, item)
-        first, end = plane.order.offset, plane.order.offset + size
+        heads, order = group.view.heads, plane.order
+        apart = heads > 1 and order.head_stride > group.view.page_size * order.token[1]
+        size = page_bytes(order, group.view.page_size, 1 if apart else heads, plane.dim, item)
+        own = _Image([number], order.offset, order.offset + size)
+        if apart:
+            own = own._replace(heads=heads, head_stride=order.head_stride)
         for index, image in enumerate(found):
             other = group.planes[image.planes[0]]
-            both = _Image([*image.planes, number], min(first, image.first), max(end, image.end))
-            one_page = both.end - both.first <= plane.page_stride == other.page_stride
-            if one_page and list(plane.bases) == list(other.bases):
+            both = own._replace(
+                planes=[*image.planes, number],
+                first=min(own.first, image.first),
+                end=max(own.end, image.end),
+            )
+            alike = (own.heads, own.head_stride) == (image.heads, image.head_stride)
+            one_page = both.head_bytes <= plane.page_stride == other.page_stride
+            if alike and one_page and list(plane.bases) == list(other.bases):
                 found[index] = both
                 break
         else:
-            found.append(_Image([number], first, end))
+            found.append(own)
     return found
 
 
-def _page_runs(group: DeviceGroup, image: _Image, span: Span) -> tuple[Places, Places, Places]:
-    """Runs of the box in an image's pages: place of the page, offset in it, bytes; page after page, ascending."""
+def _page_runs(group: DeviceGroup, image: _Image, span: Span) -> tuple[Places, Places, Places, Places]:
+    """Runs of the box in an image's pages: place of the page, offset in it and in its image, bytes; page after page."""
     size = group.view.page_size
     end = span.first_token + span.tokens
     origin = span.first_token // size
-    places, offsets, lengths = [], [], []
+    places, offsets, images, lengths = [], [], [], []
     index = 0
     while index < len(span.pages):
         begin = (origin + index) * size
@@ -146,31 +199,38 @@ def _page_runs(group: DeviceGroup, image: _Image, span: Span) -> tuple[Places, P
         # Whole pages have their runs in common.
         whole = first == 0 and last == size
         count = (end // size - origin - index) if whole else 1
-        inside, run = _box_in_image(group, image, span, first, last - first)
-        places.append(np.repeat(np.arange(index, index + count, dtype=np.int64), len(inside)))
-        offsets.append(np.tile(inside, count))
+        there, here, run = _box_in_image(group, image, span, first, last - first)
+        places.append(np.repeat(np.arange(index, index + count, dtype=np.int64), len(there)))
+        offsets.append(np.tile(there, count))
+        images.append(np.tile(here, count))
         lengths.append(np.tile(run, count))
         index += count
-    return np.concatenate(places), np.concatenate(offsets), np.concatenate(lengths)
+    return np.concatenate(places), np.concatenate(offsets), np.concatenate(images), np.concatenate(lengths)
 
 
 def _box_in_image(
     group: DeviceGroup, image: _Image, span: Span, first_token: int, tokens: int
-) -> tuple[Places, Places]:
-    """Offset and bytes of each run in one page; those of planes that touch are one."""
+) -> tuple[Places, Places, Places]:
+    """Offset in a page and in its image, and bytes, of each run in one page; those of planes that touch are one."""
     item = DTYPE_BITS[group.dtype] // 8
+    first_head, heads = (0, 1) if image.heads > 1 else (span.first_head, span.heads)
     offsets, lengths = [], []
     for number in image.planes:
         plane = group.planes[number]
-        runs, nbytes = box_runs(
-            plane.order, plane.dim, item, span.first_head, span.heads, first_token, tokens
-        )
+        runs, nbytes = box_runs(plane.order, plane.dim, item, first_head, heads, first_token, tokens)
         offsets.append(runs + plane.order.offset)
         lengths.append(np.full(len(runs), nbytes, dtype=np.int64))
     all_offsets, all_lengths = np.concatenate(offsets), np.concatenate(lengths)
     ascending = np.argsort(all_offsets, kind="stable")
     joined = _joined(all_offsets[ascending], all_offsets[ascending], all_lengths[ascending])
-    return joined[:, 0].astype(np.int64), joined[:, 2].astype(np.int64)
+    there, run = joined[:, 0].astype(np.int64), joined[:, 2].astype(np.int64)
+    here = there - image.first
+    if image.heads > 1:
+        each = np.arange(span.first_head, span.first_head + span.heads, dtype=np.int64)[:, None]
+        there = (each * image.head_stride + there).reshape(-1)
+        here = (each * image.head_bytes + here).reshape(-1)
+        run = np.tile(run, span.heads)
+    return there, here, run
 
 
 def _joined(device: Places, host: Places, lengths: Places) -> npt.NDArray[np.uint64]:

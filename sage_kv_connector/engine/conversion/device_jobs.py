@@ -26,7 +26,7 @@ from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.devices.dma_lane import DmaLane
 from sage_kv_connector.devices.runtime import CopyKind, DeviceRuntime
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes
+from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes, device_group
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.device_parts import DevicePartCoder
 from sage_kv_connector.engine.conversion.device_rooms import DeviceRooms
@@ -63,7 +63,8 @@ class _Job:
     def __init__(
         self, group: DeviceGroup, span: Span, wire: int, length: int, done: OnConverted, *, encode: bool
     ) -> None:
-        self.group, self.span, self.wire, self.length, self.done = group, span, wire, length, done
+        self.group, self.span = group, group.in_blocks(span)
+        self.wire, self.length, self.done = wire, length, done
         self.encode = encode
         self.kernels: GroupKernels | None = None  #: what converts it; None: the CPU
         self.lease: Lease | None = None
@@ -119,8 +120,8 @@ class DeviceConversions:
     ) -> DeviceGroup:
         """What ``encode`` and ``decode`` of this group take. Raises ValueError as ``converted_planes``."""
         planes = converted_planes(view, index, formats, local, consumer, producer)
-        kernels = self._kernels.group(local.dtype, view, planes)
-        return DeviceGroup(view, local.dtype, tuple(planes), kernels)
+        group = device_group(view, local.dtype, planes)
+        return group._replace(kernels=self._kernels.group(local.dtype, group.view, group.planes))
 
     def in_lanes(self, groups: Mapping[int, DeviceGroup]) -> list[tuple[int, _data_plane.PagedConverter]]:
         return []  # their pages are no memory of this process

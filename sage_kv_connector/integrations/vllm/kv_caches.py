@@ -135,9 +135,13 @@ def _packed_planes(spec: Any, planes: _Planes, pages: int, packing: str) -> tupl
 def _plain_planes(layer: _Layer, pages: int) -> tuple[CanonicalPlane, ...]:
     found: list[CanonicalPlane] = []
     for index, (name, tensor, axes) in enumerate(layer.planes):
-        if tensor.shape[list(axes).index("page")] != pages:
-            return ()  # the engine's kernels use smaller pages than its block table
-        found += strided_planes(name, tensor, axes, index, channels(layer.spec))
+        planes = strided_planes(name, tensor, axes, index, channels(layer.spec))
+        page_axis = list(axes).index("page")
+        if planes and tensor.shape[page_axis] != pages:  # blocks of the engine's kernels, several a page
+            tokens, block = int(tensor.shape[list(axes).index("token")]), tensor.stride(page_axis)
+            tiles = (tokens, planes[0].order.token[1], int(block) * int(tensor.element_size()))
+            planes = tuple(plane._replace(order=plane.order._replace(token=tiles)) for plane in planes)
+        found += planes
     keys, values = channels(layer.spec)
     dims = {"k": keys, "v": values, "latent": keys}
     complete = {plane.name for plane in found} in ({"k", "v"}, {"latent"})

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's layouts in host memory and on (emulated) devices: what prefill computed reaches decode, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.platforms import current_platform
+
+from tests.integrations.vllm_device import DeviceWorker, LayoutWorker, put_on
+from tests.integrations.vllm_layouts import LAYOUTS, Layout
+from tests.integrations.vllm_workers import (
+    PAGE,
+    SPEC,
+    TOKENS,
+    finished,
+    handed_over,
+    load,
+    offered,
+    progress,
+)
+from tests.vendors.rig import Rig
+
+MakeWorker = Callable[..., LayoutWorker]
+
+
+@pytest.fixture(params=["host", "nvidia", "ascend"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
+    """Workers in host memory, on a device whose kernels convert, and on one where the CPU does."""
+    made: list[LayoutWorker] = []
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    rig = None if request.param == "host" else Rig(request.param, memory_bytes=256 << 20)
+    if rig is not None:
+        put_on(rig, monkeypatch)
+
+    def worker(name: str, layout: Layout, **more: Any) -> LayoutWorker:
+        arguments = (name, 1 + len(made), "tcp", layout)
+        made.append(
+            LayoutWorker(*arguments, **more) if rig is None else DeviceWorker(*arguments, rig, **more)
+        )
+        return made[-1]
+
+    yield worker
+    for one in made:
+        one.close()
+
+
+def fetched(prefill: LayoutWorker, decode: LayoutWorker, source: list[int], target: list[int]) -> bool:
+    """Whether decode got the prompt into pages that are another size than prefill's."""
+    tables = len(prefill.layout.groups)
+    prefill.step(offers=[offered("t")], progress=[progress("t", tuple(source), TOKENS, tables)])
+    prefill.step(finished=[finished("t", tuple(source), tables)])
+    wanted = load(prefill.prefill(), "t", target, tables=tables)
+    pages = tuple(one._replace(tokens=range(TOKENS)) for one in wanted.pages)
+    first = decode.step(loads=[replace(wanted, pages=pages)])
+    return not decode.until(lambda one: bool(one.received), first).failed
+
+
+STATES = [name for name in LAYOUTS if name.startswith("states")]
+
+
+@pytest.mark.parametrize("layout", STATES)
+def test_states_go_as_they_are_and_what_can_t_be_staged_is_said(
+    layout: str, make: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefill, decode = make("p", LAYOUTS[layout]), make("d", LAYOUTS[layout])
+    arrived = handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
+    assert arrived == (not isinstance(prefill, DeviceWorker))
+    assert arrived or "memory: device on both sides, tcp takes host" in caplog.text
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in STATES])
+def test_pages_of_one_layout(layout: str, make: MakeWorker) -> None:
+    prefill, decode = make("p", LAYOUTS[layout]), make("d", LAYOUTS[layout])
+    assert handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
+
+
+CONVERTING = [name for name, layout in LAYOUTS.items() if layout.converts]
+
+
+@pytest.mark.parametrize("layout", CONVERTING)
+def test_pages_of_another_size(layout: str, make: MakeWorker) -> None:
+    one = LAYOUTS[layout]
+    prefill, decode = make("p", one), make("d", one.of_pages(2 * PAGE))
+    assert fetched(prefill, decode, [1, 2, 3], [4, 6])
+    for sent, landed in zip(prefill.rows([1, 2, 3]), decode.rows([4, 6]), strict=True):
+        np.testing.assert_array_equal(sent, landed[:TOKENS])
+
+
+@pytest.mark.parametrize("layout", [name for name in CONVERTING if LAYOUTS[name].dtype == "auto"])
+def test_another_dtype_on_the_wire(layout: str, make: MakeWorker) -> None:
+    options = {"target_dtype": "fp32"}  # holds every bf16
+    prefill, decode = (make(name, LAYOUTS[layout], options=options) for name in ("p", "d"))
+    assert handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
+    sent = prefill.side.totals().counters["bytes_sent"]
+    assert sent == 2 * sum(one.nbytes for one in decode.rows([4, 6, 5]))
+
+
+OF_SPEC = [name for name, layout in LAYOUTS.items() if layout.kinds == (SPEC,)]
+
+
+@pytest.mark.parametrize("layout", [name for name in OF_SPEC if name != "LBHNC"])
+def test_every_layout_of_k_and_v_meets_every_other(layout: str, make: MakeWorker) -> None:
+    prefill, decode = make("p", LAYOUTS[layout]), make("d", LAYOUTS["LBHNC"])
+    assert fetched(prefill, decode, [1, 2, 3], [4, 6, 5])
+    assert prefill.pages([1, 2, 3]) == decode.pages([4, 6, 5])
+
+
+@pytest.mark.parametrize("layout", [name for name, one in LAYOUTS.items() if one.dtype == "fp8"])
+def test_scales_of_an_fp8_cache_are_honoured(layout: str, make: MakeWorker) -> None:
+    scales = {f"0.{layer}": SimpleNamespace(_k_scale_float=0.5, _v_scale_float=4.0) for layer in range(2)}
+    prefill, decode = make("p", LAYOUTS[layout], attention=scales), make("d", LAYOUTS["LBHNC"])
+    assert fetched(prefill, decode, [1, 2, 3], [4, 6, 5])
+    for sent, landed in zip(prefill.rows([1, 2, 3]), decode.rows([4, 6, 5]), strict=True):
+        codes = torch.from_numpy(sent).view(torch.float8_e4m3fn).float()
+        expected = codes.reshape(TOKENS, SPEC.num_kv_heads, 2, -1) * torch.tensor([0.5, 4.0])[:, None]
+        values = torch.from_numpy(landed).view(torch.bfloat16).float()
+        np.testing.assert_array_equal(values.numpy(), expected.reshape(TOKENS, -1).numpy())
