@@ -55,7 +55,10 @@ def make_core(options: dict[str, Any], **kwargs: Any) -> EngineCore:
 
 
 def prefill_side(vendor: str, settings: dict[str, Any]) -> DeviceSide:
-    return DeviceSide(make_core, Shape(order="nhd"), PAGES, Rig(vendor, memory_bytes=64 << 20, **settings))
+    rig = Rig(vendor, memory_bytes=64 << 20, **settings)
+    side = DeviceSide(make_core, Shape(order="nhd"), PAGES, rig)
+    rig.control.set(virtual_memory=False)  # of the KV cache alone: what we allocate has handles
+    return side
 
 
 class Prefill(NamedTuple):
@@ -128,6 +131,17 @@ def test_pages_go_from_device_to_device(vendor: str) -> None:
         counters = decode.core.counters()
         assert counters["d2d_bytes"] == outcome.stats.nbytes and counters["h2d_bytes"] == 0
         assert json.loads(prefill.say("outcome")) is True
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_memory_that_has_no_handle_is_staged(vendor: str) -> None:
+    with decode_side(vendor) as decode, prefill_process(vendor, virtual_memory=True) as prefill:
+        prefill.say("offer")
+        here = fetch(prefill, decode)
+        outcome = decode.outcomes.get(timeout=20)
+        assert outcome.ok, outcome.error
+        assert outcome.stats is not None and outcome.stats.backend != "pcie"
+        check(decode, here)
 
 
 @pytest.mark.parametrize(

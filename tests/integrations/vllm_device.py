@@ -29,7 +29,7 @@ class OnDevice:
         self._host, self._base = host, base
 
     def data_ptr(self) -> int:
-        return self._base + self._host.storage_offset() * self._host.element_size()
+        return self._base + int(self._host.storage_offset()) * int(self._host.element_size())
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("shape", "stride", "element_size", "dim"):

@@ -61,8 +61,9 @@ class Cache(NamedTuple):
             found.append(ordered.reshape(per_row, -1).numpy())
         if len(found) == 2 and "H" in axes:  # K's and V's heads in turn
             split = [one.reshape(len(one), HEADS, -1) for one in found]
-            return np.concatenate(split, axis=2).reshape(len(found[0]), -1)
-        return np.concatenate(found, axis=1)
+            found = [np.concatenate(split, axis=2).reshape(len(found[0]), -1)]
+        rows: npt.NDArray[np.uint8] = np.concatenate(found, axis=1)
+        return rows
 
 
 #: A cache of layers by their specs.

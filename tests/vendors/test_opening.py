@@ -105,7 +105,7 @@ def test_settings_name_what_is_wrong(rig: Rig) -> None:
         EmulatorSettings(peer_access=((True,),))
     with pytest.raises(ValueError, match="bandwidth"):
         EmulatorSettings.model_validate({"bandwidth": 1})
-    with pytest.raises(ValueError, match="only rates, latency, held and faults can change"):
+    with pytest.raises(ValueError, match="only rates, latency, held, virtual_memory and faults can change"):
         rig.control.set(memory_bytes=4096)
 
 

@@ -31,6 +31,9 @@ class EmulatorSettings(BaseModel):
         True, description="all devices reach each other, or a row a device"
     )
     ipc: bool = True
+    virtual_memory: bool = Field(
+        False, description="what is allocated meanwhile is mapped from a pool, which has no IPC handles"
+    )
     held: frozenset[DirectionName] = Field(frozenset(), description="engines that stand still")
     out_of_memory_after_bytes: int | None = Field(None, ge=0, description="allocated on a device in all")
     dma_error_after_copies: int | None = Field(None, ge=0, description="the copy after so many fails halfway")

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from sage_kv_connector.backends.base import Descriptors, Segments
 from sage_kv_connector.backends.pcie.messages import table_of
-from sage_kv_connector.devices.runtime import DeviceMemory
+from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory
+
+logger = logging.getLogger(__name__)
 
 PROBE_BYTES = 4096
 
@@ -23,10 +27,13 @@ class IpcMemory:
         self._handles: dict[tuple[int, int], bytes] = {}
         self._opened: dict[int, dict[bytes, int]] = {}
         self._probe = 0
+        self._unopened: DeviceError | None = None  #: why registered memory has no handle
 
     def register(self, address: int, length: int) -> None:
-        """The range may span neighbouring allocations: each has a handle of its own.
+        """The range may span neighbouring allocations: each has a handle of its own, if any.
 
+        Virtual memory (an engine's sleep mode, expandable segments) has none, though the runtime exports its other
+        memory: then no peer's probe opens, so that it goes on to another way.
         Raises DeviceError or ValueError when the runtime does not know the memory.
         """
         rows, end = [], address + length
@@ -40,6 +47,15 @@ class IpcMemory:
             address = stop
         spans = np.concatenate([self._spans, np.array(rows, dtype=np.uint64).reshape(-1, 4)])
         self._spans = spans[np.argsort(spans[:, 0])]
+        try:
+            for _, _, base, size in rows:
+                self._handle(base, size, self.process)
+        except DeviceError as error:
+            if self._unopened is None:
+                logger.warning(
+                    "KV is staged in host memory for peers of this node, they can't open it: %s", error
+                )
+            self._unopened = error
 
     def covers(self, segments: Segments) -> bool:
         """Whether all segments lie in registered memory of the device."""
@@ -75,7 +91,12 @@ class IpcMemory:
             self.runtime.ipc_close(self.device, base)
 
     def probe(self, process: int) -> bytes:
-        """A handle of a small allocation that the other side tries to open. Raises DeviceError."""
+        """A handle of a small allocation that the other side tries to open.
+
+        Raises DeviceError, also where registered memory has no handle: then the other side is to read nothing here.
+        """
+        if self._unopened is not None:
+            raise self._unopened
         if not self._probe:
             self._probe = self.runtime.alloc(self.device, PROBE_BYTES)
         return self._handle(self._probe, PROBE_BYTES, process)

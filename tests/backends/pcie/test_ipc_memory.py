@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which allocations a range of device memory lies in."""
+"""Which allocations a range of device memory lies in, and those that no peer can open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
-from sage_kv_connector.devices.runtime import DeviceMemory, DeviceRuntime
+from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory, DeviceRuntime
+from tests.vendors.rig import Rig
 
 SIZE = 64 << 10
 LOW, HIGH = 1 << 30, (1 << 30) + SIZE
@@ -45,3 +46,22 @@ def test_a_range_over_two_allocations_is_exported_as_two() -> None:
     assert not memory.covers(np.array([[LOW, 16]], dtype=np.uint64))
     with pytest.raises(ValueError, match="is not registered memory"):
         memory.export(np.array([[LOW, 0, 16]], dtype=np.uint64), 9)
+
+
+def test_memory_without_a_handle_is_told_once_and_no_peer_is_let_in(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig("nvidia", memory_bytes=64 << 20)
+    memory = IpcMemory(DeviceMemory(rig.runtime, 0))
+    memory.register(rig.runtime.alloc(0, 4096), 4096)
+    assert memory.probe(1)
+    rig.control.set(virtual_memory=True)
+    try:
+        for _ in range(2):
+            memory.register(rig.runtime.alloc(0, 4096), 4096)
+    finally:
+        rig.control.set(virtual_memory=False)
+    with pytest.raises(DeviceError, match="cuIpcGetMemHandle failed with 1"):
+        memory.probe(1)
+    assert caplog.text.count("is staged in host memory") == 1 and "CUDA_ERROR_INVALID_VALUE" in caplog.text
+    memory.close()

@@ -52,6 +52,7 @@ Status Machine::ipc_export(const void* address, bool base_only, bool named_impor
   if (found == nullptr || (base_only && found->base != reinterpret_cast<uint64_t>(address)))
     return fail(Status::kInvalidValue, "not the base of a device allocation");
   if (found->imported) return fail(Status::kInvalidValue, "imported memory can't be exported again");
+  if (found->virtual_memory) return fail(Status::kInvalidValue, "memory of a virtual pool has no IPC handle");
   if (const Status status = usable(found->device); status != Status::kOk) return status;
   found->exported = true;
   found->sharing->only_named = named_importers_only;

@@ -223,6 +223,7 @@ struct Allocation {
   int device = 0;
   bool imported = false;
   bool exported = false;
+  bool virtual_memory = false;
   int kernels = 0;  // that run on devices which reach it
   std::atomic<int> in_flight{0};
 };

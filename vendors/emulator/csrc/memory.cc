@@ -69,10 +69,11 @@ std::string Machine::configure(const std::string& text) {
   const std::string wrong = parse_settings(text, &wanted);
   if (!wrong.empty()) return wrong;
   if (configured_) {
-    if (!same_machine(wanted, settings_)) return "only rates, latency, held and faults can change once it runs";
+    if (!same_machine(wanted, settings_)) return "only rates, latency, held, virtual_memory and faults can change";
     std::copy(std::begin(wanted.bytes_per_second), std::end(wanted.bytes_per_second), settings_.bytes_per_second);
     settings_.latency_seconds = wanted.latency_seconds;
     settings_.held = wanted.held;
+    settings_.virtual_memory = wanted.virtual_memory;
     settings_.out_of_memory_after_bytes = wanted.out_of_memory_after_bytes;
     settings_.dma_error_after_copies = wanted.dma_error_after_copies;
     settings_.device_lost_after_copies = wanted.device_lost_after_copies;
@@ -121,6 +122,7 @@ Status Machine::alloc(int device, uint64_t bytes, void** address) {
   made->bytes = bytes;
   made->mapped = rounded(bytes);
   made->device = device;
+  made->virtual_memory = settings_.virtual_memory;
   made->fd = ::memfd_create("sage-emulator-device-memory", MFD_CLOEXEC);
   if (made->fd < 0 || ::ftruncate(made->fd, static_cast<off_t>(made->mapped + kPage)) != 0)
     return fail(Status::kOutOfMemory, std::string("memfd: ") + std::strerror(errno));

@@ -34,6 +34,7 @@ std::string parse_settings(const std::string& text, Settings* settings) {
       {"latency_us", scaled(&settings->latency_seconds, 1e-6)},
       {"pinned_only", flag(&settings->pinned_only)},
       {"ipc", flag(&settings->ipc)},
+      {"virtual_memory", flag(&settings->virtual_memory)},
       {"held", whole(&settings->held)},
       {"out_of_memory_after_bytes", whole(&settings->out_of_memory_after_bytes)},
       {"dma_error_after_copies", whole(&settings->dma_error_after_copies)},

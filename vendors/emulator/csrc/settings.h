@@ -20,6 +20,7 @@ struct Settings {
   double latency_seconds = 0;
   bool pinned_only = false;
   bool ipc = true;
+  bool virtual_memory = false;           // of allocations from now on
   std::vector<std::string> peer_access;  // a row a device, '1' where it reaches that peer
   int64_t held = 0;                      // bits of Directions whose engines stand still
   int64_t out_of_memory_after_bytes = -1;
