@@ -23,6 +23,7 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVWorkerMetadata,
 )
 from sage_kv_connector.integrations.vllm.parallel import own_ports, refuse_context_parallel
+from sage_kv_connector.integrations.vllm.required_layout import required_layout
 from sage_kv_connector.integrations.vllm.scheduler import SchedulerSide
 from sage_kv_connector.integrations.vllm.specs import transfer_groups
 from sage_kv_connector.integrations.vllm.stats import HeldByRanks, SageKVPromMetrics, SageKVStats
@@ -96,6 +97,10 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def worker_side(self) -> WorkerSide:
         assert self._worker is not None, "a worker hook was called on the scheduler's connector"
         return self._worker
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        return required_layout(vllm_config)
 
     # -- worker hooks
 
