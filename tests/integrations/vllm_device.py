@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,15 @@ from tests.vendors.rig import Rig
 
 
 class OnDevice:
-    """A tensor as the connector sees it. ``host``: one of the same shape and strides, over the memory at ``base``."""
+    """A tensor as the connector sees it. ``host``: one of the same shape and strides, over the memory at ``base()``."""
 
     device = torch.device("cuda", 0)
 
-    def __init__(self, host: torch.Tensor, base: int) -> None:
+    def __init__(self, host: torch.Tensor, base: Callable[[], int]) -> None:
         self._host, self._base = host, base
 
     def data_ptr(self) -> int:
-        return self._base + int(self._host.storage_offset()) * int(self._host.element_size())
+        return self._base() + int(self._host.storage_offset()) * int(self._host.element_size())
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("shape", "stride", "element_size", "dim"):
@@ -77,20 +78,22 @@ class DeviceWorker(LayoutWorker):
 
     def made(self, specs: dict[str, Any], seed: int) -> dict[str, Any]:
         layers = super().made(specs, seed)
-        self.addresses = [self.rig.runtime.alloc(0, len(one)) for one in self.cache.memory]
-        self.upload()
+        self.map_again()
         return layers
 
+    def map_again(self) -> None:
+        """The tensors get memory, which holds what ``cache`` does. An emulator can't choose where."""
+        self.addresses = [self.rig.runtime.alloc(0, len(one)) for one in self.cache.memory]
+        self.upload()
+
     def given(self) -> dict[str, Any]:
-        bases = {
-            one.untyped_storage().data_ptr(): address
-            for one, address in zip(self.cache.memory, self.addresses, strict=True)
-        }
+        places = {one.untyped_storage().data_ptr(): i for i, one in enumerate(self.cache.memory)}
 
         def on_device(host: Any) -> Any:
             if isinstance(host, tuple | list):
                 return type(host)([on_device(one) for one in host])
-            return OnDevice(host, bases[host.untyped_storage().data_ptr()])
+            place = places[host.untyped_storage().data_ptr()]
+            return OnDevice(host, lambda: self.addresses[place])
 
         return {name: on_device(one) for name, one in self.cache.layers.items()}
 
