@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +20,7 @@ pytest.importorskip("vllm")
 
 from vllm.platforms import current_platform
 
+from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine, ranks_of
 from tests.integrations.vllm_device import DeviceWorker, LayoutWorker, put_on
 from tests.integrations.vllm_layouts import LAYOUTS, Layout
 from tests.integrations.vllm_workers import (
@@ -31,6 +36,60 @@ from tests.integrations.vllm_workers import (
 from tests.vendors.rig import Rig
 
 MakeWorker = Callable[..., LayoutWorker]
+
+
+#: Another process: for each layout that it reads a line of, a prefill until the next line.
+CHILD = """
+import json, sys
+import pytest
+from tests.integrations.vllm_device import DeviceWorker, put_on
+from tests.integrations.vllm_layouts import LAYOUTS
+from tests.integrations.vllm_workers import TOKENS, finished, offered, progress
+from tests.vendors.rig import Rig
+rig = Rig("nvidia", memory_bytes=256 << 20)
+put_on(rig, pytest.MonkeyPatch())
+for line in sys.stdin:
+    layout = LAYOUTS[line.strip()]
+    worker, tables = DeviceWorker("p", 1, "auto", layout, rig), len(layout.groups)
+    worker.step(offers=[offered("t")], progress=[progress("t", (1, 2, 3), TOKENS, tables)])
+    worker.step(finished=[finished("t", (1, 2, 3), tables)])
+    _, _, _, addresses, node = worker.side.registered()
+    print(json.dumps([addresses, node, [page.hex() for page in worker.pages([1, 2, 3])]]), flush=True)
+    sys.stdin.readline()
+    worker.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[subprocess.Popen[str]]:
+    root = Path(__file__).parents[2]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CHILD], cwd=root, **pipes) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pages_go_from_device_to_device(
+    layout: str, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert child.stdin and child.stdout
+    rig = Rig("nvidia", memory_bytes=256 << 20)
+    put_on(rig, monkeypatch)
+    print(layout, file=child.stdin, flush=True)
+    addresses, node, pages = next(
+        json.loads(line) for line in child.stdout if line.startswith("[")
+    )  # vLLM logs there, too
+    decode = DeviceWorker("d", 2, "auto", LAYOUTS[layout], rig)
+    try:
+        prefill = PrefillEngine(ranks_of("p", {0: tuple(addresses)}, node))
+        first = decode.step(loads=[load(prefill, "t", [4, 6, 5], tables=len(LAYOUTS[layout].groups))])
+        assert not decode.until(lambda one: bool(one.received), first).failed
+        assert [page.hex() for page in decode.pages([4, 6, 5])] == pages
+        assert decode.side.totals().counters["d2d_bytes"] == sum(len(page) // 2 for page in pages)
+    finally:
+        decode.close()
+        print(file=child.stdin, flush=True)
 
 
 @pytest.fixture(params=["host", "nvidia", "ascend"])
