@@ -93,8 +93,8 @@ class EngineCore:
         )
         self._conversions: Conversions | None = None
         self._converters: Converters | None = None
-        if schema is not None and any(group.canonical for group in schema.groups):
-            self._conversions = self._start_conversions(schema.dtype)
+        if schema is not None and (device is not None or any(group.canonical for group in schema.groups)):
+            self._conversions = self._start_conversions(schema)
             self._conversions.attach(self._loop)
             self._converters = Converters(schema, self._conversions)
         self._producer = Producer(self._loop, config, self._converters)
@@ -104,15 +104,21 @@ class EngineCore:
         self._closed = False
         self.addresses: tuple[str, ...] = ()
 
-    def _start_conversions(self, dtype: str) -> Conversions:
+    def _start_conversions(self, schema: KVCacheSchema) -> Conversions:
         config, device = self.config, self._device
         threads = config.overlap_streams or default_lanes()
         if device is None:
             return CpuConversions(threads, config.staging_bytes, self.register_host_memory)
         wire_dtypes = () if config.target_dtype == "auto" else (config.target_dtype,)
-        kernels = DeviceKernels(device.runtime, device.number, dtype, wire_dtypes)
+        kernels = DeviceKernels(device.runtime, device.number, schema.dtype, wire_dtypes)
         return DeviceConversions(
-            device.runtime, device.number, threads, config.staging_bytes, self.register_host_memory, kernels
+            device.runtime,
+            device.number,
+            threads,
+            config.staging_bytes,
+            self.register_host_memory,
+            kernels,
+            whole_pages=not all(group.canonical for group in schema.groups),
         )
 
     def start(self, *, listen: bool = True) -> None:

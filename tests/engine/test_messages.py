@@ -156,7 +156,6 @@ PARTS = m.SubscribeParts("t", 7, 4096, (GROUP,), 0, 2, 1 << 20, True, False, 100
         ({"first_token": (1 << 40) + 1}, "first_token is"),
         ({"tokens": 0}, "tokens is 0"),
         ({"tokens": (1 << 32) + 1}, "tokens is"),
-        ({"formats": ()}, "formats has 0 entries"),
         ({"formats": (WireFormat("bf16"),) * 17}, "formats has 17 entries"),
     ],
 )

@@ -39,6 +39,11 @@ def groups(draw: st.DrawFn) -> list[Wanted]:
             count = draw(st.integers(1, 6))
             runs.append((at, count))
             at += count
+        if draw(st.booleans()) and draw(st.booleans()):  # pages that go whole
+            size, page = draw(st.sampled_from([1, 528, 1 << 17])), draw(st.integers(0, 3))
+            tokens = range(size * page, size * (page + draw(st.integers(1, 40))))
+            found.append(Wanted(group, runs, tokens, (), (), size, draw(st.integers(1, 1 << 20))))
+            continue
         first = draw(st.integers(0, 9000))
         tokens = range(first, first + draw(st.integers(1, 6000)))
         planes = draw(st.integers(1, 2))
@@ -54,6 +59,12 @@ def test_parts_cover_everything_once(wanted: list[Wanted], heads: int, part_byte
     seen: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for group, first_layer, layers, first, tokens, nbytes in parts.tolist():
         one = of[group]
+        if not one.formats:
+            assert nbytes * one.page_tokens == layers * tokens * one.page_bytes
+            assert nbytes <= part_bytes or (layers, tokens) == (1, one.page_tokens)
+            for layer in range(first_layer, first_layer + layers):
+                seen.setdefault((group, layer), []).append((first, tokens))
+            continue
         each = sum(fmt.span_bytes(first, tokens, dim) for fmt, dim in zip(one.formats, one.dims, strict=True))
         assert nbytes == layers * heads * each
         tile = max(fmt.group_tokens for other in wanted for fmt in other.formats)
@@ -69,8 +80,9 @@ def test_parts_cover_everything_once(wanted: list[Wanted], heads: int, part_byte
                     at += tokens
                 assert at == one.tokens.stop
     assert not seen
-    # Tokens ascend, as prefill computes them, but for groups that begin within a chunk.
-    assert (np.diff(parts[:, 3] // 2048) >= 0).all()
+    # Tokens ascend, as prefill computes them, but for groups that begin within a chunk. Whole pages come last.
+    whole = np.array([not of[group].formats for group in parts[:, 0].tolist()])
+    assert (np.diff(parts[~whole, 3] // 2048) >= 0).all() and (np.diff(whole.astype(int)) >= 0).all()
 
 
 @given(groups(), st.integers(1, 8), st.integers(1, 50))
@@ -90,6 +102,10 @@ def test_what_a_peer_asks_for_costs_no_more_than_it_may(tokens: range) -> None:
     begun = time.monotonic()
     with pytest.raises(ValueError, match="are more than 262144 parts"):
         plan_parts([near, far], 1, 1 << 20)
+    whole = Wanted(1, [(0, 80)], tokens, (), (), 1, 1 << 20)
+    for wanted in ([near, whole], [whole, whole._replace(group=2)]) if len(tokens) > 10 else ():
+        with pytest.raises(ValueError, match="parts that are left"):
+            plan_parts(wanted, 1, 1 << 20)
     assert time.monotonic() - begun < 1
 
 

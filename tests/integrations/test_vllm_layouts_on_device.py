@@ -124,23 +124,20 @@ def fetched(prefill: LayoutWorker, decode: LayoutWorker, source: list[int], targ
     return not decode.until(lambda one: bool(one.received), first).failed
 
 
-STATES = [name for name in LAYOUTS if name.startswith("states")]
-
-
-@pytest.mark.parametrize("layout", STATES)
-def test_states_go_as_they_are_and_what_can_t_be_staged_is_said(
-    layout: str, make: MakeWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    prefill, decode = make("p", LAYOUTS[layout]), make("d", LAYOUTS[layout])
-    arrived = handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
-    assert arrived == (not isinstance(prefill, DeviceWorker))
-    assert arrived or "memory: device on both sides, tcp takes host" in caplog.text
-
-
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in STATES])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_pages_of_one_layout(layout: str, make: MakeWorker) -> None:
     prefill, decode = make("p", LAYOUTS[layout]), make("d", LAYOUTS[layout])
     assert handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
+
+
+@pytest.mark.parametrize("layout", [name for name, one in LAYOUTS.items() if not one.converts])
+def test_what_only_goes_as_it_is_is_refused_by_name(
+    layout: str, make: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = LAYOUTS[layout]
+    prefill, decode = make("p", one), make("d", one.of_pages(2 * PAGE))
+    assert not fetched(prefill, decode, [1, 2, 3], [4, 6])
+    assert "page_size: 32 here, 16 at the peer (incompatible)" in caplog.text
 
 
 CONVERTING = [name for name, layout in LAYOUTS.items() if layout.converts]

@@ -147,6 +147,8 @@ class Layout(NamedTuple):
 
 
 FP8 = replace(SPEC, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
+#: A row's scales stand beside its codes.
+SCALED = replace(FP8, kv_quant_mode=KVQuantMode.FP8_PER_TOKEN_HEAD, state_content_bytes=2 * DIM + 8)
 LAYOUTS: dict[str, Layout] = {
     **{name: Layout(current(name)) for name in KVCacheLayout.__members__},
     "LBHNC, smaller kernel blocks": Layout(current("LBHNC", kernel_block=8)),
@@ -164,6 +166,12 @@ LAYOUTS: dict[str, Layout] = {
     "states": Layout(current("LBHNC"), (SPEC, STATE), converts=False),
     "states, smaller kernel blocks": Layout(
         current("LBHNC", kernel_block=8), (SPEC, STATE), converts=False
+    ),
+    "scales in the page": Layout(
+        current("LBHNC"), (SCALED,), dtype="fp8_per_token_head", converts=False
+    ),
+    "scales in the page, heads outermost": Layout(
+        current("LHBNC"), (SCALED,), dtype="fp8_per_token_head", converts=False
     ),
     "fp8 with scales": Layout(current("LBNHC"), (FP8,), dtype="fp8"),
     "fp8 with scales, heads outermost": Layout(current("LHBNC"), (FP8,), dtype="fp8"),

@@ -33,7 +33,8 @@ BOUNCE_ALIGNMENT = 256
 class DeviceGroup(NamedTuple):
     """A group of pages on a device, how its planes stand on the wire, and the device's kernels if they convert it.
 
-    ``split``: of the engine's pages each is so many here, the blocks of its attention kernels.
+    Without planes its pages go as they are. ``split``: of the engine's pages each is so many here, the blocks of its
+    attention kernels.
     """
 
     view: GroupView
@@ -157,6 +158,20 @@ def bounce(group: DeviceGroup, span: Span, address: int) -> Bounce:
     converter = GroupConverter(group.dtype, view.page_size, count, view.heads, planes)
     within = span._replace(first_layer=0, pages=range(count))
     return Bounce(at - address, converter, within, np.concatenate(pairs))
+
+
+def copied_pages(group: DeviceGroup, span: Span, wire: int, length: int) -> npt.NDArray[np.uint64]:
+    """Whole pages of some layers, of a group without planes, and their places at ``wire``; as ``Bounce.pairs``.
+
+    Raises ValueError for another length than they have.
+    """
+    ids = np.asarray(span.pages, dtype=np.int64)
+    layers = group.view.layers[span.first_layer : span.first_layer + span.layers]
+    runs = np.concatenate([layer.page_segments(ids) for layer in layers]).astype(np.int64)
+    ends = np.cumsum(runs[:, 1])
+    if int(ends[-1]) != length:
+        raise ValueError(f"wire has {length} bytes, the pages {int(ends[-1])}")
+    return _joined(runs[:, 0], wire + ends - runs[:, 1], runs[:, 1])
 
 
 def _images(group: DeviceGroup) -> list[_Image]:

@@ -22,11 +22,18 @@ import numpy as np
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.cache_view import GroupView
-from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.devices.dma_lane import DmaLane
 from sage_kv_connector.devices.runtime import CopyKind, DeviceRuntime
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.conversion.bounce import Bounce, DeviceGroup, bounce, bounce_bytes, device_group
+from sage_kv_connector.engine.conversion.bounce import (
+    Bounce,
+    DeviceGroup,
+    bounce,
+    bounce_bytes,
+    copied_pages,
+    device_group,
+)
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.device_parts import DevicePartCoder
 from sage_kv_connector.engine.conversion.device_rooms import DeviceRooms
@@ -76,7 +83,8 @@ class _Job:
 class DeviceConversions:
     """Construction raises DeviceError.
 
-    ``device``: the runtime's number of the device that the pages lie on; ``kernels``: its own, or why it has none.
+    ``device``: the runtime's number of the device that the pages lie on; ``kernels``: its own, or why it has none;
+    ``whole_pages``: there are groups whose pages go as they are.
     """
 
     def __init__(
@@ -87,15 +95,16 @@ class DeviceConversions:
         staging_bytes: int,
         register: Callable[[int, int], None],
         kernels: DeviceKernels,
+        *,
+        whole_pages: bool = False,
     ) -> None:
         self._runtime, self._device, self._kernels = runtime, device, kernels
         self._rooms = DeviceRooms(runtime, device, staging_bytes, buffers=not kernels.lacks)
         if self._rooms.lacks:
             kernels.give_up(self._rooms.lacks)
-        # Kernels' wire bytes are copied from and to where they wait for the backend.
-        self._cpu = CpuConversions(
-            threads, staging_bytes, register, None if kernels.lacks else self._rooms.pinned
-        )
+        # Kernels' wire bytes, and whole pages, are copied from and to where they wait for the backend.
+        pinned = whole_pages or not kernels.lacks
+        self._cpu = CpuConversions(threads, staging_bytes, register, self._rooms.pinned if pinned else None)
         self.outgoing, self.incoming = self._cpu.outgoing, self._cpu.incoming
         self.pool = self._cpu.pool
         self._jobs: dict[int, _Job] = {}
@@ -118,7 +127,14 @@ class DeviceConversions:
         consumer: KVCacheSchema,
         producer: KVCacheSchema,
     ) -> DeviceGroup:
-        """What ``encode`` and ``decode`` of this group take. Raises ValueError as ``converted_planes``."""
+        """What ``encode`` and ``decode`` of this group take.
+
+        Raises ValueError as ``converted_planes``, and for pages that go as they are to another cache.
+        """
+        if not (formats or view.canonical):
+            if consumer.compare(producer).verdict is not Verdict.IDENTICAL:
+                raise ValueError(f"pages of group {index} go as they are, to an equal cache only")
+            return DeviceGroup(view, local.dtype, ())
         planes = converted_planes(view, index, formats, local, consumer, producer)
         group = device_group(view, local.dtype, planes)
         return group._replace(kernels=self._kernels.group(local.dtype, group.view, group.planes))
@@ -188,7 +204,7 @@ class DeviceConversions:
         if job is None:
             return
         job.on_lane = False
-        if ended.error or not job.encode or job.kernels is not None:
+        if ended.error or not job.encode or job.kernels is not None or not job.group.planes:
             self._end(ended.job, ended.error)
         else:
             self._on_pool(ended.job, job)
@@ -217,6 +233,9 @@ class DeviceConversions:
             else:
                 self._on_pool(job_id, job)
 
+        if not job.group.planes:
+            self._copy(job_id, job)
+            return job_id
         if job.length <= self._rooms.buffer_bytes:
             job.kernels = job.group.kernels
         nbytes = job.length if job.kernels is not None else bounce_bytes(job.group, job.span)
@@ -226,6 +245,17 @@ class DeviceConversions:
             self._jobs.pop(job_id, None)
             raise
         return job_id
+
+    def _copy(self, job_id: int, job: _Job) -> None:
+        """Whole pages, straight to or from where they wait."""
+        try:
+            pages = copied_pages(job.group, job.span, job.wire, job.length)
+        except ValueError:
+            self._jobs.pop(job_id)
+            raise
+        job.on_lane = True
+        lane = self._from_device if job.encode else self._to_device
+        lane.submit(job_id, np.ascontiguousarray(pages[:, [1, 0, 2]]) if job.encode else pages)
 
     def _launch(self, job_id: int, job: _Job, kernels: GroupKernels, buffer: int) -> None:
         job.on_lane = True

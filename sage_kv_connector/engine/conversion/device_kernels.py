@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from sage_kv_connector.contract.cache_view import GroupView
+from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.devices.runtime import DeviceError, DeviceRuntime
 from sage_kv_connector.engine.conversion.kernel_trial import KernelTrial
 from sage_kv_connector.format.converter import ConvertedPlane
@@ -29,6 +30,9 @@ class DeviceKernels:
         self._refused: set[str] = set()
         self._api = runtime.api
         self.lacks = self.architecture = ""
+        if dtype not in CONVERTIBLE_DTYPES:
+            self.lacks = f"pages of {dtype} go as they are"
+            return
         try:
             if not runtime.features.kernels:
                 raise KernelsUnavailable(f"{runtime.api} launches no kernels")

@@ -46,7 +46,7 @@ class WirePlan(NamedTuple):
 
 def wire_dtype_of(groups: Iterable[Formats]) -> str:
     """What is on the wire, for people and reports; ``groups``: the formats of each."""
-    return "/".join(sorted({fmt.dtype for formats in groups for fmt in formats}))
+    return "/".join(sorted({fmt.dtype for formats in groups for fmt in formats})) or SAME
 
 
 def needs_conversion(
@@ -62,7 +62,12 @@ def needs_conversion(
 
 
 def plan_wire(local: KVCacheSchema, peer: KVCacheSchema, target_dtype: str) -> WirePlan:
-    """The consumer's plan for a peer with a convertible (or identical) schema."""
+    """The consumer's plan for a peer with a convertible (or identical) schema.
+
+    Where a group's order is not known its pages go as they are, and the others in the cache's own dtype.
+    """
+    if not all(group.canonical for group in local.groups):
+        target_dtype = "auto"
     first = max(local.head_start, peer.head_start)
     return WirePlan(
         tuple(
@@ -87,6 +92,8 @@ def planned_wire_dtype(
 def _formats(
     consumer: KVCacheSchema, producer: KVCacheSchema, ours: GroupSchema, theirs: GroupSchema, target: str
 ) -> Formats:
+    if not ours.canonical:
+        return ()
     dtype = target
     if target == "auto":  # the smaller of both; the producer's where they are equally wide
         dtype = min((producer.dtype, consumer.dtype), key=lambda name: DTYPE_BITS[name])

@@ -58,10 +58,10 @@ class PagesTarget(NamedTuple):
         """Whether the pages of each group follow each other, so that tokens say the same."""
         return all(pages.is_one_run for pages in self.groups)
 
-    @property
-    def tokens(self) -> dict[int, range]:
-        """By group; of a target that ``has_tokens``."""
-        return {pages.group: pages.tokens for pages in self.groups}
+    def page_tokens(self, pages: GroupPages) -> range:
+        """All that the pages have room for; of a target that ``has_tokens``."""
+        size, first = self.view.groups[pages.group].page_size, pages.runs[0][0]
+        return range(first * size, (first + len(pages.ids)) * size)
 
     def pages_of(self, group: int, first_token: int, tokens: int) -> list[int]:
         """Page ids that hold these tokens; of a target that ``has_tokens``."""

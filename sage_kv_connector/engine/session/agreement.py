@@ -38,10 +38,7 @@ def schema_verdict(
         return SchemaVerdict(must_convert=comparison.explain(), no_kv_of=ours.missing_from(theirs))
     if ours.memory == "host" or capabilities.device_memory:
         return SchemaVerdict()
-    staged = f"memory: {ours.memory} on both sides, {capabilities.name} takes host"
-    if all(group.canonical for group in ours.groups):
-        return SchemaVerdict(must_convert=staged)
-    return SchemaVerdict(Reason(Code.SCHEMA, f"{staged}; pages of unknown order can't be staged"), staged)
+    return SchemaVerdict(must_convert=f"memory: {ours.memory} on both sides, {capabilities.name} takes host")
 
 
 def plan_session(

@@ -84,7 +84,7 @@ class PartGroup(msgspec.Struct, array_like=True, frozen=True):
     """Of one kv group: what is wanted of it. The parts are cut from this on both sides (``part_plan``).
 
     ``group`` is the producer's, ``runs`` are (first, count) of its layers in the order of the wire, tokens count from
-    the request's first. ``formats``: one for each canonical plane.
+    the request's first. ``formats``: one for each canonical plane; none of a group without such, whose pages go whole.
     """
 
     group: int
@@ -101,7 +101,7 @@ class PartGroup(msgspec.Struct, array_like=True, frozen=True):
             check_number("layers of a run", count, 1, 1 << 16)
         check_number("first_token", self.first_token, 0, 1 << 40)
         check_number("tokens", self.tokens, 1, 1 << 32)
-        check_length("formats", self.formats, 1, 16, "entries")
+        check_length("formats", self.formats, 0, 16, "entries")
 
 
 class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, frozen=True):

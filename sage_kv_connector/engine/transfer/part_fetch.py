@@ -61,14 +61,16 @@ class PartFetch:
         self._part_bytes = part_bytes_of(self._conversions.incoming)
         asked = self._asked = [
             WantedParts(
-                group,
-                [(run.local, run.layers) for run in plan.runs[group]],
-                tokens,
-                plan.formats[group],
-                [plane.dim for plane in ours.groups[group].canonical],
+                pages.group,
+                [(run.local, run.layers) for run in plan.runs[pages.group]],
+                pages.tokens if plan.formats[pages.group] else target.page_tokens(pages),
+                plan.formats[pages.group],
+                [plane.dim for plane in ours.groups[pages.group].canonical],
+                ours.groups[pages.group].page_size,
+                ours.groups[pages.group].page_bytes,
             )
-            for group, tokens in sorted(target.tokens.items())
-            if plan.runs[group]
+            for pages in sorted(target.groups, key=lambda pages: pages.group)
+            if plan.runs[pages.group]
         ]
         parts = plan_parts(asked, plan.heads, self._part_bytes)
         if not len(parts):

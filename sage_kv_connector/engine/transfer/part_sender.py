@@ -153,6 +153,16 @@ def parts_of(request: SubscribeParts, pages: TokenPages) -> Parts:
             raise SelectionError(f"layers: {len(group.layers)} here, up to {last} asked for")
         if len(one.formats) != len(group.canonical):
             raise SelectionError(f"formats: {len(group.canonical)} planes here, {len(one.formats)} asked for")
+        if not one.formats and (one.first_token % group.page_size or one.tokens % group.page_size):
+            raise SelectionError(
+                f"tokens: {one.first_token}, +{one.tokens} asked for of group {one.group}, whose pages of "
+                f"{group.page_size} tokens go whole"
+            )
         tokens = range(one.first_token, one.first_token + one.tokens)
-        wanted.append(Wanted(one.group, one.runs, tokens, one.formats, [p.dim for p in group.canonical]))
+        dims = [plane.dim for plane in group.canonical]
+        wanted.append(
+            Wanted(
+                one.group, one.runs, tokens, one.formats, dims, group.page_size, group.layers[0].page_bytes
+            )
+        )
     return plan_parts(wanted, request.heads, request.part_bytes)
