@@ -126,6 +126,24 @@ def earlier(axes: str, memory: str = "", tensors: int = 1, kernel_block: int = 0
     return make
 
 
+def states_apart(specs: dict[str, Any]) -> Cache:
+    """As earlier releases: attention as today, of a state a list of tensors, which share each page."""
+    attention = current("LBHNC")({name: one for name, one in specs.items() if not isinstance(one, MambaSpec)})
+    for layer, spec in specs.items():
+        if not isinstance(spec, MambaSpec):
+            continue
+        raw = torch.zeros((BLOCKS, spec.page_size_bytes), dtype=torch.uint8)
+        tensors, at = [], 0
+        for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True):
+            nbytes = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
+            tensors.append(raw[:, at : at + nbytes].view(dtype).unflatten(1, shape))
+            at += nbytes
+        attention.memory.append(raw.view(-1))
+        attention.layers[layer] = tensors
+        attention.axes[layer] = "Bhnc"
+    return attention
+
+
 class Layout(NamedTuple):
     """``kinds``: specs of the groups' layers. ``converts``: pages of another size or dtype can be made of it."""
 
@@ -164,6 +182,7 @@ LAYOUTS: dict[str, Layout] = {
     "windows beside full attention": Layout(current("LBHNC"), (SPEC, WINDOW)),
     "windows, heads outermost": Layout(current("LHBNC"), (SPEC, WINDOW)),
     "states": Layout(current("LBHNC"), (SPEC, STATE), converts=False),
+    "states as tensors of their own": Layout(states_apart, (SPEC, STATE), converts=False),
     "states, smaller kernel blocks": Layout(
         current("LBHNC", kernel_block=8), (SPEC, STATE), converts=False
     ),
