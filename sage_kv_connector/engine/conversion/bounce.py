@@ -56,18 +56,20 @@ class DeviceGroup(NamedTuple):
 
 def device_group(view: GroupView, dtype: str, planes: Sequence[ConvertedPlane]) -> DeviceGroup:
     """Of pages that hold smaller blocks one after the other, each block is a page of its own."""
-    blocks = {(plane.order.token[0], plane.page_stride / plane.order.token[2]) for plane in planes}
-    ((tile, split),) = blocks if len(blocks) == 1 else ((view.page_size, 1.0),)
-    if tile >= view.page_size or tile * split != view.page_size:
+    tile = planes[0].order.token[0]
+    split, left = divmod(view.page_size, tile)
+    alike = all(
+        plane.order.token[0] == tile and plane.order.token[2] * split == plane.page_stride for plane in planes
+    )
+    if split < 2 or left or not alike:
         return DeviceGroup(view, dtype, tuple(planes))
     inside = []
     for plane in planes:
         _, token, block = plane.order.token
         plain = plane.order._replace(token=strided(0, 0, token, 0).token)
         inside.append(plane._replace(order=plain, page_stride=block))
-    times = int(split)
-    smaller = view._replace(page_size=tile, pages=view.pages * times)
-    return DeviceGroup(smaller, dtype, tuple(inside), split=times)
+    smaller = view._replace(page_size=tile, pages=view.pages * split)
+    return DeviceGroup(smaller, dtype, tuple(inside), split=split)
 
 
 class Bounce(NamedTuple):
