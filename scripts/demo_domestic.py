@@ -31,11 +31,10 @@ from sage_kv_connector.hardware.probing.profile import HardwareProfile, Recommen
 from sage_kv_connector.hardware.probing.recording import RecordedMachine
 from sage_kv_connector.hardware.report.recommend import recommend
 from sage_kv_connector.hardware.report.topology import probe
-from sage_kv_connector.vendors import VENDORS as ALL_VENDORS
+from sage_kv_connector.vendors import VENDORS
 from sage_kv_connector.vendors.emulator.settings import DIRECTIONS
 from scripts.domestic_side import BLOCK, BYTES_PER_TOKEN, SideOptions, serve
 
-VENDORS = tuple(name for name in ALL_VENDORS if name != "nvidia")
 #: Recorded machines, as `sage-kvt probe --record` makes them; a vendor's begin with its name.
 RECORDINGS = Path(__file__).parents[1] / "tests" / "hardware" / "recordings"
 START_TIMEOUT_S = 120.0
