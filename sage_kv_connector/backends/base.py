@@ -316,5 +316,5 @@ class DeviceBackend(Protocol):
         ...
 
     def register_device_memory(self, address: int, length: int) -> None:
-        """Make device memory usable in posts and windows, until ``close``. Raises DeviceError."""
+        """Make device memory usable in posts and windows, until ``close``; peers may still find no way to it."""
         ...

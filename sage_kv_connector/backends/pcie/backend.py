@@ -94,7 +94,7 @@ class PcieBackend(HostHalf):
     # -- memory
 
     def register_device_memory(self, address: int, length: int) -> None:
-        """As ``register_memory``, for memory of the device, until ``close``. Raises DeviceError."""
+        """As ``register_memory``, for memory of the device, until ``close``."""
         self._device().memory.register(address, length)
 
     # -- connections

@@ -33,29 +33,26 @@ class IpcMemory:
         """The range may span neighbouring allocations: each has a handle of its own, if any.
 
         Virtual memory (an engine's sleep mode, expandable segments) has none, though the runtime exports its other
-        memory: then no peer's probe opens, so that it goes on to another way.
-        Raises DeviceError or ValueError when the runtime does not know the memory.
+        memory; some runtimes don't tell where another's allocation begins. Then no peer's probe opens, so that it
+        goes on to another way.
         """
         rows, end = [], address + length
         while address < end:
             try:
-                base, size = self.runtime.allocation_of(self.device, address, end - address)
-            except ValueError:
-                base, size = self.runtime.allocation_of(self.device, address, 1)
+                base, size = self._allocation_of(address, end - address)
+                self._handle(base, size, self.process)
+            except DeviceError as error:
+                if self._unopened is None:
+                    logger.warning(
+                        "KV is staged in host memory for peers of this node, they can't open it: %s", error
+                    )
+                self._unopened = error
+                base, size = address, end - address
             stop = min(end, base + size)
             rows.append((address, stop, base, size))
             address = stop
         spans = np.concatenate([self._spans, np.array(rows, dtype=np.uint64).reshape(-1, 4)])
         self._spans = spans[np.argsort(spans[:, 0])]
-        try:
-            for _, _, base, size in rows:
-                self._handle(base, size, self.process)
-        except DeviceError as error:
-            if self._unopened is None:
-                logger.warning(
-                    "KV is staged in host memory for peers of this node, they can't open it: %s", error
-                )
-            self._unopened = error
 
     def covers(self, segments: Segments) -> bool:
         """Whether all segments lie in registered memory of the device."""
@@ -111,6 +108,13 @@ class IpcMemory:
         if self._probe:
             self.runtime.free(self.device, self._probe)
             self._probe = 0
+
+    def _allocation_of(self, address: int, length: int) -> tuple[int, int]:
+        """The one that holds the range, or its beginning."""
+        try:
+            return self.runtime.allocation_of(self.device, address, length)
+        except ValueError:
+            return self.runtime.allocation_of(self.device, address, 1)
 
     def _handle(self, base: int, size: int, process: int) -> bytes:
         key = (base, process)

@@ -10,7 +10,8 @@ import pytest
 
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory, DeviceRuntime
-from tests.vendors.rig import Rig
+from sage_kv_connector.vendors import vendor_module
+from tests.vendors.rig import Rig, emulator_of
 
 SIZE = 64 << 10
 LOW, HIGH = 1 << 30, (1 << 30) + SIZE
@@ -64,4 +65,20 @@ def test_memory_without_a_handle_is_told_once_and_no_peer_is_let_in(
     with pytest.raises(DeviceError, match="cuIpcGetMemHandle failed with 1"):
         memory.probe(1)
     assert caplog.text.count("is staged in host memory") == 1 and "CUDA_ERROR_INVALID_VALUE" in caplog.text
+    memory.close()
+
+
+def test_memory_of_an_allocator_that_the_runtime_does_not_know_is_staged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An engine's own: XPU's library does not tell where its allocations begin."""
+    library, module = emulator_of("kunlunxin"), vendor_module("kunlunxin", "runtime")
+    ours, engine = module.create(library), module.create(library)
+    address = engine.alloc(0, SIZE)
+    memory = IpcMemory(DeviceMemory(ours, 0))
+    memory.register(address, SIZE)
+    assert memory.covers(np.array([[address, SIZE]], dtype=np.uint64))
+    with pytest.raises(DeviceError, match="does not tell where others' allocations begin"):
+        memory.probe(1)
+    assert caplog.text.count("is staged in host memory") == 1
     memory.close()
