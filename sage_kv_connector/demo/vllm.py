@@ -3,7 +3,9 @@
 
 First the hand-over is timed with fresh prompts, step by step as a router drives it.
 Then audits are on: both servers digest the pages of each transfer where they lie, and
-token ids from the router are compared with those of one server alone.
+token ids from the router are compared with those of one server alone. The model has random
+weights, and bf16 for its logits: of one prompt in ten some token leads the next by nothing, and how many tokens a
+step computes decides. Such a prompt says nothing about KV, so another one is taken.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,12 @@ from sage_kv_connector.demo.result import ANSWER_TOKENS, REPEATS, demo_result, f
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, router, vllm_server
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, margin, router, vllm_server
+
+#: Twice what neighbouring bf16 between 2 and 4 differ by, where the logits are.
+ROUNDING = 2 * 2**-6
+#: Most have a token that leads by less.
+MOST_PROMPTS = 30
 
 
 class Pair(NamedTuple):
@@ -48,9 +56,11 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
         recomputed = [complete(pair.decode.url, next(prompts), max_tokens=2).ttft_s for _ in range(REPEATS)]
         progress.print("comparing token ids and KV bytes")
         pair.audit.touch()
-        prompt = next(prompts)
-        routed = complete(pair.router.url, prompt, max_tokens=ANSWER_TOKENS)
-        alone = complete(pair.prefill.url, prompt, max_tokens=ANSWER_TOKENS)
+        for prompt in islice(prompts, MOST_PROMPTS):
+            routed = complete(pair.router.url, prompt, max_tokens=ANSWER_TOKENS)
+            alone = complete(pair.prefill.url, prompt, max_tokens=ANSWER_TOKENS)
+            if margin(pair.prefill.url, prompt, ANSWER_TOKENS) > ROUNDING:
+                break
         return demo_result(
             prompt_tokens=prompt_tokens,
             dispatch=dispatch,

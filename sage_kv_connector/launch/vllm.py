@@ -7,7 +7,8 @@ import http.client
 import json
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,22 +115,14 @@ def complete(
     timeout_s: float = 300.0,
 ) -> Answer:
     """Greedy completion of prompt token ids. Raises ServerError for any answer but a good one."""
-    host = url.removeprefix("http://")
     body: dict[str, Any] = {
         "model": "model", "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0,
         "ignore_eos": True, "return_token_ids": True, "stream": stream,
     }  # fmt: skip
     if kv_transfer_params is not None:
         body["kv_transfer_params"] = kv_transfer_params
-    connection = http.client.HTTPConnection(host, timeout=timeout_s)
     begun = time.perf_counter()
-    try:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise ServerError(
-                f"{url} answered {response.status}: {response.read(2000).decode(errors='replace')}"
-            )
+    with _asked(url, body, timeout_s) as response:
         if not stream:
             answer = json.loads(response.read())
             total = time.perf_counter() - begun
@@ -137,6 +130,36 @@ def complete(
                 answer["choices"][0].get("token_ids") or [], total, total, answer.get("kv_transfer_params")
             )
         return _read_stream(response, begun)
+
+
+def margin(url: str, prompt: Sequence[int], max_tokens: int) -> float:
+    """By how much the first token leads the second in a greedy answer, in log-probability, where it leads least.
+
+    Raises ServerError.
+    """
+    body = {
+        "model": "model",
+        "prompt": list(prompt),
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    with _asked(url, body | {"logprobs": 2, "return_tokens_as_token_ids": True}, 300.0) as response:
+        steps = json.loads(response.read())["choices"][0]["logprobs"]["top_logprobs"]
+    leads = [sorted(step.values(), reverse=True) for step in steps]
+    return float(min(first - second for first, second, *_ in leads))
+
+
+@contextmanager
+def _asked(url: str, body: dict[str, Any], timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            said = response.read(2000).decode(errors="replace")
+            raise ServerError(f"{url} answered {response.status}: {said}")
+        yield response
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"{url}: {type(error).__name__}: {error}") from error
     finally:
