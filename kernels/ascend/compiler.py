@@ -6,15 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from sage_kv_connector.kernels.common.compiler import (
-    HOST,
     KERNELS,
     SHARED_HEADERS,
     SHIM_HEADER,
-    compiled_once,
-    host_library,
+    compiled_for,
     pair_options,
     run_compiler,
     run_tool,
@@ -49,13 +48,15 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
     """
     options = [*pair_options(memory, wire), f"-I{KERNELS}"]
 
-    def compile_now() -> bytes:
-        if architecture == HOST:
-            return host_library(SOURCE, options)
-        return _linked(options, architecture)
-
-    texts = [SOURCE, *HEADERS, *(HOST_HEADERS if architecture == HOST else ())]
-    return compiled_once(f"ascend-{memory}-{wire}-{architecture}", texts, options, compile_now)
+    return compiled_for(
+        architecture,
+        f"ascend-{memory}-{wire}",
+        SOURCE,
+        HEADERS,
+        HOST_HEADERS,
+        options,
+        partial(_linked, options, architecture),
+    )
 
 
 def _linked(options: list[str], architecture: str) -> bytes:

@@ -19,9 +19,7 @@ class GroupKernels(GroupLaunches):
     """Ascend C kernels over one group of pages: they move whole rows, channel beside channel."""
 
     def check(self, dtype: str, layout: PlaneLayout) -> None:
-        check_rows(layout)
-        if layout.dim > MAX_DIM:
-            raise ValueError(f"heads of {layout.dim} channels (at most {MAX_DIM}): no kernel here has it")
+        check_rows(layout, MAX_DIM)
 
     def launch(
         self, function: int, planes: Sequence[PlaneLayout], tiles: Sequence[int], layers: int, argument: bytes

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 from sage_kv_connector.kernels.common.compiler import (
-    HOST,
     KERNELS,
     SHARED_HEADERS,
     SHIM_HEADER,
-    compiled_once,
-    host_library,
+    compiled_for,
     pair_options,
     run_compiler,
 )
@@ -28,10 +26,9 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
     options = [*pair_options(memory, wire), f"-I{KERNELS}"]
 
     def compile_now() -> bytes:
-        if architecture == HOST:
-            return host_library(SOURCE, options)
         device = ["--bang-fatbin-only", f"--bang-mlu-arch={architecture}", "-O3", "-ffp-contract=off"]
         return run_compiler("cncc", SOURCE, [*device, *options])
 
-    texts = [SOURCE, *HEADERS, *(HOST_HEADERS if architecture == HOST else ())]
-    return compiled_once(f"bang-{memory}-{wire}-{architecture}", texts, options, compile_now)
+    return compiled_for(
+        architecture, f"bang-{memory}-{wire}", SOURCE, HEADERS, HOST_HEADERS, options, compile_now
+    )

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from sage_kv_connector.kernels.common.launch import TYPE_NAMES, WIRE_TYPE_NAMES
@@ -53,6 +54,22 @@ def compiled_once(
     partial.write_bytes(code)
     partial.rename(kept)
     return code
+
+
+def compiled_for(
+    architecture: str,
+    name: str,
+    source: Path,
+    headers: Sequence[Path],
+    host_headers: Sequence[Path],
+    options: Sequence[str],
+    compile_now: Callable[[], bytes],
+) -> bytes:
+    """``compiled_once``: for ``HOST`` by the host's compiler through ``host_headers``, else by ``compile_now``."""
+    host = architecture == HOST
+    texts = [source, *headers, *(host_headers if host else ())]
+    by_host = partial(host_library, source, options)
+    return compiled_once(f"{name}-{architecture}", texts, options, by_host if host else compile_now)
 
 
 def run_compiler(compiler: str, source: Path, options: Sequence[str], **environment: str) -> bytes:

@@ -145,13 +145,18 @@ class GroupLaunches(ABC):
         ]
 
 
-def check_rows(layout: PlaneLayout) -> None:
-    """Of kernels that move pieces of rows, channel beside channel. Raises ValueError for a plane without such rows."""
+def check_rows(layout: PlaneLayout, most_channels: int | None = None) -> None:
+    """Of kernels that move pieces of rows, channel beside channel. Raises ValueError for a plane without such rows.
+
+    ``most_channels``: what they have room for, where they move whole rows.
+    """
     stride, odd = layout.strides[2], layout.fmt.dtype == "int4" and layout.dim % 2
     if stride != 1:
         raise ValueError(f"channels {stride} elements apart: no kernel here has it")
     if odd:
         raise ValueError(f"int4 of an odd number of channels ({layout.dim}): no kernel here has it")
+    if most_channels is not None and layout.dim > most_channels:
+        raise ValueError(f"heads of {layout.dim} channels (at most {most_channels}): no kernel here has it")
 
 
 def _layout(plane: ConvertedPlane, item: int) -> PlaneLayout:

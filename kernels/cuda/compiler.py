@@ -11,10 +11,8 @@ import shutil
 from pathlib import Path
 
 from sage_kv_connector.kernels.common.compiler import (
-    HOST,
     KERNELS,
-    compiled_once,
-    host_library,
+    compiled_for,
     pair_options,
     run_compiler,
 )
@@ -39,14 +37,12 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
             return run_compiler("hipcc", source, [
                 "-x", "hip", "-O3", "--genco", f"--offload-arch={architecture}", "-ffp-contract=off", *options,
             ], HIP_PLATFORM="amd")  # fmt: skip
-        if architecture == HOST:
-            return host_library(source, options)
         if shutil.which("nvcc"):
             return run_compiler("nvcc", source, [f"-arch={architecture}", "-cubin", *options])
         return _nvrtc(source, [f"--gpu-architecture={architecture}", *options])
 
-    texts = [source, *(SOURCES / name for name in HEADERS), *(HOST_HEADERS if architecture == HOST else ())]
-    return compiled_once(f"{memory}-{wire}-{architecture}", texts, options, compile_now)
+    headers = [SOURCES / name for name in HEADERS]
+    return compiled_for(architecture, f"{memory}-{wire}", source, headers, HOST_HEADERS, options, compile_now)
 
 
 def load_library(names: tuple[str, ...]) -> ctypes.CDLL:

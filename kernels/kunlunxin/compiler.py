@@ -10,12 +10,10 @@ import zipfile
 from pathlib import Path
 
 from sage_kv_connector.kernels.common.compiler import (
-    HOST,
     KERNELS,
     SHARED_HEADERS,
     SHIM_HEADER,
-    compiled_once,
-    host_library,
+    compiled_for,
     pair_options,
     run_compiler,
     run_tool,
@@ -37,8 +35,6 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
     options = [*pair_options(memory, wire), f"-I{KERNELS}"]
 
     def compile_now() -> bytes:
-        if architecture == HOST:
-            return host_library(SOURCE, options)
         image = io.BytesIO()
         with zipfile.ZipFile(image, "w") as both:
             for verb in ("encode", "decode"):
@@ -46,8 +42,9 @@ def compiled(memory: str, wire: str, architecture: str) -> bytes:
                 both.writestr(zipfile.ZipInfo(f"kv_{verb}_{memory}_{wire}"), code)
         return image.getvalue()
 
-    texts = [SOURCE, *HEADERS, *(HOST_HEADERS if architecture == HOST else ())]
-    return compiled_once(f"xpu-{memory}-{wire}-{architecture}", texts, options, compile_now)
+    return compiled_for(
+        architecture, f"xpu-{memory}-{wire}", SOURCE, HEADERS, HOST_HEADERS, options, compile_now
+    )
 
 
 def _code(options: list[str], architecture: str, verb: str) -> bytes:
