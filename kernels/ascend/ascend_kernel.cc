@@ -355,13 +355,4 @@ __aicore__ inline void run_core(GM_ADDR launch) {
   }
 #endif
 
-#ifdef KV_WIRE
-KV_KERNELS_TO(KV_WIRE, KV_WIRE_TYPE)
-#else
-KV_KERNELS_TO(fp32, Fp32Wire)
-KV_KERNELS_TO(fp16, Fp16Wire)
-KV_KERNELS_TO(bf16, Bf16Wire)
-KV_KERNELS_TO(fp8_e4m3, Fp8E4m3Wire)
-KV_KERNELS_TO(fp8_e5m2, Fp8E5m2Wire)
-KV_KERNELS_TO(int4, Int4Wire)
-#endif
+KV_ALL_KERNELS

@@ -167,3 +167,16 @@ KV_FN Raw* row_of(const Shape& shape, const Tile& tile, int32_t token) {
   KV_KERNELS(fp8_e4m3, Fp8E4m3, wire, Wire) \
   KV_KERNELS(fp8_e5m2, Fp8E5m2, wire, Wire)
 #endif
+
+// The same over wire dtypes, for sources that have all of them.
+#ifdef KV_WIRE
+#define KV_ALL_KERNELS KV_KERNELS_TO(KV_WIRE, KV_WIRE_TYPE)
+#else
+#define KV_ALL_KERNELS                 \
+  KV_KERNELS_TO(fp32, Fp32Wire)        \
+  KV_KERNELS_TO(fp16, Fp16Wire)        \
+  KV_KERNELS_TO(bf16, Bf16Wire)        \
+  KV_KERNELS_TO(fp8_e4m3, Fp8E4m3Wire) \
+  KV_KERNELS_TO(fp8_e5m2, Fp8E5m2Wire) \
+  KV_KERNELS_TO(int4, Int4Wire)
+#endif
