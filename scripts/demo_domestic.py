@@ -156,9 +156,9 @@ def report(
     else:
         stages = {
             "device to host": _stage(prefill["d2h_bytes"], prefill["d2h_ns"]),
-            "encode": _stage(kv, prefill["conversion_ns"]),
+            "encode": _stage(kv, prefill["encode_ns"]),
             "wire": _stage(wire, prefill["posting_ns"]),
-            "decode": _stage(kv, decode["conversion_ns"]),
+            "decode": _stage(kv, decode["decode_ns"]),
             "host to device": _stage(decode["h2d_bytes"], decode["h2d_ns"]),
         }
     # What kernels convert is part of the lane's work.

@@ -19,7 +19,7 @@ PACKAGE = "sage_kv_connector"
 #: Rooms that stand beside the package in the repository and inside it when it is installed.
 BESIDE = ("vendors", "kernels")
 #: What any room above them may stand on.
-BASE = ("contract", "devices", "backends", "config", "format", "_data_plane")
+BASE = ("contract", "devices", "backends", "config", "format", "telemetry.recording", "_data_plane")
 #: Whoever stands on the engine comes in by its door.
 DOOR = "engine!"
 
@@ -114,7 +114,7 @@ class OnlyFrom(NamedTuple):
         ]
 
 
-LAYERS = ("control", "session", "pages", "conversion", "transfer", "routing", "core", "transport")
+LAYERS = ("control", "session", "pages", "conversion", "transfer", "routing", "observed", "core", "transport")
 ROOF = ("cli", "bench", "demo", "doctor")
 
 RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
@@ -141,6 +141,10 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
             ),
         )
         for place, layer in enumerate(LAYERS)
+    ),
+    "8 what is recorded stands below the engine, who reads it knows snapshots only": (
+        Rule("telemetry.recording", ("contract",)),
+        Rule("telemetry.reading", ("telemetry.recording", "contract", "config")),
     ),
     "5 probing < vendors < report, and few others open a vendor": (
         Rule("hardware.probing"),
@@ -200,6 +204,7 @@ def test_every_module_has_a_room() -> None:
         "config",
         "engine",
         "hardware",
+        "telemetry",
     )
     rooms = (*rooms, "vendors", "store", "integrations", "launch", *ROOF)
     assert [name for name in modules() if name and not any(_in(name, room) for room in rooms)] == []

@@ -68,8 +68,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sage_kv_connector.devices.runtime import DeviceMemory
-
 #: uint64 array of shape (n, 2): address, length in bytes.
 Segments = npt.NDArray[np.uint64]
 #: uint64 array of shape (n, 3): local address, offset in the peer's window, length in bytes.
@@ -81,7 +79,9 @@ class EventKind(IntEnum):
 
     CONNECTED = 1  #: an outgoing connection is ready (connection; id = the value given to ``connect``)
     ACCEPTED = 2  #: an incoming connection is ready (connection; detail: its peer's address, if it has one)
-    CLOSED = 3  #: a connection is gone (connection, status, detail)
+    CLOSED = (
+        3  #: a connection is gone (connection, status, detail, offset = bytes sent, length = bytes landed)
+    )
     MESSAGE = 4  #: a control message arrived (connection, payload)
     SENT = 5  #: a post ended (connection, id = post, status, length = bytes, detail)
     LANDED = 6  #: a chunk landed and held (connection, id = window, offset, length)
@@ -121,6 +121,7 @@ class Event(NamedTuple):
     time_ns: int
     payload: bytes
     detail: str
+    began_ns: int = 0  #: SENT, WINDOW_DONE, WINDOW_FAILED: when the first chunk was cut, or came; 0 if untold
 
     @property
     def status_name(self) -> str:
@@ -155,13 +156,15 @@ class BackendOptions(NamedTuple):
     """What a user may choose of any backend; 0 and "" stand for the backend's own measured default.
 
     ``lanes``: data-plane threads; ``chunk_bytes``: bytes of one chunk; ``direct``: copy straight from and to
-    the peer's pages where that is possible; ``local_address``: the interface that connections leave by.
+    the peer's pages where that is possible; ``local_address``: the interface that connections leave by;
+    ``measures``: lanes take times, too.
     """
 
     lanes: int = 0
     chunk_bytes: int = 0
     direct: bool = True
     local_address: str = ""
+    measures: bool = True
 
 
 class ConnectionInfo(NamedTuple):
@@ -302,19 +305,15 @@ class Backend(Protocol):
         """Totals counted in the lanes since the start: bytes, chunks, checksum_failures, ..."""
         ...
 
+    def traffic(self) -> Sequence[tuple[int, int, int]]:
+        """Of each connection that is open: its id, bytes sent, bytes landed."""
+        ...
+
+    def small_posts(self) -> Sequence[tuple[int, int]]:
+        """Small posts by how long they took, in powers of two from 1 µs on: their number, and the sum of their
+        nanoseconds."""
+        ...
+
     def close(self) -> None:
         """End every connection, join every thread, free every descriptor. Idempotent."""
-        ...
-
-
-@runtime_checkable
-class DeviceBackend(Protocol):
-    """What a Backend with ``device_memory`` has beside: windows and posts may lie on one device."""
-
-    def attach_device(self, device: DeviceMemory) -> None:
-        """Before ``listen`` and ``connect``. Raises DeviceError."""
-        ...
-
-    def register_device_memory(self, address: int, length: int) -> None:
-        """Make device memory usable in posts and windows, until ``close``; peers may still find no way to it."""
         ...

@@ -162,6 +162,12 @@ class NativeBackend:
     def counters(self) -> dict[str, int]:
         return self._endpoint.counters()
 
+    def traffic(self) -> Sequence[tuple[int, int, int]]:
+        return self._endpoint.traffic()
+
+    def small_posts(self) -> Sequence[tuple[int, int]]:
+        return self._endpoint.small_posts()
+
     def close(self) -> None:
         self._endpoint.close()
 

@@ -153,6 +153,10 @@ class KVTransportConfig(BaseModel):
         60.0, gt=0, le=LONGEST_S, description="a subscription waits this long for its prefill to arrive"
     )
 
+    telemetry: bool = Field(
+        True,
+        description="count and time what moves, and let sage-kvt exporter and top of the same user read it",
+    )
     audit_file: Path | None = Field(
         None,
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",

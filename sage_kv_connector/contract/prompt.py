@@ -19,6 +19,7 @@ import msgspec
 #: Bytes of a digest, of SHA-256's 32.
 DIGEST_BYTES = 16
 _TAG = b"sage_kvt prompt 2\0"
+_CHUNKS_TAG = b"sage_kvt chunks 1\0"
 
 
 class PromptDigest(msgspec.Struct, frozen=True, array_like=True):
@@ -70,6 +71,22 @@ class Prompt:
         if self._last.tokens != tokens or not self._last.digest:
             self._last = PromptDigest(tokens, self._compute(tokens))
         return self._last
+
+    def chunks(self, tokens: int, most: int) -> tuple[PromptDigest, ...]:
+        """Of its first ``most`` whole chunks of ``tokens`` tokens: each digest covers the prompt up to the chunk's end.
+
+        They say which prompts begin alike, and are not those that ``digest`` gives.
+        """
+        found, hashed = [], hashlib.sha256(_CHUNKS_TAG + self._context)
+        for end in range(tokens, min(self.tokens, tokens * most) + 1, tokens):
+            begin = end - tokens
+            hashed.update(memoryview(self._ids)[begin:end])
+            for item in self._items:
+                if begin <= item.offset < end:
+                    hashed.update(item.offset.to_bytes(8, "little") + _texts(item.identity))
+            hashed.update(self._embeddings[16 * begin : 16 * end])
+            found.append(PromptDigest(end, hashed.copy().digest()[:DIGEST_BYTES]))
+        return tuple(found)
 
     @property
     def whole(self) -> PromptDigest:

@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
@@ -24,7 +25,8 @@ nb::list sage_kvt::events_of(std::vector<Event> events) {
   nb::list out;
   for (const auto& e : events)
     out.append(nb::make_tuple(static_cast<int>(e.kind), e.connection, e.id, static_cast<int>(e.status), e.offset,
-                              e.length, e.time_ns, nb::bytes(e.payload.data(), e.payload.size()), e.detail));
+                              e.length, e.time_ns, nb::bytes(e.payload.data(), e.payload.size()), e.detail,
+                              e.began_ns));
   return out;
 }
 
@@ -77,12 +79,22 @@ nb::dict counters_of(Endpoint& endpoint) {
   out["messages_received"] = c.messages_received.load();
   out["forged_frames"] = c.forged_frames.load();
   out["refused_connections"] = c.refused_connections.load();
+  out["send_ns"] = c.send_ns.load();
+  out["place_ns"] = c.place_ns.load();
+  out["verify_ns"] = c.verify_ns.load();
+  return out;
+}
+
+// Count and sum of nanoseconds of each bucket.
+nb::list buckets_of(const Histogram& histogram) {
+  nb::list out;
+  for (size_t i = 0; i < Histogram::kBuckets; ++i) out.append(nb::make_tuple(histogram.count(i), histogram.sum_ns(i)));
   return out;
 }
 
 constexpr uint64_t kMaxSpinUs = 100000;
 
-EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us) {
+EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us, bool measures) {
   if (lanes < 1 || lanes > 16) throw std::invalid_argument("lanes is " + std::to_string(lanes) + ", allowed: 1 to 16");
   if (chunk_bytes < 4096 || chunk_bytes > kMaxChunkBytes)
     throw std::invalid_argument("chunk_bytes is " + std::to_string(chunk_bytes) + ", allowed: 4096 to " +
@@ -94,6 +106,7 @@ EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us) {
   options.lanes = lanes;
   options.chunk_bytes = chunk_bytes;
   options.spin_ns = spin_us * 1000;
+  options.measures = measures;
   return options;
 }
 
@@ -172,6 +185,8 @@ NB_MODULE(_data_plane, m) {
       .def("wait", &Endpoint::wait, "timeout_s"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("fileno", &Endpoint::fileno)
       .def("counters", [](Endpoint& e) { return counters_of(e); })
+      .def("small_posts", [](Endpoint& e) { return buckets_of(e.counters.small_posts); })
+      .def("traffic", &Endpoint::traffic)
       .def("close", &Endpoint::close, nb::call_guard<nb::gil_scoped_release>());
 
   bind_paged(m);
@@ -184,13 +199,14 @@ NB_MODULE(_data_plane, m) {
       .def(
           "__init__",
           [](TcpEndpoint* self, int lanes, uint64_t chunk_bytes, uint64_t spin_us, int socket_buffer,
-             const std::string& local_address) {
+             const std::string& local_address, bool measures) {
             if (socket_buffer < 0)
               throw std::invalid_argument("socket_buffer is " + std::to_string(socket_buffer) +
                                           ", must be 0 (the kernel's own) or a size in bytes");
-            new (self) TcpEndpoint(options_of(lanes, chunk_bytes, spin_us), TcpOptions{socket_buffer, local_address});
+            new (self) TcpEndpoint(options_of(lanes, chunk_bytes, spin_us, measures),
+                                   TcpOptions{socket_buffer, local_address});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a)
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a, "measures"_a)
       .def(
           "protect",
           [](TcpEndpoint& e, uint64_t connection, bool encrypts, const nb::bytes& send, const nb::bytes& receive,
@@ -218,13 +234,14 @@ NB_MODULE(_data_plane, m) {
       .def(
           "__init__",
           [](ShmEndpoint* self, int lanes, uint64_t chunk_bytes, uint64_t spin_us, bool allow_direct,
-             uint64_t arena_bytes) {
+             uint64_t arena_bytes, bool measures) {
             if (arena_bytes < (1u << 20) || arena_bytes > (1u << 30))
               throw std::invalid_argument("arena_bytes is " + std::to_string(arena_bytes) +
                                           ", allowed: 1 MiB to 1 GiB");
-            new (self) ShmEndpoint(options_of(lanes, chunk_bytes, spin_us), ShmOptions{allow_direct, arena_bytes});
+            new (self)
+                ShmEndpoint(options_of(lanes, chunk_bytes, spin_us, measures), ShmOptions{allow_direct, arena_bytes});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "allow_direct"_a, "arena_bytes"_a);
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "allow_direct"_a, "arena_bytes"_a, "measures"_a);
 
   m.def(
       "crc32c", [](const nb::bytes& data, uint32_t seed) { return crc32c(seed, data.c_str(), data.size()); }, "data"_a,

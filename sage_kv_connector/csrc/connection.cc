@@ -41,6 +41,7 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
     const bool refused = found->status != Status::kOk;
     if (found->all_cut() || found->waits() || refused) queue_.erase(first);
     if (chunk->length > 0) {
+      if (found->began_ns == 0) found->began_ns = now_ns();
       chunk->ack_later = found->waits() && !found->needs_acks();
       ++found->chunks_in_flight;
       *post = found;
@@ -52,6 +53,7 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
 }
 
 void Connection::chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length) {
+  traffic.sent += length;
   std::lock_guard lock(mutex_);
   post->sent(offset, length);
   chunk_over(post);
@@ -117,6 +119,7 @@ void Connection::granted(const Grant& grant) {
 bool Connection::queue_post(const std::shared_ptr<Post>& post) {
   std::lock_guard lock(mutex_);
   if (closed_) return false;
+  post->queued_ns = now_ns();
   queue_[{post->priority, post->id}] = post;
   posts_[post->id] = post;
   return true;
@@ -153,6 +156,10 @@ void Connection::finish_locked(const std::shared_ptr<Post>& post) {
   event.status = post->status;
   event.length = post->status == Status::kOk ? post->total : 0;
   event.detail = post->detail;
+  event.began_ns = post->began_ns;
+  const auto& options = endpoint.options();
+  if (options.measures && post->status == Status::kOk && post->total <= options.inline_bytes)
+    endpoint.counters.small_posts.add(now_ns() - post->queued_ns);
   endpoint.post_ended(*post);
   endpoint.completions().push(std::move(event));
 }

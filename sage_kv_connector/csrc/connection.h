@@ -14,6 +14,7 @@
 
 #include "event.h"
 #include "liveness.h"
+#include "measured.h"
 #include "post.h"
 
 namespace sage_kvt {
@@ -55,6 +56,7 @@ class Connection {
   bool inbox_full() const;
   // Of the peer; the first channel looks after it.
   Liveness liveness;
+  Traffic traffic;
 
   // -- work for channels
 

@@ -220,7 +220,18 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
   event.connection = id;
   event.status = status;
   event.detail = detail;
+  event.offset = gone->traffic.sent;
+  event.length = gone->traffic.landed;
   completions_.push(std::move(event));
+}
+
+std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> Endpoint::traffic() {
+  std::shared_lock lock(mutex_);
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> out;
+  out.reserve(connections_.size());
+  for (const auto& [id, connection] : connections_)
+    if (connection->announced) out.emplace_back(id, connection->traffic.sent, connection->traffic.landed);
+  return out;
 }
 
 }  // namespace sage_kvt

@@ -9,12 +9,14 @@
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
 #include "connection.h"
 #include "event.h"
 #include "lane.h"
+#include "measured.h"
 #include "memory_region.h"
 #include "window.h"
 
@@ -32,17 +34,12 @@ struct EndpointOptions {
   // A post of at most this many bytes on an idle connection leaves from the caller's thread.
   uint64_t inline_bytes = 64 << 10;
   bool stepped = false;  // lanes have no threads
+  bool measures = true;  // times, too
 };
 
 // What is open now.
 struct Held {
   size_t connections, windows, posts;
-};
-
-struct Counters {
-  std::atomic<uint64_t> bytes_sent{0}, bytes_landed{0}, chunks_sent{0}, chunks_landed{0}, checksum_failures{0},
-      stale_chunks{0}, refused_chunks{0}, stalls{0}, messages_sent{0}, messages_received{0}, forged_frames{0},
-      refused_connections{0};
 };
 
 // What a peer needs to know of a window.
@@ -111,7 +108,8 @@ class Endpoint {
   std::shared_ptr<Window> find_window(uint64_t id);
   void connection_closed(uint64_t id, Status status, const std::string& detail);
   void post_ended(const Post& post);
-  void window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length);
+  // `connection`: it came over this one.
+  void window_landed(Connection& connection, const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length);
   void window_failed(const std::shared_ptr<Window>& window, Status status, uint64_t offset, uint64_t length,
                      const std::string& detail);
   // Gives the channel to its connection and a lane, or shuts it if the connection is closed.
@@ -123,6 +121,8 @@ class Endpoint {
   const EndpointOptions& options() const { return options_; }
   Counters counters;
   Held held();
+  // Bytes of each connection that is open, by its id.
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> traffic();
 
  protected:
   // A connection is gone; for what a backend keeps of it.

@@ -136,7 +136,9 @@ void Endpoint::cancel(uint64_t id) {
   connection->settle(post);
 }
 
-void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t offset, uint64_t length) {
+void Endpoint::window_landed(Connection& connection, const std::shared_ptr<Window>& window, uint64_t offset,
+                             uint64_t length) {
+  connection.traffic.landed += length;
   counters.bytes_landed += length;
   ++counters.chunks_landed;
   Event event;
@@ -147,13 +149,14 @@ void Endpoint::window_landed(const std::shared_ptr<Window>& window, uint64_t off
     event.kind = EventKind::kLanded;
     event.offset = offset;
     event.length = length;
-    if (auto connection = find_connection(window->connection)) connection->inbox_bytes += kEventBytes;
+    connection.inbox_bytes += kEventBytes;
     completions_.push(event);
   }
   if (!window->land(offset, length)) return;
   event.kind = EventKind::kWindowDone;
   event.offset = 0;
   event.length = window->size();
+  event.began_ns = window->began_ns();
   completions_.push(std::move(event));
 }
 
@@ -170,6 +173,7 @@ void Endpoint::window_failed(const std::shared_ptr<Window>& window, Status statu
   event.offset = offset;
   event.length = length;
   event.detail = detail;
+  event.began_ns = window->began_ns();
   completions_.push(std::move(event));
 }
 

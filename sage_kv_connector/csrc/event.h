@@ -60,6 +60,7 @@ struct Event {
   uint64_t offset = 0;
   uint64_t length = 0;
   uint64_t time_ns = 0;
+  uint64_t began_ns = 0;  // when the first chunk of a post was cut, or came for a window
   std::string payload;
   std::string detail;
 };

@@ -33,7 +33,8 @@ struct Post {
   uint64_t window = 0, generation = 0;
   int priority = 0;
   bool checksum = true;
-  uint64_t total = 0;  // bytes
+  uint64_t total = 0;                    // bytes
+  uint64_t queued_ns = 0, began_ns = 0;  // when it was posted, and its first chunk cut
   size_t chunks_in_flight = 0;
   Status status = Status::kOk;
   std::string detail;

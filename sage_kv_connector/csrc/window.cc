@@ -33,6 +33,7 @@ Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   const bool joins_next = next != taken_.end() && next->first == end;
   const uint64_t new_end = joins_next ? next->second : end;
   if (!joins_before && !joins_next && taken_.size() >= kFreeRanges + size_ / kBytesPerRange) return Status::kRefused;
+  if (began_ns_ == 0) began_ns_ = now_ns();
   if (joins_next) taken_.erase(next);
   if (joins_before)
     before->second = new_end;

@@ -2,6 +2,7 @@
 // The receiver's side of a transfer: where the bytes of a linear space go, and which arrived.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
@@ -23,6 +24,8 @@ class Window {
   const bool notify_chunks;
   const std::vector<uint64_t> regions;  // in use as long as the window is open
   uint64_t size() const { return size_; }
+  // When its first chunk came; 0 before.
+  uint64_t began_ns() const { return began_ns_; }
   const Space& space() const { return *space_; }
 
   // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
@@ -47,6 +50,7 @@ class Window {
   std::condition_variable idle_;
   std::map<uint64_t, uint64_t> taken_;  // offset -> end, disjoint, neighbours merged
   uint64_t landed_ = 0;
+  std::atomic<uint64_t> began_ns_{0};
   int copies_ = 0;
   bool closed_ = false, failed_ = false;
 };

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sage_kv_connector.backends import create_backend
-from sage_kv_connector.backends.base import Backend, DeviceBackend, Event
-from sage_kv_connector.backends.native import default_lanes
+from sage_kv_connector.backends.base import Backend, Event
+from sage_kv_connector.backends.device_backend import DeviceBackend
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.contract.peer import PeerAddress
@@ -28,10 +29,10 @@ from sage_kv_connector.devices.runtime import DeviceMemory
 from sage_kv_connector.engine.control.listen_address import listen_host, listen_on
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.control.reachability import backend_options, check_protection, enabled_backends
+from sage_kv_connector.engine.conversion.chosen import start_conversions
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.conversion.device_jobs import DeviceConversions
-from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
-from sage_kv_connector.engine.conversion.jobs import Conversions, CpuConversions
+from sage_kv_connector.engine.conversion.jobs import Conversions
+from sage_kv_connector.engine.observed import Observed
 from sage_kv_connector.engine.pages.source import Source
 from sage_kv_connector.engine.routing import Routing
 from sage_kv_connector.engine.session import messages as m
@@ -43,6 +44,8 @@ from sage_kv_connector.engine.transfer.consumer import Consumer
 from sage_kv_connector.engine.transfer.offer import NO_TERMS, OfferTerms, OnReleased
 from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
+from sage_kv_connector.telemetry.recording.recorder import Recorder
+from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class EngineCore:
             if device is not None and isinstance(backend, DeviceBackend):
                 backend.attach_device(device)
             self._loop.watch(backend, self._on_event, backend)
+        self.recorder = Recorder()
         identity = Identity(self.engine_id, rank, accepted, schema)
         self.sessions = SessionTable(
             self._loop,
@@ -90,36 +94,21 @@ class EngineCore:
             self.backends,
             lambda session, message: self._routing.on_message(session, message),
             lambda session, why: self._routing.on_closed(session, why),
+            self.recorder,
         )
+        self._observed = Observed(self.engine_id, rank, self.backends, self.sessions, self.recorder)
         self._conversions: Conversions | None = None
         self._converters: Converters | None = None
         if schema is not None and (device is not None or any(group.canonical for group in schema.groups)):
-            self._conversions = self._start_conversions(schema)
+            self._conversions = start_conversions(config, schema, device, self.register_host_memory)
             self._conversions.attach(self._loop)
             self._converters = Converters(schema, self._conversions)
-        self._producer = Producer(self._loop, config, self._converters)
-        self._consumer = Consumer(self._loop, self.sessions, config, self._converters)
+        self._producer = Producer(self._loop, config, self._converters, self.recorder)
+        self._consumer = Consumer(self._loop, self.sessions, config, self._converters, self.recorder)
         self._questions = Questions(self._loop, self.sessions)
         self._routing = Routing(self.sessions, self._producer, self._consumer, self._questions)
         self._closed = False
         self.addresses: tuple[str, ...] = ()
-
-    def _start_conversions(self, schema: KVCacheSchema) -> Conversions:
-        config, device = self.config, self._device
-        threads = config.overlap_streams or default_lanes()
-        if device is None:
-            return CpuConversions(threads, config.staging_bytes, self.register_host_memory)
-        wire_dtypes = () if config.target_dtype == "auto" else (config.target_dtype,)
-        kernels = DeviceKernels(device.runtime, device.number, schema.dtype, wire_dtypes)
-        return DeviceConversions(
-            device.runtime,
-            device.number,
-            threads,
-            config.staging_bytes,
-            self.register_host_memory,
-            kernels,
-            whole_pages=not all(group.canonical for group in schema.groups),
-        )
 
     def start(self, *, listen: bool = True) -> None:
         """Listen and run; without ``listen`` it only connects.
@@ -264,20 +253,24 @@ class EngineCore:
 
     def counters(self) -> dict[str, int]:
         """Totals of the lanes over all backends, and what is registered now (for leak checks)."""
-        totals: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         for backend in self.backends.values():
-            for name, value in backend.counters().items():
-                totals[name] = totals.get(name, 0) + value
-        if self._conversions is not None:
-            totals |= self._conversions.counters()
-        totals |= {
+            totals.update(backend.counters())
+        return dict(totals) | self._own_counters()
+
+    def snapshot(self, more: Iterable[Sample] = ()) -> Snapshot:
+        """All numbers at this moment, with ``more`` that its owner counts. Any thread."""
+        return self._observed.snapshot(self._own_counters(), more)
+
+    def _own_counters(self) -> dict[str, int]:
+        conversions = {} if self._conversions is None else self._conversions.counters()
+        return conversions | {
             "posting_ns": self._producer.posts.posting_ns,
             "offers": len(self._producer),
             "subscriptions": len(self._consumer),
             "questions": len(self._questions),
             "sessions": len(self.sessions),
         }
-        return totals
 
     def close(self) -> None:
         if self._closed:

@@ -216,6 +216,12 @@ class MemoryBackend:
     def counters(self) -> dict[str, int]:
         return {"windows": len(self._windows), "posts": len(self._held)}
 
+    def traffic(self) -> Sequence[tuple[int, int, int]]:
+        return ()
+
+    def small_posts(self) -> Sequence[tuple[int, int]]:
+        return ()
+
     def close(self) -> None:
         with _lock:
             _listeners.pop(self._address, None)

@@ -215,8 +215,8 @@ def test_parts_stream_while_prefill_computes(make_native_core: MakeCore) -> None
     for pages in (256, 512):
         prefill.ready("t", offer, slice(0, 2), pages)
         prefill.ready("t", offer, slice(2, TOTAL_LAYERS), pages)
-        eventually(lambda: decode.core.counters()["converted_wire_bytes"] > sum(converted))
-        converted.append(decode.core.counters()["converted_wire_bytes"] - sum(converted))
+        eventually(lambda: decode.core.counters()["decoded_wire_bytes"] > sum(converted))
+        converted.append(decode.core.counters()["decoded_wire_bytes"] - sum(converted))
     prefill.ready("t", offer, slice(None), 625)
     prefill.core.finish("t")
     assert decode.outcomes.get(timeout=10).ok

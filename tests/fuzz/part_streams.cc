@@ -145,7 +145,7 @@ int attack(const uint8_t* data, size_t size) {
           done += covered;
         }
         if (what % kMoves == kChunk)
-          endpoint.window_landed(window, offset, length);
+          endpoint.window_landed(*connection, window, offset, length);
         else
           endpoint.window_failed(window, Status::kChecksumMismatch, offset, length, "");
         break;

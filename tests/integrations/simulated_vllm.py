@@ -62,6 +62,7 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVWorkerMetadata,
 )
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
+from sage_kv_connector.telemetry.recording.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "integration_tests" / "recall_model"
@@ -350,7 +351,7 @@ class Rank:
         self.register()
 
     def register(self) -> None:
-        self.producer = Producer(self.loop, KVTransportConfig(), None)  # type: ignore[arg-type]
+        self.producer = Producer(self.loop, KVTransportConfig(), None, Recorder())  # type: ignore[arg-type]
         core: Any = _InlineCore(self.producer)
         audit: Any = _NoAudit()
         self.half = PrefillHalf(core, self._view, self.completions, audit)

@@ -15,7 +15,7 @@ from sage_kv_connector.backends.base import Capabilities
 from sage_kv_connector.backends.native import NativeBackend
 from sage_kv_connector.engine import core as core_module
 from sage_kv_connector.engine.control.loop import ControlLoop
-from sage_kv_connector.engine.conversion import staging
+from sage_kv_connector.engine.conversion import chosen, staging
 from sage_kv_connector.engine.conversion.jobs import CpuConversions
 from sage_kv_connector.engine.transfer import early
 
@@ -161,7 +161,7 @@ def stepped_engine(make_backend: Callable[[], SteppedBackend], staging_bytes: in
         mock.patch.object(core_module, "ControlLoop", SteppedLoop),
         mock.patch.object(core_module, "enabled_backends", lambda config, **_: ("stepped",)),
         mock.patch.object(core_module, "create_backend", lambda name, options: make_backend()),
-        mock.patch.object(core_module, "CpuConversions", conversions),
+        mock.patch.object(chosen, "CpuConversions", conversions),
         mock.patch.object(_data_plane, "ConversionPool", stepped_data_plane.stepped_pool),
     ):
         yield

@@ -40,6 +40,7 @@ from sage_kv_connector.backends.pcie.greetings import Greetings
 from sage_kv_connector.backends.pcie.host_half import HOST, HostHalf
 from sage_kv_connector.backends.pcie.incoming import Incoming
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
+from sage_kv_connector.backends.pcie.moved_bytes import MovedBytes
 from sage_kv_connector.backends.pcie.outgoing import Outgoing
 from sage_kv_connector.backends.shm.backend import ShmBackend
 from sage_kv_connector.devices.runtime import DeviceError, DeviceMemory
@@ -72,6 +73,7 @@ class PcieBackend(HostHalf):
         self._lock = threading.RLock()
         self._ids = count(FIRST_ID)
         self._refused: dict[int, str] = {}
+        self._moved = MovedBytes()
         self._events: deque[Event] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
@@ -213,6 +215,9 @@ class PcieBackend(HostHalf):
         own = {"d2d_bytes": lane.bytes_copied, "d2d_ns": lane.busy_ns, "device_offers": len(incoming)}
         return found | own
 
+    def traffic(self) -> Sequence[tuple[int, int, int]]:
+        return self._moved.add_to(self._inner.traffic())
+
     def close(self) -> None:
         if self._closed:
             return
@@ -274,7 +279,8 @@ class PcieBackend(HostHalf):
         device.incoming.on_lost(connection, event.detail)
         device.outgoing.on_lost(connection, event.detail)
         device.memory.forget(connection)
-        self._emit(event._replace(detail=self._refused.pop(connection, event.detail)))
+        closed = self._moved.closed(event)
+        self._emit(closed._replace(detail=self._refused.pop(connection, event.detail)))
 
     # -- inside: both halves
 
@@ -292,7 +298,9 @@ class PcieBackend(HostHalf):
     def _report(
         self, kind: EventKind, connection: int, id: int, status: Status, length: int, detail: str
     ) -> None:
-        self._emit(Event(kind, connection, id, status, 0, length, time.monotonic_ns(), b"", detail))
+        event = Event(kind, connection, id, status, 0, length, time.monotonic_ns(), b"", detail)
+        self._moved.ended(event)
+        self._emit(event)
 
     def _emit(self, event: Event) -> None:
         with self._lock:

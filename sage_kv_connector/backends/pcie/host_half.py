@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.converting_backend import Ring
 from sage_kv_connector.backends.shm.backend import ShmBackend
@@ -20,6 +22,9 @@ class HostHalf:
 
     def deregister_memory(self, region: int) -> None:
         self._inner.deregister_memory(region)
+
+    def small_posts(self) -> Sequence[tuple[int, int]]:
+        return self._inner.small_posts()
 
     def authorize(self, connection: int) -> None:
         self._inner.authorize(connection)

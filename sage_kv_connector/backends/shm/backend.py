@@ -29,6 +29,7 @@ class ShmBackend(NativeBackend):
         spin_us: int = DEFAULT_SPIN_US,
         allow_direct: bool = True,
         arena_bytes: int = DEFAULT_ARENA_BYTES,
+        measures: bool = True,
     ) -> None:
         super().__init__(
             _data_plane.ShmEndpoint(
@@ -37,6 +38,7 @@ class ShmBackend(NativeBackend):
                 spin_us=spin_us,
                 allow_direct=allow_direct,
                 arena_bytes=arena_bytes,
+                measures=measures,
             )
         )
 
@@ -46,4 +48,5 @@ class ShmBackend(NativeBackend):
             lanes=options.lanes or 1,
             chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
             allow_direct=options.direct,
+            measures=options.measures,
         )

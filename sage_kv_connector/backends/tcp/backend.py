@@ -30,6 +30,7 @@ class TcpBackend(NativeBackend):
         spin_us: int = DEFAULT_SPIN_US,
         socket_buffer: int = 0,
         local_address: str = "",
+        measures: bool = True,
     ) -> None:
         super().__init__(
             _data_plane.TcpEndpoint(
@@ -38,6 +39,7 @@ class TcpBackend(NativeBackend):
                 spin_us=spin_us,
                 socket_buffer=socket_buffer,
                 local_address=local_address,
+                measures=measures,
             )
         )
 
@@ -47,6 +49,7 @@ class TcpBackend(NativeBackend):
             lanes=options.lanes or default_lanes(),
             chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
             local_address=options.local_address,
+            measures=options.measures,
         )
 
     def protection_lacks(self) -> str:

@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -35,6 +36,8 @@ Granularity granularity_of(const std::string& name) {
   static constexpr std::array names{"none", "tensor", "channel", "token", "head"};
   return static_cast<Granularity>(index_of("granularity", names, name));
 }
+
+std::pair<uint64_t, uint64_t> pair_of(const Converted& c) { return {c.busy_ns, c.wire_bytes}; }
 
 using FormatFields = std::tuple<std::string, std::string, int, bool>;  // dtype, granularity, group_tokens, zero_point
 using Strides = std::tuple<int64_t, int64_t, int64_t>;                 // tile, inner, outer
@@ -135,8 +138,8 @@ void bind_conversion(nb::module_& m) {
       .def("poll",
            [](PoolHandle& self, size_t max_events) { return events_of(self.pool->completions().take(max_events)); })
       .def("fileno", [](PoolHandle& self) { return self.pool->completions().fd(); })
-      .def_prop_ro("busy_ns", [](PoolHandle& self) { return self.pool->busy_ns(); })
-      .def_prop_ro("wire_bytes", [](PoolHandle& self) { return self.pool->wire_bytes(); })
+      .def_prop_ro("encoded", [](PoolHandle& self) { return pair_of(self.pool->converted(Work::kEncode)); })
+      .def_prop_ro("decoded", [](PoolHandle& self) { return pair_of(self.pool->converted(Work::kDecode)); })
       .def("close", [](PoolHandle& self) { self.pool->close(); }, nb::call_guard<nb::gil_scoped_release>());
 }
 

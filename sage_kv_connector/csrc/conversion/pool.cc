@@ -20,14 +20,14 @@ ConversionPool::ConversionPool(int threads, bool stepped) : wanted_(threads) {
 ConversionPool::~ConversionPool() { close(); }
 
 uint64_t ConversionPool::encode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length) {
-  return submit(true, converter, std::move(span), wire, wire_length);
+  return submit(Work::kEncode, converter, std::move(span), wire, wire_length);
 }
 
 uint64_t ConversionPool::decode(const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length) {
-  return submit(false, converter, std::move(span), wire, wire_length);
+  return submit(Work::kDecode, converter, std::move(span), wire, wire_length);
 }
 
-uint64_t ConversionPool::submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire,
+uint64_t ConversionPool::submit(Work work, const PagedConverter* converter, Span span, uint64_t wire,
                                 uint64_t wire_length) {
   converter->check(span);
   const size_t length = converter->wire_bytes(span);
@@ -38,8 +38,8 @@ uint64_t ConversionPool::submit(bool encode, const PagedConverter* converter, Sp
   std::lock_guard lock(mutex_);
   if (closing_) throw std::invalid_argument("the conversion pool is closed");
   const uint64_t id = next_++;
-  waiting_.push_back({id, [=, span = std::move(span)] {
-                        if (encode)
+  waiting_.push_back({id, work, [=, span = std::move(span)] {
+                        if (work == Work::kEncode)
                           converter->encode(span, at);
                         else
                           converter->decode(span, at);
@@ -49,10 +49,10 @@ uint64_t ConversionPool::submit(bool encode, const PagedConverter* converter, Sp
   return id;
 }
 
-bool ConversionPool::submit(std::function<uint64_t()> task) {
+bool ConversionPool::submit(Work work, std::function<uint64_t()> task) {
   std::lock_guard lock(mutex_);
   if (closing_) return false;
-  waiting_.push_back({0, std::move(task)});
+  waiting_.push_back({0, work, std::move(task)});
   work_.notify_one();
   return true;
 }
@@ -72,14 +72,9 @@ void ConversionPool::cancel(uint64_t job) {
   ended_.wait(lock, [&] { return !running_.contains(job); });
 }
 
-uint64_t ConversionPool::busy_ns() const {
+Converted ConversionPool::converted(Work work) const {
   std::lock_guard lock(mutex_);
-  return busy_ns_;
-}
-
-uint64_t ConversionPool::wire_bytes() const {
-  std::lock_guard lock(mutex_);
-  return wire_bytes_;
+  return converted_[static_cast<size_t>(work)];
 }
 
 void ConversionPool::close() {
@@ -126,8 +121,9 @@ void ConversionPool::run_next(std::unique_lock<std::mutex>& lock) {
   const uint64_t spent = now_ns() - begun;
   job.run = nullptr;  // what it holds ends without the lock
   lock.lock();
-  busy_ns_ += length > 0 ? spent : 0;
-  wire_bytes_ += length;
+  auto& converted = converted_[static_cast<size_t>(job.work)];
+  converted.busy_ns += length > 0 ? spent : 0;
+  converted.wire_bytes += length;
   if (job.id == 0) return;
   running_.erase(job.id);
   ended_.notify_all();

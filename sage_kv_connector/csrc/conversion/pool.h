@@ -21,6 +21,13 @@
 
 namespace sage_kvt {
 
+enum class Work { kEncode, kDecode };
+
+// Nanoseconds that threads spent converting, and the wire bytes that they wrote or read.
+struct Converted {
+  uint64_t busy_ns = 0, wire_bytes = 0;
+};
+
 class ConversionPool {
  public:
   // `stepped`: it has none, `step` runs what waits, one at a time.
@@ -36,7 +43,7 @@ class ConversionPool {
   // After this returns the job touches no memory any more; one that had not begun ends as cancelled.
   void cancel(uint64_t job);
   // `task` returns the wire bytes that it converted. False once the pool is closed: it won't run.
-  bool submit(std::function<uint64_t()> task);
+  bool submit(Work work, std::function<uint64_t()> task);
   int threads() const { return wanted_; }
   // Runs the next job or task here; false if none waits.
   bool step();
@@ -44,17 +51,16 @@ class ConversionPool {
   // For events in its queue that no job has.
   uint64_t new_id() { return next_++; }
   CompletionQueue& completions() { return completions_; }
-  // Nanoseconds that the threads spent converting, and bytes of wire that they wrote and read.
-  uint64_t busy_ns() const;
-  uint64_t wire_bytes() const;
+  Converted converted(Work work) const;
   void close();
 
  private:
   struct Job {
     uint64_t id;  // 0 for a task
+    Work work;
     std::function<uint64_t()> run;
   };
-  uint64_t submit(bool encode, const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
+  uint64_t submit(Work work, const PagedConverter* converter, Span span, uint64_t wire, uint64_t wire_length);
   void run();
   void run_next(std::unique_lock<std::mutex>& lock);
 
@@ -66,7 +72,7 @@ class ConversionPool {
   CompletionQueue completions_;
   std::vector<std::thread> threads_;
   std::atomic<uint64_t> next_{1};
-  uint64_t busy_ns_ = 0, wire_bytes_ = 0;
+  Converted converted_[2];
   bool closing_ = false;
 };
 

@@ -35,6 +35,7 @@ class PartDecoder : public PartStream {
 
  private:
   bool startable() const override { return !landed_.empty(); }
+  Work work() const override { return Work::kDecode; }
   std::optional<PartWork> take() override;
   void converted(size_t part) override;
   void fail(Status status, std::string why) override;

@@ -51,6 +51,7 @@ class PartEncoder : public PartStream, public Waiter {
   enum class State : uint8_t { kOpen, kBegun, kSent };
   enum class Pages { kWait, kFinal, kRefused };
   bool startable() const override { return next().has_value(); }
+  Work work() const override { return Work::kEncode; }
   std::optional<PartWork> take() override;
   void converted(size_t part) override;
   void fail(Status status, std::string why) override;

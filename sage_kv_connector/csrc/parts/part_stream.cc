@@ -59,7 +59,7 @@ void PartStream::emit(EventKind kind, uint64_t offset, uint64_t length, Status s
 
 void PartStream::schedule() {
   if (closed_ || tasks_ >= pool_->threads() || !startable()) return;
-  if (pool_->submit([self = shared_from_this()] { return self->run(); })) ++tasks_;
+  if (pool_->submit(work(), [self = shared_from_this()] { return self->run(); })) ++tasks_;
 }
 
 // One part; then the others in the pool have their turn.

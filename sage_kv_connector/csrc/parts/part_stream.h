@@ -89,6 +89,7 @@ class PartStream : public std::enable_shared_from_this<PartStream> {
   // What a side does, with `mutex_` held: whether there is a part to convert (or to give up); which; it is; it can't
   // be.
   virtual bool startable() const = 0;
+  virtual Work work() const = 0;
   virtual std::optional<PartWork> take() = 0;
   virtual void converted(size_t part) = 0;
   virtual void fail(Status status, std::string why) = 0;

@@ -31,7 +31,7 @@ void ShmChannel::place(const Notice& notice, const PeerPiece* pieces) {
                                          : copy_direct(*window, notice, pieces, &detail);
     }
     if (status == Status::kOk)
-      endpoint_.window_landed(window, notice.offset, notice.length);
+      endpoint_.window_landed(*connection, window, notice.offset, notice.length);
     else if (status != Status::kCancelled)
       endpoint_.window_failed(window, status, notice.offset, notice.length, detail);
   }
@@ -63,8 +63,10 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const PeerP
     if (!pin) return Status::kCancelled;
     local.clear();
     window.space().pieces(notice.offset + done, notice.length - done, kMaxIov, &local);
-    const ssize_t n =
-        ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
+    const ssize_t n = [&] {
+      Stopwatch watch(endpoint_.options().measures, endpoint_.counters.place_ns);
+      return ::process_vm_readv(peer_pid_, local.data(), local.size(), remote.data() + next, remote.size() - next, 0);
+    }();
     if (n < 0 && errno == ESRCH) {
       *detail = "the peer process ended";
       return Status::kConnectionLost;
@@ -74,12 +76,14 @@ Status ShmChannel::copy_direct(Window& window, const Notice& notice, const PeerP
       return Status::kIoError;
     }
     auto left = static_cast<size_t>(n);
-    if (notice.flags & kHasCrc)
+    if (notice.flags & kHasCrc) {
+      Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
       for (size_t i = 0, more = left; more > 0; ++i) {
         const size_t part = std::min(more, local[i].iov_len);
         crc = crc32c(crc, local[i].iov_base, part);
         more -= part;
       }
+    }
     done += left;
     while (left > 0) {
       auto& piece = remote[next];
@@ -99,6 +103,8 @@ Status ShmChannel::copy_from_arena(Window& window, const Notice& notice, std::st
   const uint8_t* from = arena(1 - side_) + notice.arena_offset;
   uint32_t crc = 0;
   std::vector<iovec> local;
+  // With its checksum: the two take turns by the piece.
+  Stopwatch watch(endpoint_.options().measures, endpoint_.counters.place_ns);
   for (uint64_t done = 0; done < notice.length;) {
     local.clear();
     done += window.space().pieces(notice.offset + done, notice.length - done, kMaxIov, &local);

@@ -80,8 +80,10 @@ bool ShmChannel::send_chunk() {
     notice.pieces = static_cast<uint32_t>(chunk.pieces.size());
     pieces.reserve(chunk.pieces.size());
     for (const auto& p : chunk.pieces) pieces.push_back({reinterpret_cast<uint64_t>(p.iov_base), p.iov_len});
-    if (post.checksum)
+    if (post.checksum) {
+      Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
       for (const auto& p : chunk.pieces) notice.crc = crc32c(notice.crc, p.iov_base, p.iov_len);
+    }
   } else {
     const auto offset = arena_.take(chunk.length, slot);
     if (!offset) {
@@ -90,6 +92,7 @@ bool ShmChannel::send_chunk() {
     }
     notice.arena_offset = *offset;
     notice.flags |= kInArena;
+    Stopwatch watch(endpoint_.options().measures, endpoint_.counters.send_ns);
     uint8_t* to = arena(side_) + notice.arena_offset;
     for (const auto& p : chunk.pieces) {
       std::memcpy(to, p.iov_base, p.iov_len);

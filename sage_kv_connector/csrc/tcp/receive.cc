@@ -54,7 +54,10 @@ bool TcpChannel::receive_some() {
     msghdr message{};
     message.msg_iov = in_.data();
     message.msg_iovlen = in_.size();
-    ssize_t n = ::recvmsg(fd_, &message, MSG_DONTWAIT);
+    const ssize_t n = [&] {
+      Stopwatch watch(endpoint_.options().measures && state_ == Receive::kData, endpoint_.counters.place_ns);
+      return ::recvmsg(fd_, &message, MSG_DONTWAIT);
+    }();
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN || errno == EWOULDBLOCK) return moved;
@@ -117,6 +120,7 @@ bool TcpChannel::on_payload(size_t n) {
 bool TcpChannel::open_body(size_t payload) {
   const bool sums = !open_ && (in_start_.header.flags & kFlagChecksum);
   if (!open_ && !sums) return true;
+  Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
   for (const auto& piece : in_) {
     const size_t part = std::min(payload, piece.iov_len);
     if (sums) in_crc_ = crc32c(in_crc_, piece.iov_base, part);
@@ -159,7 +163,7 @@ bool TcpChannel::finish_body() {
                             "crc32c " + std::to_string(in_crc_) + " of what arrived, " +
                                 std::to_string(in_end_.trailer.crc) + " of what was sent");
   else
-    endpoint_.window_landed(window, h.offset, h.length);
+    endpoint_.window_landed(*connection, window, h.offset, h.length);
   return true;
 }
 

@@ -24,6 +24,7 @@ void TcpChannel::seal_more() {
   const size_t slices_end = body_.size() - (data ? 1 : 0);
   if (seal_->encrypts() && sealed_.size() < kSliceBytes)
     sealed_.resize(std::min<uint64_t>(kSliceBytes, std::max<uint64_t>(sealed_.size(), out_header_.length)));
+  Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
   size_t filled = 0;
   while (body_next_ < slices_end && filled < kSliceBytes) {
     auto& piece = body_[body_next_];

@@ -93,8 +93,10 @@ bool TcpChannel::begin_frame() {
   out_header_.generation = out_post_->generation;
   out_header_.header_crc = frame_header_crc(out_header_);
   out_trailer_ = FrameTrailer{0, 0, out_post_->generation};
-  if (sums)
+  if (sums) {
+    Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
     for (const auto& piece : chunk.pieces) out_trailer_.crc = crc32c(out_trailer_.crc, piece.iov_base, piece.iov_len);
+  }
   chunk.pieces.push_back({&out_trailer_, sizeof out_trailer_});
   start_frame(chunk.pieces, seals());
   return true;
@@ -136,7 +138,10 @@ bool TcpChannel::send_some() {
     msghdr message{};
     message.msg_iov = out_.data() + out_next_;
     message.msg_iovlen = out_.size() - out_next_;
-    ssize_t n = ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = [&] {
+      Stopwatch watch(endpoint_.options().measures && out_post_ != nullptr, endpoint_.counters.send_ns);
+      return ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }();
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN || errno == EWOULDBLOCK) {

@@ -20,6 +20,7 @@ def backend_options(config: KVTransportConfig) -> BackendOptions:
         chunk_bytes=config.chunk_size,
         direct=config.zero_copy,
         local_address="" if anywhere else config.host,
+        measures=config.telemetry,
     )
 
 

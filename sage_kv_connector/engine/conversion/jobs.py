@@ -175,10 +175,14 @@ class CpuConversions:
         return len(self._streams)
 
     def counters(self) -> dict[str, int]:
+        (encode_ns, encoded), (decode_ns, decoded) = self.pool.encoded, self.pool.decoded
         return {
-            "conversion_ns": self.pool.busy_ns,
-            "converted_wire_bytes": self.pool.wire_bytes,
+            "encode_ns": encode_ns,
+            "decode_ns": decode_ns,
+            "encoded_wire_bytes": encoded,
+            "decoded_wire_bytes": decoded,
             "staging_bytes": self.outgoing.in_use + self.incoming.in_use,
+            "staging_limit_bytes": self.outgoing.capacity + self.incoming.capacity,
             "conversions": len(self._jobs) + len(self._streams),
         }
 

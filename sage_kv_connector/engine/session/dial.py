@@ -48,8 +48,8 @@ class Dial:
         for on_session in self._waiting:
             on_session(session)
 
-    def gave_up(self) -> None:
-        """Who answered and refused says more than addresses where nobody answered."""
+    def gave_up(self) -> Code:
+        """Who answered and refused says more than addresses where nobody answered. Returns the code of that."""
         errors = self._errors
         why = "; ".join(f"{address}: {error.detail}" for address, error in errors.items())
         text = f"no session with {self.peer.label}: {why or 'the peer gave no address'}"
@@ -57,3 +57,4 @@ class Dial:
         reason = Reason(next(refused, Code.UNREACHABLE), text)
         for on_session in self._waiting:
             on_session(reason)
+        return reason.code

@@ -21,6 +21,7 @@ from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.agreement import SchemaVerdict
 from sage_kv_connector.engine.session.handshake import AcceptorHandshake, ConnectorHandshake, Peer
+from sage_kv_connector.telemetry.recording.recorder import LinkBytes
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,18 @@ class Session:
         return self.peer is not None
 
     @property
+    def backend_name(self) -> str:
+        return self.backend.capabilities.name
+
+    @property
     def label(self) -> str:
         return (
             rank_label(self.peer.engine_id, self.peer.rank) if self.peer else f"connection {self.connection}"
         )
+
+    def moved(self, sent: int, landed: int) -> LinkBytes:
+        """So many bytes of KV went over it since it opened."""
+        return LinkBytes(self.backend_name, self.connection, self.label, sent, landed)
 
     def log_agreement(self, place: str) -> None:
         """How KV travels from now on, or why it can't. ``place``: where the peer is, for people."""

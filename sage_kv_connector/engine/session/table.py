@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from sage_kv_connector.backends.base import Backend, Event, EventKind, Status
@@ -33,6 +33,7 @@ from sage_kv_connector.engine.session.handshake import (
 )
 from sage_kv_connector.engine.session.refusals import Refusals, code_of
 from sage_kv_connector.engine.session.session import MESSAGES_A_SECOND, PROBED_S, Session
+from sage_kv_connector.telemetry.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class SessionTable:
         backends: Mapping[str, Backend],
         on_message: Callable[[Session, m.Message], None],
         on_closed: Callable[[Session, str], None],
+        recorder: Recorder,
     ) -> None:
         self._loop = loop
         self._identity = identity
@@ -69,6 +71,7 @@ class SessionTable:
         self.refusals = Refusals()
         self._on_message = on_message
         self._on_closed = on_closed
+        self._recorder = recorder
         self._sessions: dict[tuple[int, int], Session] = {}
         self._by_peer: dict[PeerAddress, Session] = {}
         self._dials: dict[PeerAddress, Dial] = {}
@@ -78,6 +81,9 @@ class SessionTable:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
 
     def find(self, backend: Backend, connection: int) -> Session | None:
         return self._sessions.get((id(backend), connection))
@@ -188,7 +194,7 @@ class SessionTable:
             self._add(backend, connection, handshake, dial.peer, address)
             return
         self._dials.pop(dial.peer, None)
-        dial.gave_up()
+        self._recorder.add("dials_total", (dial.gave_up(),))
 
     def _named(self, dial: Dial, address: str, found: tuple[str, ...] | Reason) -> None:
         if isinstance(found, Reason):
@@ -259,6 +265,7 @@ class SessionTable:
         if session.dialled is not None:
             self._by_peer[session.dialled] = session
             self._dials.pop(session.dialled).opened(session)
+            self._recorder.add("dials_total", ("ok",))
 
     def _refuse(self, session: Session, why: Reason) -> None:
         if session.open:
@@ -290,6 +297,7 @@ class SessionTable:
             session.deadline.cancel()
         self._sessions.pop((id(session.backend), session.connection), None)
         if session.open:
+            self._recorder.closed(session.moved(event.offset, event.length))
             if session.dialled is not None and self._by_peer.get(session.dialled) is session:
                 del self._by_peer[session.dialled]
             bad = event.status in (Status.SILENT, Status.FORGED)

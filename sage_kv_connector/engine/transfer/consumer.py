@@ -26,9 +26,11 @@ from sage_kv_connector.engine.pages.target import PagesTarget, open_window
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
+from sage_kv_connector.engine.transfer import timeline
 from sage_kv_connector.engine.transfer.part_fetch import PartFetch
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
 from sage_kv_connector.engine.transfer.windows import Windows, failure
+from sage_kv_connector.telemetry.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,13 @@ class Consumer:
         sessions: SessionTable,
         config: KVTransportConfig,
         converters: Converters | None,
+        recorder: Recorder,
     ) -> None:
         self._loop = loop
         self._sessions = sessions
         self._config = config
         self._converters = converters
+        self._recorder = recorder
         self._windows = Windows()
         self._open: dict[Subscription, None] = {}
         self._ended: Reason | None = None  #: why nothing begins any more
@@ -112,6 +116,7 @@ class Consumer:
         if subscription is not None and subscription.session is session:
             why = reason_of_peer(message.code, message.detail)
             if message.again_ms and subscription.tries < MAX_TRIES:
+                self._recorder.add("retries_total", (str(why.code),))
                 self._detach(subscription)
                 subscription.begin_again()
                 subscription.again = self._loop.call_later(
@@ -220,19 +225,21 @@ class Consumer:
         if why is not None:
             self._fail(subscription, why, stage=FAILURE_KINDS[why.code].stage)
         else:
-            self._done(subscription, session, time.monotonic())
+            subscription.decoded_at = time.monotonic()
+            self._done(subscription, session)
 
     def _on_event(self, subscription: Subscription, session: Session, event: Event) -> None:
         if event.kind == EventKind.WINDOW_DONE:
-            self._done(subscription, session, event.time_ns / 1e9)
+            subscription.moved(event)
+            self._done(subscription, session)
             return
         where = f"at bytes {event.offset} to {event.offset + event.length}"
         why = failure(event, where)
         self._fail(subscription, why, stage=Stage.MOVE)
 
-    def _done(self, subscription: Subscription, session: Session, landed_at: float) -> None:
+    def _done(self, subscription: Subscription, session: Session) -> None:
         assert session.plan is not None
-        self._end(subscription, subscription.arrived(session.plan, landed_at))
+        self._end(subscription, subscription.arrived(session.plan))
 
     def _refuse(self, subscription: Subscription, session: Session, why: Reason) -> None:
         """This transfer can't come from there; nothing was asked for yet."""
@@ -251,6 +258,7 @@ class Consumer:
             self._fail(subscription, why._replace(detail=moved), stage=stage)
             return
         logger.info("%s: %s, %s bytes are asked for again", subscription.peer, why, nbytes)
+        self._recorder.add("retries_total", (str(why.code),))
         subscription.begin_again()
         subscription.lost = why
         self._sessions.get(subscription.address, partial(self._on_session, subscription))
@@ -292,6 +300,7 @@ class Consumer:
         self._open.pop(subscription, None)
         self._detach(subscription)
         if report is not None:
+            self._recorder.ended(timeline.incoming(subscription, outcome))
             report(outcome)
 
     def _detach(self, subscription: Subscription) -> int:

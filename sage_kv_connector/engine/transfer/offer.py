@@ -41,7 +41,9 @@ class Stream:
         self.by_lanes = False  #: one post sends all of it, each page once it is final
         self.posted = False
         self.posts: set[int] = set()
+        self.came_at = time.monotonic()
         self.begun_at = 0.0  #: when it met its offer
+        self.first_at = self.sent_at = 0.0  #: its first chunk was cut, its last was taken
         self.timer: Timer | None = None
         self.waits_s = 0.0  #: what the timer was set to, before there is an offer
 
@@ -74,6 +76,11 @@ class Stream:
         if isinstance(self.request, m.Subscribe) and self.request.selection:
             return Reason(Code.SCHEMA, f"pages can't go as they are: {verdict.must_convert}")
         return None
+
+    def moved(self, sent: Event) -> None:
+        """One of its posts ended well."""
+        self.first_at = self.first_at or sent.began_ns / 1e9 or self.begun_at
+        self.sent_at = sent.time_ns / 1e9
 
     def trouble(self, sent: Event) -> Reason | None:
         """What a SENT event says went wrong."""

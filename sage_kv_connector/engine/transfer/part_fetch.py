@@ -177,6 +177,7 @@ class PartFetch:
             self._end(failure(event, f"in a part of {self._decoder.count}"))
         else:
             self.landed = True
+            self._subscription.moved(event)
 
     def _on_part_event(self, event: Event) -> None:
         if event.kind == PoolEvent.PARTS_DONE:

@@ -23,17 +23,13 @@ from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.pages.source import SelectionError, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session, is_same_peer, owner_of
+from sage_kv_connector.engine.transfer import timeline
 from sage_kv_connector.engine.transfer.early import BUSY_S, NOT_IN_TIME, Early
-from sage_kv_connector.engine.transfer.offer import (
-    NO_TERMS,
-    Offer,
-    OfferTerms,
-    OnReleased,
-    Stream,
-)
+from sage_kv_connector.engine.transfer.offer import NO_TERMS, Offer, OfferTerms, OnReleased, Stream
 from sage_kv_connector.engine.transfer.offer_table import OfferTable
 from sage_kv_connector.engine.transfer.posts import Posts
 from sage_kv_connector.engine.transfer.returns import Returns
+from sage_kv_connector.telemetry.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +40,11 @@ MAX_STREAMS_A_PEER = 2048
 class Producer:
     """All offers of one engine. ``converters``: None where its cache can't be converted."""
 
-    def __init__(self, loop: ControlLoop, config: KVTransportConfig, converters: Converters | None) -> None:
+    def __init__(
+        self, loop: ControlLoop, config: KVTransportConfig, converters: Converters | None, recorder: Recorder
+    ) -> None:
         self._loop = loop
+        self._recorder = recorder
         self._lease_s = config.lease_s
         self._ended: Reason | None = None  #: why nothing begins any more
         self._offers = OfferTable()
@@ -86,9 +85,8 @@ class Producer:
         """Post what became ready for streams that lanes don't serve by themselves."""
         offer = self._offers.get(transfer_id)
         if offer is not None:
-            for stream in list(offer.streams.values()):
-                if not stream.by_lanes:
-                    self.posts.guarded(offer, stream, self.posts.pump)
+            for stream in [s for s in offer.streams.values() if not s.by_lanes]:
+                self.posts.guarded(offer, stream, self.posts.pump)
 
     def is_streaming(self, transfer_id: str) -> bool:
         offer = self._offers.get(transfer_id)
@@ -115,6 +113,7 @@ class Producer:
             if (offer := self._offers.get(transfer_id)) is not None:
                 for stream in list(offer.streams.values()):
                     stream.fail(why)
+                    self._recorder.ended(timeline.outgoing(offer, stream, why))
                     self._detach(offer, stream)
                     # It computes the prompt itself now: an offer of the same id is not for it.
                     self._early.remember(stream.release(why.detail), stream.owner)
@@ -177,10 +176,8 @@ class Producer:
             self._early.remember(message, owner_of(session))
 
     def on_renew(self, message: m.Renew) -> None:
-        for transfer_id in message.transfer_ids:
-            for offer in self._offers.named(transfer_id):
-                if offer.finished:
-                    self._start_lease(offer)
+        for offer in [o for name in message.transfer_ids for o in self._offers.named(name) if o.finished]:
+            self._start_lease(offer)
 
     def on_sent(self, session: Session, event: Event) -> None:
         """SENT events of open sessions."""
@@ -192,17 +189,19 @@ class Producer:
             return  # the session says so a moment later, and its consumer may come back
         if (trouble := stream.trouble(event)) is not None:
             self._broken(offer, stream, trouble)
-        elif offer.is_serving(stream) and stream.delivered:
-            self._delivered(offer, stream)
+        else:
+            stream.moved(event)
+            if offer.is_serving(stream) and stream.delivered:
+                self._delivered(offer, stream)
 
     def on_closed(self, session: Session, why: str) -> None:
+        lost = Reason(Code.SESSION_LOST, why)
         for stream in self._early.take_lost(session):
             left = stream.release(f"the session was lost: {why}")
             self._returns.wait(stream, partial(self.on_release, stream.session, left))
         for offer in self._offers:
             for stream in [s for s in offer.streams.values() if s.session is session]:
                 self._leave(offer, stream)
-                lost = Reason(Code.SESSION_LOST, why)
                 self._returns.wait(stream, partial(self._stays_away, offer, stream, lost))
 
     # -- inside
@@ -234,6 +233,7 @@ class Producer:
 
     def _stays_away(self, offer: Offer, stream: Stream, why: Reason) -> None:
         offer.trouble = offer.trouble or why
+        self._recorder.ended(timeline.outgoing(offer, stream, why))
         offer.served.add(stream.generation)
         self._release_if_done(offer)
 
@@ -262,8 +262,8 @@ class Producer:
         self.posts.prepare(offer, stream)
         if offer.lease is not None:
             offer.lease.cancel()
-        late = (offer, stream, Reason(Code.DEADLINE, "the subscription's time is over"))
-        stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, *late)
+        late = Reason(Code.DEADLINE, "the subscription's time is over")
+        stream.timer = self._loop.call_later(request.timeout_ms / 1000, self._broken, offer, stream, late)
         self.posts.start(offer, stream)
 
     def _broken(self, offer: Offer, stream: Stream, why: Reason) -> None:
@@ -278,12 +278,15 @@ class Producer:
             stream.stop()
 
     def _delivered(self, offer: Offer, stream: Stream) -> None:
+        if offer.stats is None:
+            self._recorder.handed_over(offer.prompt)
         offer.keep_stats(stream)
         self._served(offer, stream)
 
     def _served(self, offer: Offer, stream: Stream, trouble: Reason | None = None) -> None:
         """One consumer has all it wanted, or won't get it (``trouble``): end its stream."""
         offer.trouble = offer.trouble or trouble
+        self._recorder.ended(timeline.outgoing(offer, stream, trouble))
         self._detach(offer, stream)
         offer.served.add(stream.generation)
         if not offer.done and offer.finished and not offer.streams:
@@ -302,6 +305,8 @@ class Producer:
         self._early.gone(offer, why.detail if why else "")
         if offer.lease is not None:
             offer.lease.cancel()
+        if why is not None and not offer.served:
+            self._recorder.ended(timeline.unfetched(offer, why))
         report(offer.outcome(why))
 
     def _start_lease(self, offer: Offer) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.failure import Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats, TransportPlan
@@ -60,6 +61,7 @@ class Subscription:
         self.again: Timer | None = None  #: until the next try
         self.asked_at = time.monotonic()
         self.subscribed_at = 0.0
+        self.first_at = self.landed_at = self.decoded_at = 0.0  #: the first bytes, the last, all converted
 
     @property
     def left_ms(self) -> int:
@@ -83,12 +85,22 @@ class Subscription:
             replaces=self.replaces,
         )
 
+    @property
+    def wire_dtype(self) -> str:
+        return self.parts.plan.wire_dtype if self.parts else "same"
+
+    def moved(self, event: Event) -> None:
+        """All bytes of its window are here."""
+        self.landed_at = event.time_ns / 1e9
+        self.first_at = event.began_ns / 1e9 or self.subscribed_at
+
     def begin_again(self) -> None:
         """Nothing of the try before counts."""
         self.replaces, self.generation = self.generation, new_number()
         self.tries += 1
         self.stage = Stage.CONNECT
         self.session, self.window, self.parts = None, 0, None
+        self.subscribed_at = self.first_at = self.landed_at = self.decoded_at = 0.0
 
     def lost_and(self, no_session: Reason) -> Reason:
         """Why it fails for want of a session: what lost the one before counts more."""
@@ -97,16 +109,16 @@ class Subscription:
         self.stage = Stage.WAIT
         return Reason(self.lost.code, f"{self.lost.detail}; then {no_session.detail}")
 
-    def arrived(self, plan: TransportPlan, landed_at: float) -> Outcome:
-        """``landed_at``: by time.monotonic."""
+    def arrived(self, plan: TransportPlan) -> Outcome:
+        """All of it is where it belongs."""
         stats = TransferStats(
             transfer_id=self.wanted.transfer_id,
             nbytes=self.nbytes,
             wait_s=self.subscribed_at - self.asked_at,
-            transfer_s=landed_at - self.subscribed_at,
+            transfer_s=(self.decoded_at or self.landed_at) - self.subscribed_at,
             backend=plan.backend,
             mode=plan.mode,
             checksum=plan.checksum,
-            wire_dtype=self.parts.plan.wire_dtype if self.parts else "same",
+            wire_dtype=self.wire_dtype,
         )
         return Outcome(self.wanted.transfer_id, stats)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, cast
 
-from sage_kv_connector.backends.base import Backend, DeviceBackend, Event
+from sage_kv_connector.backends.base import Backend, Event
+from sage_kv_connector.backends.device_backend import DeviceBackend
 from sage_kv_connector.backends.pcie import messages as pm
 from sage_kv_connector.backends.pcie.backend import DEVICE, PcieBackend
 from sage_kv_connector.backends.pcie.host_half import HOST

@@ -246,7 +246,7 @@ void SteppedChannel::place(Packet& packet) {
         status = Status::kChecksumMismatch;
         endpoint_.window_failed(window, status, packet.offset, packet.length, "a byte changed on the way");
       } else {
-        endpoint_.window_landed(window, packet.offset, packet.length);
+        endpoint_.window_landed(*connection, window, packet.offset, packet.length);
       }
     }
   }

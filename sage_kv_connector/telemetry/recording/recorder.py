@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine writes down of its transfers: sums by label, the last ones whole, the hottest chunks.
+
+The control thread writes, anybody reads: a short lock, no allocation that grows with traffic.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from sage_kv_connector.contract.prompt import Prompt
+from sage_kv_connector.telemetry.recording.histogram import Histogram
+from sage_kv_connector.telemetry.recording.hot_chunks import CHUNK_TOKENS, MOST_OF_A_PROMPT, HotChunks
+from sage_kv_connector.telemetry.recording.metrics import METRICS, Kind
+from sage_kv_connector.telemetry.recording.snapshot import (
+    HotChunk,
+    Note,
+    Sample,
+    SeriesKey,
+    Times,
+    TransferRecord,
+)
+
+#: Peers with series of their own. One more takes the place of the one that was quiet longest; that one's numbers
+#: go on as those of ``OTHER``.
+MAX_PEERS = 64
+OTHER = "other"
+#: Transfers and notes that are kept whole, the newest.
+MAX_TRANSFERS, MAX_NOTES = 128, 32
+MOST_HOT = 10
+
+_PEER_AT = {name: metric.labels.index("peer") for name, metric in METRICS.items() if "peer" in metric.labels}
+
+
+class LinkBytes(NamedTuple):
+    """What a connection of a backend moved since it opened."""
+
+    backend: str
+    connection: int
+    peer: str
+    sent: int
+    landed: int
+
+
+class Recorder:
+    """Of one engine. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[SeriesKey, float] = {}
+        self._times: dict[SeriesKey, Histogram] = {}
+        self._peers: OrderedDict[str, None] = OrderedDict()
+        self._transfers: deque[TransferRecord] = deque(maxlen=MAX_TRANSFERS)
+        self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
+        self._hot = HotChunks()
+        self._best: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, int], tuple[int, int]] = {}  #: bytes of connections that are in the sums
+
+    def add(self, metric: str, labels: tuple[str, ...] = (), value: float = 1) -> None:
+        """To a counter; ``labels`` in the order of ``METRICS``."""
+        with self._lock:
+            self._add(metric, labels, value)
+
+    def links(self, read: Callable[[], Iterable[LinkBytes]]) -> None:
+        """What connections moved so far. ``read`` is called with the lock, so that none closes in between."""
+        with self._lock:
+            for link in read():
+                self._moved(link)
+
+    def closed(self, link: LinkBytes) -> None:
+        """All that a connection moved. Its backend knows it no more."""
+        with self._lock:
+            self._moved(link)
+            self._told.pop((link.backend, link.connection), None)
+
+    def ended(self, record: TransferRecord) -> None:
+        """A transfer is over, well or not."""
+        with self._lock:
+            peer = self._known(record.peer)
+            labels = (record.side, peer, record.backend, record.wire_dtype, str(record.priority))
+            self._add("transfers_total", (*labels, record.code), 1)
+            self._transfers.append(record)
+            if record.code != "ok":
+                self._add("lost_seconds_total", (record.side, record.code), record.seconds)
+                return
+            self._add("transferred_bytes_total", labels, record.nbytes)
+            self._add("kv_bytes_total", labels, record.kv_bytes)
+            self._time("transfer_seconds", (record.side, record.backend), record.seconds)
+            for stage, seconds in record.stages:
+                self._time("stage_seconds", (record.side, stage), seconds)
+            wire_s = dict(record.stages).get("wire", 0.0)
+            if wire_s > 0:
+                link = (peer, record.backend)
+                self._best[link] = max(self._best.get(link, 0.0), record.nbytes / wire_s)
+
+    def handed_over(self, prompt: Prompt | None) -> None:
+        """The KV of this prompt left for decode."""
+        if prompt is not None:
+            chunks = prompt.chunks(CHUNK_TOKENS, MOST_OF_A_PROMPT)
+            with self._lock:
+                self._hot.add(chunks)
+
+    def note(self, note: Note) -> None:
+        with self._lock:
+            self._notes.append(note)
+
+    def best(self, peer: str, backend: str) -> float:
+        """Bytes a second of the fastest transfer over a link, 0 before there was one."""
+        with self._lock:
+            return self._best.get((peer if peer in self._peers else OTHER, backend), 0.0)
+
+    # -- reading
+
+    def samples(self) -> list[Sample]:
+        with self._lock:
+            found = [Sample(key.metric, key.labels, value) for key, value in self._sums.items()]
+            found += [
+                Sample("link_capacity_bytes_per_second", (*link, "best"), rate)
+                for link, rate in self._best.items()
+            ]
+        found += [
+            Sample("hot_chunk_handovers", (str(place),), chunk.handovers)
+            for place, chunk in enumerate(self.hot_chunks(), 1)
+        ]
+        return found
+
+    def times(self) -> list[Times]:
+        with self._lock:
+            return [
+                Times(key.metric, key.labels, tuple(one.counts), tuple(one.seconds))
+                for key, one in self._times.items()
+            ]
+
+    def transfers(self) -> tuple[TransferRecord, ...]:
+        """The oldest first."""
+        with self._lock:
+            return tuple(self._transfers)
+
+    def notes(self) -> tuple[Note, ...]:
+        with self._lock:
+            return tuple(self._notes)
+
+    def hot_chunks(self) -> tuple[HotChunk, ...]:
+        with self._lock:
+            return self._hot.hottest(MOST_HOT)
+
+    # -- inside, with the lock
+
+    def _add(self, metric: str, labels: tuple[str, ...], value: float) -> None:
+        known = METRICS[metric]
+        if known.kind is not Kind.COUNTER or len(labels) != len(known.labels):
+            raise ValueError(f"{metric} is a {known.kind} with labels {known.labels}, given {labels}")
+        key = SeriesKey(metric, labels)
+        self._sums[key] = self._sums.get(key, 0) + value
+
+    def _moved(self, link: LinkBytes) -> None:
+        key, peer = (link.backend, link.connection), self._known(link.peer)
+        sent, landed = self._told.get(key, (0, 0))
+        self._add("link_bytes_total", (peer, link.backend, "sent"), max(0, link.sent - sent))
+        self._add("link_bytes_total", (peer, link.backend, "landed"), max(0, link.landed - landed))
+        self._told[key] = (link.sent, link.landed)
+
+    def _time(self, metric: str, labels: tuple[str, ...], seconds: float) -> None:
+        key = SeriesKey(metric, labels)
+        if (known := self._times.get(key)) is None:
+            known = self._times[key] = Histogram()
+        known.add(seconds)
+
+    def _known(self, peer: str) -> str:
+        if not peer:
+            return ""
+        self._peers[peer] = None
+        self._peers.move_to_end(peer)
+        if len(self._peers) > MAX_PEERS:
+            self._forget(self._peers.popitem(last=False)[0])
+        return peer
+
+    def _forget(self, peer: str) -> None:
+        for key in [key for key in self._sums if _peer_of(key) == peer]:
+            value = self._sums.pop(key)
+            other = of_other(key)
+            self._sums[other] = self._sums.get(other, 0) + value
+        for link in [link for link in self._best if link[0] == peer]:
+            rate = self._best.pop(link)
+            self._best[(OTHER, link[1])] = max(rate, self._best.get((OTHER, link[1]), 0.0))
+
+
+def _peer_of(key: SeriesKey) -> str | None:
+    at = _PEER_AT.get(key.metric)
+    return None if at is None else key.labels[at]
+
+
+def of_other(key: SeriesKey) -> SeriesKey:
+    """The series that goes on with the numbers of one whose peer lost its own; itself if it has no peer."""
+    at = _PEER_AT.get(key.metric)
+    if at is None:
+        return key
+    return SeriesKey(key.metric, (*key.labels[:at], OTHER, *key.labels[at + 1 :]))
