@@ -91,6 +91,7 @@ def test_bytes_of_links_only_grow_and_are_right_at_the_end(moves: list[tuple[int
     for which in range(4):
         recorder.closed(LinkBytes("tcp", connection[which], "p", now[which], 0))
     assert total(recorder, "link_bytes_total") == expected
+    assert not recorder._told, "a connection that closed is forgotten"
 
 
 def test_a_metric_with_wrong_labels_is_refused_by_name() -> None:
@@ -111,7 +112,8 @@ def test_a_time_lies_in_the_bucket_that_names_its_upper_end(seconds: float) -> N
 def test_what_is_handed_over_again_and_again_is_found_among_much_else() -> None:
     hot, common = HotChunks(), Prompt(range(512)).chunks(256, 8)
     for number in range(4 * MOST):
-        hot.add(Prompt(range(1000 + number, 1256 + number)).chunks(256, 8))
+        for _ in range(2):
+            hot.add(Prompt(range(1000 + number, 1256 + number)).chunks(256, 8))
         if number % 3 == 0:
             hot.add(common)
     found = hot.hottest(2)
