@@ -40,13 +40,13 @@ class Seen(NamedTuple):
 
 def watched(cluster: Cluster, prompt: list[int]) -> tuple[list[int], list[Seen]]:
     """The router's answer, and what both servers' /metrics said while prefill was busy with it."""
-    before = settled_gauges(cluster.prefill)["bytes_sent"]
+    before = settled_gauges(cluster.prefill)["link_bytes"]
     settled_gauges(cluster.decode_shm)
     seen = []
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(complete, cluster.concurrent.url, prompt, max_tokens=8)
         while not answer.done():
-            sent = gauges(cluster.prefill).get("bytes_sent", 0) - before
+            sent = gauges(cluster.prefill).get("link_bytes", 0) - before
             waits = gauges(cluster.decode_shm).get("subscriptions", 0)
             if metric(cluster.prefill, "vllm:num_requests_running"):  # asked last: it was busy all the while
                 seen.append(Seen(sent, waits))

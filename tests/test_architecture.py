@@ -164,8 +164,8 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
     "6 who stands on the engine comes in by the door, and engines' integrations don't know each other": (
         Rule("store", (DOOR, *BASE, "console")),
         Rule("integrations.common", (DOOR, *BASE, "hardware.report", "vendors")),
-        Rule("integrations.vllm", (DOOR, *BASE, "integrations.common")),
-        Rule("integrations.sglang", (DOOR, *BASE, "integrations.common", "store")),
+        Rule("integrations.vllm", (DOOR, *BASE, "integrations.common", "telemetry.reading")),
+        Rule("integrations.sglang", (DOOR, *BASE, "integrations.common", "telemetry.reading", "store")),
         Rule(
             "integrations.sage",
             (
@@ -175,6 +175,7 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
                 "integrations.vllm",
                 "integrations.sglang",
                 "hardware.probing",
+                "telemetry.reading",
             ),
         ),
     ),

@@ -99,7 +99,7 @@ class ServerPair:
 
     def converted_s(self) -> float:
         """Seconds that conversion threads of both sides have worked so far."""
-        return sum(gauge(server, "conversion_ns") for server in (self.prefill, self.decode)) / 1e9
+        return sum(gauge(server, "conversion_seconds") for server in (self.prefill, self.decode))
 
     def _bootstrap(self) -> tuple[dict[str, Any], dict[str, Any]]:
         from baselines.vllm_peers import bootstrap_params

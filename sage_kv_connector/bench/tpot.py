@@ -27,7 +27,7 @@ from sage_kv_connector.launch.vllm import PREFILL_PARAMS, complete, metric
 
 #: The answer that is timed.
 RUNNING_PROMPT, RUNNING_TOKENS = 16, 300
-LANDED = "vllm:sage_kvt_bytes_landed_total"
+LANDED = "vllm:sage_kvt_transferred_bytes_total"
 
 #: A prompt, and what prefill answered to it.
 Other = tuple[list[int], dict[str, Any] | None]

@@ -108,6 +108,7 @@ class EngineCore:
         self._questions = Questions(self._loop, self.sessions)
         self._routing = Routing(self.sessions, self._producer, self._consumer, self._questions)
         self._closed = False
+        self.also_counted: Callable[[], Iterable[Sample]] = tuple
         self.addresses: tuple[str, ...] = ()
 
     def start(self, *, listen: bool = True) -> None:
@@ -258,9 +259,9 @@ class EngineCore:
             totals.update(backend.counters())
         return dict(totals) | self._own_counters()
 
-    def snapshot(self, more: Iterable[Sample] = ()) -> Snapshot:
-        """All numbers at this moment, with ``more`` that its owner counts. Any thread."""
-        return self._observed.snapshot(self._own_counters(), more)
+    def snapshot(self) -> Snapshot:
+        """All numbers at this moment, with what its owner counts (``also_counted``). Any thread."""
+        return self._observed.snapshot(self._own_counters(), self.also_counted())
 
     def _own_counters(self) -> dict[str, int]:
         conversions = {} if self._conversions is None else self._conversions.counters()

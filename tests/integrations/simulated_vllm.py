@@ -144,7 +144,8 @@ class _InlineLoop:
 class _InlineCore:
     """What ``PrefillHalf`` needs of an ``EngineCore``, without its thread."""
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Producer, recorder: Recorder) -> None:
+        self.recorder = recorder
         self._producer = producer
         self.is_streaming = producer.is_streaming
         self.advanced = producer.pump
@@ -351,8 +352,9 @@ class Rank:
         self.register()
 
     def register(self) -> None:
-        self.producer = Producer(self.loop, KVTransportConfig(), None, Recorder())  # type: ignore[arg-type]
-        core: Any = _InlineCore(self.producer)
+        recorder = Recorder()
+        self.producer = Producer(self.loop, KVTransportConfig(), None, recorder)  # type: ignore[arg-type]
+        core: Any = _InlineCore(self.producer, recorder)
         audit: Any = _NoAudit()
         self.half = PrefillHalf(core, self._view, self.completions, audit)
 

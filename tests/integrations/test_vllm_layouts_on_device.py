@@ -86,7 +86,7 @@ def test_pages_go_from_device_to_device(
         first = decode.step(loads=[load(prefill, "t", [4, 6, 5], tables=len(LAYOUTS[layout].groups))])
         assert not decode.until(lambda one: bool(one.received), first).failed
         assert [page.hex() for page in decode.pages([4, 6, 5])] == pages
-        assert decode.side.totals().counters["d2d_bytes"] == sum(len(page) // 2 for page in pages)
+        assert decode.moved("landed") == sum(len(page) // 2 for page in pages)
     finally:
         decode.close()
         print(file=child.stdin, flush=True)
@@ -157,7 +157,7 @@ def test_another_dtype_on_the_wire(layout: str, make: MakeWorker) -> None:
     options = {"target_dtype": "fp32"}  # holds every bf16
     prefill, decode = (make(name, LAYOUTS[layout], options=options) for name in ("p", "d"))
     assert handed_over(prefill, decode, "t", [1, 2, 3], [4, 6, 5])
-    sent = prefill.side.totals().counters["bytes_sent"]
+    sent = prefill.moved("sent")
     assert sent == 2 * sum(one.nbytes for one in decode.rows([4, 6, 5]))
 
 

@@ -86,7 +86,7 @@ def test_a_decode_that_sleeps_reports_its_loads_as_failed(pair: Pair) -> None:
     assert decode.pages([0, 1, 2, 3, 4, 5, 6, 7]) == asleep
     assert decode.step(forward=False).received == set()
     for _ in range(2):
-        assert decode.side.totals().failures["failed_loads"] == {"withdrawn": 1}
+        assert decode.counted("failed_loads_total", "withdrawn") == 1
         decode.side.restore_kv_caches()
 
 
@@ -104,7 +104,7 @@ def test_pages_that_landed_but_were_not_reported_failed_with_the_cache(pair: Pai
 def test_awake_again_new_transfers_are_right_and_nothing_of_before_reaches_the_memory(pair: Pair) -> None:
     prefill, decode = pair
     assert handed_over(prefill, decode, "before", [1, 2, 3], [4, 5, 6])
-    stale, counted = prefill.prefill(), prefill.side.totals().counters["bytes_sent"]
+    stale, counted = prefill.prefill(), prefill.counted("link_bytes_total", "sent")
     prefill.step(offers=[offered("old")], progress=[progress("old", (1, 2, 3), TOKENS)])
     for worker in pair:
         worker.side.unregister_kv_caches()
@@ -118,7 +118,7 @@ def test_awake_again_new_transfers_are_right_and_nothing_of_before_reaches_the_m
         one.random_(0, 100 + seed)
     assert handed_over(prefill, decode, "after", [3, 1, 2], [7, 2, 5])
     assert handed_over(decode, prefill, "back", [7, 2, 5], [4, 6, 5])
-    assert prefill.side.totals().counters["bytes_sent"] == 2 * counted > 0, "counters go on"
+    assert prefill.counted("link_bytes_total", "sent") == 2 * counted > 0, "counters go on"
 
 
 def test_orders_for_caches_that_are_not_there_fail_at_once(pair: Pair) -> None:

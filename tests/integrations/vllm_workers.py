@@ -28,7 +28,9 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVConnectorMetadata,
 )
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+from sage_kv_connector.integrations.vllm.stats import REPORTED_EVERY_S
 from sage_kv_connector.integrations.vllm.worker import WorkerSide
+from sage_kv_connector.telemetry.reading.growth import Growth, key_of
 
 BLOCKS, PAGE, HEADS, DIM, LAYERS = 8, 16, 2, 32, 2
 TOKENS = 3 * PAGE
@@ -80,6 +82,7 @@ class Worker:
         with _one_rank():
             self.side = WorkerSide(vllm_config(**more), groups, config, name)
         self.name = name
+        self.told = Growth()
         self.caches = self.made(specs, seed)
         self.side.register_kv_caches(self.given())
 
@@ -110,6 +113,19 @@ class Worker:
             assert time.monotonic() < end, f"only {results}"
             results = results.and_also(self.step(forward=False))
         return results
+
+    def counted(self, metric: str, label: str) -> float:
+        """What an API server shows of it: the sum of a counter's series with this label, over all its transports."""
+        time.sleep(REPORTED_EVERY_S)
+        report = self.side.report()
+        if report is not None:
+            self.told.add(report.growth())
+        keys = {key_of(text): value for text, value in self.told.grown.items()}
+        return sum(value for key, value in keys.items() if key.metric == metric and label in key.labels)
+
+    def moved(self, direction: str) -> float:
+        """Bytes of KV that went over its links."""
+        return self.counted("link_bytes_total", direction)
 
     def pages(self, ids: list[int]) -> list[bytes]:
         return [bytes(one[ids].contiguous().view(torch.uint8).numpy()) for one in self.caches.values()]

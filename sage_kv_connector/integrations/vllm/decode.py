@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -67,9 +66,6 @@ class DecodeHalf:
         self._voiding = threading.Lock()  #: what a load comes to, against that it is void
         self._expected: dict[str, RemotePrefill] = {}
         self._renewed_at = 0.0
-        #: Loads that failed, by code, and those that were aborted.
-        self.failed: Counter[str] = Counter()
-        self.aborted = 0
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -92,7 +88,7 @@ class DecodeHalf:
         self._results.drop_received(ended)
         failure = Failure(Code.WITHDRAWN, Stage.WAIT, why)
         for request_id, loading in ended.items():
-            self.failed[failure.code] += 1
+            self._count(loading.load, failure)
             outcome = Outcome(loading.load.remote.transfer_id, None, failure)
             log_outcome(logger, Side.DECODE, request_id, outcome)
         return not_landed(loading.load for loading in ended.values())
@@ -114,13 +110,19 @@ class DecodeHalf:
         for request_id, outcome in received.items():
             loading = self._loads.pop(request_id, None)
             if outcome.failure is not None and loading is not None:
-                if outcome.aborted:
-                    self.aborted += 1
-                else:
-                    self.failed[outcome.failure.code] += 1
+                self._count(loading.load, outcome.failure)
                 failed.add(request_id)
                 invalid |= _page_ids(loading.load)
         return NOTHING._replace(received=set(received), failed=failed, invalid_blocks=invalid)
+
+    def _count(self, load: Load, failure: Failure) -> None:
+        recorder = self._core.recorder
+        if failure.aborted:
+            recorder.add("aborted_loads_total")
+            return
+        recorder.add("failed_loads_total", (str(failure.code),))
+        tokens = max((len(pages.tokens) for pages in load.pages), default=0)
+        recorder.add("recomputed_tokens_total", (str(failure.code),), tokens)
 
     def _subscribe(self, loading: _Loading, found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread: prefill's ranks are known, or why they are not."""

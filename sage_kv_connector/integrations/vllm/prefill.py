@@ -13,7 +13,6 @@ Methods are called on vLLM's thread unless they say otherwise.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -76,7 +75,6 @@ class PrefillHalf:
             for index, layer in enumerate(layers.layers)
         }
         self._on_offer: dict[str, _OnOffer] = {}
-        self.failed: Counter[str] = Counter()  #: offers that were not fetched, by code
         self._in_step: Sequence[Progress] = ()
         self._step = Step()  #: what becomes final in it
 
@@ -200,7 +198,7 @@ class PrefillHalf:
         if outcome.stats is not None:
             self._audit.sent(offer.source, outcome)
         if outcome.failure is not None and not outcome.aborted:
-            self.failed[outcome.failure.code] += 1
+            self._core.recorder.add("failed_offers_total", (str(outcome.failure.code),))
         log_outcome(logger, Side.PREFILL, offer.request_id, outcome)
         if self._on_offer.get(transfer_id) is not offer or self._on_offer.pop(transfer_id, None) is not offer:
             return  # withdrawn: vLLM has its pages already

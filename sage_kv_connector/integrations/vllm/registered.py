@@ -31,7 +31,7 @@ from sage_kv_connector.integrations.vllm.kv_caches import vllm_caches
 from sage_kv_connector.integrations.vllm.metadata import SageKVConnectorMetadata
 from sage_kv_connector.integrations.vllm.prefill import PrefillHalf
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
-from sage_kv_connector.integrations.vllm.stats import Totals
+from sage_kv_connector.telemetry.recording.snapshot import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Registered:
         computed = None if self.device is None else compute_events(self.device)
         self.prefill = PrefillHalf(self.core, view, results, audit, computed)
         self.decode = DecodeHalf(self.core, view, config, directory, results, audit)
+        self.core.also_counted = self._held
         self.core.start()
         logger.info(
             "sage_kvt rank %d listens on %s; %.0f bytes of KV a token, schema %s",
@@ -123,18 +124,11 @@ class Registered:
         self.prefill.void(why)
         return self.decode.void(why)
 
-    def totals(self) -> Totals:
-        counters = self.core.counters() | {
-            "loads": len(self.decode),
-            "on_offer": len(self.prefill),
-            "aborted_loads": self.decode.aborted,
-        }
-        failures = {
-            "failed_loads": self.decode.failed,
-            "failed_offers": self.prefill.failed,
-            "refused_peers": dict(self.core.sessions.refusals.by_code),
-        }
-        return Totals(counters, failures)
+    def _held(self) -> tuple[Sample, ...]:
+        return (
+            Sample("loads", (), len(self.decode)),
+            Sample("on_offer", (), len(self.prefill)),
+        )
 
     def close(self) -> None:
         """No memory is registered, and nobody listens any more."""

@@ -24,7 +24,8 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVWorkerMetadata,
 )
 from sage_kv_connector.integrations.vllm.registered import Memory, Place, Registered
-from sage_kv_connector.integrations.vllm.stats import NONE_YET, Reports, SageKVStats, Totals
+from sage_kv_connector.integrations.vllm.stats import Reports, SageKVStats
+from sage_kv_connector.telemetry.recording.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ class WorkerSide:
         self._weights = FIRST_VERSION
         self._given_up = NOTHING  #: what vLLM hears of it with the next results
         self._reports = Reports(self._place.rank)
-        self._before = NONE_YET  #: of the transports that are closed
 
     # -- start and end
 
@@ -71,7 +71,7 @@ class WorkerSide:
         known, self._registered = self._registered, None
         if known is not None:
             self._given_up = self._given_up.and_also(known.give_up(DISCARDED))
-            self._before = self._before.go_on(known.totals())
+            self._reports.hear(known.core.snapshot())
             known.close()
             logger.info("sage_kvt rank %d: %s", self._place.rank, DISCARDED)
 
@@ -96,12 +96,16 @@ class WorkerSide:
             raise RuntimeError("vLLM has not registered its KV caches yet")
         return self._place.engine_id, self._place.rank, known.schema, known.core.addresses, node_id()
 
-    def totals(self) -> Totals:
-        return self._before.go_on(NONE_YET if self._registered is None else self._registered.totals())
+    def snapshot(self) -> Snapshot | None:
+        """Of the transport over the caches, if there are any."""
+        return None if self._registered is None else self._registered.core.snapshot()
 
     def report(self) -> SageKVStats | None:
-        """What changed since the last report; None if nothing did."""
-        return self._reports.take(self.totals())
+        """What changed since the last report; None if nothing did, or little and not long ago."""
+        known = self._registered
+        if known is not None and self._reports.due(ended := known.core.recorder.ended_transfers):
+            self._reports.hear(known.core.snapshot(), ended)
+        return self._reports.take()
 
     def shutdown(self) -> None:
         if self._registered is not None:

@@ -71,6 +71,13 @@ METRICS = _named(
         "Time spent on transfers that failed: what a recompute costs before it begins.",
     ),
     Metric(
+        "failed_loads_total",
+        Kind.COUNTER,
+        ("code",),
+        "Requests whose KV did not arrive and was computed again, from however many ranks it was to come.",
+    ),
+    Metric("failed_offers_total", Kind.COUNTER, ("code",), "Prefills whose KV pages were not fetched."),
+    Metric(
         "recomputed_tokens_total",
         Kind.COUNTER,
         ("code",),

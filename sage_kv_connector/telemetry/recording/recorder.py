@@ -56,6 +56,7 @@ class Recorder:
         self._transfers: deque[TransferRecord] = deque(maxlen=MAX_TRANSFERS)
         self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
         self._hot = HotChunks()
+        self.ended_transfers = 0  #: how many so far
         self._best: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, int], tuple[int, int]] = {}  #: bytes of connections that are in the sums
 
@@ -83,6 +84,7 @@ class Recorder:
             labels = (record.side, peer, record.backend, record.wire_dtype, str(record.priority))
             self._add("transfers_total", (*labels, record.code), 1)
             self._transfers.append(record)
+            self.ended_transfers += 1
             if record.code != "ok":
                 self._add("lost_seconds_total", (record.side, record.code), record.seconds)
                 return
