@@ -175,3 +175,14 @@ def test_what_the_log_says_is_a_number_for_each_name() -> None:
     assert report is not None
     said = report.reduce()
     assert said["transferred_bytes"] == 5 and said["transfers"] == 1 and said["loads"] == 0
+
+
+def test_a_transport_in_place_of_another_counts_from_nothing() -> None:
+    server, rank, held = ApiServer(), Rank(0), HeldByRanks()
+    for nbytes in (1000, 10):
+        rank.ended("ok", nbytes, 0.1)
+        data = step([rank], held)
+        assert data is not None
+        server.metrics.observe(data)
+        rank.restart()
+    assert server.shows("sage_kvt_transferred_bytes_total") == 1010

@@ -136,7 +136,7 @@ _LOGGED = (
 def _summed(held: Mapping[str, Mapping[str, float]]) -> Tally[str]:
     sums: Tally[str] = Tally()
     for gauges in held.values():
-        sums.update(gauges)  # type: ignore[arg-type]
+        sums.update(gauges)
     return sums
 
 
