@@ -14,6 +14,7 @@ from sage_kv_connector.cli.bench import bench
 from sage_kv_connector.cli.demo import demo
 from sage_kv_connector.cli.doctor import doctor
 from sage_kv_connector.cli.explain import explain
+from sage_kv_connector.cli.exporter import exporter
 from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.cli.presets import presets
 from sage_kv_connector.cli.probe import probe
@@ -23,7 +24,7 @@ from sage_kv_connector.console import emit
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(presets, name="presets")
-for command in (doctor, demo, explain, probe, store):
+for command in (doctor, demo, explain, exporter, probe, store):
     app.command()(command)
 
 

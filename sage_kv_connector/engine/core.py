@@ -44,6 +44,7 @@ from sage_kv_connector.engine.transfer.consumer import Consumer
 from sage_kv_connector.engine.transfer.offer import NO_TERMS, OfferTerms, OnReleased
 from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
+from sage_kv_connector.telemetry.recording.publishing import Publisher, publish
 from sage_kv_connector.telemetry.recording.recorder import Recorder
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot
 
@@ -108,6 +109,7 @@ class EngineCore:
         self._questions = Questions(self._loop, self.sessions)
         self._routing = Routing(self.sessions, self._producer, self._consumer, self._questions)
         self._closed = False
+        self._publisher: Publisher | None = None
         self.also_counted: Callable[[], Iterable[Sample]] = tuple
         self.addresses: tuple[str, ...] = ()
 
@@ -122,6 +124,8 @@ class EngineCore:
             )
         self.sessions.addresses = self.addresses
         self._loop.start()
+        if self.config.telemetry:
+            self._publisher = publish(self.snapshot)
 
     def register_memory(self, extents: Iterable[tuple[int, int]]) -> None:
         """Let posts and windows use these (address, length) spans of the KV cache, until ``close``."""
@@ -277,6 +281,8 @@ class EngineCore:
         if self._closed:
             return
         self._closed = True
+        if self._publisher is not None:
+            self._publisher.close()
         try:
             self._loop.call(
                 CALL_TIMEOUT_S, self._end_all, Reason(Code.SHUTTING_DOWN, "this engine shuts down")

@@ -9,7 +9,10 @@ namespace sage_kvt {
 
 PartDecoder::PartDecoder(std::shared_ptr<ConversionPool> pool, std::vector<Part> parts, PartTerms terms,
                          std::vector<TargetPages> pages)
-    : PartStream(std::move(pool), std::move(parts), std::move(terms)), pages_(std::move(pages)), decoded_(count()) {
+    : PartStream(std::move(pool), std::move(parts), std::move(terms)),
+      pages_(std::move(pages)),
+      decoded_(count()),
+      to_land_(count()) {
   for (const auto& part : parts_) {
     missing_.push_back(part.nbytes);
     const int64_t size = terms_.page_sizes[part.group];
@@ -44,6 +47,7 @@ uint64_t PartDecoder::granted() const {
 
 bool PartDecoder::admits(uint64_t offset, uint64_t length) const {
   std::lock_guard lock(mutex_);
+  if (first_ns_ == 0) first_ns_ = now_ns();
   return !closed_ && part_at(offset + length - 1) < granted_;
 }
 
@@ -65,7 +69,9 @@ void PartDecoder::landed(uint64_t offset, uint64_t length) {
     offset += n;
     length -= n;
     missing_[p] -= n;
-    if (missing_[p] == 0) landed_.push_back(p);
+    if (missing_[p] > 0) continue;
+    landed_.push_back(p);
+    if (--to_land_ == 0) last_ns_ = now_ns();
   }
   schedule();
 }
@@ -91,7 +97,7 @@ void PartDecoder::converted(size_t part) {
   decoded_[part] = true;
   while (first_open_ < count() && decoded_[first_open_]) ++first_open_;
   if (first_open_ == count()) {
-    emit(EventKind::kPartsDone, 0, size());
+    emit(EventKind::kPartsDone, last_ns_, size(), Status::kOk, "", first_ns_);
     return;
   }
   // Told for half of the slots at once, so that the producer never waits and is seldom told.

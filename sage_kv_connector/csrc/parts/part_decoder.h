@@ -45,10 +45,13 @@ class PartDecoder : public PartStream {
   const std::vector<TargetPages> pages_;
   // Guarded by `mutex_`.
   uint64_t granted_ = 0, window_ = 0;
+  mutable uint64_t first_ns_ = 0;  // the first bytes came
+  uint64_t last_ns_ = 0;           // the last ones are here
   bool to_tell_ = false;
   std::weak_ptr<Connection> connection_;
   std::vector<uint64_t> missing_;  // bytes by part
   std::vector<bool> decoded_;
+  size_t to_land_;         // parts
   size_t first_open_ = 0;  // every part before it is decoded
   std::deque<size_t> landed_;
 };

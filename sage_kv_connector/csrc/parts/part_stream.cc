@@ -46,7 +46,8 @@ Span PartStream::span_of(const Part& part, std::vector<int64_t> pages) const {
           part.first_token, part.tokens, std::move(pages)};
 }
 
-void PartStream::emit(EventKind kind, uint64_t offset, uint64_t length, Status status, std::string detail) {
+void PartStream::emit(EventKind kind, uint64_t offset, uint64_t length, Status status, std::string detail,
+                      uint64_t began_ns) {
   Event event;
   event.kind = kind;
   event.id = id;
@@ -54,6 +55,7 @@ void PartStream::emit(EventKind kind, uint64_t offset, uint64_t length, Status s
   event.length = length;
   event.status = status;
   event.detail = std::move(detail);
+  event.began_ns = began_ns;
   pool_->completions().push(std::move(event));
 }
 

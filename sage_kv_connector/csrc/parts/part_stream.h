@@ -83,7 +83,8 @@ class PartStream : public std::enable_shared_from_this<PartStream> {
   uint64_t slot_of(size_t part) const { return ring_.address + part % ring_.slots * ring_.slot_bytes; }
   // With `mutex_` held.
   void schedule();
-  void emit(EventKind kind, uint64_t offset, uint64_t length, Status status = Status::kOk, std::string detail = "");
+  void emit(EventKind kind, uint64_t offset, uint64_t length, Status status = Status::kOk, std::string detail = "",
+            uint64_t began_ns = 0);
   Span span_of(const Part& part, std::vector<int64_t> pages) const;
 
   // What a side does, with `mutex_` held: whether there is a part to convert (or to give up); which; it is; it can't

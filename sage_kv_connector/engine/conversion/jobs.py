@@ -40,7 +40,8 @@ class PoolEvent(IntEnum):
 
     CONVERTED = 9  #: the job ended (status, length = bytes)
     PARTS_READY = 10  #: pages of the first parts are final, or can't be had (status, detail)
-    PARTS_DONE = 11  #: every part is decoded, or one can't be (length = bytes, status, detail)
+    PARTS_DONE = 11  #: every part is decoded, or one can't be (began_ns, offset: when the first
+    #: and the last bytes came, in nanoseconds; length = bytes, status, detail)
     PART_TO_CONVERT = 12  #: a part that Python converts (offset = its number, length = bytes)
 
 

@@ -230,7 +230,7 @@ class Consumer:
 
     def _on_event(self, subscription: Subscription, session: Session, event: Event) -> None:
         if event.kind == EventKind.WINDOW_DONE:
-            subscription.moved(event)
+            subscription.moved(event.began_ns, event.time_ns)
             self._done(subscription, session)
             return
         where = f"at bytes {event.offset} to {event.offset + event.length}"

@@ -177,10 +177,11 @@ class PartFetch:
             self._end(failure(event, f"in a part of {self._decoder.count}"))
         else:
             self.landed = True
-            self._subscription.moved(event)
 
     def _on_part_event(self, event: Event) -> None:
         if event.kind == PoolEvent.PARTS_DONE:
+            # By itself: that the window is full may be told later than that its last part is decoded.
+            self._subscription.moved(event.began_ns, event.offset)
             self._end(None if event.status == Status.OK else Reason(Code.CONVERSION, event.why))
 
     def _end(self, reason: Reason | None) -> None:

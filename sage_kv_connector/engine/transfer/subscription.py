@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.failure import Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats, TransportPlan
@@ -89,10 +88,10 @@ class Subscription:
     def wire_dtype(self) -> str:
         return self.parts.plan.wire_dtype if self.parts else "same"
 
-    def moved(self, event: Event) -> None:
-        """All bytes of its window are here."""
-        self.landed_at = event.time_ns / 1e9
-        self.first_at = event.began_ns / 1e9 or self.subscribed_at
+    def moved(self, first_ns: int, last_ns: int) -> None:
+        """All its bytes are here; when the first and the last ones came, 0 if that was not told."""
+        self.landed_at = last_ns / 1e9
+        self.first_at = first_ns / 1e9 or self.subscribed_at
 
     def begin_again(self) -> None:
         """Nothing of the try before counts."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from sage_kv_connector.telemetry.recording.metrics import BUCKETS, METRICS
+
 #: Of the format; readers refuse another one by name.
 VERSION = 1
 
@@ -118,8 +120,6 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def value(self, metric: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        from sage_kv_connector.telemetry.recording.metrics import METRICS
-
         names = METRICS[metric].labels
         return sum(
             sample.value
@@ -134,11 +134,24 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def decode(data: bytes) -> Snapshot:
-    """Raises ValueError naming the field for what is no snapshot of this version."""
+    """Raises ValueError naming the field for what is no snapshot of this version.
+
+    Metrics that are not known here are left out: an engine may be of a later release than its reader.
+    """
     try:
         found = msgspec.json.decode(data, type=Snapshot)
     except msgspec.MsgspecError as error:
         raise ValueError(f"not a telemetry snapshot: {error}") from error
     if found.version != VERSION:
         raise ValueError(f"version: {found.version} is not known, allowed: {VERSION}")
-    return found
+    samples = tuple(sample for sample in found.samples if sample.metric in METRICS)
+    times = tuple(one for one in found.times if one.metric in METRICS)
+    for metric, labels in [(one.metric, one.labels) for one in samples] + [
+        (one.metric, one.labels) for one in times
+    ]:
+        if len(labels) != len(names := METRICS[metric].labels):
+            raise ValueError(f"{metric}: labels are {labels}, must be those of {names}")
+    for one in times:
+        if not len(one.counts) == len(one.seconds) == len(BUCKETS) + 1:
+            raise ValueError(f"{one.metric}: {len(one.counts)} buckets, must be {len(BUCKETS) + 1}")
+    return msgspec.structs.replace(found, samples=samples, times=times)
