@@ -53,7 +53,17 @@ class Cost(NamedTuple):
 class Side:
     """An engine and its cache, whose pages no two of which lie beside each other; ``dim`` channels a head."""
 
-    def __init__(self, backend: str, layers: int, tokens: int, page: int, seed: int, dim: int = DIM) -> None:
+    def __init__(
+        self,
+        backend: str,
+        layers: int,
+        tokens: int,
+        page: int,
+        seed: int,
+        dim: int = DIM,
+        *,
+        telemetry: bool = True,
+    ) -> None:
         self.pages, self._tokens = -(-tokens // page), tokens
         shape = (2 * self.pages, HEADS, page, 2 * dim)
         self._cache = [np.full(shape, seed, dtype=np.uint16) for _ in range(layers)]
@@ -65,7 +75,8 @@ class Side:
         group = group_view("fullattention", page, 2 * self.pages, named, heads=HEADS, canonical=canonical)
         self.view = KVCacheView((group,))
         schema = KVCacheSchema("bench", "m", "bf16", layers, HEADS, 0, HEADS, dim, (group.schema(),))
-        self.core = EngineCore(KVTransportConfig(backend=backend, host="127.0.0.1"), schema=schema)
+        config = KVTransportConfig(backend=backend, host="127.0.0.1", telemetry=telemetry)
+        self.core = EngineCore(config, schema=schema)
         self.core.register_memory(self.view.extents())
         self.core.start()
         self.ids = 2 * np.random.default_rng(seed).permutation(self.pages)
@@ -105,7 +116,7 @@ def _timed(spent: list[float], function: Callable[..., Any], *arguments: Any) ->
         spent[0] += (time.thread_time() - begun) * 1e3
 
 
-class _Handover:
+class Handover:
     """One transfer between two sides; what each engine's thread spends is counted apart."""
 
     def __init__(self, prefill: Side, decode: Side, name: str) -> None:
@@ -169,7 +180,7 @@ def _measure(mode: str, backend: str, layers: int, tokens: int, dim: int, repeat
     costs = []
     try:
         for number in range(WARM_UP + repeats):
-            costs.append(_Handover(prefill, decode, f"t{number}").run(mode))
+            costs.append(Handover(prefill, decode, f"t{number}").run(mode))
         right = decode.filled_with(1)
     finally:
         decode.core.close()

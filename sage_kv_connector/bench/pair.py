@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with shuffled blocks of memory between them: the contender and the limit of a transfer benchmark.
 
-Run as ``python -m sage_kv_connector.bench.pair shm|tcp BLOCK_BYTES TOTAL_BYTES none|authenticated|encrypted``. It is
-driven by lines on stdin and answers each with a JSON line on stdout, as the programs in
-``baselines/`` do: ``run`` moves everything once, ``limit`` does what the machine itself
-can do between the same two processes, ``small`` moves single blocks of 4 KiB,
-``verify`` clears the target, moves once and compares; ``quit`` or the end of stdin ends it.
+Run as ``python -m sage_kv_connector.bench.pair shm|tcp BLOCK_BYTES TOTAL_BYTES none|authenticated|encrypted
+[unmeasured]``; lanes that are unmeasured take no times. It is driven by lines on stdin and answers each with a JSON line
+on stdout, as the programs in ``baselines/`` do: ``run`` moves everything once, ``limit`` does what the machine itself
+can do between the same two processes, ``small`` moves single blocks of 4 KiB, ``verify`` clears the target, moves once
+and compares; ``quit`` or the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends import create_backend, loopback_address
-from sage_kv_connector.backends.base import Backend, Event, EventKind, Segments
+from sage_kv_connector.backends.base import Backend, BackendOptions, Event, EventKind, Segments
 from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
 
 SMALL_BYTES = 4096
@@ -58,15 +58,16 @@ class Blocks:
 
 def main() -> None:
     backend_name, block, total, security = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    options = BackendOptions(measures=sys.argv[5:] != ["unmeasured"])
     if block <= 0 or total % block or total < SMALL_BYTES:
         sys.exit(f"total bytes {total} must be a multiple of block bytes {block}, and at least {SMALL_BYTES}")
     context = multiprocessing.get_context("spawn")
     pipe, peer_pipe = context.Pipe()
-    sender = (peer_pipe, backend_name, block, total, security)
+    sender = (peer_pipe, backend_name, block, total, security, options)
     process = context.Process(target=serve_sender, args=sender, daemon=True)
     process.start()
     take_cores(0)
-    receiver = Receiver(pipe, backend_name, block, total, security)
+    receiver = Receiver(pipe, backend_name, block, total, security, options)
     from sage_kv_connector import __version__
 
     say({"name": f"sage_kvt {backend_name}", "version": __version__, "mode": receiver.mode})
@@ -102,11 +103,19 @@ def say(answer: dict[str, Any] | str) -> None:
 class Receiver:
     """The side that opens windows and measures."""
 
-    def __init__(self, pipe: Connection, backend_name: str, block: int, total: int, security: str) -> None:
+    def __init__(
+        self,
+        pipe: Connection,
+        backend_name: str,
+        block: int,
+        total: int,
+        security: str,
+        options: BackendOptions,
+    ) -> None:
         self._pipe = pipe
         self._total = total
         self._blocks = Blocks(total, block, SEED + 1, filled=False)
-        self._backend = create_backend(backend_name)
+        self._backend = create_backend(backend_name, options)
         self._backend.register_memory(self._blocks.address, total)
         self._sender_pid, self._sender_address, address = pipe.recv()
         self._connection = self._backend.connect(address, TIMEOUT_S)
@@ -220,11 +229,18 @@ def protect(backend: Backend, connection: int, security: str, *, connects: bool)
         backend.protect(connection, TrafficKeys(security == "encrypted", *keys))
 
 
-def serve_sender(pipe: Connection, backend_name: str, block: int, total: int, security: str) -> None:
+def serve_sender(
+    pipe: Connection,
+    backend_name: str,
+    block: int,
+    total: int,
+    security: str,
+    options: BackendOptions = BackendOptions(),  # noqa: B008 - a value
+) -> None:
     """The other process: posts what windows ask for."""
     take_cores(1)
     blocks = Blocks(total, block, SEED, filled=True)
-    backend = create_backend(backend_name)
+    backend = create_backend(backend_name, options)
     backend.register_memory(blocks.address, total)
     address = backend.listen(loopback_address(backend_name))
     pipe.send((os.getpid(), blocks.address, address))

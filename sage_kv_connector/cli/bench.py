@@ -17,7 +17,13 @@ from sage_kv_connector.console import emit
 bench = typer.Typer(
     help="Measure our transport beside its peers and the physical limit.", no_args_is_help=True
 )
-for command in (bench_engine.control, bench_engine.beside, bench_engine.rate, bench_engine.sessions):
+for command in (
+    bench_engine.control,
+    bench_engine.beside,
+    bench_engine.rate,
+    bench_engine.sessions,
+    bench_engine.telemetry,
+):
     bench.command()(command)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sage-kvt bench control``, ``beside``, ``rate`` and ``sessions``: our engine without real servers."""
+"""``sage-kvt bench control``, ``beside``, ``rate``, ``sessions`` and ``telemetry``: our engine without real servers."""
 
 from __future__ import annotations
 
@@ -88,3 +88,23 @@ def sessions(
         result = bench_sessions(words(backends, "--backends", ("shm", "tcp")), sessions, seconds)
     emit(result, as_json=as_json, title="sessions", rows=sessions_rows(result))
     raise typer.Exit(int(not all(row["sessions"] == sessions for row in result["rows"])))
+
+
+def telemetry(
+    backends: Annotated[str, typer.Option(help="any of shm,tcp")] = "shm,tcp",
+    blocks: Annotated[str, typer.Option(help="bytes of a block, separated by commas")] = "4096,65536,1048576",
+    mib: Annotated[int, typer.Option(min=1, help="MiB of a transfer")] = 256,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens of a hand-over")] = 2048,
+    rounds: Annotated[int, typer.Option(min=1, help="each with and without telemetry, in both halves")] = 11,
+    as_json: AsJson = False,
+) -> None:
+    """What counting and timing cost: transfers and hand-overs with telemetry and without, in turns."""
+    from sage_kv_connector.bench.telemetry import bench_telemetry, telemetry_rows
+
+    chosen = words(backends, "--backends", ("shm", "tcp"))
+    sizes = lengths(blocks, "--blocks")
+    if odd := [size for size in sizes if (mib << 20) % size]:
+        raise typer.BadParameter(f"--blocks {odd[0]}: {mib} MiB must be a multiple of it")
+    result = bench_telemetry(chosen, sizes, mib << 20, tokens, rounds)
+    emit(result, as_json=as_json, title="telemetry", rows=telemetry_rows(result))
+    raise typer.Exit(int(not all(row["right"] for row in result["rows"])))

@@ -42,14 +42,14 @@ def words(given: str, option: str, allowed: Sequence[str]) -> list[str]:
     return given.split(",")
 
 
-def lengths(text: str) -> list[int]:
-    """Prompt lengths of ``--tokens``."""
+def lengths(text: str, option: str = "--tokens") -> list[int]:
+    """Numbers of an option, such as prompt lengths."""
     try:
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise typer.BadParameter(f"--tokens {text!r} must be numbers from 1 on, separated by commas")
+        raise typer.BadParameter(f"{option} {text!r} must be numbers from 1 on, separated by commas")
     return found
 
 

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt bench telemetry``: what counting and timing cost, with telemetry and without in turns.
+
+A transfer: two pairs of processes, whose lanes take times or not, move the same blocks. A hand-over: two pairs of
+engines, with telemetry and without; wall time from decode's question to its answer. Each round does both, the one that
+goes first takes turns. All of it is done twice, and the pair that is made first is the other one then; the cost is the
+geometric mean of the two medians of the rounds' ratios, less 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import count
+from statistics import geometric_mean, median
+from typing import Any
+
+from sage_kv_connector.bench.contender import Contender
+from sage_kv_connector.bench.control import PAGE, Handover, Side
+from sage_kv_connector.console import bytes_text, progress
+
+WARM_UP = 2
+LAYERS, DIM = 32, 512
+ORDERS = ((True, False), (False, True))
+
+
+def _interleaved(rounds: int, seconds: Callable[[bool], float]) -> list[tuple[float, float]]:
+    """Of each round: seconds with, and without."""
+    found = []
+    for number in range(WARM_UP + rounds):
+        order = (True, False) if number % 2 else (False, True)
+        taken = {on: seconds(on) for on in order}
+        found.append((taken[True], taken[False]))
+    return found[WARM_UP:]
+
+
+def _figures(halves: Sequence[list[tuple[float, float]]]) -> dict[str, Any]:
+    """``halves``: the same twice, made in the other order: where memory lies says more than telemetry does."""
+    ratios = [sorted(on / off for on, off in rounds) for rounds in halves]
+    quarter = len(ratios[0]) // 4
+    return {
+        "with_s": median(on for rounds in halves for on, _ in rounds),
+        "without_s": median(off for rounds in halves for _, off in rounds),
+        "overhead": geometric_mean(median(half) for half in ratios) - 1,
+        "quartiles": [geometric_mean(half[at] for half in ratios) - 1 for at in (quarter, -1 - quarter)],
+    }
+
+
+def _transfer(backend: str, block: int, total: int, rounds: int) -> dict[str, Any]:
+    sizes = (backend, str(block), str(total), "none")
+    halves, right = [], True
+    for order in ORDERS:
+        with ExitStack() as stack:
+            pairs: dict[bool, Contender] = {}
+            for on in order:
+                pairs[on] = Contender(
+                    "sage_kv_connector.bench.pair", (*sizes, *(() if on else ("unmeasured",)))
+                )
+                stack.callback(pairs[on].close)
+
+            def seconds(on: bool, pairs: dict[bool, Contender] = pairs) -> float:
+                return total / float(pairs[on].ask("run")["gbytes_per_s"]) / 1e9
+
+            halves.append(_interleaved(rounds, seconds))
+            right = right and all(bool(pair.ask("verify")["verified"]) for pair in pairs.values())
+    about = {"what": "transfer", "backend": backend, "block_bytes": block, "bytes": total}
+    return {**about, "right": right, **_figures(halves)}
+
+
+def _handover(backend: str, tokens: int, rounds: int) -> dict[str, Any]:
+    halves, right, nbytes = [], True, 0
+    for order in ORDERS:
+        with ExitStack() as stack:
+            sides: dict[bool, tuple[Side, Side]] = {}
+            for on in order:
+                made = [Side(backend, LAYERS, tokens, PAGE, seed, DIM, telemetry=on) for seed in (1, 2)]
+                sides[on] = (made[0], made[1])
+                for side in made:
+                    stack.callback(side.core.close)
+            names = count()
+
+            def seconds(
+                on: bool, sides: dict[bool, tuple[Side, Side]] = sides, names: Iterator[int] = names
+            ) -> float:
+                handover = Handover(*sides[on], f"t{next(names)}")
+                begun = time.perf_counter()
+                handover.run("whole")
+                return time.perf_counter() - begun
+
+            halves.append(_interleaved(rounds, seconds))
+            right = right and all(decode.filled_with(1) for _, decode in sides.values())
+            nbytes = int(sides[True][1].wanted("t", finished=True).target.nbytes)
+    about = {"what": "hand-over", "backend": backend, "tokens": tokens, "bytes": nbytes}
+    return {**about, "right": right, **_figures(halves)}
+
+
+def bench_telemetry(
+    backends: list[str], blocks: list[int], total: int, tokens: int, rounds: int
+) -> dict[str, Any]:
+    """``rows``: overhead as a share of the time without; ``worst``: the largest of them."""
+    rows = []
+    for backend in backends:
+        for block in blocks:
+            progress.print(
+                f"{backend}: {bytes_text(total)} in blocks of {bytes_text(block)}, {rounds} rounds"
+            )
+            rows.append(_transfer(backend, block, total, rounds))
+        progress.print(f"{backend}: hand-overs of {tokens} tokens, {rounds} rounds")
+        rows.append(_handover(backend, tokens, rounds))
+    return {"rounds": rounds, "rows": rows, "worst": max(row["overhead"] for row in rows)}
+
+
+def telemetry_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in result["rows"]:
+        what = (
+            f"{bytes_text(row['bytes'])} in {bytes_text(row['block_bytes'])}"
+            if row["what"] == "transfer"
+            else f"hand-over of {row['tokens']} tokens"
+        )
+        low, high = row["quartiles"]
+        yield (
+            f"{row['backend']}, {what}",
+            f"{row['overhead']:+.2%} (quartiles {low:+.2%} to {high:+.2%}), {row['with_s'] * 1e3:.1f} ms",
+        )
+    yield "worst", f"{result['worst']:+.2%}"
