@@ -2,10 +2,10 @@
 """Two processes with shuffled blocks of memory between them: the contender and the limit of a transfer benchmark.
 
 Run as ``python -m sage_kv_connector.bench.pair shm|tcp BLOCK_BYTES TOTAL_BYTES none|authenticated|encrypted
-[unmeasured]``; lanes that are unmeasured take no times. It is driven by lines on stdin and answers each with a JSON line
-on stdout, as the programs in ``baselines/`` do: ``run`` moves everything once, ``limit`` does what the machine itself
-can do between the same two processes, ``small`` moves single blocks of 4 KiB, ``verify`` clears the target, moves once
-and compares; ``quit`` or the end of stdin ends it.
+[unmeasured]``; lanes that are unmeasured take no times. It is driven by lines on stdin and answers each with a JSON
+line on stdout, as the programs in ``baselines/`` do: ``run`` moves everything once, ``limit`` does what the machine
+itself can do between the same two processes, ``small`` moves single blocks of 4 KiB, ``verify`` clears the target,
+moves once and compares; ``quit`` or the end of stdin ends it.
 """
 
 from __future__ import annotations
