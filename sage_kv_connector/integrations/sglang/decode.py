@@ -236,6 +236,10 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
 
     def _log(self, outcome: Outcome) -> None:
         log_outcome(logger, Side.DECODE, f"room {self._named_room}", outcome)
+        if outcome.failure is not None:
+            aborted = outcome.aborted
+            name = "aborted_loads_total" if aborted else "failed_loads_total"
+            self.kv_mgr.core.recorder.add(name, () if aborted else (str(outcome.failure.code),))
 
     def _refuse(self, code: Code, why: str) -> None:
         failure = Failure(code, Stage.RESOLVE, f"prefill at {self.bootstrap_addr}: {why}")

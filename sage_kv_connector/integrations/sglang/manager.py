@@ -35,6 +35,7 @@ from sage_kv_connector.integrations.sglang.kv_pool import (
     cache_view,
 )
 from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows, on_device
+from sage_kv_connector.integrations.sglang.metrics import scheduler_metrics
 from sage_kv_connector.integrations.sglang.options import options_from_environment
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.prefill_servers import PrefillServers
@@ -75,6 +76,15 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         for address, length in (*self.metadata.extents(), self.first_tokens.extent()):
             self.core.register_host_memory(address, length)
         self.core.start()
+        self.metrics = scheduler_metrics(
+            self.core,
+            server_args,
+            {
+                "engine_type": disaggregation_mode.value,
+                "tp_rank": self.shape.tp_rank,
+                "pp_rank": self.shape.pp_rank,
+            },
+        )
         write_rank(self.core, self._schema)
         if self.config.same_weights:
             follow_weights(self._weights_replaced)

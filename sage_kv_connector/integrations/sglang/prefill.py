@@ -187,6 +187,8 @@ class PrefillRooms:
         known = self._rooms.get(number) is room
         if is_kv or (known and outcome.failure is not None):
             log_outcome(logger, Side.PREFILL, f"room {number}", outcome)
+            if outcome.failure is not None and not outcome.aborted:
+                self._core.recorder.add("failed_offers_total", (str(outcome.failure.code),))
         if not known:
             return
         if outcome.error:

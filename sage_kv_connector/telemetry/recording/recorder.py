@@ -57,6 +57,7 @@ class Recorder:
         self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
         self._hot = HotChunks()
         self.ended_transfers = 0  #: how many so far
+        self.on_ended: Callable[[], object] = lambda: None  #: after each; short, any thread
         self._best: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, int], tuple[int, int]] = {}  #: bytes of connections that are in the sums
 
@@ -80,23 +81,8 @@ class Recorder:
     def ended(self, record: TransferRecord) -> None:
         """A transfer is over, well or not."""
         with self._lock:
-            peer = self._known(record.peer)
-            labels = (record.side, peer, record.backend, record.wire_dtype, str(record.priority))
-            self._add("transfers_total", (*labels, record.code), 1)
-            self._transfers.append(record)
-            self.ended_transfers += 1
-            if record.code != "ok":
-                self._add("lost_seconds_total", (record.side, record.code), record.seconds)
-                return
-            self._add("transferred_bytes_total", labels, record.nbytes)
-            self._add("kv_bytes_total", labels, record.kv_bytes)
-            self._time("transfer_seconds", (record.side, record.backend), record.seconds)
-            for stage, seconds in record.stages:
-                self._time("stage_seconds", (record.side, stage), seconds)
-            wire_s = dict(record.stages).get("wire", 0.0)
-            if wire_s > 0:
-                link = (peer, record.backend)
-                self._best[link] = max(self._best.get(link, 0.0), record.nbytes / wire_s)
+            self._ended(record)
+        self.on_ended()
 
     def handed_over(self, prompt: Prompt | None) -> None:
         """The KV of this prompt left for decode."""
@@ -150,6 +136,25 @@ class Recorder:
             return self._hot.hottest(MOST_HOT)
 
     # -- inside, with the lock
+
+    def _ended(self, record: TransferRecord) -> None:
+        peer = self._known(record.peer)
+        labels = (record.side, peer, record.backend, record.wire_dtype, str(record.priority))
+        self._add("transfers_total", (*labels, record.code), 1)
+        self._transfers.append(record)
+        self.ended_transfers += 1
+        if record.code != "ok":
+            self._add("lost_seconds_total", (record.side, record.code), record.seconds)
+            return
+        self._add("transferred_bytes_total", labels, record.nbytes)
+        self._add("kv_bytes_total", labels, record.kv_bytes)
+        self._time("transfer_seconds", (record.side, record.backend), record.seconds)
+        for stage, seconds in record.stages:
+            self._time("stage_seconds", (record.side, stage), seconds)
+        wire_s = dict(record.stages).get("wire", 0.0)
+        if wire_s > 0:
+            link = (peer, record.backend)
+            self._best[link] = max(self._best.get(link, 0.0), record.nbytes / wire_s)
 
     def _add(self, metric: str, labels: tuple[str, ...], value: float) -> None:
         known = METRICS[metric]
