@@ -82,6 +82,7 @@ class Observed:
                     for name, backend in self._backends.items()
                     for sample in _samples(backend.counters(), _OF_LANES, (name,))
                 ),
+                *self._speeds(),
                 *(Sample("refused_peers_total", (code,), count) for code, count in self._refused()),
                 *more,
             ),
@@ -131,13 +132,23 @@ class Observed:
                 address=session.address,
             )
 
+    def _speeds(self) -> list[Sample]:
+        """Of the network cards that links go over."""
+        speeds = {(s.label, s.backend_name): self._card(s) for s in self._sessions if s.open}
+        return [
+            Sample("link_capacity_bytes_per_second", (*link, "nic"), speed)
+            for link, speed in speeds.items()
+            if speed
+        ]
+
+    def _card(self, session: Session) -> float:
+        if not session.backend.capabilities.crosses_nodes:
+            return 0.0
+        return nic_speed(session.backend.connection_info(session.connection).local)
+
     def _capacity(self, session: Session) -> float:
         """Bytes a second: of the network card, else of the fastest transfer so far."""
-        if session.backend.capabilities.crosses_nodes:
-            local = session.backend.connection_info(session.connection).local
-            if speed := nic_speed(local):
-                return speed
-        return self._recorder.best(session.label, session.backend_name)
+        return self._card(session) or self._recorder.best(session.label, session.backend_name)
 
 
 def _samples(

@@ -95,7 +95,7 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     ``given_up``: ids that decode may wait for already, and that won't be on offer. ``void``: why KV that waits to be
     handed over is void, "" if it is not. ``weights``: what vLLM calls the weights that it has had since its last step,
     "" for the same as before. These come before the other orders. ``idle``: the step computes nothing and ends no
-    request, so that nobody waits for its end.
+    request, so that nobody waits for its end. ``unpaired``: new requests that ask for no hand-over.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -111,6 +111,7 @@ class SageKVConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     void: str = ""
     weights: str = ""
     idle: bool = False
+    unpaired: int = 0
 
     @property
     def wants_step(self) -> bool:

@@ -110,6 +110,8 @@ class Registered:
 
     def begin_step(self, orders: SageKVConnectorMetadata) -> StepResults:
         """Before the forward pass; returns what was given up."""
+        if orders.unpaired:
+            self.core.recorder.unpaired(orders.unpaired)
         given_up = self._void(orders)
         self.prefill.give_up(orders.given_up)
         by_group = self._tables.by_group(orders)

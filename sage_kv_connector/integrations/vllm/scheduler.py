@@ -116,6 +116,8 @@ class SchedulerSide:
         if remote is not None:
             self._expected[request.request_id] = remote
             self._next.expected.append(remote)
+        else:
+            self._next.unpaired += 1
 
     def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
         self._offers_prefill(request)  # releases before 0.22 have no on_new_request

@@ -15,6 +15,7 @@ from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.telemetry.recording.histogram import Histogram
 from sage_kv_connector.telemetry.recording.hot_chunks import CHUNK_TOKENS, MOST_OF_A_PROMPT, HotChunks
 from sage_kv_connector.telemetry.recording.metrics import METRICS, Kind
+from sage_kv_connector.telemetry.recording.pair_watch import PairWatch
 from sage_kv_connector.telemetry.recording.snapshot import (
     HotChunk,
     Note,
@@ -32,6 +33,8 @@ OTHER = "other"
 MAX_TRANSFERS, MAX_NOTES = 128, 32
 MOST_HOT = 10
 
+#: Counters of requests for which nothing was handed over, by code.
+_FAILED = ("failed_loads_total", "failed_offers_total")
 _PEER_AT = {name: metric.labels.index("peer") for name, metric in METRICS.items() if "peer" in metric.labels}
 
 
@@ -56,6 +59,7 @@ class Recorder:
         self._transfers: deque[TransferRecord] = deque(maxlen=MAX_TRANSFERS)
         self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
         self._hot = HotChunks()
+        self._pair = PairWatch()
         self.ended_transfers = 0  #: how many so far
         self.on_ended: Callable[[], object] = lambda: None  #: after each; short, any thread
         self._best: dict[tuple[str, str], float] = {}
@@ -65,6 +69,13 @@ class Recorder:
         """To a counter; ``labels`` in the order of ``METRICS``."""
         with self._lock:
             self._add(metric, labels, value)
+            if metric in _FAILED:
+                self._note(self._pair.failed(labels[0]))
+
+    def unpaired(self, requests: int) -> None:
+        """So many requests came that ask for no hand-over."""
+        with self._lock:
+            self._note(self._pair.unpaired(requests))
 
     def links(self, read: Callable[[], Iterable[LinkBytes]]) -> None:
         """What connections moved so far. ``read`` is called with the lock, so that none closes in between."""
@@ -91,10 +102,6 @@ class Recorder:
             with self._lock:
                 self._hot.add(chunks)
 
-    def note(self, note: Note) -> None:
-        with self._lock:
-            self._notes.append(note)
-
     def best(self, peer: str, backend: str) -> float:
         """Bytes a second of the fastest transfer over a link, 0 before there was one."""
         with self._lock:
@@ -109,6 +116,7 @@ class Recorder:
                 Sample("link_capacity_bytes_per_second", (*link, "best"), rate)
                 for link, rate in self._best.items()
             ]
+            found += self._pair.samples()
         found += [
             Sample("hot_chunk_handovers", (str(place),), chunk.handovers)
             for place, chunk in enumerate(self.hot_chunks(), 1)
@@ -146,6 +154,7 @@ class Recorder:
         if record.code != "ok":
             self._add("lost_seconds_total", (record.side, record.code), record.seconds)
             return
+        self._pair.worked()
         self._add("transferred_bytes_total", labels, record.nbytes)
         self._add("kv_bytes_total", labels, record.kv_bytes)
         self._time("transfer_seconds", (record.side, record.backend), record.seconds)
@@ -155,6 +164,10 @@ class Recorder:
         if wire_s > 0:
             link = (peer, record.backend)
             self._best[link] = max(self._best.get(link, 0.0), record.nbytes / wire_s)
+
+    def _note(self, note: Note | None) -> None:
+        if note is not None:
+            self._notes.append(note)
 
     def _add(self, metric: str, labels: tuple[str, ...], value: float) -> None:
         known = METRICS[metric]
