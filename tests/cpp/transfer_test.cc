@@ -97,6 +97,61 @@ void messages_keep_their_order(Kind kind) {
     }
 }
 
+// What lanes count while others read it, and what a time is counted as.
+void counts_are_right_and_read_at_any_time(Kind kind) {
+  Pair pair(kind);
+  constexpr size_t kBytes = 4096, kPosts = 200;
+  const Bytes source = random_bytes(kBytes, 3);
+  pair.sender->register_memory(address_of(source), source.size());
+  std::atomic<bool> over{false};
+  std::thread reading([&] {
+    uint64_t before = 0;
+    while (!over) {
+      for (const auto& [id, sent, landed] : pair.sender->traffic()) {
+        CHECK(id == pair.to_receiver && sent >= before && landed == 0);
+        before = sent;
+      }
+      uint64_t small = 0;
+      for (size_t i = 0; i < Histogram::kBuckets; ++i) small += pair.sender->counters.small_posts.count(i);
+      CHECK(small <= kPosts);
+    }
+  });
+  for (size_t i = 0; i < kPosts; ++i) {
+    Bytes target(kBytes);
+    const uint64_t window = pair.open(target);
+    const uint64_t post = pair.sender->post(pair.to_receiver, pair.receiver->describe(window),
+                                            {{address_of(source), 0, kBytes}}, 1, 0, true);
+    const Event sent = pair.sent.wait_for(EventKind::kSent, post);
+    const Event done = pair.received.wait_for(EventKind::kWindowDone, window);
+    CHECK(sent.began_ns > 0 && sent.began_ns <= sent.time_ns);
+    CHECK(done.began_ns > 0 && done.began_ns <= done.time_ns);
+    pair.receiver->close_window(window);
+  }
+  over = true;
+  reading.join();
+  uint64_t small = 0, ns = 0;
+  for (size_t i = 0; i < Histogram::kBuckets; ++i) {
+    small += pair.sender->counters.small_posts.count(i);
+    ns += pair.sender->counters.small_posts.sum_ns(i);
+  }
+  CHECK(small == kPosts && ns > 0);
+  CHECK(pair.sender->counters.bytes_sent == kPosts * kBytes);
+  const auto traffic = pair.receiver->traffic();
+  CHECK(traffic.size() == 1 && std::get<2>(traffic[0]) == kPosts * kBytes);
+  pair.sender->close_connection(pair.to_receiver, Status::kCancelled, "");
+  const Event closed = pair.sent.wait_for(EventKind::kClosed, 0);
+  CHECK(closed.offset == kPosts * kBytes && closed.length == 0);
+}
+
+void a_time_is_counted_below_its_power_of_two(Kind) {
+  CHECK(Histogram::bucket_of(0) == 0 && Histogram::bucket_of(1000) == 0 && Histogram::bucket_of(1001) == 1);
+  for (size_t bucket = 1; bucket + 1 < Histogram::kBuckets; ++bucket) {
+    const uint64_t end = 1000ull << bucket;
+    CHECK(Histogram::bucket_of(end) == bucket && Histogram::bucket_of(end + 1) == bucket + 1);
+  }
+  CHECK(Histogram::bucket_of(~0ull - 1000) == Histogram::kBuckets - 1);
+}
+
 }  // namespace
 
 int main() {
@@ -106,5 +161,7 @@ int main() {
     RUN(many_threads_post, kind);
     RUN(urgent_posts_overtake, kind);
     RUN(messages_keep_their_order, kind);
+    RUN(counts_are_right_and_read_at_any_time, kind);
+    RUN(a_time_is_counted_below_its_power_of_two, kind);
   }
 }
