@@ -11,6 +11,10 @@ without pinned memory and CUDA events.
 
 ``SAGE_KVT_ABSORBED_MLA=1``: SGLang prefills latent attention in its absorbed form, the one that its
 ``torch_native`` attention can compute. For tests on a CPU.
+
+``SAGE_KVT_WINDOWS_ON_CPU=1``: SGLang's ``torch_native`` attention reads K and V of layers with a sliding window where
+it has written them, in a pool of their own. As released it reads that pool by the places of the other one. For tests on
+a CPU.
 """
 
 from __future__ import annotations
@@ -57,7 +61,27 @@ def let_mooncake_start_on_cpu() -> None:
     CpuPlatform.set_device = classmethod(lambda cls, device: None)
 
 
+def read_windows_where_they_are() -> None:
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+    def placed(run: Any) -> Any:
+        def wrapped(
+            self: Any, query: Any, output: Any, k: Any, v: Any, slots: Any, rows: Any, *args: Any, **more: Any
+        ) -> Any:
+            if self.use_sliding_window_kv_pool and more.get("sliding_window_size") is not None:
+                slots = self.token_to_kv_pool.translate_loc_from_full_to_swa(slots[rows])
+                rows = rows.new_tensor(range(len(rows)))
+            return run(self, query, output, k, v, slots, rows, *args, **more)
+
+        return wrapped
+
+    for name in ("_run_sdpa_forward_extend", "_run_sdpa_forward_decode"):
+        setattr(TorchNativeAttnBackend, name, placed(getattr(TorchNativeAttnBackend, name)))
+
+
 def for_sglang() -> None:
+    if os.environ.get("SAGE_KVT_WINDOWS_ON_CPU") == "1":
+        read_windows_where_they_are()
     if os.environ.get("SAGE_KVT_ABSORBED_MLA") == "1":
         from sglang.srt.models.deepseek_common import attention_backend_handler as handler
 

@@ -35,12 +35,16 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
     ReadPeer,
     read_peers,
 )
+from sage_kv_connector.integrations.sglang.sliding_windows import WINDOW_GROUP, window_pages
 
 logger = logging.getLogger(__name__)
 
 
 class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     """Methods are called on SGLang's scheduler thread unless they say otherwise."""
+
+    #: Of a hybrid pool: the first token in the request's window, if SGLang told it.
+    window_begin: int | None = None
 
     def __init__(self, mgr: Any, bootstrap_addr: str, bootstrap_room: int | None = None) -> None:
         self._prefill: PrefillEngine | None = None
@@ -97,7 +101,11 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         pages = np.array(kv_indices, dtype=np.int64)
         wanted: list[tuple[PeerAddress, Wanted]] = []
         if len(pages):
-            target = self._pages_target(pages, decode_prefix_len or 0)
+            try:
+                target = self._pages_target(pages, decode_prefix_len or 0, state_indices)
+            except ValueError as error:
+                self._refuse(Code.BAD_SELECTION, str(error))
+                return
             # SGLang tells no number of tokens: the last page holds at least one.
             size = self.kv_mgr.view.groups[0].page_size
             prompt = PromptDigest(target.groups[0].tokens.stop - size + 1)
@@ -123,11 +131,20 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     ) -> Wanted:
         return Wanted(transfer_id, target, False, self._deadline_s(), read.consumers, prompt)
 
-    def _pages_target(self, pages: npt.NDArray[np.int64], prefix: int) -> PagesTarget:
-        size = self.kv_mgr.view.groups[0].page_size
+    def _pages_target(
+        self, pages: npt.NDArray[np.int64], prefix: int, state_indices: list[Any] | None
+    ) -> PagesTarget:
+        """Raises ValueError for pages of windows that can't be this request's."""
+        view = self.kv_mgr.view
+        size = view.groups[0].page_size
         runs = ((prefix // size, len(pages)),)
-        tokens = range(prefix, prefix + len(pages) * size)
-        return PagesTarget(self.kv_mgr.view, (GroupPages(0, runs, pages, tokens),))
+        groups = [GroupPages(0, runs, pages, range(prefix, prefix + len(pages) * size))]
+        if len(view.groups) > WINDOW_GROUP:
+            if self._has_first_token:
+                raise ValueError("a hybrid pool's sliding windows go between SGLang's servers only")
+            begin = None if self.window_begin is None else max(prefix, self.window_begin)
+            groups.append(window_pages(state_indices, runs[0][0] + len(pages), size, begin))
+        return PagesTarget(view, tuple(groups))
 
     def _metadata_segments(self, aux_index: int) -> Segments:
         if self._has_first_token:

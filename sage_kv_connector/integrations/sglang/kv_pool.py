@@ -3,26 +3,36 @@
 
 A pool keeps one buffer a layer and plane, ``(tokens, heads, channels)``, addressed by token
 slots; page p is the slots from ``p * page_size``. ``KVArgs`` lists all K buffers, then all V
-buffers; of latent (MLA) pools one buffer a layer. Layers get the names that vLLM gives them,
-by which caches of different engines are matched.
+buffers; of latent (MLA) pools one buffer a layer. A hybrid pool is two of these, the other one for layers with a
+sliding window. Layers get the names that vLLM gives them, by which caches of different engines are matched.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sage_kv_connector.contract.cache_view import KVCacheView, group_view, strided_planes
+from sage_kv_connector.contract.cache_view import GroupView, KVCacheView, group_view, strided_planes
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES, DTYPE_BITS, dtype_of_engine
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.integrations.common.rank_map import head_range
+from sage_kv_connector.integrations.sglang.sliding_windows import (
+    ONE_POOL,
+    STATE_TYPE,
+    WindowLayers,
+    state_names,
+)
 
 #: SGLang's own, for AMD's kernels: what it says of a pool ``KVArgs`` does not.
 LAYOUT_ENV = "SGLANG_AITER_KV_CACHE_LAYOUT"
 
 
 class PoolShape(NamedTuple):
-    """What the pointers of KVArgs don't say. ``heads`` are those of this rank; a latent has one."""
+    """What the pointers of KVArgs don't say. ``heads`` are those of this rank; a latent has one.
+
+    ``windows``: of a hybrid pool.
+    """
 
     model: str
     dtype: str
@@ -35,6 +45,7 @@ class PoolShape(NamedTuple):
     pp_rank: int
     pp_size: int
     weights: str = ""
+    windows: WindowLayers | None = None
 
 
 class _Buffer(NamedTuple):
@@ -69,36 +80,65 @@ def cache_dtype(name: str, model_dtype: str) -> str:
 
 
 def cache_view(kv_args: Any, shape: PoolShape) -> KVCacheView:
-    """The pages of every layer. Raises ValueError naming the field of KVArgs that can't be used."""
-    _refuse(kv_args)
+    """The pages of every layer; of a hybrid pool the windows' layers are ``WINDOW_GROUP``.
+
+    Raises ValueError naming the field of KVArgs that can't be used.
+    """
+    _refuse(kv_args, shape)
+    buffers = _Buffers("kv", kv_args.kv_data_ptrs, kv_args.kv_data_lens, kv_args.kv_item_lens)
+    kind = "mlaattention" if shape.latent else "fullattention"
     page_size = int(kv_args.page_size)
+    if (windows := shape.windows) is None:
+        first = int(getattr(kv_args, "prefill_start_layer", 0) or 0) if shape.pp_size > 1 else 0
+        layers = max(1, len(buffers.pointers) // (1 if shape.latent else 2))
+        return KVCacheView((_group(kind, buffers, range(first, first + layers), page_size, shape),))
+    theirs = (kv_args.state_data_ptrs[0], kv_args.state_data_lens[0], kv_args.state_item_lens[0])
+    keep_all = _group(kind, buffers, windows.others, page_size, shape)
+    keep_window = _group(
+        f"slidingwindow:{windows.tokens}", _Buffers("state", *theirs), windows.windowed, page_size,
+        shape._replace(heads=windows.heads),
+    )  # fmt: skip
+    if windows.total_heads != shape.total_heads:  # heads are counted once a cache: such pages go as they are
+        keep_window = keep_window._replace(canonical=())
+    return KVCacheView((keep_all, keep_window))
+
+
+class _Buffers(NamedTuple):
+    """A pool as KVArgs tells it; ``prefix``: of the fields that do."""
+
+    prefix: str
+    pointers: Sequence[int]
+    lengths: Sequence[int]
+    item_lengths: Sequence[int]
+
+
+def _group(kind: str, given: _Buffers, layers: Sequence[int], page_size: int, shape: PoolShape) -> GroupView:
+    """``layers``: numbers in the model, in the pool's order."""
     planes = ("latent",) if shape.latent else ("k", "v")
-    pointers = list(kv_args.kv_data_ptrs)
-    if not pointers or len(pointers) % len(planes):
-        raise ValueError(f"kv_data_ptrs has {len(pointers)} buffers, expected {len(planes)} for each layer")
-    layers = len(pointers) // len(planes)
+    count = len(layers)
+    if len(given.pointers) != count * len(planes):
+        raise ValueError(
+            f"{given.prefix}_data_ptrs has {len(given.pointers)} buffers, expected {len(planes)} for each of "
+            f"{count} layers"
+        )
     buffers = [
-        _buffer(address, length, item, page_size, shape)
-        for address, length, item in zip(pointers, kv_args.kv_data_lens, kv_args.kv_item_lens, strict=True)
+        _buffer(address, length, item, page_size, shape, given.prefix)
+        for address, length, item in zip(given.pointers, given.lengths, given.item_lengths, strict=True)
     ]
     axes = ("page", "token", "head", "dim")
-    pages = buffers[0].shape[0]
-    first = int(getattr(kv_args, "prefill_start_layer", 0) or 0) if shape.pp_size > 1 else 0
     named = [
         (
-            f"model.layers.{first + layer}.self_attn.attn",
-            [(plane, buffers[index * layers + layer], axes) for index, plane in enumerate(planes)],
+            f"model.layers.{layer}.self_attn.attn",
+            [(plane, buffers[index * count + place], axes) for index, plane in enumerate(planes)],
         )
-        for layer in range(layers)
+        for place, layer in enumerate(layers)
     ]
     canonical = tuple(
         found
         for index, (plane, buffer, _) in enumerate(named[0][1])
         for found in strided_planes(plane, buffer, axes, index)
     )
-    kind = "mlaattention" if shape.latent else "fullattention"
-    group = group_view(kind, page_size, pages, named, heads=shape.heads, canonical=canonical)
-    return KVCacheView((group,))
+    return group_view(kind, page_size, buffers[0].shape[0], named, heads=shape.heads, canonical=canonical)
 
 
 def cache_schema(view: KVCacheView, shape: PoolShape) -> KVCacheSchema:
@@ -124,22 +164,33 @@ def cache_schema(view: KVCacheView, shape: PoolShape) -> KVCacheSchema:
     )
 
 
-def _buffer(address: int, length: int, item_len: int, page_size: int, shape: PoolShape) -> _Buffer:
+def _buffer(
+    address: int, length: int, item_len: int, page_size: int, shape: PoolShape, prefix: str
+) -> _Buffer:
     item = DTYPE_BITS[shape.dtype] // 8
     channels, rest = divmod(int(item_len), page_size * shape.heads * item)
     if rest or not channels:
         raise ValueError(
-            f"kv_item_lens: {item_len} bytes a page are no multiple of {page_size} tokens x "
+            f"{prefix}_item_lens: {item_len} bytes a page are no multiple of {page_size} tokens x "
             f"{shape.heads} heads x {item} bytes ({shape.dtype})"
         )
     return _Buffer(int(address), (int(length) // int(item_len), page_size, shape.heads, channels), item)
 
 
-def _refuse(kv_args: Any) -> None:
+def _refuse(kv_args: Any, shape: PoolShape) -> None:
     """Pools whose content is more than pages of K and V, or a latent, in plain order."""
-    if kv_args.state_types:
-        names = ", ".join(str(getattr(kind, "value", kind)) for kind in kv_args.state_types)
-        raise ValueError(f"state_types [{names}] can't be transferred by sage_kvt; allowed: none")
+    names = state_names(kv_args)
+    if names and (names != [STATE_TYPE] or shape.latent):
+        what = "of a latent pool " if names == [STATE_TYPE] else ""
+        raise ValueError(
+            f"state_types [{', '.join(names)}] {what}can't be transferred by sage_kvt; allowed: none, {STATE_TYPE} "
+            "with pages of K and V. Serve this model with another transfer backend, or by one server"
+        )
+    order = getattr(kv_args, "swa_kv_cache_layout", None)
+    if names and order != "nhd":
+        raise ValueError(
+            f"swa_kv_cache_layout {order!r} can't be transferred by sage_kvt; allowed: nhd, or {ONE_POOL}"
+        )
     groups = int(getattr(kv_args, "kv_buf_groups", 1) or 1)
     if groups != 1:  # a latent in parts, which Ascend's pools may also keep in tiles
         raise ValueError(f"kv_buf_groups {groups} can't be transferred by sage_kvt; allowed: 1")

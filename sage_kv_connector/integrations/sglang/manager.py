@@ -40,6 +40,7 @@ from sage_kv_connector.integrations.sglang.options import options_from_environme
 from sage_kv_connector.integrations.sglang.prefill import PrefillRooms
 from sage_kv_connector.integrations.sglang.prefill_servers import PrefillServers
 from sage_kv_connector.integrations.sglang.registered import write_rank
+from sage_kv_connector.integrations.sglang.sliding_windows import follow_windows, window_layers
 from sage_kv_connector.integrations.sglang.weights import follow_weights, own_version, own_weights, weights_of
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
                 "allowed: early"
             )
         if disaggregation_mode == DisaggregationMode.DECODE:
+            follow_windows()
             _warn_of_scattered_samples()
             self._start_heartbeat_checker_thread()
 
@@ -148,17 +150,18 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         index_slice: slice,
         is_last_chunk: bool,
         aux_index: int | None = None,
+        state_indices: list[Any] | None = None,
         wait_event: Any = None,
         indices_event: Any = None,
         **_: Any,
     ) -> None:
-        """A chunk's pages are computed, or launched; with the last one the metadata row is too.
+        """A chunk's pages are computed, or launched; with the last one the metadata row is too, and the windows' pages.
 
         ``wait_event``, ``indices_event``: recorded by SGLang where an earlier step may still write the pages, and
         where the device still copies ``kv_indices``.
         """
         recorded = tuple(event for event in (wait_event, indices_event) if event is not None)
-        self.rooms.add_chunk(bootstrap_room, kv_indices, is_last_chunk, aux_index, recorded)
+        self.rooms.add_chunk(bootstrap_room, kv_indices, is_last_chunk, aux_index, state_indices, recorded)
 
 
 def _refuse_topology() -> None:
@@ -198,4 +201,5 @@ def _pool_shape(kv_args: Any, server_args: Any, latent: bool) -> PoolShape:
         tp_size=size,
         pp_rank=int(kv_args.pp_rank),
         pp_size=int(parallel.pp_size),
+        windows=window_layers(kv_args, model, size, int(parallel.pp_size)),
     )

@@ -29,6 +29,7 @@ from sage_kv_connector.engine import MemorySource, OfferTerms, PagedSource
 from sage_kv_connector.integrations.common.compute_events import ComputeEvents, RecordedEvent
 from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows
+from sage_kv_connector.integrations.sglang.sliding_windows import WINDOW_GROUP, window_table
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class PrefillRooms:
         self._core = manager.core
         self._metadata: MetadataRows = manager.metadata
         self._computed: ComputeEvents | None = manager.computed
+        self._has_windows = len(manager.view.groups) > WINDOW_GROUP
         self._rooms: dict[int, _Room] = {}
 
     def open(self, room: int) -> None:
@@ -82,19 +84,21 @@ class PrefillRooms:
         kv_indices: Any,
         is_last: bool,
         aux_index: int | None,
+        state_indices: Sequence[Any] | None,
         recorded: Sequence[RecordedEvent],
     ) -> None:
         """A chunk's pages are final once ``recorded`` is over, or without it what was launched so far.
 
         With the last chunk the metadata row is final too, once all is that was launched so far.
-        ``kv_indices``: an array, or a pinned tensor that is read only then.
+        ``kv_indices``: an array, or a pinned tensor that is read only then. ``state_indices``: of a hybrid pool, the
+        pages of the request's windows, with the last chunk.
         """
         room = self._rooms.get(number)
         if room is None:
             return
         self._manager.update_status(number, KVPoll.Transferring)
         assert aux_index is not None or not is_last
-        final = partial(self._final, room, kv_indices, aux_index if is_last else None)
+        final = partial(self._final, room, kv_indices, aux_index if is_last else None, state_indices)
         if self._computed is not None:
             failed = partial(self._device_failed, room)
             if recorded and is_last:  # these don't cover the metadata row
@@ -106,10 +110,19 @@ class PrefillRooms:
             event.synchronize()
         final()
 
-    def _final(self, room: _Room, kv_indices: Any, aux_index: int | None) -> None:
+    def _final(
+        self, room: _Room, kv_indices: Any, aux_index: int | None, state_indices: Sequence[Any] | None
+    ) -> None:
         """SGLang's thread, or on a device the one that waited for it."""
         transfer = pages_transfer(room.number)
         pages = np.array(kv_indices, dtype=np.int64)
+        windows = None
+        if aux_index is not None and self._has_windows:
+            try:
+                windows = window_table(state_indices, room.source.tables.length(0) + len(pages))
+            except ValueError as error:
+                self._lost(room, f"prefill's sliding windows: {error}")
+                return
         with room.lock:
             if room.closed or room.void:
                 return
@@ -117,6 +130,8 @@ class PrefillRooms:
                 self._core.update(transfer, room.source.append, 0, pages)
             if aux_index is None:
                 return
+            if windows is not None:
+                self._core.update(transfer, room.source.append, WINDOW_GROUP, windows)
             self._core.update(transfer, room.source.end_here)
             self._core.finish(transfer)
             room.copying = self._metadata.fetch(aux_index, partial(self._row_is_here, room, aux_index))
@@ -137,11 +152,14 @@ class PrefillRooms:
             )
 
     def _device_failed(self, room: _Room, error: str) -> None:
-        """Not on SGLang's thread: what this room's KV was to be is lost."""
+        self._lost(room, f"prefill's device failed: {error}")
+
+    def _lost(self, room: _Room, why: str) -> None:
+        """Any thread but the control thread: what this room's KV was to be is lost."""
         with room.lock:
             if room.closed or room.void:
                 return
-            room.void = f"prefill's device failed: {error}"
+            room.void = why
         logger.error("sage_kvt room %d: %s", room.number, room.void)
         self._fail(room)
 
