@@ -38,11 +38,16 @@ TORCH = {vendor: next(iter(descriptors(vendor).torch_devices)) for vendor in VEN
 
 
 class Layout(NamedTuple):
-    """``planes`` of each layer with ``dim`` channels: K and V of all heads, or one latent."""
+    """``planes`` of each layer with ``dim`` channels: K and V of all heads, or one latent.
+
+    ``window``: tokens that some layers keep, of ``window_heads``, in a pool of their own; 0 where all keep everything.
+    """
 
     planes: int = 2
     dim: int = 32
     page_size: int = 16
+    window: int = 0
+    window_heads: int = 2
 
     @property
     def latent(self) -> bool:
@@ -51,6 +56,8 @@ class Layout(NamedTuple):
 
 KV = Layout()
 LATENT = Layout(planes=1, dim=96)
+#: Numbers in a model with windows; the others are ``LAYERS``. Their pool has more pages than the other one.
+WINDOWED, OTHERS, WINDOW_PAGES = [0, 3], [1, 2, 4], PAGES + 3
 
 
 class Tensor(NamedTuple):
@@ -68,7 +75,7 @@ class Tensor(NamedTuple):
 class Server:
     """``rig``: of the device that the pool lies on, None for host memory; ``metadata_on_device`` as on Ascend.
 
-    ``pool`` and ``metadata`` are copies on the host: by buffer, uint8 of shape (pages or rows, bytes).
+    ``pool``, ``windows`` and ``metadata`` are copies on the host: by buffer, uint8 of shape (pages or rows, bytes).
     """
 
     def __init__(
@@ -94,6 +101,10 @@ class Server:
         self.pool = [self._finite(seed, shape) for shape in shapes]
         self.metadata = [seed.integers(0, 256, (ROWS, n), dtype=np.uint8) for n in (64, 64, 512, 96, 64)]
         self._pool = [self._place(one, rig) for one in self.pool]
+        window_bytes = layout.page_size * layout.window_heads * layout.dim * 2
+        count = 2 * len(WINDOWED) if layout.window else 0
+        self.windows = [self._finite(seed, (WINDOW_PAGES, window_bytes)) for _ in range(count)]
+        self._windows = [self._place(one, rig) for one in self.windows]
         rows_on = rig if metadata_on_device else None
         buffers = [self._place(one, rows_on) for one in self.metadata]
         lies_on = metadata_device or NamedDevice(
@@ -113,7 +124,11 @@ class Server:
             kv_layer_ids=[],
             kv_cache_dtype_str="auto",
             kv_layout=None,
-            state_types=[],
+            state_types=["swa"] if layout.window else [],
+            state_data_ptrs=[self._windows],
+            state_data_lens=[[one.nbytes for one in self.windows]],
+            state_item_lens=[[window_bytes] * count],
+            swa_kv_cache_layout="nhd" if layout.window else None,
             num_draft_entries=0,
             page_size=layout.page_size,
             aux_data_ptrs=addresses,
@@ -123,7 +138,11 @@ class Server:
             pp_rank=0,
         )
         args = SimpleNamespace(**(known | kv_args))
-        surroundings.model.num_hidden_layers, surroundings.model.heads = LAYERS, HEADS
+        model = surroundings.model
+        model.num_hidden_layers, model.heads, model.window_heads = LAYERS, HEADS, layout.window_heads
+        if layout.window:
+            model.num_hidden_layers, model.sliding_window_size = len(WINDOWED + OTHERS), layout.window
+            model.swa_attention_layer_ids, model.full_attention_layer_ids = WINDOWED, OTHERS
         surroundings.device.device = "cpu" if rig is None else TORCH[rig.runtime.vendor]
         if rig is not None:
             watched = self.watched = Watched(rig.runtime)
@@ -195,8 +214,14 @@ class Server:
         pages: list[int],
         row: int,
         metadata: MetadataKind = MetadataKind.SGLANG_ROW,
+        windows: list[int] | None = None,
+        window_begin: int | None = None,
+        prefix: int = 0,
     ) -> Any:
-        """Asks for all pages of a room, and for what prefill's engine offers beside them."""
+        """Asks for all pages of a room, and for what prefill's engine offers beside them.
+
+        ``window_begin``: the token, as SGLang tells it; ``prefix``: tokens that decode has.
+        """
         from sage_kv_connector.integrations.sglang.decode import SageKVReceiver
 
         self.manager.servers = SimpleNamespace(
@@ -204,12 +229,16 @@ class Server:
         )
         receiver = SageKVReceiver(self.manager, ADDRESS, room)
         receiver.init(0)
-        receiver.send_metadata(np.array(pages, dtype=np.int32), row)
+        receiver.window_begin = window_begin
+        states = None if windows is None else [array(windows)]
+        receiver.send_metadata(array(pages), row, states, decode_prefix_len=prefix)
         return receiver
 
     def read(self) -> None:
         """What lies on the device now, into the copies."""
-        for copies, places in ((self.pool, self._pool), (self.metadata, [t.address for t in self._metadata])):
+        rows = [tensor.address for tensor in self._metadata]
+        held = (self.pool, self._pool), (self.windows, self._windows), (self.metadata, rows)
+        for copies, places in held:
             for copy, begin in zip(copies, places, strict=True):
                 if copy.ctypes.data != begin:
                     assert self.rig is not None

@@ -84,7 +84,7 @@ class CommonKVSender(_End):
     def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
         self.num_kv_indices, self.aux_index = num_kv_indices, aux_index
 
-    def send(self, kv_indices: Any, indices_event: Any = None) -> None:
+    def send(self, kv_indices: Any, state_indices: Any = None, indices_event: Any = None) -> None:
         begin = self._sent
         self._sent += len(kv_indices)
         is_last = self._sent == self.num_kv_indices
@@ -95,6 +95,7 @@ class CommonKVSender(_End):
             slice(begin, self._sent),
             is_last,
             aux_index=self.aux_index if is_last else None,
+            state_indices=state_indices if is_last else None,
             wait_event=wait_event,
             indices_event=indices_event,
         )
@@ -136,13 +137,21 @@ class Surroundings:
         self.parallel = SimpleNamespace(
             attn_tp_size=1, attn_tp_rank=0, pp_size=1, num_dp_ranks=1, load_balance_method="round_robin"
         )
-        self.model = SimpleNamespace(num_hidden_layers=0, dtype="torch.bfloat16", heads=0)
+        self.model = SimpleNamespace(
+            num_hidden_layers=0,
+            dtype="torch.bfloat16",
+            heads=0,
+            window_heads=0,
+            swa_attention_layer_ids=None,
+            full_attention_layer_ids=None,
+            sliding_window_size=None,
+        )
 
     def model_config(self) -> Any:
         return SimpleNamespace(
-            num_hidden_layers=self.model.num_hidden_layers,
-            dtype=self.model.dtype,
+            **vars(self.model),
             get_total_num_kv_heads=lambda: self.model.heads,
+            get_swa_num_kv_heads=lambda tp_size: self.model.window_heads // tp_size,
         )
 
 

@@ -84,7 +84,7 @@ def test_a_latent_pool_has_one_plane_and_one_head() -> None:
     ("field", "value"),
     [
         ("state_types", ["mamba"]),
-        ("state_types", ["swa"]),
+        ("state_types", ["swa", "mamba"]),
         ("kv_layout", "hnd"),
         ("num_draft_entries", 2),
         ("kv_layer_ids", [0, 2]),

@@ -196,7 +196,7 @@ def test_other_devices_are_refused_by_name() -> None:
 def test_what_a_device_does_not_allow_is_refused_by_name(
     serve: Serve, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for field, value in (("state_types", ["swa"]), ("kv_buf_groups", 2)):
+    for field, value in (("state_types", ["mamba"]), ("kv_buf_groups", 2)):
         with pytest.raises(ValueError, match=rf"{field}.*can't be transferred"):
             serve(PREFILL, rig, **{field: value})
     monkeypatch.setenv(CONFIG_ENV, "audit_file=a.jsonl")
