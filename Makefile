@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
-SGLANG_TESTS = sglang cross_engine latent_attention sage_sglang hicache_pools hicache
+SGLANG_TESTS = sglang sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
 .PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
 

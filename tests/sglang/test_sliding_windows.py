@@ -121,7 +121,8 @@ def compare(
 
 def moved(prefill: Server) -> int:
     """Bytes of the room's KV."""
-    return int(prefill.manager.rooms.delivered(ROOM).nbytes) - sum(one.shape[1] for one in prefill.metadata)
+    row = sum(int(one.shape[1]) for one in prefill.metadata)
+    return int(prefill.manager.rooms.delivered(ROOM).nbytes) - row
 
 
 def succeeded(end: Any) -> bool:
@@ -226,6 +227,8 @@ def test_windows_with_other_heads_go_as_they_are_between_equal_pools_only(
     tokens = 100
     prefill = serve(PREFILL, None, hybrid(16, window_heads=2 * HEADS))
     decode = serve(DECODE, None, hybrid(page_size, window_heads=2 * HEADS))
+    heads = [dict(group.layers[0].planes[0].schema.axes)["head"] for group in decode.manager.view.groups]
+    assert heads == [HEADS, 2 * HEADS]
     there, here = pages_of(prefill.layout, tokens, 1), pages_of(decode.layout, tokens, 2)
     send(prefill, there)
     receiver = receive(decode, prefill, here)
