@@ -40,7 +40,8 @@ TORCH = {vendor: next(iter(descriptors(vendor).torch_devices)) for vendor in VEN
 class Layout(NamedTuple):
     """``planes`` of each layer with ``dim`` channels: K and V of all heads, or one latent.
 
-    ``window``: tokens that some layers keep, of ``window_heads``, in a pool of their own; 0 where all keep everything.
+    ``in_parts``: a latent in two buffers. ``window``: tokens that some layers keep, of ``window_heads``, in a pool of
+    their own; 0 where all keep everything.
     """
 
     planes: int = 2
@@ -48,14 +49,16 @@ class Layout(NamedTuple):
     page_size: int = 16
     window: int = 0
     window_heads: int = 2
+    in_parts: bool = False
 
     @property
     def latent(self) -> bool:
-        return self.planes == 1
+        return self.planes == 1 or self.in_parts
 
 
 KV = Layout()
 LATENT = Layout(planes=1, dim=96)
+IN_PARTS = Layout(dim=48, in_parts=True)
 #: Numbers in a model with windows; the others are ``LAYERS``. Their pool has more pages than the other one.
 WINDOWED, OTHERS, WINDOW_PAGES = [0, 3], [1, 2, 4], PAGES + 3
 
@@ -130,6 +133,7 @@ class Server:
             state_item_lens=[[window_bytes] * count],
             swa_kv_cache_layout="nhd" if layout.window else None,
             num_draft_entries=0,
+            kv_buf_groups=2 if layout.in_parts else 1,
             page_size=layout.page_size,
             aux_data_ptrs=addresses,
             aux_data_lens=lengths,

@@ -18,6 +18,7 @@ from sage_kv_connector.engine.pages.target import window_segments
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
     LAYOUT_ENV,
+    TILES_ENV,
     PoolShape,
     cache_dtype,
     cache_schema,
@@ -78,6 +79,58 @@ def test_a_latent_pool_has_one_plane_and_one_head() -> None:
     view = cache_view(Pool(planes=1, heads=1, dim=20).args, shape)
     assert [(plane.name, plane.dim) for plane in view.groups[0].canonical] == [("latent", 20)]
     assert view.groups[0].kind == "mlaattention"
+
+
+LATENT_SHAPE = SHAPE._replace(latent=True, heads=1, total_heads=1)
+
+
+def pool_in_parts() -> SimpleNamespace:
+    """As Ascend keeps a latent: the buffers of all layers' 32 channels, then those of the 16 with positions."""
+    pools = [Pool(planes=1, heads=1, dim=dim) for dim in (32, 16)]
+    fields = ("kv_data_ptrs", "kv_data_lens", "kv_item_lens")
+    both = {name: [one for pool in pools for one in getattr(pool.args, name)] for name in fields}
+    return SimpleNamespace(**(vars(pools[0].args) | both), kv_buf_groups=2, pools=pools)
+
+
+def test_a_latent_in_two_parts_goes_as_it_is() -> None:
+    args = pool_in_parts()
+    view = cache_view(args, LATENT_SHAPE)
+    segments = window_segments(view, {0: np.array([3])})
+    expected = []
+    for layer in range(LAYERS):
+        for pool in args.pools:
+            page = pool.buffers[layer][3 * PAGE_SIZE : 4 * PAGE_SIZE]
+            expected.append([page.ctypes.data, page.nbytes])
+    assert segments.tolist() == expected
+    schema = cache_schema(view, LATENT_SHAPE)
+    assert [plane.name for plane in schema.groups[0].planes] == ["latent", "rope"]
+    other_pages = cache_schema(cache_view(Pool(planes=1, heads=1, dim=48).args, LATENT_SHAPE), LATENT_SHAPE)
+    assert schema.compare(schema).verdict is Verdict.IDENTICAL
+    assert schema.compare(other_pages).verdict is Verdict.INCOMPATIBLE
+
+
+def test_tiles_of_a_latent_are_another_order_of_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = pool_in_parts()
+    plain = cache_view(args, LATENT_SHAPE)
+    monkeypatch.setenv(TILES_ENV, "1")
+    tiled = cache_view(args, LATENT_SHAPE)
+    pages = {0: np.array([1, 3])}
+    assert np.array_equal(window_segments(plain, pages), window_segments(tiled, pages))
+    compared = cache_schema(tiled, LATENT_SHAPE).compare(cache_schema(plain, LATENT_SHAPE))
+    assert compared.verdict is Verdict.INCOMPATIBLE
+    assert re.search(
+        r"latent\[tile=2 token=4 dim=16; .* here, latent\[token=4 head=1 dim=32", compared.explain()
+    )
+    args.kv_item_lens[0] = args.kv_item_lens[1] = PAGE_SIZE * 2 * 8
+    with pytest.raises(ValueError, match=r"8 channels are no multiple of 16 \(\$SGLANG_USE_FIA_NZ\)"):
+        cache_view(args, LATENT_SHAPE)
+
+
+def test_a_latent_in_more_parts_is_refused_by_name() -> None:
+    args = pool_in_parts()
+    args.kv_buf_groups = 3
+    with pytest.raises(ValueError, match="kv_buf_groups 3 can't be transferred by sage_kvt; allowed: 1, 2"):
+        cache_view(args, LATENT_SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.engine.paged_side import eventually
 from tests.sglang.on_device import (
     DECODE,
     HERE,
+    IN_PARTS,
     KV,
     LATENT,
     MEMORY,
@@ -112,6 +113,19 @@ def test_device_to_device_with_metadata_where_sglang_keeps_it(
     compare(prefill, decode, here=here)
 
 
+def test_a_latent_in_two_parts_between_equal_pools(serve: Serve) -> None:
+    prefill, decode = (
+        serve(role, Rig("ascend", memory_bytes=MEMORY), IN_PARTS, metadata_on_device=True)
+        for role in (PREFILL, DECODE)
+    )
+    receiver = decode.receiver(prefill, ROOM, HERE, THEIR_ROW)
+    prefill.launch(THERE)
+    prefill.launch_row(ROW)
+    prefill.sender(ROOM, len(THERE), ROW).send(array(THERE))
+    landed(receiver, decode)
+    compare(prefill, decode)
+
+
 def test_indices_are_read_when_the_device_has_copied_them(serve: Serve) -> None:
     """Where SGLang has CUDA's events it hands over pinned tensors, and needs not wait for their content itself."""
     rig = Rig("nvidia", memory_bytes=MEMORY)
@@ -196,7 +210,7 @@ def test_other_devices_are_refused_by_name() -> None:
 def test_what_a_device_does_not_allow_is_refused_by_name(
     serve: Serve, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for field, value in (("state_types", ["mamba"]), ("kv_buf_groups", 2)):
+    for field, value in (("state_types", ["mamba"]), ("kv_buf_groups", 3)):
         with pytest.raises(ValueError, match=rf"{field}.*can't be transferred"):
             serve(PREFILL, rig, **{field: value})
     monkeypatch.setenv(CONFIG_ENV, "audit_file=a.jsonl")

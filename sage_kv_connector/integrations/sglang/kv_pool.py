@@ -3,8 +3,9 @@
 
 A pool keeps one buffer a layer and plane, ``(tokens, heads, channels)``, addressed by token
 slots; page p is the slots from ``p * page_size``. ``KVArgs`` lists all K buffers, then all V
-buffers; of latent (MLA) pools one buffer a layer. A hybrid pool is two of these, the other one for layers with a
-sliding window. Layers get the names that vLLM gives them, by which caches of different engines are matched.
+buffers; of latent (MLA) pools one buffer a layer, on Ascend all latents, then all their parts with
+positions. A hybrid pool is two pools, the other one for layers with a sliding window. Layers get the
+names that vLLM gives them, by which caches of different engines are matched.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from sage_kv_connector.integrations.sglang.sliding_windows import (
 
 #: SGLang's own, for AMD's kernels: what it says of a pool ``KVArgs`` does not.
 LAYOUT_ENV = "SGLANG_AITER_KV_CACHE_LAYOUT"
+#: The same on Ascend: a latent in two parts lies in tiles of ``TILE`` channels of all tokens of a page.
+TILES_ENV = "SGLANG_USE_FIA_NZ"
+TILE = 16
+#: Of ``KVArgs.kv_buf_groups``: a latent in one part, or in two.
+LATENT_PARTS = (("latent",), ("latent", "rope"))
 
 
 class PoolShape(NamedTuple):
@@ -88,14 +94,16 @@ def cache_view(kv_args: Any, shape: PoolShape) -> KVCacheView:
     buffers = _Buffers("kv", kv_args.kv_data_ptrs, kv_args.kv_data_lens, kv_args.kv_item_lens)
     kind = "mlaattention" if shape.latent else "fullattention"
     page_size = int(kv_args.page_size)
+    planes = LATENT_PARTS[_parts(kv_args) - 1] if shape.latent else ("k", "v")
     if (windows := shape.windows) is None:
         first = int(getattr(kv_args, "prefill_start_layer", 0) or 0) if shape.pp_size > 1 else 0
-        layers = max(1, len(buffers.pointers) // (1 if shape.latent else 2))
-        return KVCacheView((_group(kind, buffers, range(first, first + layers), page_size, shape),))
+        layers = max(1, len(buffers.pointers) // len(planes))
+        group = _group(kind, planes, buffers, range(first, first + layers), page_size, shape)
+        return KVCacheView((group,))
     theirs = (kv_args.state_data_ptrs[0], kv_args.state_data_lens[0], kv_args.state_item_lens[0])
-    keep_all = _group(kind, buffers, windows.others, page_size, shape)
+    keep_all = _group(kind, planes, buffers, windows.others, page_size, shape)
     keep_window = _group(
-        f"slidingwindow:{windows.tokens}", _Buffers("state", *theirs), windows.windowed, page_size,
+        f"slidingwindow:{windows.tokens}", planes, _Buffers("state", *theirs), windows.windowed, page_size,
         shape._replace(heads=windows.heads),
     )  # fmt: skip
     if windows.total_heads != shape.total_heads:  # heads are counted once a cache: such pages go as they are
@@ -112,9 +120,10 @@ class _Buffers(NamedTuple):
     item_lengths: Sequence[int]
 
 
-def _group(kind: str, given: _Buffers, layers: Sequence[int], page_size: int, shape: PoolShape) -> GroupView:
+def _group(
+    kind: str, planes: Sequence[str], given: _Buffers, layers: Sequence[int], page_size: int, shape: PoolShape
+) -> GroupView:
     """``layers``: numbers in the model, in the pool's order."""
-    planes = ("latent",) if shape.latent else ("k", "v")
     count = len(layers)
     if len(given.pointers) != count * len(planes):
         raise ValueError(
@@ -126,6 +135,10 @@ def _group(kind: str, given: _Buffers, layers: Sequence[int], page_size: int, sh
         for address, length, item in zip(given.pointers, given.lengths, given.item_lengths, strict=True)
     ]
     axes = ("page", "token", "head", "dim")
+    in_parts = planes == LATENT_PARTS[1]
+    if in_parts and os.environ.get(TILES_ENV, "").lower() in ("1", "true"):
+        axes = ("page", "tile", "token", "dim")
+        buffers = [_in_tiles(buffer, given.prefix) for buffer in buffers]
     named = [
         (
             f"model.layers.{layer}.self_attn.attn",
@@ -137,6 +150,7 @@ def _group(kind: str, given: _Buffers, layers: Sequence[int], page_size: int, sh
         found
         for index, (plane, buffer, _) in enumerate(named[0][1])
         for found in strided_planes(plane, buffer, axes, index)
+        if not in_parts  # no single plane: such pages go as they are
     )
     return group_view(kind, page_size, buffers[0].shape[0], named, heads=shape.heads, canonical=canonical)
 
@@ -154,7 +168,7 @@ def cache_schema(view: KVCacheView, shape: PoolShape) -> KVCacheSchema:
         total_kv_heads=shape.total_heads,
         head_start=heads.start,
         head_count=shape.heads,
-        head_dim=view.groups[0].canonical[0].dim,
+        head_dim=next((plane.dim for plane in view.groups[0].canonical), 0),
         groups=tuple(group.schema() for group in view.groups),
         tp_rank=shape.tp_rank,
         tp_size=shape.tp_size,
@@ -177,6 +191,18 @@ def _buffer(
     return _Buffer(int(address), (int(length) // int(item_len), page_size, shape.heads, channels), item)
 
 
+def _in_tiles(buffer: _Buffer, prefix: str) -> _Buffer:
+    pages, page_size, _, channels = buffer.shape
+    if channels % TILE:
+        raise ValueError(f"{prefix}_item_lens: {channels} channels are no multiple of {TILE} (${TILES_ENV})")
+    return buffer._replace(shape=(pages, channels // TILE, page_size, TILE))
+
+
+def _parts(kv_args: Any) -> int:
+    """Of a latent; 1 where KVArgs does not say."""
+    return int(getattr(kv_args, "kv_buf_groups", 1) or 1)
+
+
 def _refuse(kv_args: Any, shape: PoolShape) -> None:
     """Pools whose content is more than pages of K and V, or a latent, in plain order."""
     names = state_names(kv_args)
@@ -191,9 +217,11 @@ def _refuse(kv_args: Any, shape: PoolShape) -> None:
         raise ValueError(
             f"swa_kv_cache_layout {order!r} can't be transferred by sage_kvt; allowed: nhd, or {ONE_POOL}"
         )
-    groups = int(getattr(kv_args, "kv_buf_groups", 1) or 1)
-    if groups != 1:  # a latent in parts, which Ascend's pools may also keep in tiles
-        raise ValueError(f"kv_buf_groups {groups} can't be transferred by sage_kvt; allowed: 1")
+    allowed = (1, 2) if shape.latent else (1,)
+    if (parts := _parts(kv_args)) not in allowed:  # 3: an indexer's keys, of some layers
+        raise ValueError(
+            f"kv_buf_groups {parts} can't be transferred by sage_kvt; allowed: {', '.join(map(str, allowed))}"
+        )
     layout = os.environ.get(LAYOUT_ENV, "nhd").lower()
     if layout != "nhd":
         raise ValueError(f"${LAYOUT_ENV} {layout!r} can't be transferred by sage_kvt; allowed: nhd")
