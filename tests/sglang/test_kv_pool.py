@@ -104,9 +104,14 @@ def test_a_latent_in_two_parts_goes_as_it_is() -> None:
     assert segments.tolist() == expected
     schema = cache_schema(view, LATENT_SHAPE)
     assert [plane.name for plane in schema.groups[0].planes] == ["latent", "rope"]
-    other_pages = cache_schema(cache_view(Pool(planes=1, heads=1, dim=48).args, LATENT_SHAPE), LATENT_SHAPE)
+    one_buffer = cache_schema(cache_view(Pool(planes=1, heads=1, dim=48).args, LATENT_SHAPE), LATENT_SHAPE)
     assert schema.compare(schema).verdict is Verdict.IDENTICAL
-    assert schema.compare(other_pages).verdict is Verdict.INCOMPATIBLE
+    assert schema.compare(one_buffer).verdict is Verdict.INCOMPATIBLE
+    args.page_size, args.kv_item_lens = PAGE_SIZE // 2, [length // 2 for length in args.kv_item_lens]
+    compared = schema.compare(cache_schema(cache_view(args, LATENT_SHAPE), LATENT_SHAPE))
+    assert (
+        compared.verdict is Verdict.INCOMPATIBLE and "page_size: 4 here, 2 at the peer" in compared.explain()
+    )
 
 
 def test_tiles_of_a_latent_are_another_order_of_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
