@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -179,13 +179,16 @@ class Server:
 
     # -- SGLang on prefill
 
-    def launch(self, pages: list[int]) -> None:
+    def launch(self, pages: list[int], windows: Sequence[int] = ()) -> None:
         """A forward pass: these pages get other content, on SGLang's own stream."""
-        assert self.rig is not None
-        for copy, begin in zip(self.pool, self._pool, strict=True):
-            copy[pages] = np.roll(copy[pages], 2, axis=1)
-            for page in pages:
-                self._launch_copy(begin + page * copy.shape[1], copy[page])
+        for copies, places, ids in (
+            (self.pool, self._pool, list(pages)),
+            (self.windows, self._windows, list(windows)),
+        ):
+            for copy, begin in zip(copies, places, strict=True):
+                copy[ids] = np.roll(copy[ids], 2, axis=1)
+                for page in ids:
+                    self._launch_copy(begin + page * copy.shape[1], copy[page])
 
     def launch_row(self, row: int) -> None:
         """The metadata of a request that was prefilled, where the device keeps it."""
