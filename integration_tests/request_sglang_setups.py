@@ -18,6 +18,7 @@ from integration_tests.recall import MODEL
 from integration_tests.request_models import build_adapter
 from integration_tests.request_pair import Row
 from integration_tests.request_sglang import KINDS, SglangPair, run
+from integration_tests.window_model import SERVERS_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import (
@@ -100,6 +101,20 @@ def images(scratch: Path) -> Iterator[list[Asked]]:
 
 
 @contextmanager
+def windows(scratch: Path) -> Iterator[list[Asked]]:
+    """Every second layer has a sliding window, in a pool of its own; decode has larger pages."""
+    code = (
+        "import sys; from pathlib import Path; from integration_tests.window_model import build; "
+        "build(Path(sys.argv[1])); print(sys.argv[1])"
+    )
+    model = built_by(code, str(scratch / "windows"))
+    options = SglangOptions(model, scratch, 2048, 16384, ("--dtype", "float32"), SERVERS_ENV)
+    sizes: list[dict[str, Any]] = [{"extra": ("--page-size", size)} for size in ("16", "32")]
+    with _servers(options, *sizes) as pair:
+        yield _both_ways(pair, "sliding windows", (*FOUND, "truncated on prefill"))
+
+
+@contextmanager
 def data_parallel(scratch: Path) -> Iterator[list[Asked]]:
     """Two engines on each side. The samples of a prompt must come to one engine of decode, too."""
     on_decode = {"dp_size": 2, "extra": ("--load-balance-method", "follow_bootstrap_room")}
@@ -148,6 +163,7 @@ SETUPS: dict[str, Callable[[Path], AbstractContextManager[list[Asked]]]] = {
     "sglang": plain,
     "sglang_lora": lora,
     "sglang_images": images,
+    "sglang_windows": windows,
     "sglang_data_parallel": data_parallel,
     "sglang_stages": stages,
     "cross": cross,

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from baselines.vllm_peers import PLUGINS
 from integration_tests.cluster import new_prompt, wait_until
-from integration_tests.window_model import HEAD_DIM, KV_HEADS, WINDOW, WINDOWED
+from integration_tests.window_model import HEAD_DIM, KV_HEADS, SERVERS_ENV, WINDOW, WINDOWED
 from sage_kv_connector.launch.process import core_halves, running
 from sage_kv_connector.launch.sglang import (
     DECODE,
-    ON_CPU,
     PREFILL,
     SglangOptions,
     SglangProcess,
@@ -51,17 +49,19 @@ class Servers(NamedTuple):
 def servers(scratch: Path, secret: dict[str, str]) -> Iterator[Servers]:
     audit = scratch / "audit-windows.jsonl"
     audit.touch()
-    env = {
-        "SAGE_KVT_WINDOWS_ON_CPU": "1",
-        "PYTHONPATH": os.pathsep.join([str(ON_CPU), str(PLUGINS)]),
-        "TORCHDYNAMO_DISABLE": "1",  # Cohere's norm would be compiled first
-    }
     model = scratch / "window-model"
     subprocess.run(
-        [sys.executable, "-m", "integration_tests.window_model", str(model)], env=os.environ | env, check=True
+        [sys.executable, "-m", "integration_tests.window_model", str(model)],
+        env=os.environ | SERVERS_ENV,
+        check=True,
     )
     options = SglangOptions(
-        model, scratch, 2048, 8192, ("--dtype", "float32", "--chunked-prefill-size", "256"), secret | env
+        model,
+        scratch,
+        2048,
+        8192,
+        ("--dtype", "float32", "--chunked-prefill-size", "256"),
+        secret | SERVERS_ENV,
     )
     first, second = core_halves()
     common: dict[str, object] = {"audit_file": audit, **TIMES}

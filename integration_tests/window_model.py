@@ -10,12 +10,24 @@ Run as a program it writes the model into a folder: ``python -m integration_test
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+
+from baselines.vllm_peers import PLUGINS
+from integration_tests.recall import VOCABULARY
+from sage_kv_connector.launch.sglang import ON_CPU
 
 LAYERS, KV_HEADS, HEAD_DIM, WINDOW = 4, 2, 32, 256
 #: By layer: whether it sees a window.
 WINDOWED = [True, False] * (LAYERS // 2)
+
+#: Of servers: SGLang's attention on a CPU reads windows where they are, and Cohere's norm is not compiled first.
+SERVERS_ENV = {
+    "SAGE_KVT_WINDOWS_ON_CPU": "1",
+    "PYTHONPATH": os.pathsep.join([str(ON_CPU), str(PLUGINS)]),
+    "TORCHDYNAMO_DISABLE": "1",
+}
 
 
 def build(path: Path) -> None:
@@ -23,7 +35,7 @@ def build(path: Path) -> None:
     import torch
     from transformers import Cohere2Config, Cohere2ForCausalLM
 
-    from sage_kv_connector.launch.tiny_model import VOCABULARY, save_tokenizer
+    from sage_kv_connector.launch.tiny_model import save_tokenizer
 
     torch.manual_seed(0)
     config = Cohere2Config(

@@ -30,7 +30,9 @@ from integration_tests.request_setups import SETUPS, Workshop
 from sage_kv_connector.launch.process import ServerError
 
 #: Those of integration_tests/request_sglang_setups.py, which this environment may be unable to import.
-IN_SGLANG = ("sglang", "sglang_lora", "sglang_images", "sglang_data_parallel", "sglang_stages", "cross")
+IN_SGLANG = (
+    "sglang", "sglang_lora", "sglang_images", "sglang_windows", "sglang_data_parallel", "sglang_stages", "cross",
+)  # fmt: skip
 NOT_RUN = {
     "second model runner": "vLLM 0.32's CPU build has it, but it needs Triton for CPUs, which is not published",
     "pipeline stages on vLLM": "vLLM 0.32 on CPU ends by itself with --pipeline-parallel-size 2",
