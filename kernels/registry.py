@@ -8,7 +8,7 @@ torch operations do the same, bit for bit, slower. torch is loaded when a set is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -59,7 +59,9 @@ class DeviceKernels(Protocol):
 class GroupKernels(Protocol):
     """Conversion of boxes of one group's pages by launches over addresses; see ``common.group``."""
 
-    def launches(self, verb: str, span: Span, wire: int, length: int) -> list[KernelLaunch]: ...
+    def launches(
+        self, verb: str, span: Span, wire: int, length: int, bases: Sequence[Sequence[int]] | None = None
+    ) -> list[KernelLaunch]: ...
 
 
 class KernelSources(NamedTuple):

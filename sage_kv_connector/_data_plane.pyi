@@ -146,6 +146,7 @@ class PagedCursor:
         layout: PageLayout,
         tables: PageTables,
         selection: Sequence[tuple[int, Sequence[tuple[int, int]]]],
+        padding: tuple[int, Sequence[int]] | None = None,
     ) -> None: ...
     @property
     def nbytes(self) -> int: ...

@@ -26,6 +26,8 @@ from sage_kv_connector.kernels.plane import KernelLaunch, PagedGroup, Range
 #: The function that does ``verb`` (encode, decode) between memory and wire of some dtypes; a handle of the device's.
 FunctionOf = Callable[[str, str, str], int]
 LAYER_PLANE_BYTES = 16
+#: Addresses of page 0, by layer of a box and by plane of its group.
+Bases = Sequence[Sequence[int]]
 #: Page ids of a launch; the rest of its data is for layers.
 MOST_IDS = 640
 
@@ -78,8 +80,12 @@ class GroupLaunches(ABC):
             for verb in ("encode", "decode")
         }
 
-    def launches(self, verb: str, span: Span, wire: int, length: int) -> list[KernelLaunch]:
+    def launches(
+        self, verb: str, span: Span, wire: int, length: int, bases: Bases | None = None
+    ) -> list[KernelLaunch]:
         """Convert the box between pages and ``length`` bytes of wire at an address of the device.
+
+        ``bases``: where page 0 of each of the box's layers begins for this box, if not where the group's planes say.
 
         One launch, but for planes of several wire dtypes, and for more layers and pages than an argument has room for.
         Raises ValueError for a box that the pages don't have, and for another length than it takes.
@@ -104,7 +110,7 @@ class GroupLaunches(ABC):
                         span.first_layer + first, span.first_layer + min(first + most, span.layers)
                     )
                     argument = launch_argument(
-                        planes, self._layer_planes(each.planes, layers), ids,
+                        planes, self._layer_planes(each.planes, layers, span.first_layer, bases), ids,
                         wire=wire + first * layer_bytes, layer_bytes=layer_bytes, page_tokens=self._page_size,
                         first_token=tokens.first, tokens=tokens.length,
                         first_head=span.first_head, heads=span.heads,
@@ -135,14 +141,20 @@ class GroupLaunches(ABC):
             yield Range(first, stop - first), pages
             first = stop
 
-    def _layer_planes(self, planes: Sequence[int], layers: range) -> list[LayerPlane]:
-        return [
-            LayerPlane(
-                plane.bases[layer] + plane.order.offset, plane.memory_scales[layer], plane.wire_scales[layer]
-            )
-            for layer in layers
-            for plane in (self._planes[number] for number in planes)
-        ]
+    def _layer_planes(
+        self, planes: Sequence[int], layers: range, first_layer: int, bases: Bases | None
+    ) -> list[LayerPlane]:
+        found = []
+        for layer in layers:
+            for number in planes:
+                plane = self._planes[number]
+                base = plane.bases[layer] if bases is None else bases[layer - first_layer][number]
+                found.append(
+                    LayerPlane(
+                        base + plane.order.offset, plane.memory_scales[layer], plane.wire_scales[layer]
+                    )
+                )
+        return found
 
 
 def check_rows(layout: PlaneLayout, most_channels: int | None = None) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.contract.element_order import ElementOrder, strided
+from sage_kv_connector.contract.page_places import places_of
 from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, PlaneSchema
 
 PAGE_AXIS = "page"
@@ -106,6 +107,7 @@ class GroupView(NamedTuple):
             canonical=tuple(CanonicalPlaneSchema(plane.name, plane.dim) for plane in self.canonical),
             scales=self.scales,
             dtype=self.dtype,
+            places=places_of(self),
         )
 
 

@@ -45,7 +45,9 @@ class TransferPlan(msgspec.Struct, frozen=True):
 class TransferStats(msgspec.Struct, frozen=True):
     """One transfer or chunk that ended well. Times in seconds, on this side's clock.
 
-    ``nbytes`` are those that crossed; ``wire_dtype`` is "same" where pages went as they are.
+    ``nbytes`` are those that crossed; ``wire_dtype`` is "same" where pages went as they are. ``mode`` is the session's
+    (``TransportPlan``), but over a backend of devices: "read" where kernels of the receiver read the sender's pages in
+    place and converted them, "staged" where they were converted by way of host memory.
 
     ``wait_s`` runs from the call to the peer's readiness (its subscription, or its
     first byte), ``transfer_s`` from there to the last byte.

@@ -18,6 +18,7 @@ import msgspec
 
 from sage_kv_connector.contract.dtypes import CONVERTIBLE_DTYPES
 from sage_kv_connector.contract.failure import excerpt
+from sage_kv_connector.contract.page_places import GroupPlaces
 
 
 class Verdict(StrEnum):
@@ -66,6 +67,7 @@ class GroupSchema(msgspec.Struct, frozen=True):
     states, unknown packings). ``scales``: by layer, one for each canonical plane, of fp8 caches
     (value = code x scale); empty means 1. ``dtype``: of the elements where that is not the whole cache's
     (an indexer's codes, recurrent states, layers that are not quantized); such pages only go as they are.
+    ``places``: where a page's bytes lie, for a peer that reads them in place; never compared.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class GroupSchema(msgspec.Struct, frozen=True):
     canonical: tuple[CanonicalPlaneSchema, ...] = ()
     scales: tuple[tuple[float, ...], ...] = ()
     dtype: str = ""
+    places: GroupPlaces | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no cache has, also when a peer's is decoded."""
@@ -129,6 +132,7 @@ class KVCacheSchema(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """A short hash of every field that decides about a transfer."""
         fields = {k: v for k, v in msgspec.to_builtins(self).items() if k not in _INFORMATIVE}
+        fields["groups"] = [{k: v for k, v in group.items() if k != "places"} for group in fields["groups"]]
         return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()[:16]
 
     def bytes_per_token(self) -> float:

@@ -54,7 +54,7 @@ class DmaLane:
         self._thread.start()
 
     def submit(self, job: int, copies: Copies, launches: Sequence[Launch] = ()) -> None:
-        """``launches`` run before copies from the device, behind copies to it."""
+        """``launches`` run before copies from the device, behind copies to it; there may be no copies."""
         with self._changed:
             self._waiting.append(_Job(job, copies, launches))
             self._changed.notify_all()
@@ -118,11 +118,11 @@ class DmaLane:
 
     def _enqueue(self, job: _Job) -> None:
         runtime, device, stream = self._runtime, self._device, self._stream
-        if self._kind == CopyKind.HOST_TO_DEVICE:
+        if self._kind == CopyKind.HOST_TO_DEVICE and len(job.copies):
             runtime.copy_batch_async(device, job.copies, self._kind, stream)
         for launch in job.launches:
             runtime.launch(device, launch, stream)
-        if self._kind != CopyKind.HOST_TO_DEVICE:
+        if self._kind != CopyKind.HOST_TO_DEVICE and len(job.copies):
             runtime.copy_batch_async(device, job.copies, self._kind, stream)
 
     def _next(self, *, block: bool) -> _Job | None:

@@ -103,6 +103,7 @@ class RuntimeFeatures(NamedTuple):
     )
     kernels: bool = False  #: modules can be loaded, and their kernels launched
     kernels_read_pinned: bool = False  #: kernels may use what ``host_alloc`` returned, at its own address
+    kernels_read_peers: bool = False  #: kernels may read what ``ipc_import`` returned
 
 
 class DeviceInfo(NamedTuple):

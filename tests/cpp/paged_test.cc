@@ -302,6 +302,31 @@ void places_below_are_counted() {
   }
 }
 
+void padding_stands_behind_the_end() {
+  const Cache cache({2}, 1, 1);
+  auto tables = std::make_shared<PageTables>(cache.layers);
+  const std::vector<int64_t> ids{4, 2, 7};
+  const int64_t padding = 9;
+  tables->set_pages(0, ids.data(), ids.size());
+  const auto cut = [](PagedCursor& cursor) {
+    uint64_t length = 0, last = 1;
+    for (; last > 0; length += last) last = cursor.cut(1 << 30, 1 << 20).length;
+    return length;
+  };
+  PagedCursor cursor(cache.layout, tables, {PageRuns(0, {{0, 4}})}, Padding{padding, {2}});
+  const uint64_t page = cursor.size() / 8;  // of a layer
+  int pushes = 0;
+  tables->advance_all({2}, &pushes);
+  CHECK(cut(cursor) == 2 * 2 * page && cursor.waits());
+  // The table's third page is not the request's: padding is sent in its place.
+  tables->end({2});
+  CHECK(cut(cursor) == 2 * 2 * page && cursor.exhausted() && cursor.status() == Status::kOk);
+  PagedCursor more(cache.layout, tables, {PageRuns(0, {{0, 4}})}, Padding{padding, {3}});
+  CHECK(cut(more) == 0 && more.status() == Status::kBeyondEnd);
+  PagedCursor none(cache.layout, tables, {PageRuns(0, {{0, 3}})});
+  CHECK(cut(none) == 0 && none.status() == Status::kBeyondEnd);
+}
+
 void bad_arguments_are_refused() {
   const Cache cache({2}, 1, 1);
   auto tables = std::make_shared<PageTables>(cache.layers);
@@ -325,6 +350,7 @@ void bad_arguments_are_refused() {
   CHECK(refused([&] { PagedCursor(cache.layout, tables, {PageRuns(1, {{0, 1}})}); }));
   CHECK(refused([&] { PageRuns(0, {{0, 2}, {1, 1}}); }));
   CHECK(refused([&] { PagedCursor(cache.layout, tables, {}); }));
+  CHECK(refused([&] { PagedCursor(cache.layout, tables, {PageRuns(0, {{0, 1}})}, Padding{0, {1, 1}}); }));
   CHECK(refused([&] {
     const int64_t id = kPages;
     PagedSpace(cache.layout, {{0, 1}}).know(0, &id, 1);
@@ -336,6 +362,7 @@ void bad_arguments_are_refused() {
 int main() {
   places_below_are_counted();
   bad_arguments_are_refused();
+  padding_stands_behind_the_end();
   for (Kind kind : kinds()) {
     what_lands_is_what_was_final(kind);
     a_stream_outlasts_its_credit(kind);

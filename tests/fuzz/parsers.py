@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,11 +18,16 @@ import numpy as np
 
 from sage_kv_connector.backends.base import Capabilities
 from sage_kv_connector.backends.pcie import messages as pcie
+from sage_kv_connector.backends.pcie.backend import PcieBackend
 from sage_kv_connector.contract.bootstrap_room import parse_room
+from sage_kv_connector.contract.dtypes import DTYPE_BITS
 from sage_kv_connector.contract.failure import printable, reason_of_peer
+from sage_kv_connector.contract.peer_view import PEER_PAGES, view_of_peer
 from sage_kv_connector.contract.schema import KVCacheSchema, Verdict
 from sage_kv_connector.engine import order_addresses
 from sage_kv_connector.engine.control.names import has_name, is_loopback
+from sage_kv_connector.engine.conversion.bounce import device_group
+from sage_kv_connector.engine.conversion.peer_pages import PeerPages
 from sage_kv_connector.engine.conversion.wire_plan import converted_planes, needs_conversion, plan_wire
 from sage_kv_connector.engine.pages.paged import PagedSource
 from sage_kv_connector.engine.session import messages as m
@@ -34,9 +40,11 @@ from sage_kv_connector.engine.session.handshake import (
     Identity,
     decode_schema,
 )
-from sage_kv_connector.engine.transfer.part_sender import parts_of
+from sage_kv_connector.engine.transfer.part_sender import parts_of, read_cursor
 from sage_kv_connector.integrations.common.bootstrap_answers import engines_in
 from sage_kv_connector.integrations.common.prefill_ranks import DecodeRank, read_peers
+from sage_kv_connector.kernels.cuda.group import GroupKernels
+from sage_kv_connector.kernels.registry import PagedGroup
 from sage_kv_connector.store import messages as store
 from tests.fuzz import samples
 from tests.fuzz.mutation import Choices, mutated
@@ -149,10 +157,30 @@ def schemas(data: bytes) -> None:
                 converted_planes(view.groups[index], index, formats, ours, consumer, producer)
             except ValueError:
                 pass
+    _read_in_place(ours, theirs)
+
+
+def _read_in_place(ours: KVCacheSchema, theirs: KVCacheSchema) -> None:
+    """Kernels over the peer's pages, by what it tells of them."""
+    for index, formats in enumerate(plan_wire(ours, theirs, "auto").formats):
+        try:
+            peers = view_of_peer(theirs.groups[index], DTYPE_BITS[theirs.dtype] // 8)
+            group = device_group(
+                peers, theirs.dtype, converted_planes(peers, index, formats, theirs, ours, theirs)
+            )
+            paged = PagedGroup(theirs.dtype, group.view.page_size, PEER_PAGES, peers.heads, group.planes)
+            GroupKernels(paged, lambda *names: 1)
+            PeerPages(peers, 2, 0)
+        except ValueError as error:
+            check_words(error)
 
 
 def _has_nan(schema: KVCacheSchema) -> bool:
     return any(scale != scale for group in schema.groups for row in group.scales for scale in row)
+
+
+_ON_DEVICES: Any = SimpleNamespace(backend=SimpleNamespace(capabilities=PcieBackend.capabilities))
+_CONVERTERS: Any = SimpleNamespace(schema=samples.schema())
 
 
 def subscriptions(data: bytes) -> None:
@@ -174,6 +202,7 @@ def subscriptions(data: bytes) -> None:
         elif isinstance(message, m.SubscribeParts):
             parts = parts_of(message, source.token_pages())
             assert len(parts) <= 1 << 18 and (parts >= 0).all()
+            read_cursor(message, source, _ON_DEVICES, _CONVERTERS).take_ready()
     except ValueError:
         pass
 
@@ -252,8 +281,16 @@ PARSERS: dict[str, Parser] = {
 CODE_OF: dict[str, tuple[str, ...]] = {
     "session_messages": (f"{_SESSION}.messages", f"{_SESSION}.transfer_messages", f"{_SESSION}.bounds"),
     "handshake": (f"{_SESSION}.handshake",),
-    "schemas": ("sage_kv_connector.contract.schema", f"{_SESSION}.agreement:schema_verdict"),
-    "subscriptions": (f"{_ENGINE}.conversion.part_plan", f"{_ENGINE}.transfer.part_sender:parts_of"),
+    "schemas": (
+        "sage_kv_connector.contract.schema",
+        "sage_kv_connector.contract.peer_view",
+        f"{_SESSION}.agreement:schema_verdict",
+    ),
+    "subscriptions": (
+        f"{_ENGINE}.conversion.part_plan",
+        f"{_ENGINE}.transfer.part_sender:parts_of",
+        f"{_ENGINE}.transfer.part_sender:read_cursor",
+    ),
     "store_bodies": ("sage_kv_connector.store.messages",),
     "pcie_messages": (f"{_PCIE}:decode", f"{_PCIE}:rows_of"),
     "bootstrap_answers": (f"{_ANSWERS}:engines_in",),

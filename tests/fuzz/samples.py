@@ -69,6 +69,7 @@ def messages() -> list[Any]:
         m.Reject("bad_secret", "differs"),
         m.Subscribe("t", 7, bytes(24), LAYERS * 3 * PAGE_BYTES, (pages,), True, False, 1000, 2, _PROMPT),
         m.SubscribeParts("t", 7, 1 << 12, (box,), 0, HEADS, 1 << 16, True, True, 1000, 1, _PROMPT),
+        m.SubscribeParts("t", 7, 1 << 12, (box,), 0, HEADS, 1 << 16, True, True, 1000, 1, _PROMPT, 0, b"D"),
         m.PartsReady(7),
         m.Grant(7, 3, bytes(24)),
         m.Failed("t", 7, "expired", "nobody came"),

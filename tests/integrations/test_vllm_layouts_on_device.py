@@ -54,7 +54,9 @@ for line in sys.stdin:
     worker.step(offers=[offered("t")], progress=[progress("t", (1, 2, 3), TOKENS, tables)])
     worker.step(finished=[finished("t", (1, 2, 3), tables)])
     _, _, _, addresses, node = worker.side.registered()
-    print(json.dumps([addresses, node, [page.hex() for page in worker.pages([1, 2, 3])]]), flush=True)
+    pages, rows = worker.pages([1, 2, 3]), worker.rows([1, 2, 3]) if layout.converts else []
+    told = [[page.hex() for page in pages], [row.tobytes().hex() for row in rows]]
+    print(json.dumps([addresses, node, *told]), flush=True)
     sys.stdin.readline()
     worker.close()
 """
@@ -73,13 +75,9 @@ def child() -> Iterator[subprocess.Popen[str]]:
 def test_pages_go_from_device_to_device(
     layout: str, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert child.stdin and child.stdout
     rig = Rig("nvidia", memory_bytes=256 << 20)
     put_on(rig, monkeypatch)
-    print(layout, file=child.stdin, flush=True)
-    addresses, node, pages = next(
-        json.loads(line) for line in child.stdout if line.startswith("[")
-    )  # vLLM logs there, too
+    addresses, node, pages, _ = held_by(child, layout)
     decode = DeviceWorker("d", 2, "auto", LAYOUTS[layout], rig)
     try:
         prefill = PrefillEngine(ranks_of("p", {0: tuple(addresses)}, node))
@@ -89,7 +87,44 @@ def test_pages_go_from_device_to_device(
         assert decode.moved("landed") == sum(len(page) // 2 for page in pages)
     finally:
         decode.close()
-        print(file=child.stdin, flush=True)
+        forget(child)
+
+
+@pytest.mark.parametrize("layout", [name for name, one in LAYOUTS.items() if one.converts])
+def test_pages_of_another_size_are_read_from_the_other_device(
+    layout: str, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig("nvidia", memory_bytes=256 << 20)
+    put_on(rig, monkeypatch)
+    addresses, node, _, rows = held_by(child, layout)
+    one = LAYOUTS[layout].of_pages(2 * PAGE)
+    decode = DeviceWorker("d", 2, "auto", one, rig)
+    try:
+        prefill = PrefillEngine(ranks_of("p", {0: tuple(addresses)}, node))
+        wanted = load(prefill, "t", [4, 6], tables=len(one.groups))
+        pages = tuple(each._replace(tokens=range(TOKENS)) for each in wanted.pages)
+        first = decode.step(loads=[replace(wanted, pages=pages)])
+        assert not decode.until(lambda step: bool(step.received), first).failed
+        assert [row[:TOKENS].tobytes().hex() for row in decode.rows([4, 6])] == rows
+        assert decode.side._registered is not None
+        counters = decode.side._registered.core.counters()
+        assert counters["d2d_launches"] == 2 * counters["d2d_reads"] > 0
+        assert counters["h2d_bytes"] == counters["d2d_bytes"] == 0
+    finally:
+        decode.close()
+        forget(child)
+
+
+def held_by(child: subprocess.Popen[str], layout: str) -> Any:
+    """Addresses and node of a prefill of this layout in the child, its pages and rows of tokens in hex."""
+    assert child.stdin and child.stdout
+    print(layout, file=child.stdin, flush=True)
+    return next(json.loads(line) for line in child.stdout if line.startswith("["))  # vLLM logs there, too
+
+
+def forget(child: subprocess.Popen[str]) -> None:
+    assert child.stdin
+    print(file=child.stdin, flush=True)
 
 
 @pytest.fixture(params=["host", "nvidia", "ascend"])

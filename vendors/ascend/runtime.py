@@ -120,6 +120,7 @@ class AscendRuntime(KernelRuntime):
             asynchronous_peer_copies=True,
             ipc=self._has("aclrtIpcMemGetExportKey", "aclrtIpcMemSetImportPid", "aclrtIpcMemImportByKey"),
             kernels=self._has(*KERNELS),
+            kernels_read_peers=True,
         )
 
     def _explain(self, status: int) -> str:

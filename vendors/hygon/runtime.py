@@ -104,6 +104,7 @@ class HygonRuntime(KernelRuntime):
             # "mapped into the address space of all GPUs in the system", says hipHostMalloc's reference; the
             # address is the host's. Of registered memory HIP does not promise that.
             kernels_read_pinned=True,
+            kernels_read_peers=True,
         )
 
     def _explain(self, status: int) -> str:

@@ -120,6 +120,7 @@ class NvidiaRuntime(KernelRuntime):
             # "Unified Addressing" of the driver's manual: what cuMemHostAlloc returned has the host's
             # address in kernels too, on every device of a 64-bit process, whatever its flags.
             kernels_read_pinned=True,
+            kernels_read_peers=True,
         )
 
     def _explain(self, status: int) -> str:

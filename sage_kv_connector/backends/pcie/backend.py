@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Same node, device to device: the receiver copies straight out of the sender's device memory.
+"""Same node, device to device: the receiver copies straight out of the sender's device memory, or reads it.
 
 Host memory, control messages and everything about connections are shm's; this backend adds
 windows and posts over device memory. A post names its bytes by IPC handles of the allocations
@@ -35,6 +35,7 @@ from sage_kv_connector.backends.base import (
     Status,
     checked_table,
 )
+from sage_kv_connector.backends.device_backend import Read
 from sage_kv_connector.backends.pcie import messages as pm
 from sage_kv_connector.backends.pcie.greetings import Greetings
 from sage_kv_connector.backends.pcie.host_half import HOST, HostHalf
@@ -133,6 +134,11 @@ class PcieBackend(HostHalf):
         device.greetings.open_process(connection)
         return device.incoming.open_window(connection, segments, generation)
 
+    def open_read_window(self, connection: int, nbytes: int, generation: int, read: Read) -> int:
+        device = self._device()
+        device.greetings.open_process(connection)
+        return device.incoming.open_read_window(connection, nbytes, generation, read)
+
     def window_descriptor(self, window: int) -> bytes:
         if window < FIRST_ID:
             return HOST + self._inner.window_descriptor(window)
@@ -210,10 +216,7 @@ class PcieBackend(HostHalf):
         found = self._inner.counters()
         if self._attached is None:
             return found | {"device_offers": 0}
-        incoming = self._attached.incoming
-        lane = incoming.lane
-        own = {"d2d_bytes": lane.bytes_copied, "d2d_ns": lane.busy_ns, "device_offers": len(incoming)}
-        return found | own
+        return found | self._attached.incoming.counters()
 
     def traffic(self) -> Sequence[tuple[int, int, int]]:
         return self._moved.add_to(self._inner.traffic())

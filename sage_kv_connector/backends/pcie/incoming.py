@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The receiver's half: windows over device memory, and the copies that a lane makes into them.
 
-A peer offers ranges of its allocations for a window; the device copies them (one job an offer), and the
-peer is told how that ended. Called with the backend's events by ``poll``'s thread, but for windows, which any
-thread opens and closes.
+A peer offers ranges of its allocations for a window; the device copies them (one job an offer), or its kernels read
+them where they lie, and the peer is told how that ended. Called with the backend's events by ``poll``'s thread, but for
+windows, which any thread opens and closes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from sage_kv_connector.backends.base import EventKind, Segments, Status
+from sage_kv_connector.backends.device_backend import Read
 from sage_kv_connector.backends.pcie import messages as pm
 from sage_kv_connector.backends.pcie.ipc_memory import IpcMemory
 from sage_kv_connector.backends.pcie.window_copies import DeviceWindow
+from sage_kv_connector.backends.pcie.window_copies import Incoming as Rows
+from sage_kv_connector.backends.pcie.window_reads import CannotRead, ReadWindow
 from sage_kv_connector.devices.dma_lane import DmaLane
 from sage_kv_connector.devices.runtime import CopyKind, DeviceError
 
@@ -25,6 +29,7 @@ from sage_kv_connector.devices.runtime import CopyKind, DeviceError
 Emit = Callable[[EventKind, int, int, Status, int, str], None]
 #: ``tell(connection, message)`` sends, if the connection still stands.
 Tell = Callable[[int, pm.Message], None]
+NO_COPIES = np.zeros((0, 3), dtype=np.uint64)
 
 
 class _Copy:
@@ -38,6 +43,13 @@ class _Copy:
         self.revoked = False
 
 
+class _Reading(NamedTuple):
+    """Launches of a read window that the lane works on."""
+
+    connection: int
+    window: int
+
+
 class Incoming:
     """``wake`` is called from the lane's thread: ``take_copied`` has something to do."""
 
@@ -49,9 +61,11 @@ class Incoming:
         self._emit, self._tell, self._wake = emit, tell, wake
         #: Held where copies begin and end; the lane's thread never takes it, so they can be waited for under it.
         self._lock = threading.RLock()
-        self._windows: dict[int, DeviceWindow] = {}
-        self._copies: dict[int, _Copy] = {}
+        self._windows: dict[int, DeviceWindow | ReadWindow] = {}
+        self._copies: dict[int, _Copy | _Reading] = {}
         self._copied: deque[tuple[int, str]] = deque()
+        #: Jobs of launches that ended well, and bytes of the windows that they filled.
+        self.reads = self.read_bytes = 0
         self.lane = DmaLane(memory.runtime, memory.device, CopyKind.DEVICE_TO_DEVICE, self._on_lane)
 
     def __len__(self) -> int:
@@ -68,6 +82,15 @@ class Incoming:
             self._windows[window] = DeviceWindow(connection, segments, generation)
         return window
 
+    def open_read_window(self, connection: int, nbytes: int, generation: int, read: Read) -> int:
+        """Raises ValueError for generation 0 and for no bytes."""
+        if generation == 0 or nbytes <= 0:
+            raise ValueError(f"generation is {generation}, nbytes {nbytes}: neither may be 0")
+        window = next(self._ids)
+        with self._lock:
+            self._windows[window] = ReadWindow(connection, nbytes, generation, read)
+        return window
+
     def close_window(self, window: int) -> int:
         """Returns how many bytes had landed; nothing writes into the window any more."""
         with self._lock:
@@ -76,6 +99,10 @@ class Incoming:
                 return 0
             for job in list(known.jobs):
                 self._cancel(job, Status.CANCELLED, "the window was closed")
+            if isinstance(known, ReadWindow):
+                known.jobs.clear()
+                known.revoked = True  # what was not answered is not wanted
+                self._answer_all(known)
             return known.landed
 
     def on_offered(self, connection: int, offer: pm.Offered) -> None:
@@ -97,6 +124,9 @@ class Incoming:
             incoming = np.empty((len(rows), 3), dtype=np.uint64)
             incoming[:, 0] = np.asarray(bases, dtype=np.uint64)[rows[:, 0].astype(np.int64)] + rows[:, 1]
             incoming[:, 1:] = rows[:, 2:]
+            if isinstance(window, ReadWindow):
+                self._launch(offer, window, incoming)
+                return
             copies = window.copies(incoming)
         except (DeviceError, ValueError) as error:
             status = Status.IO_ERROR if isinstance(error, DeviceError) else Status.OUT_OF_BOUNDS
@@ -108,12 +138,42 @@ class Incoming:
         window.jobs.add(job)
         self.lane.submit(job, copies)
 
+    def _launch(self, offer: pm.Offered, window: ReadWindow, incoming: Rows) -> None:
+        try:
+            for launches in window.works(offer, incoming):
+                job = next(self._ids)
+                self._copies[job] = _Reading(window.connection, offer.window)
+                window.jobs.add(job)
+                self.lane.submit(job, NO_COPIES, launches)
+        except ValueError as error:
+            status = Status.NOT_CONVERTED if isinstance(error, CannotRead) else Status.OUT_OF_BOUNDS
+            self._window_failed(offer.window, status, str(error))
+        self._settle(offer.window, window)
+
+    def _settle(self, number: int, window: ReadWindow) -> None:
+        """Answer what a read window was offered, once nothing of it is read any more and nothing more is to come."""
+        if window.jobs or not (window.ended or window.revoked or window.complete):
+            return
+        if not (window.ended or window.revoked):
+            window.ended = True
+            self.read_bytes += window.size
+            self._emit(EventKind.WINDOW_DONE, window.connection, number, Status.OK, window.size, "")
+        self._answer_all(window)
+
+    def _answer_all(self, window: ReadWindow) -> None:
+        for offer, status, detail in window.answers():
+            self._answer(window.connection, offer, status, detail)
+
     def on_revoked(self, connection: int, post: int) -> None:
         """The sender took a post back: what still lands of it does not count."""
         with self._lock:
             for copy in self._copies.values():
-                if copy.post == post and copy.connection == connection:
+                if isinstance(copy, _Copy) and copy.post == post and copy.connection == connection:
                     copy.revoked = True
+            for number, window in self._windows.items():
+                if isinstance(window, ReadWindow) and window.connection == connection and window.holds(post):
+                    window.revoked = True
+                    self._settle(number, window)
 
     def on_lost(self, connection: int, detail: str) -> None:
         """After this no copy of the connection is under way."""
@@ -134,16 +194,33 @@ class Incoming:
                 if copy is not None:
                     self._landed(job, copy, error)
 
+    def counters(self) -> dict[str, int]:
+        lane = self.lane
+        return {
+            "d2d_bytes": lane.bytes_copied,
+            "d2d_ns": lane.busy_ns,
+            "d2d_launches": lane.launches,
+            "d2d_reads": self.reads,
+            "d2d_read_bytes": self.read_bytes,
+            "device_offers": len(self),
+        }
+
     def close(self) -> None:
         self.lane.close()
 
-    def _landed(self, job: int, copy: _Copy, error: str) -> None:
+    def _landed(self, job: int, copy: _Copy | _Reading, error: str) -> None:
         window = self._windows.get(copy.window)
         if window is not None:
             window.jobs.discard(job)
         if error:
             self._window_failed(copy.window, Status.IO_ERROR, error)
-        elif window is not None and not window.ended and not copy.revoked:
+        if isinstance(copy, _Reading):
+            self.reads += not error
+            if isinstance(window, ReadWindow):
+                self._settle(copy.window, window)
+            return
+        assert not isinstance(window, ReadWindow)
+        if not error and window is not None and not window.ended and not copy.revoked:
             window.landed += copy.nbytes
             if window.landed == window.size:
                 window.ended = True
@@ -157,7 +234,7 @@ class Incoming:
         if copy is None:
             return
         self.lane.cancel(job)
-        if status != Status.CONNECTION_LOST:
+        if status != Status.CONNECTION_LOST and isinstance(copy, _Copy):
             self._answer(copy.connection, copy, status, detail)
 
     def _answer(self, connection: int, offered: pm.Offered | _Copy, status: Status, detail: str) -> None:
@@ -168,6 +245,8 @@ class Incoming:
         known = self._windows.get(window)
         if known is not None and not known.ended:
             known.ended = True
+            if isinstance(known, ReadWindow):
+                known.status, known.detail = status, detail
             self._emit(EventKind.WINDOW_FAILED, known.connection, window, status, 0, detail)
 
     def _on_lane(self, job: int, error: str) -> None:

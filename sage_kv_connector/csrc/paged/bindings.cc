@@ -157,12 +157,16 @@ void bind_paged(nb::module_& m) {
       .def(
           "__init__",
           [](CursorHandle* self, const LayoutHandle& layout, const TablesHandle& tables,
-             const std::vector<RunsFields>& selection) {
+             const std::vector<RunsFields>& selection,
+             const std::optional<std::pair<int64_t, std::vector<uint64_t>>>& padding) {
             std::vector<PageRuns> runs;
             for (const auto& [group, ranges] : selection) runs.emplace_back(group, ranges);
-            new (self) CursorHandle{std::make_shared<PagedCursor>(layout.layout, tables.tables, std::move(runs))};
+            std::optional<Padding> behind;
+            if (padding) behind = Padding{padding->first, padding->second};
+            new (self) CursorHandle{
+                std::make_shared<PagedCursor>(layout.layout, tables.tables, std::move(runs), std::move(behind))};
           },
-          "layout"_a, "tables"_a, "selection"_a)
+          "layout"_a, "tables"_a, "selection"_a, "padding"_a.none() = nb::none())
       .def_prop_ro("nbytes", [](const CursorHandle& self) { return self.cursor->size(); })
       .def_prop_ro("exhausted", [](const CursorHandle& self) { return self.cursor->exhausted(); })
       .def_prop_ro("status", [](const CursorHandle& self) { return static_cast<int>(self.cursor->status()); })

@@ -2,6 +2,7 @@
 #include "paged/cursor.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 namespace sage_kvt {
@@ -36,20 +37,29 @@ uint64_t PageRuns::below(uint64_t end) const {
 }
 
 PagedCursor::PagedCursor(std::shared_ptr<const PageLayout> layout, std::shared_ptr<PageTables> tables,
-                         std::vector<PageRuns> selection)
+                         std::vector<PageRuns> selection, std::optional<Padding> padding)
     : tables_(std::move(tables)),
       selection_(std::move(selection)),
+      padding_(std::move(padding)),
       space_(std::move(layout), counts_of(selection_)),
       sent_(space_.spans().size()) {
   for (const auto& span : space_.spans())
     if (span.group >= tables_->groups() || span.layer >= tables_->layers(span.group))
       throw std::invalid_argument("the tables have no layer " + std::to_string(span.layer) + " of group " +
                                   std::to_string(span.group));
+  if (padding_ && padding_->needed.size() != tables_->groups())
+    throw std::invalid_argument("needed names " + std::to_string(padding_->needed.size()) +
+                                " groups, the tables have " + std::to_string(tables_->groups()));
 }
 
 uint64_t PagedCursor::ready_bytes(size_t i) const {
   const auto& span = space_.spans()[i];
-  return selection_[span.slot].below(tables_->final_pages(span.group, span.layer)) * span.page_bytes;
+  uint64_t final_pages = tables_->final_pages(span.group, span.layer);
+  if (padding_) {
+    const auto last = tables_->last(span.group);
+    if (last && final_pages >= *last) final_pages = std::numeric_limits<uint64_t>::max();
+  }
+  return selection_[span.slot].below(final_pages) * span.page_bytes;
 }
 
 size_t PagedCursor::next_ready(size_t span) const {
@@ -97,7 +107,15 @@ bool PagedCursor::know(size_t slot, uint64_t count) {
       continue;
     }
     const uint64_t from = first + skip, end = from + std::min(in_run - skip, count - known);
-    const auto ids = tables_->page_ids(pages.group, from, end);
+    auto ids = tables_->page_ids(pages.group, from, end);
+    if (padding_)
+      if (const auto last = tables_->last(pages.group); last && end > *last) {
+        const uint64_t own = *last > from ? *last - from : 0;
+        if (ids.size() >= own) {  // else the table lacks pages that it must have
+          ids.resize(own);
+          ids.resize(end - from, padding_->page);
+        }
+      }
     const auto null = std::find(ids.begin(), ids.end(), kNullPage);
     if (null != ids.end())
       return refuse(Status::kOutOfBounds, "page " + std::to_string(from + static_cast<uint64_t>(null - ids.begin())) +
@@ -121,10 +139,11 @@ bool PagedCursor::within_end() {
   for (const auto& pages : selection_) {
     if (pages.runs.empty()) continue;
     const auto last = tables_->last(pages.group);
-    if (last && pages.last() >= *last)
+    const uint64_t needed = padding_ ? padding_->needed[pages.group] : pages.last() + 1;
+    if (last && needed > *last)
       return refuse(Status::kBeyondEnd, "prefill ended with " + std::to_string(*last) + " pages of group " +
-                                            std::to_string(pages.group) + ", number " +
-                                            std::to_string(pages.last() + 1) + " asked for");
+                                            std::to_string(pages.group) + ", number " + std::to_string(needed) +
+                                            " asked for");
   }
   return true;
 }

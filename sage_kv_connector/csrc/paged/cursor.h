@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,12 +36,18 @@ class PageRuns {
   std::vector<uint64_t> before_;  // places before each run, and in all
 };
 
+// Stands for pages behind the end of a request: a consumer that converts to larger pages has room for more.
+struct Padding {
+  int64_t page;
+  std::vector<uint64_t> needed;  // by group: so many pages must be the request's own
+};
+
 // Not for several threads at once. Hands each byte out once, in an order of its own, only when it is final.
 class PagedCursor {
  public:
   // Throws std::invalid_argument for what the layout or the tables don't have.
   PagedCursor(std::shared_ptr<const PageLayout> layout, std::shared_ptr<PageTables> tables,
-              std::vector<PageRuns> selection);
+              std::vector<PageRuns> selection, std::optional<Padding> padding = std::nullopt);
 
   uint64_t size() const { return space_.size(); }
   // Contiguous in the space; length 0 if nothing can be cut now, or `status` says that it never can.
@@ -63,6 +70,7 @@ class PagedCursor {
 
   const std::shared_ptr<PageTables> tables_;
   const std::vector<PageRuns> selection_;
+  const std::optional<Padding> padding_;
   PagedSpace space_;
   std::vector<uint64_t> sent_;  // bytes of each span that were cut
   size_t first_open_ = 0;       // every span before it was cut completely

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
+from sage_kv_connector.engine.conversion.bounce import DeviceGroup
 from sage_kv_connector.engine.conversion.jobs import Conversions
 from sage_kv_connector.engine.conversion.wire_plan import Formats, needs_conversion
 from sage_kv_connector.engine.session.session import Session
@@ -28,9 +29,9 @@ class Converters:
         self.schema = schema
         self.conversions = conversions
         # The view is kept beside its converter, so that its id stays its own.
-        self._made: WeakKeyDictionary[Session, OrderedDict[tuple[object, ...], tuple[GroupView, Any]]] = (
-            WeakKeyDictionary()
-        )
+        self._made: WeakKeyDictionary[
+            Session, OrderedDict[tuple[object, ...], tuple[GroupView | None, Any]]
+        ] = WeakKeyDictionary()
 
     def to_wire(self, session: Session, view: GroupView, group: int, formats: Formats) -> Any:
         """For ``conversions.encode``, towards a consumer. Raises ValueError as ``Conversions.group``."""
@@ -39,6 +40,17 @@ class Converters:
     def from_wire(self, session: Session, view: GroupView, group: int, formats: Formats) -> Any:
         """For ``conversions.decode``, from a producer. Raises ValueError as ``Conversions.group``."""
         return self._get(session, view, group, formats, encode=False)
+
+    def of_peer(self, session: Session, group: int, formats: Formats) -> DeviceGroup:
+        """The peer's own pages of a group, to be read in place. Raises ValueError as ``PeerReads.of_peer``."""
+        made = self._made.setdefault(session, OrderedDict())
+        key = (None, group, formats)
+        if key not in made:
+            reads = self.conversions.peer_reads
+            assert reads is not None and session.peer is not None and session.peer.schema is not None
+            made[key] = None, reads.of_peer(group, formats, self.schema, session.peer.schema)
+        found: DeviceGroup = made[key][1]
+        return found
 
     def needed(self, session: Session, config: KVTransportConfig) -> bool:
         """Whether what comes in over a session must be converted."""

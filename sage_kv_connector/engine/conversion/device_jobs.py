@@ -44,6 +44,7 @@ from sage_kv_connector.engine.conversion.jobs import (
     PartCoder,
     PartStream,
 )
+from sage_kv_connector.engine.conversion.peer_reads import PeerReads, runtime_lacks
 from sage_kv_connector.engine.conversion.staging import Lease, StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, converted_planes
 from sage_kv_connector.format.converter import Span
@@ -99,9 +100,11 @@ class DeviceConversions:
         whole_pages: bool = False,
     ) -> None:
         self._runtime, self._device, self._kernels = runtime, device, kernels
-        self._rooms = DeviceRooms(runtime, device, staging_bytes, buffers=not kernels.lacks)
+        reads = not runtime_lacks(runtime)
+        self._rooms = DeviceRooms(runtime, device, staging_bytes, buffers=not kernels.lacks, reads=reads)
         if self._rooms.lacks:
             kernels.give_up(self._rooms.lacks)
+        self.peer_reads = PeerReads(runtime, kernels, self._rooms.read_buffer)
         # Kernels' wire bytes, and whole pages, are copied from and to where they wait for the backend.
         pinned = whole_pages or not kernels.lacks
         self._cpu = CpuConversions(threads, staging_bytes, register, self._rooms.pinned if pinned else None)

@@ -68,6 +68,12 @@ class DeviceKernels:
                 log.warning("a group of pages is converted by the CPU: %s", error)
             return None
 
+    def of_peer(self, group: PagedGroup) -> GroupKernels:
+        """Kernels over a peer's pages, whose bases come with each launch. Raises ValueError naming what they lack."""
+        if self.lacks:
+            raise ValueError(self.lacks)
+        return self._sources.group(group, self._function)
+
     def _try_out(self, runtime: DeviceRuntime, device: int, dtype: str, wires: Sequence[str]) -> None:
         """Keep those that make what the CPU makes."""
         trial = KernelTrial(runtime, device, dtype)

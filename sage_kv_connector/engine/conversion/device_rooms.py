@@ -8,6 +8,8 @@ from sage_kv_connector.engine.conversion.staging import LARGEST_PART_BYTES, Stag
 
 #: As many parts lie in the buffers of one direction at a time.
 BUFFERED_PARTS = 4
+#: Of the one buffer that parts pass on their way from a peer's pages to ours: kernels of one stream use it in turn.
+READ_BYTES = LARGEST_PART_BYTES
 #: Of the device's memory is left to the engine's own needs, and to those of a backend that opens peers' memory.
 LEFT_BYTES = 64 << 20
 
@@ -16,10 +18,13 @@ class DeviceRooms:
     """Arenas by direction, for boxes on their way off the device and onto it. Control thread only.
 
     Buffers are taken at construction, since an engine leaves little of its device's memory; ``lacks`` says why there
-    are none, "" where there are. Pinned memory is taken when it is first used.
+    are none, "" where there are. ``read_buffer``: of ``READ_BYTES``, for parts that are read from a peer's memory; 0
+    where there is none. Pinned memory is taken when it is first used.
     """
 
-    def __init__(self, runtime: DeviceRuntime, device: int, staging_bytes: int, *, buffers: bool) -> None:
+    def __init__(
+        self, runtime: DeviceRuntime, device: int, staging_bytes: int, *, buffers: bool, reads: bool = False
+    ) -> None:
         self._runtime, self._device = runtime, device
         self._pinned: list[int] = []
         self._on_device: list[int] = []
@@ -29,6 +34,7 @@ class DeviceRooms:
         if self.lacks:
             self.buffer_bytes = 0
         self._buffers = tuple(self._buffer(address) for address in self._on_device)
+        self.read_buffer = self._take_read_buffer() if reads and self._buffers else 0
 
     @property
     def in_use(self) -> int:
@@ -68,6 +74,14 @@ class DeviceRooms:
             self._on_device.clear()
             return f"no room on the device for buffers of {self.buffer_bytes} bytes: {error}"
         return ""
+
+    def _take_read_buffer(self) -> int:
+        try:
+            address = self._runtime.alloc(self._device, READ_BYTES)
+        except DeviceError:
+            return 0
+        self._on_device.append(address)
+        return address
 
     def _buffer(self, address: int) -> StagingArena:
         return StagingArena(self.buffer_bytes, _nowhere, lambda _: address)

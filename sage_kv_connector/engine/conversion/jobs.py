@@ -16,6 +16,7 @@ from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.cache_view import GroupView
 from sage_kv_connector.contract.schema import KVCacheSchema
 from sage_kv_connector.engine.control.loop import ControlLoop
+from sage_kv_connector.engine.conversion.peer_reads import PeerReads
 from sage_kv_connector.engine.conversion.staging import StagingArena
 from sage_kv_connector.engine.conversion.wire_plan import Formats, group_converter
 from sage_kv_connector.format.converter import GroupConverter, Span
@@ -68,6 +69,11 @@ class Conversions(Protocol):
     incoming: StagingArena
     pool: _data_plane.ConversionPool
 
+    @property
+    def peer_reads(self) -> PeerReads | None:
+        """None where pages lie in host memory."""
+        ...
+
     def attach(self, loop: ControlLoop) -> None:
         """Let ``loop`` watch for ends of jobs; once, before it starts."""
         ...
@@ -112,6 +118,7 @@ class CpuConversions:
     """Pages in host memory: the kernels run on a pool's threads."""
 
     group = staticmethod(group_converter)
+    peer_reads = None
 
     def __init__(
         self,

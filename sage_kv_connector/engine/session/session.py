@@ -31,6 +31,8 @@ IDLE_S = 1.0
 PROBE_S, PROBED_S = 1.2, 1.7
 #: A peer that says more is not one of ours: a busy decode server says some hundred a second.
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 10_000, 20_000
+#: Different things that are logged of one session, once each.
+MAX_SAID = 16
 
 
 class Session:
@@ -57,6 +59,8 @@ class Session:
         self.plan: TransportPlan | None = None
         self.verdict = SchemaVerdict()
         self.converts: bool | None = None  #: what comes in over it; found out with the first subscription
+        self.stages = ""  #: why what comes in over it and is converted is staged from now on
+        self._said: set[str] = set()
         self.deadline: Timer | None = None  #: of the handshake
         self._holders = 0
         self.begun_at = self._idle_since = time.monotonic()
@@ -95,6 +99,18 @@ class Session:
                 ", ".join(self.verdict.no_kv_of),
             )
         logger.info("session with %s over %s: %s", self.label, place, self.plan)
+
+    def mode(self, *, converted: bool, read: bool) -> str:
+        """Of one transfer, as TransferStats has it."""
+        assert self.plan is not None
+        if converted and self.backend.capabilities.device_memory:
+            return "read" if read else "staged"
+        return self.plan.mode
+
+    def log_once(self, text: str) -> None:
+        if text not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(text)
+            logger.info("%s: %s", self.label, text)
 
     def may_say_more(self) -> bool:
         """Whether the peer keeps to ``MESSAGES_A_SECOND``, one more message included."""

@@ -109,6 +109,10 @@ class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, fro
 
     Heads count over the whole model. A part has at most ``part_bytes``, or one tile of each head of a layer;
     ``nbytes``: of all of them. A ``grant`` names the window. The rest is as for ``subscribe``.
+
+    ``window``: where it is not empty the consumer converts by itself, from the producer's pages where they lie. They
+    are posted into this window as those of ``subscribe``: the pages of each group that hold its tokens, all layers;
+    ``nbytes``: of these pages.
     """
 
     transfer_id: str
@@ -124,6 +128,7 @@ class SubscribeParts(msgspec.Struct, tag="subscribe_parts", array_like=True, fro
     consumers: int = 1
     prompt: PromptDigest = UNBOUND
     replaces: int = 0
+    window: bytes = b""
 
     def check(self) -> None:
         _check_subscription(self)

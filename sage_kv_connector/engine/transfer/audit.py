@@ -55,7 +55,7 @@ class TransferAudit:
     def received(self, handle: Subscription, outcome: Outcome) -> None:
         if not self._wanted(outcome):
             return
-        fetch, target = handle.parts, handle.wanted.target
+        fetch, target = handle.converting, handle.wanted.target
         if fetch is None or not isinstance(target, PagesTarget):
             self._write("consumer", outcome, digest_segments(target.segments(), hashlib.sha256()), [])
             return

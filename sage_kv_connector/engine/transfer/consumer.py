@@ -22,11 +22,12 @@ from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.control.loop import ControlLoop
 from sage_kv_connector.engine.conversion.converters import Converters
-from sage_kv_connector.engine.pages.target import PagesTarget, open_window
+from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
 from sage_kv_connector.engine.transfer import timeline
+from sage_kv_connector.engine.transfer.page_read import page_read
 from sage_kv_connector.engine.transfer.part_fetch import PartFetch
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
 from sage_kv_connector.engine.transfer.windows import Windows, failure
@@ -173,13 +174,13 @@ class Consumer:
         return session.converts
 
     def _fetch(self, subscription: Subscription, session: Session) -> None:
-        """Pages or memory as they are: one window over the target."""
-        wanted, generation, plan = subscription.wanted, subscription.generation, session.plan
+        """Pages or memory as they are: one window over the target; or over the peer's pages, which are read."""
+        generation, plan = subscription.generation, session.plan
         assert plan is not None
-        subscription.nbytes = wanted.target.nbytes
+        subscription.nbytes = (subscription.read or subscription.wanted.target).nbytes
         receiver = partial(self._on_event, subscription, session)
         try:
-            window = open_window(session.backend, session.connection, wanted.target, generation)
+            window = subscription.open_window(session)
         except ConnectionError:
             self._subscribed(subscription, session)
             return  # the session says so a moment later
@@ -195,6 +196,10 @@ class Consumer:
     def _fetch_parts(self, subscription: Subscription, session: Session, target: PagesTarget) -> None:
         plan = session.plan
         assert plan is not None and self._converters is not None
+        subscription.read = page_read(session, target, self._config, self._converters)
+        if subscription.read is not None:
+            self._fetch(subscription, session)
+            return
         try:
             parts = PartFetch(
                 subscription,
@@ -233,13 +238,12 @@ class Consumer:
             subscription.moved(event.began_ns, event.time_ns)
             self._done(subscription, session)
             return
+        subscription.window_failed(session, event)
         where = f"at bytes {event.offset} to {event.offset + event.length}"
-        why = failure(event, where)
-        self._fail(subscription, why, stage=Stage.MOVE)
+        self._fail(subscription, failure(event, where), stage=Stage.MOVE)
 
     def _done(self, subscription: Subscription, session: Session) -> None:
-        assert session.plan is not None
-        self._end(subscription, subscription.arrived(session.plan))
+        self._end(subscription, subscription.arrived(session))
 
     def _refuse(self, subscription: Subscription, session: Session, why: Reason) -> None:
         """This transfer can't come from there; nothing was asked for yet."""

@@ -35,7 +35,7 @@ class Stream:
         self.session = session
         self.owner = owner_of(session)
         self.request = request
-        self.window = request.window if isinstance(request, m.Subscribe) else b""  #: a grant names it
+        self.window = request.window  #: empty until a grant names it
         self.cursor: Cursor | None = None
         self.part: PartSender | None = None
         self.by_lanes = False  #: one post sends all of it, each page once it is final
@@ -202,7 +202,7 @@ class Offer:
 
     def keep_stats(self, stream: Stream) -> None:
         """A consumer has all that it wanted."""
-        plan = stream.session.plan
+        plan, converted = stream.session.plan, isinstance(stream.request, m.SubscribeParts)
         assert plan is not None
         self.stats = TransferStats(
             transfer_id=self.transfer_id,
@@ -210,7 +210,7 @@ class Offer:
             wait_s=max(0.0, stream.begun_at - self.offered_at),
             transfer_s=time.monotonic() - stream.begun_at,
             backend=plan.backend,
-            mode=plan.mode,
+            mode=stream.session.mode(converted=converted, read=stream.part is None),
             checksum=plan.checksum,
             wire_dtype=stream.wire_dtype,
         )

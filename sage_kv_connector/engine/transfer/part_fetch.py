@@ -19,15 +19,13 @@ from sage_kv_connector.backends.converting_backend import ConvertingBackend, Rin
 from sage_kv_connector.contract.failure import Code, Reason
 from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.jobs import PoolEvent
-from sage_kv_connector.engine.conversion.part_plan import Wanted as WantedParts
-from sage_kv_connector.engine.conversion.part_plan import plan_parts
 from sage_kv_connector.engine.conversion.staging import Lease, part_bytes_of, ring_of
 from sage_kv_connector.engine.conversion.wire_plan import plan_wire
-from sage_kv_connector.engine.pages.source import Converted
 from sage_kv_connector.engine.pages.target import PagesTarget
 from sage_kv_connector.engine.session.session import Session, owner_of
-from sage_kv_connector.engine.session.transfer_messages import Grant, PartGroup, SubscribeParts
+from sage_kv_connector.engine.session.transfer_messages import Grant
 from sage_kv_connector.engine.transfer.subscription import Subscription
+from sage_kv_connector.engine.transfer.wanted_box import wanted_box
 from sage_kv_connector.engine.transfer.windows import Windows, failure
 
 
@@ -58,24 +56,9 @@ class PartFetch:
         self._on_done: Callable[[Reason | None], None] | None = on_done
         ours = converters.schema
         plan = self.plan = plan_wire(ours, session.peer.schema, target_dtype)
-        self._part_bytes = part_bytes_of(self._conversions.incoming)
-        asked = self._asked = [
-            WantedParts(
-                pages.group,
-                [(run.local, run.layers) for run in plan.runs[pages.group]],
-                pages.tokens if plan.formats[pages.group] else target.page_tokens(pages),
-                plan.formats[pages.group],
-                [plane.dim for plane in ours.groups[pages.group].canonical],
-                ours.groups[pages.group].page_size,
-                ours.groups[pages.group].page_bytes,
-            )
-            for pages in sorted(target.groups, key=lambda pages: pages.group)
-            if plan.runs[pages.group]
-        ]
-        parts = plan_parts(asked, plan.heads, self._part_bytes)
-        if not len(parts):
-            raise ValueError("the peer holds none of the layers and heads that are wanted")
-        self.converted = Converted(parts, plan.first_head, plan.heads)
+        box = self._box = wanted_box(ours, target, plan, part_bytes_of(self._conversions.incoming))
+        parts, asked = box.parts, box.asked
+        self.converted = box.converted
         views = target.view.groups
         groups = {
             one.group: converters.from_wire(session, views[one.group], one.group, one.formats)
@@ -97,35 +80,9 @@ class PartFetch:
 
     def start(self) -> None:
         """Subscribe. Where prefill is over, everything is there: room for it is granted at once."""
-        session, wanted = self._session, self._subscription.wanted
         self._windows.own(self._subscription.generation, self._subscription)
-        session.send(
-            SubscribeParts(
-                transfer_id=wanted.transfer_id,
-                generation=self._subscription.generation,
-                nbytes=self.nbytes,
-                groups=tuple(
-                    PartGroup(
-                        one.group,
-                        tuple((run.peer, run.layers) for run in self.plan.runs[one.group]),
-                        one.tokens.start,
-                        len(one.tokens),
-                        one.formats,
-                    )
-                    for one in self._asked
-                ),
-                first_head=self.plan.first_head,
-                heads=self.plan.heads,
-                part_bytes=self._part_bytes,
-                checksum=self._checksum,
-                finished=wanted.finished,
-                timeout_ms=self._subscription.left_ms,
-                consumers=wanted.consumers,
-                prompt=wanted.prompt,
-                replaces=self._subscription.replaces,
-            )
-        )
-        if wanted.finished:
+        self._session.send(self._box.message(self._subscription, self.nbytes, self._checksum))
+        if self._subscription.wanted.finished:
             self.ready()
 
     def ready(self) -> None:

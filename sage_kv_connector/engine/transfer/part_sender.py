@@ -21,8 +21,9 @@ from sage_kv_connector.engine.conversion.converters import Converters
 from sage_kv_connector.engine.conversion.jobs import PoolEvent
 from sage_kv_connector.engine.conversion.part_plan import Parts, Wanted, plan_parts
 from sage_kv_connector.engine.conversion.staging import Lease, ring_of
-from sage_kv_connector.engine.pages.paged import refusal_code
-from sage_kv_connector.engine.pages.source import Converted, SelectionError, Source, TokenPages
+from sage_kv_connector.engine.pages.layout import page_layout
+from sage_kv_connector.engine.pages.paged import PagedCursor, refusal_code
+from sage_kv_connector.engine.pages.source import Converted, Cursor, SelectionError, Source, TokenPages
 from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.session.transfer_messages import PartsReady, SubscribeParts
 
@@ -46,13 +47,7 @@ class PartSender:
         self._session = session
         self._conversions = converters.conversions
         self._post, self._on_failed = post, on_failed
-        ours = converters.schema
-        first = request.first_head - ours.head_start
-        if first < 0 or first + request.heads > ours.head_count:
-            raise SelectionError(
-                f"heads: {ours.head_start} to {ours.head_end - 1} here, {request.first_head} to "
-                f"{request.first_head + request.heads - 1} asked for"
-            )
+        first = first_head_of(request, converters)
         parts = parts_of(request, pages)
         groups = {
             one.group: converters.to_wire(session, pages.view.groups[one.group], one.group, one.formats)
@@ -138,6 +133,45 @@ def part_sender(
     if not session.backend.capabilities.parts:
         raise SelectionError(f"backend {session.backend.capabilities.name} does not convert")
     return PartSender(request, source.token_pages(), session, converters, post, on_failed)
+
+
+def read_cursor(
+    request: SubscribeParts, source: Source, session: Session, converters: Converters | None
+) -> Cursor:
+    """The pages of a box whose consumer reads them in place. Raises SelectionError as ``part_sender``."""
+    if converters is None:
+        raise SelectionError("no schema describes this cache: its pages can't be told apart")
+    if not session.backend.capabilities.device_memory:
+        raise SelectionError(f"window: nobody reads pages in place over {session.backend.capabilities.name}")
+    first_head_of(request, converters)
+    pages = source.token_pages()
+    parts = parts_of(request, pages)
+    selection = []
+    for one in request.groups:
+        size = pages.view.groups[one.group].page_size
+        first = one.first_token // size
+        selection.append((one.group, ((first, -(-(one.first_token + one.tokens) // size) - first),)))
+    padding = None
+    if pages.padding_page is not None:
+        needed = [-(-request.prompt.tokens // group.page_size) for group in pages.view.groups]
+        padding = (pages.padding_page, needed)
+    cursor = _data_plane.PagedCursor(page_layout(pages.view), pages.tables, selection, padding)
+    if cursor.nbytes != request.nbytes:
+        raise SelectionError(f"nbytes: the pages hold {cursor.nbytes} here, {request.nbytes} asked for")
+    pages.converted.append(Converted(parts, request.first_head, request.heads))
+    return PagedCursor(cursor)
+
+
+def first_head_of(request: SubscribeParts, converters: Converters) -> int:
+    """Of what is asked for, by its place here. Raises SelectionError for heads that are not here."""
+    ours = converters.schema
+    first = request.first_head - ours.head_start
+    if first < 0 or first + request.heads > ours.head_count:
+        raise SelectionError(
+            f"heads: {ours.head_start} to {ours.head_end - 1} here, {request.first_head} to "
+            f"{request.first_head + request.heads - 1} asked for"
+        )
+    return first
 
 
 def parts_of(request: SubscribeParts, pages: TokenPages) -> Parts:

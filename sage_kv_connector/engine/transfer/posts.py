@@ -18,7 +18,7 @@ from sage_kv_connector.engine.pages.source import refusal
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.offer import Offer, Stream
-from sage_kv_connector.engine.transfer.part_sender import part_sender
+from sage_kv_connector.engine.transfer.part_sender import part_sender, read_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,9 @@ class Posts:
     def prepare(self, offer: Offer, stream: Stream) -> None:
         """Find what is asked for. Raises ValueError for what can't be had."""
         request = stream.request
-        if isinstance(request, m.SubscribeParts):
+        if isinstance(request, m.SubscribeParts) and request.window:
+            stream.cursor = read_cursor(request, offer.source, stream.session, self._converters)
+        elif isinstance(request, m.SubscribeParts):
             ends = partial(self._post, offer, stream), partial(self._on_broken, offer, stream)
             stream.part = part_sender(request, offer.source, stream.session, self._converters, *ends)
         else:

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from sage_kv_connector.backends.base import Event
 from sage_kv_connector.contract.failure import Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
-from sage_kv_connector.contract.plan import Outcome, TransferStats, TransportPlan
+from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine.control.timers import Timer
-from sage_kv_connector.engine.pages.target import Target
+from sage_kv_connector.engine.pages.target import Target, open_window
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.transfer.windows import new_number
 
 if TYPE_CHECKING:
+    from sage_kv_connector.engine.transfer.page_read import PageRead
     from sage_kv_connector.engine.transfer.part_fetch import PartFetch
 
 
@@ -56,6 +58,7 @@ class Subscription:
         self.session: Session | None = None
         self.window = 0
         self.parts: PartFetch | None = None
+        self.read: PageRead | None = None
         self.deadline: Timer | None = None
         self.again: Timer | None = None  #: until the next try
         self.asked_at = time.monotonic()
@@ -67,9 +70,22 @@ class Subscription:
         """Until its deadline; at least 1."""
         return max(1, int((self.asked_at + self.wanted.deadline_s - time.monotonic()) * 1000))
 
-    def message(self, window: bytes, checksum: bool) -> m.Subscribe:
-        """What asks for it as it is, into ``window``."""
+    @property
+    def converting(self) -> PartFetch | PageRead | None:
+        """What converts it, None where it comes as it is."""
+        return self.parts or self.read
+
+    def open_window(self, session: Session) -> int:
+        """Over its target, or over the peer's pages where these are read. Raises OSError or ValueError."""
+        if self.read is not None:
+            return self.read.open_window(session, self.generation)
+        return open_window(session.backend, session.connection, self.wanted.target, self.generation)
+
+    def message(self, window: bytes, checksum: bool) -> m.Subscribe | m.SubscribeParts:
+        """What asks for it, into ``window``."""
         wanted = self.wanted
+        if self.read is not None:
+            return self.read.message(self, window)
         return m.Subscribe(
             transfer_id=wanted.transfer_id,
             generation=self.generation,
@@ -86,19 +102,24 @@ class Subscription:
 
     @property
     def wire_dtype(self) -> str:
-        return self.parts.plan.wire_dtype if self.parts else "same"
+        return self.converting.plan.wire_dtype if self.converting else "same"
 
     def moved(self, first_ns: int, last_ns: int) -> None:
         """All its bytes are here; when the first and the last ones came, 0 if that was not told."""
         self.landed_at = last_ns / 1e9
         self.first_at = first_ns / 1e9 or self.subscribed_at
 
+    def window_failed(self, session: Session, event: Event) -> None:
+        """What is read in place and failed is staged over this session from now on."""
+        if self.read is not None:
+            session.stages = event.why
+
     def begin_again(self) -> None:
         """Nothing of the try before counts."""
         self.replaces, self.generation = self.generation, new_number()
         self.tries += 1
         self.stage = Stage.CONNECT
-        self.session, self.window, self.parts = None, 0, None
+        self.session, self.window, self.parts, self.read = None, 0, None, None
         self.subscribed_at = self.first_at = self.landed_at = self.decoded_at = 0.0
 
     def lost_and(self, no_session: Reason) -> Reason:
@@ -108,15 +129,17 @@ class Subscription:
         self.stage = Stage.WAIT
         return Reason(self.lost.code, f"{self.lost.detail}; then {no_session.detail}")
 
-    def arrived(self, plan: TransportPlan) -> Outcome:
+    def arrived(self, session: Session) -> Outcome:
         """All of it is where it belongs."""
+        plan = session.plan
+        assert plan is not None
         stats = TransferStats(
             transfer_id=self.wanted.transfer_id,
             nbytes=self.nbytes,
             wait_s=self.subscribed_at - self.asked_at,
             transfer_s=(self.decoded_at or self.landed_at) - self.subscribed_at,
             backend=plan.backend,
-            mode=plan.mode,
+            mode=session.mode(converted=self.converting is not None, read=self.read is not None),
             checksum=plan.checksum,
             wire_dtype=self.wire_dtype,
         )

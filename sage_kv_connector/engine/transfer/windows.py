@@ -23,7 +23,11 @@ def new_number() -> int:
     return secrets.randbits(63) | 1
 
 
-_CODES = {Status.CHECKSUM_MISMATCH: Code.CHECKSUM, Status.FORGED: Code.FORGED}
+_CODES = {
+    Status.CHECKSUM_MISMATCH: Code.CHECKSUM,
+    Status.FORGED: Code.FORGED,
+    Status.NOT_CONVERTED: Code.CONVERSION,
+}
 
 
 def failure(event: Event, where: str) -> Reason:
