@@ -21,6 +21,7 @@ from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_in
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
+from sage_kv_connector.engine.conversion.peer_reads import runtime_lacks
 from sage_kv_connector.hardware.report.descriptors import torch_devices
 from sage_kv_connector.vendors import VENDORS, open_runtime
 
@@ -244,7 +245,11 @@ def _device_kernels() -> Finding:
             continue  # no such accelerator here
         lacking = lacking or bool(kernels.lacks)
         by = f"the CPU, since {kernels.lacks}" if kernels.lacks else f"kernels for {kernels.architecture}"
-        found.append(f"{runtime.api}: KV is converted by {by}")
+        lacks = kernels.lacks or runtime_lacks(runtime)
+        how = f"staged in host memory, since {lacks}" if lacks else "read in place and converted by them"
+        found.append(
+            f"{runtime.api}: KV is converted by {by}; that of a peer with such a device on this node is {how}"
+        )
     if not found:
         return Finding(
             "device kernels", "missing", "no accelerator here: KV in host memory is converted by the CPU"

@@ -2,13 +2,14 @@
 """Probe → plan → 1 GiB of paged KV between two EMULATED accelerators, fp8 on the wire, checked bit by bit.
 
 Two processes, each with an emulated card behind the vendor's own C ABI; bytes cross by tcp, as
-between two nodes, or with ``--backend pcie`` from device to device. The emulated copy engines
-run at ``--dma-gbytes-per-s``.
+between two nodes, or with ``--backend pcie`` from device to device, where one vendor's are on both sides; ``way`` says
+which it was. The emulated copy engines run at ``--dma-gbytes-per-s``.
 
     python -m scripts.demo_domestic --vendor ascend
     python -m scripts.demo_domestic --vendor ascend --to cambricon --json
     python -m scripts.demo_domestic --all-pairs --gib 0.25
     python -m scripts.demo_domestic --vendor hygon --backend pcie --target-dtype auto
+    python -m scripts.demo_domestic --all-pairs --backend pcie --gib 0.03
 """
 
 from __future__ import annotations
@@ -151,8 +152,11 @@ def report(
     wire = outcome.stats.nbytes if outcome.stats else 0
     prefill, decode = moved["prefill"], moved["decode"]
     launched = {way: side[f"{way}_launches"] for way, side in (("d2h", prefill), ("h2d", decode))}
-    if decode.get("d2d_bytes"):
-        stages = {"device to device": _stage(decode["d2d_bytes"], decode["d2d_ns"])}
+    if decode.get("d2d_launches"):
+        launched["h2d"] = decode["d2d_launches"]
+    crossed = decode.get("d2d_bytes") or decode.get("d2d_read_bytes")
+    if crossed:
+        stages = {"device to device": _stage(crossed, decode["d2d_ns"])}
     else:
         stages = {
             "device to host": _stage(prefill["d2h_bytes"], prefill["d2h_ns"]),
@@ -172,7 +176,7 @@ def report(
     paced = {
         "device to host": not launched["d2h"],
         "host to device": not launched["h2d"],
-        "device to device": True,
+        "device to device": not decode.get("d2d_launches"),
     }
     alone = {
         name: stage["bytes"] / given.dma_gbytes_per_s / 1e9 if paced.get(name) else busy[name]
@@ -187,6 +191,7 @@ def report(
         "recommended": {role: one.model_dump(mode="json") for role, one in recommended.items()},
         "plan": {
             "backend": given.backend,
+            "way": f"{outcome.stats.backend}, {outcome.stats.mode}" if outcome.stats else None,
             "wire_dtype": outcome.stats.wire_dtype if outcome.stats else None,
             "dma_gbytes_per_s": given.dma_gbytes_per_s,
         },
@@ -211,7 +216,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     found = [
         ("from", f"{report['chips']['prefill']}: {report['from']}"),
         ("to", f"{report['chips']['decode']}: {report['to']}"),
-        ("plan", f"{report['plan']['wire_dtype']} over {report['plan']['backend']}, copies at "
+        ("plan", f"{report['plan']['wire_dtype']} over {report['plan']['way']}, copies at "
                  f"{report['plan']['dma_gbytes_per_s']:g} GB/s (emulated)"),
     ]  # fmt: skip
     if not report["ok"]:

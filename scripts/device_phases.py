@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The way, its backend, the wire; of the plain copy beside it the direction.
 WAYS = (
     (Case("direct", "pcie", 16, "auto"), CopyKind.DEVICE_TO_DEVICE),
+    (Case("direct fp8_e4m3", "pcie", 16, "fp8_e4m3"), CopyKind.DEVICE_TO_DEVICE),
+    (Case("direct int4", "pcie", 16, "int4"), CopyKind.DEVICE_TO_DEVICE),
     (Case("staged", "shm", 16, "auto"), CopyKind.DEVICE_TO_HOST),
     (Case("staged tcp", "tcp", 16, "auto"), CopyKind.DEVICE_TO_HOST),
     (Case("fp8_e4m3", "shm", 16, "fp8_e4m3"), CopyKind.DEVICE_TO_HOST),
@@ -84,7 +86,7 @@ class Machine:
             plain = pair.ask("decode", "copy", int(kind), stats.nbytes)
         kv = source.layers * source.layer_bytes
         return {
-            "way": case.name, "ok": wrong == 0, "wrong_bytes": wrong, "backend": case.backend,
+            "way": case.name, "ok": wrong == 0, "wrong_bytes": wrong, "backend": case.backend, "mode": stats.mode,
             "wire_dtype": stats.wire_dtype, "wire_bytes": stats.nbytes, "seconds": seconds,
             "kv_gbytes_per_s": kv / seconds / 1e9, "plain_copy_s": plain, "of_plain_copy": plain / seconds,
         }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from sage_kv_connector.bench.device_count import CASES, count_device, count_rows
 from sage_kv_connector.kernels.common.launch import Launch
 from sage_kv_connector.vendors import VENDORS
+from sage_kv_connector.vendors.emulator.settings import DIRECTIONS
 from tests.vendors.kernels import VENDORS_OF_KERNELS
 from tests.vendors.rig import expected
 
@@ -33,6 +34,17 @@ def test_every_case_is_right_and_its_bytes_are_counted(vendor: str) -> None:
     direct = cases["direct"]
     assert direct["wire_dtype"] == "same"
     assert direct["decode"]["d2d"]["bytes"] == result["kv_bytes"]
+    for name in ("direct 16 to 64", "direct fp8", "direct int4"):
+        prefill, decode = cases[name]["prefill"], cases[name]["decode"]
+        assert cases[name]["mode"] == "read"
+        # All that the prefill side's device is asked for is to leave its pages alone; nothing passes the host.
+        assert not any(prefill[way]["calls"] for way in DIRECTIONS)
+        assert (prefill["parts"], prefill["launches"]) == (0, 0)
+        assert decode["launches"] == 2 * decode["parts"] > 0
+        arguments = decode["launches"] if expected(vendor).get("argument_copies") else 0
+        assert decode["h2d"]["bytes"] == arguments * ctypes.sizeof(Launch)
+        assert [decode[way]["calls"] for way in DIRECTIONS] == [arguments, 0, 0, 0]
+        assert cases[name]["wire_bytes"] == result["kv_bytes"]
     for name in ("staged equal", "staged 16 to 64", "staged fp8", "staged int4"):
         prefill, decode = cases[name]["prefill"], cases[name]["decode"]
         assert prefill["parts"] == decode["parts"] > 0

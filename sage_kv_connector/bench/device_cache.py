@@ -93,10 +93,11 @@ class DeviceCache:
         self._host = self._pinned()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """By direction what the machine was asked for, and how many parts were staged."""
+        """By direction what the machine was asked for, and how many parts were staged, or read in place (d2d)."""
         asked = {way: each._asdict() for way, each in control_of(self.runtime).counts().items()}
         counters = self.core.counters()
-        parts = {way: counters.get(f"{way}_jobs", 0) for way in ("d2h", "h2d")}
+        jobs = {"d2h": "d2h_jobs", "h2d": "h2d_jobs", "d2d": "d2d_reads"}
+        parts = {way: counters.get(name, 0) for way, name in jobs.items()}
         return asked | {"parts": parts, "launches": {"all": control_of(self.runtime).launches()}}
 
     def write(self, layer: int, content: U16) -> None:

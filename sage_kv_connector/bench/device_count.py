@@ -20,6 +20,9 @@ TOKENS, LAYERS, PAGE = 1024, 80, 16
 
 CASES = (
     Case("direct", "pcie", PAGE, "auto"),
+    Case("direct 16 to 64", "pcie", 64, "auto"),
+    Case("direct fp8", "pcie", PAGE, "fp8_e4m3"),
+    Case("direct int4", "pcie", PAGE, "int4"),
     Case("staged equal", "tcp", PAGE, "auto"),
     Case("staged 16 to 64", "tcp", 64, "auto"),
     Case("staged fp8", "tcp", PAGE, "fp8_e4m3"),
@@ -30,7 +33,10 @@ CASES = (
 def count_device(
     vendor: str, cases: Sequence[Case] = CASES, tokens: int = TOKENS, layers: int = LAYERS
 ) -> dict[str, Any]:
-    """``cases``: of each side the calls, copies and bytes by direction, and the parts. Raises HandOverFailed."""
+    """``cases``: of each side the calls, copies and bytes by direction, the parts and the launches; ``mode``: its way.
+
+    Raises HandOverFailed.
+    """
     source = CacheShape(tokens, layers, PAGE)
     found: dict[str, Any] = {
         "vendor": vendor,
@@ -62,7 +68,10 @@ def count_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             ]
             begun = f"{side['parts']} parts, {side['launches']} launches"
             yield f"{name}, {role}", "; ".join((begun, *asked))
-        yield f"{name}, wire", f"{case['wire_bytes'] / 1e6:.1f} MB of {case['wire_dtype']}"
+        yield (
+            f"{name}, wire",
+            f"{case['wire_bytes'] / 1e6:.1f} MB of {case['wire_dtype']}, {case['mode']}",
+        )
     yield "bytes", "equal" if result["verified"] else "WRONG"
 
 
@@ -74,6 +83,7 @@ def _counted(vendor: str, source: CacheShape, case: Case) -> dict[str, Any]:
         wrong = pair.ask("decode", "check")
     return {
         "backend": case.backend,
+        "mode": stats.mode,
         "wire_dtype": stats.wire_dtype,
         "wire_bytes": stats.nbytes,
         **{role: _asked(before[role], after[role]) for role in ROLES},
