@@ -106,7 +106,6 @@ class CambriconRuntime(KernelRuntime):
             asynchronous_peer_copies=True,
             ipc=True,
             kernels=self._has(*CNDRV),
-            kernels_read_peers=True,
         )
 
     def _explain(self, status: int) -> str:

@@ -113,7 +113,6 @@ class KunlunxinRuntime(KernelRuntime):
             memory_info=False,
             asks_peers=False,
             kernels=self._has(*KERNELS),
-            kernels_read_peers=True,
         )
 
     def _error(self, call: str, status: int) -> DeviceError:
