@@ -215,7 +215,7 @@ def adopt(script: Path, target: Path, python: Path) -> None:
 
 
 def build_package() -> None:
-    """Editable install; repeated when a source of the extension or the package's own list changed."""
+    """Editable install; repeated when a source of the extension, the package's own list or a module's place changed."""
     sources = sorted(
         path
         for pattern in (
@@ -228,7 +228,10 @@ def build_package() -> None:
         for path in ROOT.glob(pattern)
         if path.is_file()
     )
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    rooms = ("sage_kv_connector", "vendors", "kernels", "presets")
+    places = sorted(str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py"))
+    parts = (*(path.read_bytes() for path in sources), *(place.encode() for place in places))
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
     stamp = VENV / "built"
     if stamp.exists() and stamp.read_text() == digest:
         return

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sage-kvt doctor``: what works on this machine, and why something does not."""
+"""``sage-kvt doctor``: what works on this machine or between two servers, and why something does not."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -9,11 +11,24 @@ from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.console import emit
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    pair: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="PREFILL_URL DECODE_URL", help="check two running servers by one hand-over instead"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """What works on this machine, and why something does not. Exit status 1 if something is broken."""
-    from sage_kv_connector.doctor import examine
+    if pair is None:
+        from sage_kv_connector.doctor import examine
 
-    findings = examine()
+        findings = examine()
+    else:
+        from sage_kv_connector.doctor.pair import examine_pair
+
+        findings = examine_pair(*pair)
     result = {"findings": [finding._asdict() for finding in findings]}
     rows = [(f"{f.name}: {f.state}", f.detail) for f in findings]
     emit(result, as_json=as_json, title="doctor", rows=rows)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
 from sage_kv_connector.devices.runtime import DeviceError, RuntimeUnavailable
+from sage_kv_connector.doctor.finding import Finding
 from sage_kv_connector.engine.conversion.device_kernels import DeviceKernels
 from sage_kv_connector.engine.conversion.peer_reads import runtime_lacks
 from sage_kv_connector.hardware.report.descriptors import torch_devices
@@ -27,14 +27,6 @@ from sage_kv_connector.vendors import VENDORS, open_runtime
 
 #: Of a KV cache, as far as nothing else is known.
 CACHE_DTYPE = "bf16"
-
-
-class Finding(NamedTuple):
-    """One check. ``state``: "ok", "missing" (not needed by everyone) or "broken"."""
-
-    name: str
-    state: str
-    detail: str
 
 
 def examine() -> list[Finding]:
