@@ -101,10 +101,10 @@ shell:
 	$(RUN) $(or $(ARGS),$${SHELL:-sh})
 
 build:
-	$(RUN) true
+	$(RUN) python -m scripts.build_card
 
 # A wheel in dist/ that installs without a compiler.
-wheel:
+wheel: build
 	$(RUN) python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Line charts over time, by uPlot. Built into charts.js by scripts/build_card.py; the page does without, too.
+
+import uPlot from "uplot";
+
+const HEIGHT = 180;
+const COLOURS = 7;
+
+export class Lines {
+  #host;
+  #frame;
+  #format;
+  #plot = null;
+  #labels = "";
+  #resized;
+
+  /** @param {Element} frame whose style has the colours @param {(value: number) => string} format of values */
+  constructor(frame, format) {
+    this.#frame = frame;
+    this.#format = format;
+    this.#host = document.createElement("div");
+    this.#host.className = "chart";
+    this.#host.setAttribute("role", "img");
+    this.element = this.#host;
+    this.#resized = new ResizeObserver(() => this.#plot?.setSize(this.#size()));
+    this.#resized.observe(this.#host);
+  }
+
+  /** @param {{times: number[], lines: {label: string, values: (number|null)[]}[]}} data @param {string} text */
+  set({ times, lines }, text) {
+    if (this.#host.getAttribute("aria-label") !== text) this.#host.setAttribute("aria-label", text);
+    const labels = JSON.stringify(lines.map((line) => line.label));
+    const data = [times, ...lines.map((line) => line.values)];
+    if (this.#plot && labels === this.#labels) {
+      this.#plot.setData(data);
+    } else if (this.#host.clientWidth > 0) {
+      this.#plot?.destroy();
+      this.#labels = labels;
+      this.#plot = new uPlot(this.#options(lines), data, this.#host);
+    }
+  }
+
+  destroy() {
+    this.#resized.disconnect();
+    this.#plot?.destroy();
+    this.#plot = null;
+  }
+
+  #size() {
+    return { width: Math.max(200, this.#host.clientWidth), height: HEIGHT };
+  }
+
+  #options(lines) {
+    const style = getComputedStyle(this.#frame);
+    const of = (name) => style.getPropertyValue(name).trim();
+    const axis = { stroke: of("--chart-text"), grid: { stroke: of("--chart-grid"), width: 1 }, ticks: { stroke: of("--chart-grid"), width: 1 } };
+    return {
+      ...this.#size(),
+      cursor: { drag: { x: false, y: false } },
+      legend: { live: true },
+      scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
+      axes: [axis, { ...axis, size: 76, values: (_, values) => values.map(this.#format) }],
+      series: [
+        {},
+        ...lines.map((line, at) => ({
+          label: line.label,
+          stroke: of(`--line-${at % COLOURS}`),
+          width: 2,
+          dash: at >= COLOURS ? [6, 4] : undefined,
+          spanGaps: false,
+          points: { show: false },
+          value: (_, value) => (value === null || value === undefined ? "–" : this.#format(value)),
+        })),
+      ],
+    };
+  }
+}
