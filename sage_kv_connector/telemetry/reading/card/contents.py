@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sage_kv_connector.contract.failure import Code
@@ -41,11 +42,14 @@ FAULTS = (
     "recomputed_tokens_total",
     "unused_pair",
 )
+NOBODY: Mapping[str, str] = MappingProxyType({})
 GAUGES = ("sessions", "offers", "subscriptions", "staging_bytes", "staging_limit_bytes")
 
 
-def contents(snapshots: Sequence[Snapshot], *, charts: bool = False) -> Contents:
-    """Of the engines that ``snapshots`` tell of."""
+def contents(
+    snapshots: Sequence[Snapshot], silent: Mapping[str, str] = NOBODY, *, charts: bool = False
+) -> Contents:
+    """Of the engines that ``snapshots`` tell of. ``silent``: why others did not answer."""
     return Contents(
         engines=tuple(_engine(one) for one in snapshots),
         links=tuple(link for one in snapshots for link in _links(one)),
@@ -66,7 +70,10 @@ def contents(snapshots: Sequence[Snapshot], *, charts: bool = False) -> Contents
             for link in one.links
         ),
         failures=tuple(_failures(snapshots)),
-        faults=tuple(_faults(snapshots)),
+        faults=(
+            *_faults(snapshots),
+            *(Fault("silent_engines", f"{who}: {why}", 1) for who, why in silent.items()),
+        ),
         converted_bytes=_by(snapshots, "converted_bytes_total", "work"),
         compression=tuple(_compression(snapshots)),
         stages=tuple(_stages(snapshots)),
@@ -173,7 +180,7 @@ def _failures(snapshots: Sequence[Snapshot]) -> Iterator[FailureShown]:
         known = last.get((record.side, record.code))
         if known is None or record.began + record.seconds > known.began + known.seconds:
             last[record.side, record.code] = record
-    counts = {of: value for (metric, *of), value in sums.items() if metric == "transfers_total"}
+    counts = {(side, code): n for (metric, side, code), n in sums.items() if metric == "transfers_total"}
     for (side, code), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if code == "ok":
             continue

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 from fastapi import APIRouter, Response
@@ -15,7 +16,18 @@ from sage_kv_connector.telemetry.reading.card.contents import contents
 from sage_kv_connector.telemetry.reading.card.page import page_files
 from sage_kv_connector.telemetry.recording.snapshot import Snapshot
 
-Source = Callable[[], list[Snapshot]]
+
+class Found(Protocol):
+    """Engines that answered, and why the others did not, by who they are."""
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]: ...
+
+    @property
+    def silent(self) -> Mapping[str, str]: ...
+
+
+Source = Callable[[], Found]
 
 #: Of every answer. Nothing inline and nothing from elsewhere; pages of the same origin may frame it.
 HEADERS = {
@@ -74,7 +86,8 @@ class _Latest:
         with self._lock:
             if time.monotonic() - self._asked >= FRESH:
                 try:
-                    shown = contents(self._source(), charts=self._charts)
+                    found = self._source()
+                    shown = contents(found.snapshots, found.silent, charts=self._charts)
                     self._answer = (200, msgspec.json.encode(shown))
                 except Exception as error:  # whatever a source does, the page says it
                     said = {"error": f"{type(error).__name__}: {excerpt(error)}"}
