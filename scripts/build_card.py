@@ -39,17 +39,17 @@ def main() -> int:
 def npm_packages() -> Path | None:
     """The folder of the locked npm packages, installed when it is not there. None: they can't be had."""
     digest = hashlib.sha256(b"".join((CARD / name).read_bytes() for name in LOCKED)).hexdigest()[:12]
-    folder = CACHE / f"card-{digest}"
+    folder = CACHE / f"card-npm-{digest}"
     if folder.is_dir():
         return folder / "node_modules"
     if not all(map(shutil.which, ("npm", "node"))):
         say("npm was not found (Debian/Ubuntu: apt-get install npm)")
         return None
     CACHE.mkdir(parents=True, exist_ok=True)
-    with locked(CACHE / f"card-{digest}.lock"):
+    with locked(CACHE / f"card-npm-{digest}.lock"):
         if folder.is_dir():  # another checkout made it meanwhile
             return folder / "node_modules"
-        partial = CACHE / f"card-{digest}.partial"
+        partial = CACHE / f"card-npm-{digest}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name in LOCKED:

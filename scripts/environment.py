@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--sglang] [--peers] [--fuzz] [--mutation] COMMAND [ARG ...]
+    python3 scripts/environment.py [--sglang] [--peers] [--fuzz] [--mutation] [--card] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
-parser, ``--mutation`` what says which test reaches a line. ``--sglang`` is a second environment,
-``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
+parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser. ``--sglang`` is
+a second environment, ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the
+one built for ``.venv``.
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
@@ -37,7 +38,7 @@ MIN_PYTHON = (3, 11)
 #: The SAGE packages are made for one version of Python; elsewhere their tests are skipped.
 SAGE = sys.version_info[:2] == (3, 11)
 #: Options that add a layer.
-ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation"}
+ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation", "--card": "card"}
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
 

@@ -5,6 +5,8 @@ import uPlot from "uplot";
 
 const HEIGHT = 180;
 const COLOURS = 7;
+/** Steps of an axis of bytes. */
+const POWERS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
 export class Lines {
   #host;
@@ -14,7 +16,11 @@ export class Lines {
   #labels = "";
   #resized;
 
-  /** @param {Element} frame whose style has the colours @param {(value: number) => string} format of values */
+  /**
+   * @param {Element} frame whose style has the colours
+   * @param {{value: (value: number) => string, time: (at: number) => string,
+   *   timeLabel: string, binary: boolean}} format of both axes
+   */
   constructor(frame, format) {
     this.#frame = frame;
     this.#format = format;
@@ -51,6 +57,7 @@ export class Lines {
   }
 
   #options(lines) {
+    const { value, time, timeLabel, binary } = this.#format;
     const style = getComputedStyle(this.#frame);
     const of = (name) => style.getPropertyValue(name).trim();
     const axis = { stroke: of("--chart-text"), grid: { stroke: of("--chart-grid"), width: 1 }, ticks: { stroke: of("--chart-grid"), width: 1 } };
@@ -59,9 +66,12 @@ export class Lines {
       cursor: { drag: { x: false, y: false } },
       legend: { live: true },
       scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
-      axes: [axis, { ...axis, size: 76, values: (_, values) => values.map(this.#format) }],
+      axes: [
+        { ...axis, space: 90, values: (_, times) => times.map(time) },
+        { ...axis, size: 76, values: (_, values) => values.map(value), ...(binary ? { incrs: POWERS } : {}) },
+      ],
       series: [
-        {},
+        { label: timeLabel, value: (_, at) => (at === null || at === undefined ? "–" : time(at)) },
         ...lines.map((line, at) => ({
           label: line.label,
           stroke: of(`--line-${at % COLOURS}`),
@@ -69,7 +79,7 @@ export class Lines {
           dash: at >= COLOURS ? [6, 4] : undefined,
           spanGaps: false,
           points: { show: false },
-          value: (_, value) => (value === null || value === undefined ? "–" : this.#format(value)),
+          value: (_, found) => (found === null || found === undefined ? "–" : value(found)),
         })),
       ],
     };

@@ -141,7 +141,7 @@ class KvTransportCard extends HTMLElement {
       figures.element,
     );
     const charts = element("div", { class: "charts" });
-    frame.append(links, charts, failures, choices, element("div", { class: "pair" }, conversion, hot), transfers.element, transfers.averages);
+    frame.append(links, charts, failures, choices, element("div", { class: "pair" }, conversion, element("div", {}, hot, transfers.averages)), transfers.element);
     const sheets = ["card.css", ...(this.#charts ? ["charts.css"] : [])];
     this.#shadow.replaceChildren(...sheets.map((name) => element("link", { rel: "stylesheet", href: beside(name) })), frame);
 

@@ -28,7 +28,7 @@ export class History {
     return [
       {
         name: "throughput",
-        format: (value) => f.rate(value),
+        format: { value: (value) => f.rate(value), time: (at) => f.clock(at), timeLabel: t("at"), binary: true },
         data: () => this.#throughput(t),
         text: () => {
           const totals = this.#points.map(({ rates }) => (rates ? rates.sent + rates.landed : 0));
@@ -37,7 +37,7 @@ export class History {
       },
       {
         name: "duration",
-        format: (value) => f.seconds(value),
+        format: { value: (value) => f.seconds(value), time: (at) => f.clock(at), timeLabel: t("at"), binary: false },
         data: () => this.#durations(t),
         text: () => t("duration_text", { minutes }),
       },
