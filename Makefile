@@ -4,14 +4,14 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-simulation test-cpp test-fuzz test-vendor-headers test-wheel test-engines
+test: test-unit test-simulation test-cpp test-card test-fuzz test-vendor-headers test-wheel test-engines
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
 PARALLEL_TESTS = tests/config tests/contract tests/engine tests/format tests/hardware tests/integrations tests/kernels tests/sglang tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py
@@ -34,6 +34,10 @@ test-wheel:
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:
 	$(RUN) sh scripts/test_cpp.sh $(BUILD)
+
+# The card in a browser (Debian/Ubuntu: apt-get install chromium); skipped with a reason where there is none.
+test-card:
+	$(RUN) --card sh scripts/test_card.sh $(ARGS)
 
 # What is assumed of vendors' C interfaces against their headers; fetches Ascend's once.
 test-vendor-headers:

@@ -176,6 +176,7 @@ RULES: dict[str, tuple[Rule | OnlyFrom, ...]] = {
                 "integrations.sglang",
                 "hardware.probing",
                 "telemetry.reading",
+                "telemetry.reading",
             ),
         ),
     ),

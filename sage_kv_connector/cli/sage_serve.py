@@ -101,6 +101,7 @@ def with_options(serve: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapped(**given: Any) -> Any:
         words, path, engine = (given.pop(name) for name in OURS)
+        _card_in_gateway()
         if not words and engine is Engine.none:
             return serve(**given)
         try:
@@ -118,6 +119,20 @@ def with_options(serve: Callable[..., Any]) -> Callable[..., Any]:
     wrapped.__annotations__ = {one.name: one.annotation for one in [*own, *added]}
     wrapped.sage_kvt = True  # type: ignore[attr-defined]
     return wrapped
+
+
+def _card_in_gateway() -> None:
+    """``serve`` runs the one app that the gateway's package has; whatever hinders the card does not hinder it."""
+    try:
+        from sagellm_gateway.server import app
+
+        from sage_kv_connector.integrations.sage.gateway import PREFIX, mount_card
+
+        mount_card(app)
+    except Exception as error:
+        progress.print(f"KV transport: no card: {error}", markup=False, soft_wrap=True)
+    else:
+        progress.print(f"KV transport: its card is at {PREFIX}/ of the gateway", markup=False, soft_wrap=True)
 
 
 def configure(words: Sequence[str], path: Path) -> KVTransportConfig:

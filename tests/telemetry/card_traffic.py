@@ -7,25 +7,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.engine.transfer.offer import OfferTerms
-from sage_kv_connector.telemetry.recording.snapshot import Snapshot
+from sage_kv_connector.telemetry.reading.sources import Found
 from tests.engine.conftest import made_cores
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.paged_side import Side
 
 PAGES = 96
 PROMPT = Prompt(list(range(600)))
-
-
-class Engines(NamedTuple):
-    """What a source finds."""
-
-    snapshots: list[Snapshot]
-    silent: dict[str, str] = MappingProxyType({})  # type: ignore[assignment]
 
 
 class Traffic:
@@ -50,9 +42,9 @@ class Traffic:
         ]
         self._numbers = itertools.count()
 
-    def source(self) -> Engines:
+    def source(self) -> Found:
         sides: list[ConvertingSide | Side] = [*self.plain, *self.converting, *self.prompted]
-        return Engines([side.core.snapshot() for side in sides])
+        return Found([side.core.snapshot() for side in sides])
 
     def move(self, pages: int = 32) -> None:
         """One hand-over of each pair."""

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.telemetry.reading.card import page as page_module
 from sage_kv_connector.telemetry.reading.card import router as router_module
 from sage_kv_connector.telemetry.reading.card.contents import FAULTS
 from sage_kv_connector.telemetry.reading.card.page import CHARTS, page_files
-from sage_kv_connector.telemetry.reading.card.router import Source, card_router
-from sage_kv_connector.telemetry.recording.metrics import METRICS
+from sage_kv_connector.telemetry.reading.card.router import card_router
+from sage_kv_connector.telemetry.reading.exporter import create_app
+from sage_kv_connector.telemetry.reading.sources import Found, Source
+from sage_kv_connector.telemetry.recording.metrics import METRICS, PREFIX
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot, TransferRecord
-from tests.telemetry.card_traffic import Engines, Traffic, traffic
+from tests.telemetry.card_traffic import Traffic, traffic
 
 PAGE = Path(__file__).resolve().parents[2] / "web" / "card" / "page"
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -53,49 +56,60 @@ def shown(source: Source) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def of(snapshots: list[Snapshot], metric: str, **labels: str) -> float:
-    """What /metrics says of all engines."""
-    return sum(one.value(metric, **labels) for one in snapshots)
+class Scraped:
+    """What the exporter's /metrics says of the same engines."""
+
+    def __init__(self, source: Source) -> None:
+        text = TestClient(create_app(source), base_url="http://127.0.0.1").get("/metrics").text
+        self._samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+
+    def of(self, metric: str, **labels: str) -> float:
+        """The sum of the series that have these labels."""
+        return sum(
+            one.value
+            for one in self._samples
+            if one.name == PREFIX + metric and labels.items() <= one.labels.items()
+        )
 
 
-def test_numbers_are_those_of_the_same_snapshots(moving: Traffic) -> None:
+def test_numbers_are_those_of_metrics_at_that_moment(moving: Traffic) -> None:
     taken = moving.source()
-    card, them = shown(lambda: taken), taken.snapshots
-    assert len(card["engines"]) == len(them) == 6
-    for link, where in ((link, {"peer": link["peer"], "backend": link["backend"]}) for link in card["links"]):
-        (one,) = [one for one in them if (one.engine, one.rank) == (link["engine"], link["rank"])]
-        assert link["sent"] == one.value("link_bytes_total", direction="sent", **where)
-        assert link["landed"] == one.value("link_bytes_total", direction="landed", **where)
-        assert link["transfers"] == one.value("transfers_total", **where)
-        assert link["failed"] == link["transfers"] - one.value("transfers_total", code="ok", **where)
+    card, scraped = shown(lambda: taken), Scraped(lambda: taken)
+    assert len(card["engines"]) == scraped.of("engines") == 6
+    for link in card["links"]:
+        where = {name: str(link[name]) for name in ("engine", "rank", "peer", "backend")}
+        assert link["sent"] == scraped.of("link_bytes_total", direction="sent", **where)
+        assert link["landed"] == scraped.of("link_bytes_total", direction="landed", **where)
+        assert link["transfers"] == scraped.of("transfers_total", **where)
+        assert link["failed"] == link["transfers"] - scraped.of("transfers_total", code="ok", **where)
     for total, metric, labels in (
         ("sent", "link_bytes_total", {"direction": "sent"}),
         ("landed", "link_bytes_total", {"direction": "landed"}),
         ("transfers", "transfers_total", {}),
     ):
-        assert sum(link[total] for link in card["links"]) == of(them, metric, **labels) > 0, total
+        assert sum(link[total] for link in card["links"]) == scraped.of(metric, **labels) > 0, total
     work: dict[str, float] = {}
     for engine in card["engines"]:
         for kind, seconds in engine["work"].items():
             work[kind] = work.get(kind, 0) + seconds
     for kind in ("encode", "decode"):
-        assert work[kind] == pytest.approx(of(them, "conversion_seconds_total", work=kind)) != 0
-        assert card["converted_bytes"][kind] == of(them, "converted_bytes_total", work=kind) > 0
+        assert work[kind] == pytest.approx(scraped.of("conversion_seconds_total", work=kind)) != 0
+        assert card["converted_bytes"][kind] == scraped.of("converted_bytes_total", work=kind) > 0
     for kind in ("send", "place", "verify", "copy"):
-        assert work.get(kind, 0) == pytest.approx(of(them, "lane_seconds_total", work=kind))
+        assert work.get(kind, 0) == pytest.approx(scraped.of("lane_seconds_total", work=kind))
     for one in card["compression"]:
         for field in ("transferred_bytes", "kv_bytes"):
-            expected = of(them, f"{field}_total", side="decode", wire_dtype=one["wire_dtype"])
+            expected = scraped.of(f"{field}_total", side="decode", wire_dtype=one["wire_dtype"])
             assert one[field] == expected > 0
     assert {one["wire_dtype"] for one in card["compression"]} == {"same", "fp8_e4m3"}
     (failure,) = card["failures"]
     where = {"side": failure["side"], "code": failure["code"]}
-    assert failure["count"] == of(them, "transfers_total", **where) == 1
-    assert failure["lost_seconds"] == of(them, "lost_seconds_total", **where) > 0
+    assert failure["count"] == scraped.of("transfers_total", **where) == 1
+    assert failure["lost_seconds"] == scraped.of("lost_seconds_total", **where) > 0
     assert failure["meaning"] and failure["remedy"] and failure["detail"]
     for fault in card["faults"]:
         (label,) = METRICS[fault["metric"]].labels
-        assert fault["value"] == of(them, fault["metric"], **{label: fault["of"]}) > 0
+        assert fault["value"] == scraped.of(fault["metric"], **{label: fault["of"]}) > 0
 
 
 def test_times_are_those_of_the_histograms(moving: Traffic) -> None:
@@ -138,14 +152,14 @@ def test_choices_hot_chunks_and_transfers_are_those_of_the_engines(moving: Traff
 
 def test_what_other_releases_count_is_left_out() -> None:
     odd = Snapshot("e", 0, 1, 0, 1, (Sample("link_bytes_total", ("p",), 1), Sample("to_come", (), 1)), ())
-    card = shown(lambda: Engines([odd]))
+    card = shown(lambda: Found([odd]))
     assert card["links"] == [] and len(card["engines"]) == 1
 
 
 def test_an_unknown_code_is_shown_as_it_is_and_explained_as_other() -> None:
     labels = ("decode", "p[0]", "tcp", "same", "0", HOSTILE)
     one = Snapshot("e", 0, 1, 0, 1, (Sample("transfers_total", labels, 3),), ())
-    (failure,) = shown(lambda: Engines([one]))["failures"]
+    (failure,) = shown(lambda: Found([one]))["failures"]
     assert (failure["code"], failure["count"], failure["at"]) == (HOSTILE, 3, None)
     assert "does not know" in failure["meaning"]
 
@@ -153,21 +167,37 @@ def test_an_unknown_code_is_shown_as_it_is_and_explained_as_other() -> None:
 def test_a_transfer_that_nobody_fetched_is_a_link_of_nobody() -> None:
     record = TransferRecord("t", "prefill", "", "", "", 0, 0, 0, 5.0, 1.0, (("hold", 1.0),), "expired", "x")
     sample = Sample("transfers_total", ("prefill", "", "", "", "0", "expired"), 1)
-    card = shown(lambda: Engines([Snapshot("e", 0, 1, 0, 1, (sample,), (), transfers=(record,))]))
+    card = shown(lambda: Found([Snapshot("e", 0, 1, 0, 1, (sample,), (), transfers=(record,))]))
     (link,) = card["links"]
     assert (link["peer"], link["open"], link["failed"], link["seconds"]) == ("", False, 1, None)
     assert card["failures"][0]["at"] == 6.0
 
 
+def test_what_went_wrong_is_an_alert_and_what_did_not_is_none() -> None:
+    counted = (
+        Sample("checksum_failures_total", ("tcp",), 2),
+        Sample("checksum_failures_total", ("shm",), 0),
+        Sample("dials_total", ("ok",), 5),
+        Sample("dials_total", ("unreachable",), 1),
+        Sample("chunks_total", ("tcp", "sent"), 9),
+    )
+    two = [Snapshot("e", rank, 1, 0, 1, counted, ()) for rank in range(2)]
+    faults = shown(lambda: Found(two))["faults"]
+    assert [(one["metric"], one["of"], one["value"]) for one in faults] == [
+        ("checksum_failures_total", "tcp", 4),
+        ("dials_total", "unreachable", 2),
+    ]
+
+
 def test_engines_that_do_not_answer_are_an_alert() -> None:
-    card = shown(lambda: Engines([], {"17-x.sock": "timed out"}))
+    card = shown(lambda: Found([], {"17-x.sock": "timed out"}))
     assert card["faults"] == [{"metric": "silent_engines", "of": "17-x.sock: timed out", "value": 1}]
 
 
 def test_a_source_that_fails_is_said_and_asked_again() -> None:
-    answers: list[Engines | Exception] = [PermissionError("no\nway"), Engines([])]
+    answers: list[Found | Exception] = [PermissionError("no\nway"), Found([])]
 
-    def source() -> Engines:
+    def source() -> Found:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -184,9 +214,9 @@ def test_engines_are_asked_once_for_all_pages(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(router_module, "FRESH", 3600.0)
     asked = []
 
-    def source() -> Engines:
+    def source() -> Found:
         asked.append(1)
-        return Engines([])
+        return Found([])
 
     served = client(source)
     for _ in range(5):
@@ -222,6 +252,13 @@ def test_nothing_is_inline_or_from_elsewhere(moving: Traffic) -> None:
         )
 
 
+def test_a_page_of_another_site_can_not_read_the_numbers(moving: Traffic) -> None:
+    served = client(moving.source)
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        answer = served.get("/card/card.json", headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == status and ("engines" in answer.json()) == (status == 200)
+
+
 def test_files_beyond_the_page_are_not_served(moving: Traffic) -> None:
     served = client(moving.source)
     for name in ("router.py", "..%2Frouter.py", "digest", "index.html.bak", "%2e%2e/page.py"):
@@ -234,20 +271,20 @@ def test_without_npm_the_card_has_no_charts_and_all_else(
     shutil.copytree(PAGE, tmp_path / "page")
     monkeypatch.setattr(page_module, "files", lambda _: tmp_path)
     assert not set(CHARTS) & set(page_files())
-    assert shown(lambda: Engines([]))["charts"] is False
+    assert shown(lambda: Found([]))["charts"] is False
     (tmp_path / "built").mkdir()
     for name in CHARTS[:2]:
         (tmp_path / "built" / name).write_text("x")
     assert not set(CHARTS) & set(page_files()), "without its licence the library is not served"
     (tmp_path / "built" / CHARTS[2]).write_text("x")
-    assert shown(lambda: Engines([]))["charts"] is True
-    assert client(lambda: Engines([])).get("/card/charts.js").status_code == 200
+    assert shown(lambda: Found([]))["charts"] is True
+    assert client(lambda: Found([])).get("/card/charts.js").status_code == 200
 
 
 def test_an_installation_without_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "files", lambda _: tmp_path)
     with pytest.raises(FileNotFoundError, match="the card's page is not in this installation"):
-        card_router(lambda: Engines([]))
+        card_router(lambda: Found([]))
 
 
 def words(language: str) -> dict[str, str]:

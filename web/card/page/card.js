@@ -141,6 +141,8 @@ class KvTransportCard extends HTMLElement {
       figures.element,
     );
     const charts = element("div", { class: "charts" });
+    const noCharts = element("p", { class: "empty", text: t("no_charts"), hidden: true });
+    charts.append(noCharts);
     frame.append(links, charts, failures, choices, element("div", { class: "pair" }, conversion, element("div", {}, hot, transfers.averages)), transfers.element);
     const sheets = ["card.css", ...(this.#charts ? ["charts.css"] : [])];
     this.#shadow.replaceChildren(...sheets.map((name) => element("link", { rel: "stylesheet", href: beside(name) })), frame);
@@ -151,7 +153,7 @@ class KvTransportCard extends HTMLElement {
       charts.append(...lines.map(({ chart, lines: made }) => panel(chart.name, t(chart.name), "", made.element)));
     }
     this.#parts = {
-      t, format, status, updated, engines, pause, charts, lines,
+      t, format, status, updated, engines, pause, noCharts, lines,
       updates: [figures, transfers, ...panels],
       destroy: () => {
         dark.removeEventListener("change", repaint);
@@ -185,7 +187,7 @@ class KvTransportCard extends HTMLElement {
   }
 
   #show() {
-    const { t, format, status, updated, engines, pause, charts, lines, updates } = this.#parts;
+    const { t, format, status, updated, engines, pause, noCharts, lines, updates } = this.#parts;
     const last = this.#answers.at(-1);
     const at = last ? format.clock(last.at) : "";
     const failed = this.#failed && !this.#paused;
@@ -201,7 +203,7 @@ class KvTransportCard extends HTMLElement {
     setText(engines, counts.engines ? t("engines_text", counts) : t("no_engine"));
     const rates = this.#answers.length > 1 ? between(this.#answers[0].answer, answer) : null;
     for (const one of updates) one.update(answer, rates);
-    charts.hidden = lines.length === 0;
+    noCharts.hidden = answer.charts;
     for (const { chart, lines: made } of lines) made.set(chart.data(), chart.text());
   }
 }

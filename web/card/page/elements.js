@@ -49,7 +49,7 @@ export class Table {
       this.#body,
     );
     // Wide tables scroll on their own, by keyboard, too.
-    this.#scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, this.#table);
+    this.#scroll = element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }, this.#table);
     this.element = element("div", {}, this.#scroll, this.#empty);
     this.update([]);
   }

@@ -17,7 +17,7 @@ export function between(older, newer) {
   for (const engine of newer.engines) {
     const known = before.get(engine.id);
     if (!known || engine.taken <= known.taken) return null;
-    seconds.set(engine.engine + "\n" + engine.rank, engine.taken - known.taken);
+    seconds.set(engine.id, engine.taken - known.taken);
   }
   const links = new Map();
   const linksBefore = new Map(older.links.map((link) => [link.id, link]));
@@ -25,7 +25,7 @@ export function between(older, newer) {
   let landed = 0;
   for (const link of newer.links) {
     const known = linksBefore.get(link.id) ?? { sent: 0, landed: 0 };
-    const span = seconds.get(link.engine + "\n" + link.rank);
+    const span = seconds.get(link.of);
     const rate = {
       sent: Math.max(0, link.sent - known.sent) / span,
       landed: Math.max(0, link.landed - known.landed) / span,

@@ -77,7 +77,9 @@ export class Transfers {
   #averages;
 
   update(answer) {
-    this.#table.update(answer.transfers);
+    const list = this.#table.element;
+    // Nobody's row goes away while it is read.
+    if (!list.matches(":focus-within") && !list.querySelector("details[open]")) this.#table.update(answer.transfers);
     this.#averages.update(answer.stages);
   }
 }

@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { between, conversionShare, quantiles, workOf } from "../page/rates.js";
 
 const link = (changes) => ({
-  id: "e/0/1/0/p/tcp", engine: "e", rank: 0, peer: "p", backend: "tcp", sent: 0, landed: 0, capacity: 0, transfers: 0, ...changes,
+  id: "e/0/1/0/p/tcp", of: "e/0/1/0", engine: "e", rank: 0, peer: "p", backend: "tcp", sent: 0, landed: 0, capacity: 0, transfers: 0, ...changes,
 });
 
 function answer(changes = {}) {
@@ -42,12 +42,12 @@ test("a new link counts from nothing, and one that went counts no more", () => {
   assert.equal(between(answer({ links: [other] }), later(2, { links: [] })).sent, 0);
 });
 
-test("two engines are each measured by their own clock", () => {
+test("two processes of one name are each measured by their own clock", () => {
   const engines = (a, b) => [
-    { id: "a", engine: "a", rank: 0, taken: a, work: {} },
-    { id: "b", engine: "b", rank: 0, taken: b, work: {} },
+    { id: "a", engine: "same", rank: 0, taken: a, work: {} },
+    { id: "b", engine: "same", rank: 0, taken: b, work: {} },
   ];
-  const links = (sent) => [link({ id: "a", engine: "a", sent }), link({ id: "b", engine: "b", sent })];
+  const links = (sent) => [link({ id: "a", of: "a", sent }), link({ id: "b", of: "b", sent })];
   const rates = between(answer({ engines: engines(1, 1), links: links(0) }), answer({ engines: engines(2, 5), links: links(100) }));
   assert.equal(rates.links.get("a").sent, 100);
   assert.equal(rates.links.get("b").sent, 25);

@@ -154,6 +154,7 @@ def _links(one: Snapshot) -> Iterator[LinkShown]:
         capacity = (opened[link].capacity if link in opened else 0.0) or fastest
         yield LinkShown(
             id=f"{_id(one)}/{'/'.join(link)}",
+            of=_id(one),
             engine=one.engine,
             rank=one.rank,
             peer=link[0],

@@ -5,29 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Response
 
 from sage_kv_connector.contract.failure import excerpt
 from sage_kv_connector.telemetry.reading.card.contents import contents
 from sage_kv_connector.telemetry.reading.card.page import page_files
-from sage_kv_connector.telemetry.recording.snapshot import Snapshot
-
-
-class Found(Protocol):
-    """Engines that answered, and why the others did not, by who they are."""
-
-    @property
-    def snapshots(self) -> Sequence[Snapshot]: ...
-
-    @property
-    def silent(self) -> Mapping[str, str]: ...
-
-
-Source = Callable[[], Found]
+from sage_kv_connector.telemetry.reading.sources import Source
 
 #: Of every answer. Nothing inline and nothing from elsewhere; pages of the same origin may frame it.
 HEADERS = {
@@ -43,7 +29,9 @@ FRESH = 0.5
 
 
 def card_router(source: Source) -> APIRouter:
-    """``/`` is the page, ``/card.json`` its numbers: 503 with ``{"error": …}`` while ``source`` raises.
+    """``/`` is the page, ``/card.json`` its numbers.
+
+    The numbers are ``{"error": …}`` with 503 while ``source`` raises, with 403 to a page of another site.
 
     ``source`` is called on a thread of the server's pool, by one request at a time.
     """
@@ -52,8 +40,13 @@ def card_router(source: Source) -> APIRouter:
     latest = _Latest(source, "charts.js" in served)
 
     @router.get("/card.json")
-    def card_json() -> Response:
-        status, body = latest.answer()
+    def card_json(sec_fetch_site: str = Header("")) -> Response:
+        if (
+            sec_fetch_site == "cross-site"
+        ):  # an app may let every site read what it answers: not these numbers
+            status, body = 403, b'{"error": "asked by a page of another site"}'
+        else:
+            status, body = latest.answer()
         return Response(
             body, status, media_type="application/json", headers={**HEADERS, "Cache-Control": "no-store"}
         )

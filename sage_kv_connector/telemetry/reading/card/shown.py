@@ -25,12 +25,15 @@ class EngineShown(msgspec.Struct, frozen=True):
 
 
 class LinkShown(msgspec.Struct, frozen=True):
-    """An engine and a peer by one backend. ``capacity``: bytes a second, 0 if unknown; ``source``: nic or best.
+    """An engine and a peer by one backend. ``of``: the engine's ``id``.
+
+    ``capacity``: bytes a second, 0 if unknown; ``source``: nic or best.
 
     ``wire_seconds``, ``seconds``: medians of the ``recent`` last transfers that ended well; None without one.
     """
 
     id: str
+    of: str
     engine: str
     rank: int
     peer: str
