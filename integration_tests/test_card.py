@@ -6,6 +6,7 @@ make test-card; skipped with a reason where Chromium, playwright or npm's packag
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from fastapi import FastAPI, Response
 from playwright.sync_api import Browser, Page, expect
 
 from integration_tests.card_browser import browser, chromium, serving
-from sage_kv_connector.integrations.sage.gateway import mount_card
+from sage_kv_connector.integrations.sage.gateway import create_app, mount_card
 from sage_kv_connector.telemetry.reading.card import page as page_module
 from sage_kv_connector.telemetry.reading.card import router as router_module
 from sage_kv_connector.telemetry.reading.sources import Found
+from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
 from tests.telemetry.card_traffic import Traffic, traffic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,10 +55,12 @@ def chrome() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def engines() -> Iterator[Traffic]:
-    """They hand KV over all the time; one has a name that is HTML."""
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traffic]:
+    """They hand KV over all the time, and publish what they count; one has a name that is HTML."""
     stop = threading.Event()
-    with traffic(HOSTILE) as made:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv(DIRECTORY_ENV, str(tmp_path_factory.mktemp("telemetry")))
+        made = stack.enter_context(traffic(HOSTILE))
         made.move()
         made.fail()
 
@@ -337,7 +341,8 @@ def test_another_page_of_the_same_site_embeds_it(engines: Traffic, opened: Opene
     @app.get("/dashboard")
     def dashboard() -> Response:
         return Response(
-            "<!doctype html><html lang=en><title>Mine</title><link rel=icon href=data:,><style>* { color: red !important }</style>"
+            "<!doctype html><html lang=en><title>Mine</title><link rel=icon href=data:,>"
+            "<style>* { color: red !important }</style>"
             "<script type=module src=/kv-transport/card.js></script><main><h1>Mine</h1>"
             "<kv-transport-card src=/kv-transport/card.json lang=zh theme=dark>"
             "</kv-transport-card></main>",
@@ -363,10 +368,9 @@ def test_another_page_of_the_same_site_embeds_it(engines: Traffic, opened: Opene
 
 
 def test_the_real_gateway_serves_it(engines: Traffic, opened: Opened) -> None:
-    gateway = pytest.importorskip("sagellm_gateway", reason="the SAGE packages want Python 3.11")
-    app = gateway.create_app()
-    mount_card(app, engines.source)
-    with serving(app) as url:
+    """By one call, over the sockets at which the engines publish."""
+    pytest.importorskip("sagellm_gateway", reason="the SAGE packages want Python 3.11")
+    with serving(create_app()) as url:
         page = opened(f"{url}/kv-transport")
         expect(page.get_by_role("status")).to_have_text("Live")
         expect(row(page, "links", "decode-1[0]")).to_be_visible()

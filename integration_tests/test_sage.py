@@ -48,6 +48,7 @@ from sage_kv_connector.contract.chunk import DeviceSpec
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.integrations.sage.comm_backend import SageKvtCommBackend, register
 from sage_kv_connector.integrations.sage.payload import Tagged
+from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
 
 RECALL_MODEL = Path(__file__).parent / "recall_model"
 Backends = list[SageKvtCommBackend]
@@ -293,7 +294,7 @@ def test_sage_llm_serve_hands_kv_over_between_vllm_servers(tmp_path: Path) -> No
              "--kv-transport", "preset=low-latency", "--kv-transport", "backend=tcp",
              "--kv-transport", "host=127.0.0.1", "--kv-transport", f"audit-file={audit}"],
             stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", DIRECTORY_ENV: str(tmp_path / "telemetry")},
         )  # fmt: skip
     try:
         until = time.monotonic() + 200
@@ -320,6 +321,10 @@ def test_sage_llm_serve_hands_kv_over_between_vllm_servers(tmp_path: Path) -> No
             time.sleep(0.1)
         assert {one["side"] for one in records} == {"producer", "consumer"}
         assert records[0]["sha256"] == records[1]["sha256"] and records[0]["backend"] == "tcp"
+        card = get(f"http://127.0.0.1:{port}/kv-transport/card.json")
+        moved = [(one["record"]["side"], one["record"]["nbytes"]) for one in card["transfers"]]
+        assert sorted(moved) == [("decode", records[0]["nbytes"]), ("prefill", records[0]["nbytes"])]
+        assert {one["backend"] for one in card["choices"]} == {"tcp"}
     finally:
         served.send_signal(signal.SIGTERM)
         served.wait(60)
