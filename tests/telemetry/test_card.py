@@ -81,6 +81,9 @@ def test_numbers_are_those_of_metrics_at_that_moment(moving: Traffic) -> None:
         assert link["sent"] == scraped.of("link_bytes_total", direction="sent", **where)
         assert link["landed"] == scraped.of("link_bytes_total", direction="landed", **where)
         assert link["transfers"] == scraped.of("transfers_total", **where)
+        best = scraped.of("link_capacity_bytes_per_second", source="best", **where)
+        nic = scraped.of("link_capacity_bytes_per_second", source="nic", **where)
+        assert (link["capacity"], link["source"]) == ((nic, "nic") if nic else (best, "best"))
         assert link["failed"] == link["transfers"] - scraped.of("transfers_total", code="ok", **where)
     for total, metric, labels in (
         ("sent", "link_bytes_total", {"direction": "sent"}),
@@ -148,6 +151,22 @@ def test_choices_hot_chunks_and_transfers_are_those_of_the_engines(moving: Traff
     (link,) = [link for link in card["links"] if (link["engine"], link["open"]) == ("decode-0", True)]
     assert link["recent"] == 2 and 0 < link["wire_seconds"] <= link["seconds"]
     assert link["capacity"] > 0 and link["source"] in ("nic", "best")
+
+
+@pytest.mark.parametrize(
+    ("known", "shown_as"),
+    [({"nic": 9.0, "best": 2.0}, (9.0, "nic")), ({"best": 2.0}, (2.0, "best")), ({"nic": 0.0}, (0.0, ""))],
+)
+def test_a_link_can_carry_what_its_card_says_else_what_was_best(
+    known: dict[str, float], shown_as: tuple[float, str]
+) -> None:
+    speeds = [
+        Sample("link_capacity_bytes_per_second", ("p[0]", "tcp", source), speed)
+        for source, speed in known.items()
+    ]
+    moved = Sample("link_bytes_total", ("p[0]", "tcp", "sent"), 1)
+    (link,) = shown(lambda: Found([Snapshot("e", 0, 1, 0, 1, (*speeds, moved), ())]))["links"]
+    assert (link["capacity"], link["source"]) == shown_as
 
 
 def test_what_other_releases_count_is_left_out() -> None:

@@ -32,6 +32,8 @@ MOST_TRANSFERS, MOST_HOT = 20, 10
 
 #: Counters that say by themselves that something is wrong, and a gauge.
 FAULTS = (
+    "failed_loads_total",
+    "failed_offers_total",
     "checksum_failures_total",
     "forged_frames_total",
     "refused_chunks_total",
@@ -131,10 +133,10 @@ def _engine(one: Snapshot) -> EngineShown:
 
 def _links(one: Snapshot) -> Iterator[LinkShown]:
     """Whoever is named by a session, by bytes that moved or by a transfer."""
-    opened = {(link.peer, link.backend): link for link in one.links}
+    opened = {(link.peer, link.backend) for link in one.links}
     moved: dict[tuple[str, str, str], float] = defaultdict(float)
     ended: dict[tuple[str, str, bool], float] = defaultdict(float)
-    best: dict[tuple[str, str], float] = {}
+    capacities: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for metric, labels, value in _named(
         [one], "link_bytes_total", "transfers_total", "link_capacity_bytes_per_second"
     ):
@@ -143,15 +145,14 @@ def _links(one: Snapshot) -> Iterator[LinkShown]:
             moved[peer, backend, labels["direction"]] += value
         elif metric == "transfers_total":
             ended[peer, backend, labels["code"] == "ok"] += value
-        elif labels["source"] == "best":
-            best[peer, backend] = value
+        elif value > 0:
+            capacities[peer, backend][labels["source"]] = value
     for link in sorted({*opened, *((peer, backend) for peer, backend, _ in (*moved, *ended))}):
         recent = [
             record for record in one.transfers if (record.peer, record.backend, record.code) == (*link, "ok")
         ]
         wire = [seconds for record in recent for stage, seconds in record.stages if stage == "wire"]
-        fastest = best.get(link, 0.0)
-        capacity = (opened[link].capacity if link in opened else 0.0) or fastest
+        source = next((source for source in ("nic", "best") if source in capacities[link]), "")
         yield LinkShown(
             id=f"{_id(one)}/{'/'.join(link)}",
             of=_id(one),
@@ -162,8 +163,8 @@ def _links(one: Snapshot) -> Iterator[LinkShown]:
             open=link in opened,
             sent=moved[*link, "sent"],
             landed=moved[*link, "landed"],
-            capacity=capacity,
-            source="" if not capacity else "best" if capacity == fastest else "nic",
+            capacity=capacities[link].get(source, 0.0),
+            source=source,
             transfers=ended[*link, True] + ended[*link, False],
             failed=ended[*link, False],
             recent=len(recent),
