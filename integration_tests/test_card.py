@@ -23,9 +23,11 @@ from fastapi import FastAPI, Response
 from playwright.sync_api import Browser, Page, expect
 
 from integration_tests.card_browser import browser, chromium, serving
-from sage_kv_connector.integrations.sage.gateway import create_app, mount_card
+from sage_kv_connector.integrations.sage.gateway import create_app as create_gateway
+from sage_kv_connector.integrations.sage.gateway import mount_card
 from sage_kv_connector.telemetry.reading.card import page as page_module
 from sage_kv_connector.telemetry.reading.card import router as router_module
+from sage_kv_connector.telemetry.reading.exporter import create_app as create_exporter
 from sage_kv_connector.telemetry.reading.sources import Found
 from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
 from tests.telemetry.card_traffic import Traffic, traffic
@@ -79,9 +81,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traffic]:
 
 @pytest.fixture(scope="module")
 def where(engines: Traffic, node_modules: Path) -> Iterator[str]:
-    app = FastAPI()
-    mount_card(app, engines.source)
-    with serving(app) as url:
+    with serving(create_exporter(engines.source)) as url:
         yield f"{url}/kv-transport/"
 
 
@@ -370,7 +370,7 @@ def test_another_page_of_the_same_site_embeds_it(engines: Traffic, opened: Opene
 def test_the_real_gateway_serves_it(engines: Traffic, opened: Opened) -> None:
     """By one call, over the sockets at which the engines publish."""
     pytest.importorskip("sagellm_gateway", reason="the SAGE packages want Python 3.11")
-    with serving(create_app()) as url:
+    with serving(create_gateway()) as url:
         page = opened(f"{url}/kv-transport")
         expect(page.get_by_role("status")).to_have_text("Live")
         expect(row(page, "links", "decode-1[0]")).to_be_visible()

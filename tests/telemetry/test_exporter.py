@@ -109,6 +109,23 @@ def test_with_a_token_every_path_wants_it() -> None:
     assert client.get("/healthz").is_success
 
 
+def test_a_browser_sends_the_token_as_a_password_and_shows_the_card() -> None:
+    client = TestClient(create_app(lambda: sources.Found([]), "a:token"), base_url="http://10.0.0.1")
+    assert client.get("/").headers["WWW-Authenticate"].startswith("Basic realm=")
+    for user, password in (("anybody", "a:token"), ("", "a:token")):
+        page = client.get("/", auth=(user, password))
+        assert (
+            page.status_code == 200
+            and page.url.path == "/kv-transport/"
+            and "<kv-transport-card" in page.text
+        )
+        assert client.get("/kv-transport/card.json", auth=(user, password)).json()["engines"] == []
+    for wrong in ("a", "a:tokens", ""):
+        assert client.get("/kv-transport/card.json", auth=("a:token", wrong)).status_code == 401
+    for odd in ("Basic", "Basic !", "Basic /w==", "Basic YTp0b2tlbg==", "basic"):
+        assert client.get("/kv-transport/", headers={"Authorization": odd}).status_code == 401, odd
+
+
 def test_the_command_serves_and_says_where(place: Path, tmp_path: Path, make: Cores) -> None:
     prefill, _ = handed_over(make)
     token = tmp_path / "token"

@@ -2,25 +2,31 @@
 """An HTTP server that shows what engines count: /metrics, /snapshot, /healthz, and the card.
 
 Without a token it answers on loopback only, and to requests that name a loopback host only, so that no web page can
-read it through a browser. With one, every request but /healthz must bring it.
+read it through a browser. With one, every request but /healthz must bring it: as a Bearer, or as the password that a
+browser asks for.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from sage_kv_connector.telemetry.reading.card.router import card_router
 from sage_kv_connector.telemetry.reading.prometheus import Engines
 from sage_kv_connector.telemetry.reading.sources import Source, body_of
 
 OPEN_PATHS = ("/healthz",)
+CARD = "/kv-transport"
+CHALLENGE = 'Basic realm="sage_kvt exporter: the token is the password", Bearer'
 Next = Callable[[Request], Awaitable[Response]]
 
 
@@ -79,17 +85,33 @@ def create_app(source: Source, token: str = "") -> FastAPI:
         body = {"ok": not found.silent, "engines": len(found.snapshots), "silent": len(found.silent)}
         return JSONResponse(body, 503 if found.silent else 200)
 
+    @app.get("/")
+    def root() -> Response:
+        return RedirectResponse(f"{CARD}/")
+
+    app.include_router(card_router(source), prefix=CARD)
     return app
 
 
 def _refusal(request: Request, token: str) -> Response | None:
     if token:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = _given(request.headers.get("authorization", ""))
         if hmac.compare_digest(given.encode(), token.encode()):
             return None
         error = "this exporter wants its token: Authorization: Bearer TOKEN"
-        return JSONResponse({"error": error}, 401, headers={"WWW-Authenticate": "Bearer"})
+        return JSONResponse({"error": error}, 401, headers={"WWW-Authenticate": CHALLENGE})
     host = request.url.hostname or ""
     if is_loopback(host):
         return None
     return JSONResponse({"error": f"host {host!r} is not loopback, and there is no token"}, 421)
+
+
+def _given(authorization: str) -> str:
+    """The token of a Bearer, or the password of whatever user; "" for neither."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return authorization.removeprefix("Bearer ")
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
