@@ -5,6 +5,12 @@ import uPlot from "uplot";
 
 const HEIGHT = 180;
 const COLOURS = 7;
+/** Beside colours, so that nobody needs these to tell lines apart: on the canvas, and of markers in the legend. */
+const DASHES = [
+  { line: undefined, marker: "solid" },
+  { line: [8, 4], marker: "dashed" },
+  { line: [2, 3], marker: "dotted" },
+];
 /** Steps of an axis of bytes. */
 const POWERS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
@@ -64,7 +70,7 @@ export class Lines {
     return {
       ...this.#size(),
       cursor: { drag: { x: false, y: false } },
-      legend: { live: true },
+      legend: { live: true, markers: { dash: (_, series) => DASHES[(series + DASHES.length - 1) % DASHES.length].marker } },
       scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
       axes: [
         { ...axis, space: 90, values: (_, times) => times.map(time) },
@@ -76,7 +82,7 @@ export class Lines {
           label: line.label,
           stroke: of(`--line-${at % COLOURS}`),
           width: 2,
-          dash: at >= COLOURS ? [6, 4] : undefined,
+          dash: DASHES[at % DASHES.length].line,
           spanGaps: false,
           points: { show: false },
           value: (_, found) => (found === null || found === undefined ? "–" : value(found)),

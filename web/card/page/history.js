@@ -39,7 +39,11 @@ export class History {
         name: "duration",
         format: { value: (value) => f.seconds(value), time: (at) => f.clock(at), timeLabel: t("at"), binary: false },
         data: () => this.#durations(t),
-        text: () => t("duration_text", { minutes }),
+        text: () => {
+          const lasts = this.#durations(t).lines.map(({ label, values }) => [label, values.findLast((value) => value !== null)]);
+          const now = lasts.flatMap(([label, value]) => (value === undefined ? [] : [`${label} ${f.seconds(value)}`]));
+          return t("duration_text", { minutes, now: now.join(", ") || t("none") });
+        },
       },
     ];
   }
