@@ -4,6 +4,8 @@ RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
 SGLANG_TESTS = sglang sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
+CARD_TESTS = card dashboard
+
 .PHONY: demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
@@ -37,7 +39,7 @@ test-cpp:
 
 # The card in a browser (Debian/Ubuntu: apt-get install chromium); skipped with a reason where there is none.
 test-card:
-	$(RUN) --card sh scripts/test_card.sh $(ARGS)
+	$(RUN) --card sh scripts/test_card.sh $(CARD_TESTS:%=integration_tests/test_%.py) $(ARGS)
 
 # What is assumed of vendors' C interfaces against their headers; fetches Ascend's once.
 test-vendor-headers:
@@ -53,7 +55,7 @@ test-full:
 
 # Tests that want SGLang skip themselves here.
 test-vllm:
-	$(RUN) python -m pytest -q --durations 25 integration_tests $(ARGS)
+	$(RUN) python -m pytest -q --durations 25 integration_tests $(CARD_TESTS:%=--ignore integration_tests/test_%.py) $(ARGS)
 
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:
