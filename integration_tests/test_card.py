@@ -272,6 +272,15 @@ def test_the_list_waits_while_somebody_reads_it(where: str, opened: Opened) -> N
     expect(names.first).not_to_have_text(before[0], timeout=10_000)
 
 
+def test_a_new_failure_is_told_to_screen_readers(engines: Traffic, where: str, opened: Opened) -> None:
+    page = opened(where)
+    expect(page.get_by_role("status")).to_have_text("Live")
+    told = page.locator("[aria-live=polite]")
+    expect(told).to_have_text("")
+    engines.fail()
+    expect(told).to_have_text("New failures: 1")
+
+
 def test_pause_stops_asking_and_resume_goes_on(where: str, opened: Opened) -> None:
     page = opened(where)
     asked: list[str] = []

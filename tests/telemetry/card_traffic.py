@@ -5,6 +5,7 @@ and converted, well and not."""
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,13 +42,18 @@ class Traffic:
             Side(make(tcp, engine_id="decode-2"), 2),
         ]
         self._numbers = itertools.count()
+        self._lock = threading.Lock()  # tests ask for a failure while another thread moves
 
     def source(self) -> Found:
         sides: list[ConvertingSide | Side] = [*self.plain, *self.converting, *self.prompted]
         return Found([side.core.snapshot() for side in sides])
 
     def move(self, pages: int = 32) -> None:
-        """One hand-over of each pair."""
+        """One hand-over of each pair. Any thread."""
+        with self._lock:
+            self._move(pages)
+
+    def _move(self, pages: int) -> None:
         for prefill, decode in (self.plain, self.converting):
             name = f"req-{next(self._numbers):04}"
             offer = prefill.offer(name, range(pages))
@@ -63,10 +69,11 @@ class Traffic:
         assert second.outcomes.get(timeout=10).ok and first.released.get(timeout=10).ok
 
     def fail(self) -> None:
-        """A transfer that prefill does not have."""
+        """A transfer that prefill does not have. Any thread."""
         prefill, decode = self.plain
-        decode.subscribe(prefill, "nobody-has-it", range(16), [0], finished=True)
-        assert not decode.outcomes.get(timeout=10).ok
+        with self._lock:
+            decode.subscribe(prefill, "nobody-has-it", range(16), [0], finished=True)
+            assert not decode.outcomes.get(timeout=10).ok
 
 
 @contextmanager

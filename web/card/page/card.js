@@ -93,6 +93,8 @@ class KvTransportCard extends HTMLElement {
     const last = this.#answers.at(-1);
     this.#failed = "";
     this.#history.add(between(last?.answer ?? null, answer), answer);
+    const failed = failedOf(answer) - (last ? failedOf(last.answer) : failedOf(answer));
+    if (failed > 0) setText(this.#parts.news, this.#parts.t("new_failure", { count: this.#parts.format.count(failed) }));
     this.#answers.push({ at: Date.now() / 1000, answer });
     while (this.#answers.length > 2 && this.#answers[1].at <= this.#answers.at(-1).at - STEADY_S) this.#answers.shift();
     if (answer.charts && !this.#charts) {
@@ -120,6 +122,7 @@ class KvTransportCard extends HTMLElement {
 
     const status = element("p", { class: "status", role: "status" });
     const updated = element("p", { class: "updated" });
+    const news = element("p", { class: "unseen", "aria-live": "polite" });
     const engines = element("p", { class: "engines" });
     const pause = element("button", { type: "button", id: "pause", onclick: () => this.#toggle() });
     const figures = new Figures(t, format);
@@ -135,6 +138,7 @@ class KvTransportCard extends HTMLElement {
         element("h2", { id: "title", text: t("title") }),
         status,
         updated,
+        news,
         element("div", { class: "controls" }, pause, this.#select("lang", t("language"), { en: "English", zh: "中文" }, this.#language), this.#select("theme", t("theme"), Object.fromEntries(THEMES.map((theme) => [theme, t(theme)])), this.#theme)),
       ),
       engines,
@@ -153,7 +157,7 @@ class KvTransportCard extends HTMLElement {
       charts.append(...lines.map(({ chart, lines: made }) => panel(chart.name, t(chart.name), "", made.element)));
     }
     this.#parts = {
-      t, format, status, updated, engines, pause, noCharts, lines,
+      t, format, status, updated, news, engines, pause, noCharts, lines,
       updates: [figures, transfers, ...panels],
       destroy: () => {
         dark.removeEventListener("change", repaint);
@@ -207,6 +211,8 @@ class KvTransportCard extends HTMLElement {
     for (const { chart, lines: made } of lines) made.set(chart.data(), chart.text());
   }
 }
+
+const failedOf = (answer) => answer.failures.reduce((sum, one) => sum + one.count, 0);
 
 // A visitor's choice, where the browser keeps any.
 function remembered(name) {
