@@ -36,3 +36,16 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """0.0123 → '12.3 ms'; from an hour on in hours."""
+    for scale, unit, below in (
+        (1e6, "µs", 1e-3),
+        (1e3, "ms", 1.0),
+        (1.0, "s", 600.0),
+        (1 / 60, "min", 7200.0),
+    ):
+        if seconds < below:
+            return f"{seconds * scale:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"
