@@ -20,12 +20,13 @@ from sage_kv_connector.cli.presets import presets
 from sage_kv_connector.cli.probe import probe
 from sage_kv_connector.cli.store import store
 from sage_kv_connector.cli.top import top
+from sage_kv_connector.cli.trace import trace
 from sage_kv_connector.console import emit
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(presets, name="presets")
-for command in (doctor, demo, explain, exporter, probe, store, top):
+for command in (doctor, demo, explain, exporter, probe, store, top, trace):
     app.command()(command)
 
 

@@ -144,7 +144,7 @@ def test_a_reader_that_hangs_does_not_keep_others_or_the_end(
 def test_what_an_exporter_says_is_checked() -> None:
     found = sources.Found([taken()], {"7-0.sock": "timed out"})
     assert sources.found_of(sources.body_of(found)) == found
-    for data in (b"[]", b'{"engines": []}', b"x"):
+    for data in (b"[]", b'{"engines": []}', b'{"engines": 5, "silent": {}}', b"x"):
         with pytest.raises(ValueError, match="not an exporter's /snapshot"):
             sources.found_of(data)
     with pytest.raises(ValueError, match="must begin with http"):

@@ -117,7 +117,7 @@ def found_of(data: bytes) -> Found:
     """The way back. Raises ValueError naming the field that is wrong."""
     try:
         body = json.loads(data)
-        engines, silent = body["engines"], dict(body["silent"])
+        engines, silent = list(body["engines"]), dict(body["silent"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"not an exporter's /snapshot: {error!r}") from error
     return Found([decode(msgspec.json.encode(one)) for one in engines], silent)
