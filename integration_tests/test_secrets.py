@@ -29,7 +29,13 @@ GIVEN = {
 @pytest.mark.full
 @pytest.mark.parametrize("form", GIVEN)
 def test_only_the_command_that_was_typed_has_it(scratch: Path, model: Path, form: str) -> None:
-    options = VllmOptions(model, scratch, 2048, extra=("--dtype", "float32"), env={SECRET_ENV: ""})
+    options = VllmOptions(
+        model,
+        scratch,
+        2048,
+        extra=("--dtype", "float32"),
+        env={SECRET_ENV: "", "VLLM_LOGGING_LEVEL": "DEBUG"},
+    )
     server = vllm_server(f"secret-{form}", options, GIVEN[form])
     with running(server):
         prompt = new_prompt(300)

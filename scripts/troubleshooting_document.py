@@ -19,7 +19,8 @@ _HEAD = """\
 
 Made from `sage_kv_connector/contract/failure_kinds.py` by `python -m scripts.troubleshooting_document`; don't edit it.
 
-Both servers log one line for each transfer, with the request and the transfer, whatever happened:
+Both servers log one line for each transfer, with the request and the transfer. The last two below are warnings, at most
+one a second of each code; the others are there with the log's level at debug ([log](ops.md#log)):
 
 ```
 received KV of request cmpl-…, transfer 7f3a…: 33554432 bytes in 3.1 ms (10.82 GB/s) over shm (direct)
@@ -34,7 +35,7 @@ KV of request cmpl-…, transfer 7f3a…: was not fetched: nobody fetched it wit
 
 "Did not arrive" is decode's word, "was not fetched" prefill's. Whatever the code, decode computes the prompt itself and
 the answer is right (SGLang answers with an error instead where it has no way to compute). A request that was aborted is
-no failure: it is told without a warning and counted apart. vLLM's `/metrics` counts failures by code:
+no failure: it is told at debug only and counted apart. vLLM's `/metrics` counts failures by code:
 `vllm:sage_kvt_failed_loads_total{code="…"}` on decode and `vllm:sage_kvt_failed_offers_total{code="…"}` on prefill.
 
 `sage-kvt explain CODE` prints a row of the tables below, `sage-kvt explain` all codes, and `--json` either for a

@@ -157,6 +157,10 @@ class KVTransportConfig(BaseModel):
         True,
         description="count and time what moves, and let sage-kvt exporter and top of the same user read it",
     )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="of this transport's log lines; json: one object a line on stderr, apart from the engine's",
+    )
     audit_file: Path | None = Field(
         None,
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",

@@ -8,6 +8,8 @@ a peer's newer release sends and this one does not know is ``other``.
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
+from traceback import extract_tb
 from typing import NamedTuple
 
 MAX_EXCERPT = 256
@@ -76,8 +78,10 @@ class Reason(NamedTuple):
 
 
 def fault(error: Exception) -> Reason:
-    """Of a fault that nobody thought of: ours, a library's, a vendor's."""
-    return Reason(Code.INTERNAL, f"{type(error).__name__}: {error}")
+    """Of a fault that nobody thought of: ours, a library's, a vendor's. Says where it was raised."""
+    raised = extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in raised)
+    return Reason(Code.INTERNAL, f"{type(error).__name__}: {error}{where}")
 
 
 class Failure(NamedTuple):

@@ -49,6 +49,8 @@ class TransferStats(msgspec.Struct, frozen=True):
     (``TransportPlan``), but over a backend of devices: "read" where kernels of the receiver read the sender's pages in
     place and converted them, "staged" where they were converted by way of host memory.
 
+    ``peer``: who sent it, or took it last; several with commas.
+
     ``wait_s`` runs from the call to the peer's readiness (its subscription, or its
     first byte), ``transfer_s`` from there to the last byte.
     """
@@ -61,6 +63,7 @@ class TransferStats(msgspec.Struct, frozen=True):
     mode: str
     checksum: bool
     wire_dtype: str = "same"
+    peer: str = ""
 
     @property
     def gbytes_per_s(self) -> float:
@@ -70,12 +73,14 @@ class TransferStats(msgspec.Struct, frozen=True):
 class Outcome(NamedTuple):
     """How a transfer ended: ``stats`` if every byte landed and held, else ``failure`` says why not.
 
-    On the producer neither is there when no consumer needed anything of it.
+    On the producer neither is there when no consumer needed anything of it. ``stages``: where its time went,
+    in order, in seconds; empty where it was not begun.
     """
 
     transfer_id: str
     stats: TransferStats | None = None
     failure: Failure | None = None
+    stages: tuple[tuple[str, float], ...] = ()
 
     @property
     def ok(self) -> bool:

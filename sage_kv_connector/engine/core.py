@@ -44,6 +44,7 @@ from sage_kv_connector.engine.transfer.consumer import Consumer
 from sage_kv_connector.engine.transfer.offer import NO_TERMS, OfferTerms, OnReleased
 from sage_kv_connector.engine.transfer.producer import Producer
 from sage_kv_connector.engine.transfer.subscription import OnOutcome, Subscription, Wanted
+from sage_kv_connector.telemetry.recording.json_lines import use_log_format
 from sage_kv_connector.telemetry.recording.publishing import Publisher, publish
 from sage_kv_connector.telemetry.recording.recorder import Recorder
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot
@@ -67,6 +68,7 @@ class EngineCore:
         device: DeviceMemory | None = None,
     ) -> None:
         self.config = config
+        use_log_format(config.log_format)
         if (schema is not None and schema.memory != "host") != (device is not None):
             raise ValueError(f"schema.memory is {schema.memory if schema else 'host'!r}, device is {device}")
         self._device = device

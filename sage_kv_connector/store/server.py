@@ -35,6 +35,7 @@ from sage_kv_connector.engine import (
 from sage_kv_connector.store import messages as sm
 from sage_kv_connector.store.arena import Arena
 from sage_kv_connector.store.entries import Entries, Entry
+from sage_kv_connector.telemetry.recording.flood import Flood, more_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class KVStore:
             ("put_entries", "put_bytes", "got_entries", "got_bytes", "hits", "misses", "refused"), 0
         )
         self._failed_transfers = 0
+        self._flood = Flood()
         self._core = EngineCore(config)
         self._core.register_memory([(self._base, self._arena.capacity)])
 
@@ -141,7 +143,10 @@ class KVStore:
     def _landed(self, fresh: dict[int, Entry], outcome: Outcome) -> None:
         if not outcome.ok:
             self._failed_transfers += 1
-            logger.warning("%d entries were not kept: %s", len(fresh), outcome.error)
+            assert outcome.failure is not None
+            if (untold := self._flood.untold(outcome.failure.code)) is not None:
+                why, more = outcome.error, more_text(untold)
+                logger.warning("%d entries were not kept: %s%s", len(fresh), why, more)
         for entry in fresh.values():
             if outcome.ok:
                 self._counts["put_entries"] += 1

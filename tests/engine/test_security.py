@@ -21,8 +21,9 @@ from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine.core import EngineCore
 from sage_kv_connector.engine.pages.memory import MemorySource
 from sage_kv_connector.engine.pages.target import MemoryTarget
-from sage_kv_connector.engine.session.refusals import QUIET_S, Refusals
+from sage_kv_connector.engine.session.refusals import Refusals
 from sage_kv_connector.engine.transfer.subscription import Wanted
+from sage_kv_connector.telemetry.recording.flood import QUIET_S, Flood
 from tests.backends.tcp.wire import MESSAGE, PREFACE, Proxy, header, parse_address
 from tests.engine.conftest import Cores, made_cores
 
@@ -279,7 +280,7 @@ def test_noise_is_refused_counted_and_logged_with_its_address(
 def test_a_flood_of_refusals_is_a_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     now = 100.0
-    refusals = Refusals(lambda: now)
+    refusals = Refusals(Flood(lambda: now))
     for number in range(1000):
         refusals.note(f"192.0.2.1:{number}", Reason(Code.PROTOCOL, "noise"))
     refusals.note("192.0.2.2:1", Reason(Code.BAD_SECRET, "another code has its own line"))

@@ -5,6 +5,7 @@ thread waits for nothing, and decode's status says that pages and metadata can b
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import numpy as np
 import pytest
@@ -168,7 +169,10 @@ def test_a_request_that_ends_while_its_event_is_waited_for_offers_nothing(
     assert prefill.manager.metadata._on_device.from_device.jobs == 0
 
 
-def test_what_a_device_lost_fails_the_room_by_its_name(serve: Serve, rig: Rig) -> None:
+def test_what_a_device_lost_fails_the_room_by_its_name_and_is_told_once(
+    serve: Serve, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "sage_kv_connector")
     prefill, decode = serve(PREFILL, rig), serve(DECODE, None)
     sender = prefill.sender(ROOM, len(THERE), ROW)
     receiver = decode.receiver(prefill, ROOM, HERE, THEIR_ROW)
@@ -181,6 +185,11 @@ def test_what_a_device_lost_fails_the_room_by_its_name(serve: Serve, rig: Rig) -
     failed(receiver, decode, "prefill's device failed")
     sender.clear()
     eventually(lambda: prefill.manager.core.counters()["offers"] == 0)
+    told = [one for one in caplog.records if f"room {ROOM}," in one.getMessage()]
+    for what in ("was not fetched", "did not arrive"):
+        (line,) = [one for one in told if what in one.getMessage()]
+        assert line.levelno == logging.WARNING
+    assert len(told) == 2
 
 
 def test_weights_that_are_replaced_fail_rooms_that_wait_for_the_device(serve: Serve, rig: Rig) -> None:

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable
 
 from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.failure import Code, Reason, printable
+from sage_kv_connector.telemetry.recording.flood import Flood, more_text
+from sage_kv_connector.telemetry.recording.json_lines import facts
 
 logger = logging.getLogger(__name__)
 
-#: At most one line for each code in this time; the next one says how many there were.
-QUIET_S = 1.0
 _CODES = {Status.FORGED: Code.FORGED, Status.REFUSED: Code.BUSY, Status.IO_ERROR: Code.UNREACHABLE}
 
 
@@ -26,21 +24,15 @@ def code_of(event: Event) -> Code:
 class Refusals:
     """Of one engine. Control thread only, but for reading ``by_code``."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._told: dict[Code, float] = {}
-        self._untold: Counter[Code] = Counter()
+    def __init__(self, flood: Flood | None = None) -> None:
+        self._flood = flood or Flood()
         self.by_code: Counter[str] = Counter()
 
     def note(self, who: str, why: Reason, times: int = 1) -> None:
         """``who``: the address of the connection."""
-        code = why.code
-        self.by_code[str(code)] += times
-        self._untold[code] += times
-        now = self._clock()
-        if code in self._told and now - self._told[code] < QUIET_S:
-            return
-        self._told[code] = now
-        others = self._untold.pop(code) - 1
-        more = f" ({others} more of this kind since the last line)" if others else ""
-        logger.warning("refused %s: %s%s", printable(who), why, more)
+        code = str(why.code)
+        self.by_code[code] += times
+        untold = self._flood.untold(code, times)
+        if untold is not None:
+            of = facts("refused_peer", peer=who, code=code, untold=untold)
+            logger.warning("refused %s: %s%s", printable(who), why, more_text(untold), extra=of)

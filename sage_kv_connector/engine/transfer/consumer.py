@@ -147,7 +147,7 @@ class Consumer:
         try:
             self._agree(subscription, session)
         except Exception as error:
-            logger.exception("%s: transfer %s failed", session.label, subscription.wanted.transfer_id)
+            logger.debug("%s: transfer %s", session.label, subscription.wanted.transfer_id, exc_info=True)
             self._fail(subscription, fault(error))
 
     def _agree(self, subscription: Subscription, session: Session) -> None:
@@ -304,8 +304,8 @@ class Consumer:
         self._open.pop(subscription, None)
         self._detach(subscription)
         if report is not None:
-            self._recorder.ended(timeline.incoming(subscription, outcome))
-            report(outcome)
+            record = self._recorder.ended(timeline.incoming(subscription, outcome))
+            report(outcome._replace(stages=record.stages))
 
     def _detach(self, subscription: Subscription) -> int:
         """From its session: nothing writes into its memory any more. Returns what landed, in bytes."""

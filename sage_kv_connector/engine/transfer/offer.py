@@ -23,6 +23,7 @@ from sage_kv_connector.engine.pages.source import Cursor, Source
 from sage_kv_connector.engine.session import messages as m
 from sage_kv_connector.engine.session.session import Session, owner_of
 from sage_kv_connector.engine.transfer.part_sender import PartSender
+from sage_kv_connector.telemetry.recording.snapshot import TransferRecord
 
 #: Called once when an offer's memory is free again; the outcome says whether it was delivered.
 OnReleased = Callable[[Outcome], None]
@@ -151,6 +152,7 @@ class Offer:
         self.names = tuple({transfer_id, terms.family} - {""})
         self.offered_at = time.monotonic()
         self.stats: TransferStats | None = None
+        self.stages: tuple[tuple[str, float], ...] = ()
         self.streams: dict[int, Stream] = {}
         self.served: set[int] = set()
         self.declined = 0
@@ -213,13 +215,18 @@ class Offer:
             mode=stream.session.mode(converted=converted, read=stream.part is None),
             checksum=plan.checksum,
             wire_dtype=stream.wire_dtype,
+            peer=stream.session.label,
         )
+
+    def told(self, record: TransferRecord) -> None:
+        """What became of one of its consumers, or of itself where there was none."""
+        if record.code == "ok" or self.stats is None:
+            self.stages = record.stages
 
     def outcome(self, why: Reason | None) -> Outcome:
         """Of one that is released for this reason; bytes that a consumer got count more."""
         if self.stats is not None or why is None:
-            return Outcome(self.transfer_id, self.stats)
+            return Outcome(self.transfer_id, self.stats, stages=self.stages)
         kind = FAILURE_KINDS[why.code]
-        return Outcome(
-            self.transfer_id, None, Failure(why.code, kind.stage, why.detail, self.peer, 0, kind.aborted)
-        )
+        failure = Failure(why.code, kind.stage, why.detail, self.peer, 0, kind.aborted)
+        return Outcome(self.transfer_id, None, failure, self.stages)

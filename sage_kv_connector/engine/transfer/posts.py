@@ -73,7 +73,7 @@ class Posts:
         except ValueError as error:
             self._on_broken(offer, stream, refusal(error))
         except Exception as error:
-            logger.exception("%s: transfer %s failed", stream.session.label, stream.transfer_id)
+            logger.debug("%s: transfer %s", stream.session.label, stream.transfer_id, exc_info=True)
             self._on_broken(offer, stream, fault(error))
 
     def end(self, session: Session, event: Event) -> tuple[Offer, Stream] | None:

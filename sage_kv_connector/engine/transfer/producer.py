@@ -113,7 +113,7 @@ class Producer:
             if (offer := self._offers.get(transfer_id)) is not None:
                 for stream in list(offer.streams.values()):
                     stream.fail(why)
-                    self._recorder.ended(timeline.outgoing(offer, stream, why))
+                    offer.told(self._recorder.ended(timeline.outgoing(offer, stream, why)))
                     self._detach(offer, stream)
                     # It computes the prompt itself now: an offer of the same id is not for it.
                     self._early.remember(stream.release(why.detail), stream.owner)
@@ -233,7 +233,7 @@ class Producer:
 
     def _stays_away(self, offer: Offer, stream: Stream, why: Reason) -> None:
         offer.trouble = offer.trouble or why
-        self._recorder.ended(timeline.outgoing(offer, stream, why))
+        offer.told(self._recorder.ended(timeline.outgoing(offer, stream, why)))
         offer.served.add(stream.generation)
         self._release_if_done(offer)
 
@@ -286,7 +286,7 @@ class Producer:
     def _served(self, offer: Offer, stream: Stream, trouble: Reason | None = None) -> None:
         """One consumer has all it wanted, or won't get it (``trouble``): end its stream."""
         offer.trouble = offer.trouble or trouble
-        self._recorder.ended(timeline.outgoing(offer, stream, trouble))
+        offer.told(self._recorder.ended(timeline.outgoing(offer, stream, trouble)))
         self._detach(offer, stream)
         offer.served.add(stream.generation)
         if not offer.done and offer.finished and not offer.streams:
@@ -306,7 +306,7 @@ class Producer:
         if offer.lease is not None:
             offer.lease.cancel()
         if why is not None and not offer.served:
-            self._recorder.ended(timeline.unfetched(offer, why))
+            offer.told(self._recorder.ended(timeline.unfetched(offer, why)))
         report(offer.outcome(why))
 
     def _start_lease(self, offer: Offer) -> None:

@@ -142,5 +142,6 @@ class Subscription:
             mode=session.mode(converted=self.converting is not None, read=self.read is not None),
             checksum=plan.checksum,
             wire_dtype=self.wire_dtype,
+            peer=self.peer,
         )
         return Outcome(self.wanted.transfer_id, stats)

@@ -65,7 +65,7 @@ class Landing:
             self._core.cancel_all(self._subscriptions)
 
     def outcome(self) -> Outcome:
-        """Once it ended: a failure, or the stats of all, bytes added up, times of the slowest.
+        """Once it ended: a failure, or the stats of all, bytes added up, times and stages of the slowest.
 
         Of several failures the first, unless it is one of a peer that was not reached.
         """
@@ -77,8 +77,10 @@ class Landing:
             nbytes=sum(one.nbytes for one in stats),
             wait_s=max(one.wait_s for one in stats),
             transfer_s=max(one.transfer_s for one in stats),
+            peer=", ".join(dict.fromkeys(one.peer for one in stats)),
         )
-        return Outcome(together.transfer_id, together)
+        slowest = max((one.outcome.stages for one in self.landed), key=lambda s: sum(t for _, t in s))
+        return Outcome(together.transfer_id, together, stages=slowest)
 
     def _started(self, started: list[Subscription], subscription: Subscription) -> None:
         started.append(subscription)

@@ -8,7 +8,6 @@ Failed: aborted, prefill gave it up or died, a checksum did not hold, or the tim
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from functools import partial
@@ -28,7 +27,6 @@ from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
 from sage_kv_connector.engine import GroupPages, MemoryTarget, PagesTarget, Target, Wanted
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
 from sage_kv_connector.integrations.common.landing import Landing
-from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
 from sage_kv_connector.integrations.common.prefill_ranks import (
     DecodeRank,
     PrefillEngine,
@@ -36,8 +34,6 @@ from sage_kv_connector.integrations.common.prefill_ranks import (
     read_peers,
 )
 from sage_kv_connector.integrations.sglang.sliding_windows import WINDOW_GROUP, window_pages
-
-logger = logging.getLogger(__name__)
 
 
 class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
@@ -252,7 +248,7 @@ class SageKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self.kv_mgr.core.release(read.peer, transfer_id, max(1, read.consumers), detail)
 
     def _log(self, outcome: Outcome) -> None:
-        log_outcome(logger, Side.DECODE, f"room {self._named_room}", outcome)
+        self.kv_mgr.outcome_log.write(f"room {self._named_room}", outcome)
         if outcome.failure is not None:
             aborted = outcome.aborted
             name = "aborted_loads_total" if aborted else "failed_loads_total"

@@ -26,6 +26,7 @@ from sage_kv_connector.integrations.common.accelerator import (
     open_device,
 )
 from sage_kv_connector.integrations.common.bootstrap_answers import FIELD
+from sage_kv_connector.integrations.common.outcome_log import OutcomeLog, Side
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillRank
 from sage_kv_connector.integrations.sglang.first_token import FirstTokenSlots
 from sage_kv_connector.integrations.sglang.kv_pool import (
@@ -90,6 +91,7 @@ class SageKVManager(CommonKVManager):  # type: ignore[misc]
         if self.config.same_weights:
             follow_weights(self._weights_replaced)
         self.rooms = PrefillRooms(self)
+        self.outcome_log = OutcomeLog(logger, Side.DECODE)
         self.room_uses = RoomUses()
         self.servers = PrefillServers(super().try_ensure_parallel_info, self.config.connect_timeout_s)
         logger.info(

@@ -23,11 +23,12 @@ from sglang.srt.disaggregation.common.conn import CommonKVSender
 from sglang.srt.runtime_context import get_parallel
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
-from sage_kv_connector.contract.failure import Code, Reason
+from sage_kv_connector.contract.failure import Code, Failure, Reason
+from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.engine import MemorySource, OfferTerms, PagedSource
 from sage_kv_connector.integrations.common.compute_events import ComputeEvents, RecordedEvent
-from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
+from sage_kv_connector.integrations.common.outcome_log import OutcomeLog, Side
 from sage_kv_connector.integrations.sglang.metadata_rows import MetadataRows
 from sage_kv_connector.integrations.sglang.sliding_windows import WINDOW_GROUP, window_table
 
@@ -50,6 +51,9 @@ class _Room:
         self.nbytes = 0
         self.transfer_s: float | None = None
         self.void = ""  # why its KV is of no use to anybody
+        self.telling = (
+            threading.Lock()
+        )  # taken for good by who tells of the first failure of its two transfers
 
 
 class Delivered(NamedTuple):
@@ -71,6 +75,7 @@ class PrefillRooms:
         self._metadata: MetadataRows = manager.metadata
         self._computed: ComputeEvents | None = manager.computed
         self._has_windows = len(manager.view.groups) > WINDOW_GROUP
+        self._log = OutcomeLog(logger, Side.PREFILL)
         self._rooms: dict[int, _Room] = {}
 
     def open(self, room: int) -> None:
@@ -160,7 +165,8 @@ class PrefillRooms:
             if room.closed or room.void:
                 return
             room.void = why
-        logger.error("sage_kvt room %d: %s", room.number, room.void)
+        failure = Failure(Code.WITHDRAWN, FAILURE_KINDS[Code.WITHDRAWN].stage, room.void)
+        self._tell(room, Outcome(pages_transfer(room.number), None, failure))
         self._fail(room)
 
     def close(self, room: int, why: str) -> Delivered:
@@ -204,9 +210,7 @@ class PrefillRooms:
         number = room.number
         known = self._rooms.get(number) is room
         if is_kv or (known and outcome.failure is not None):
-            log_outcome(logger, Side.PREFILL, f"room {number}", outcome)
-            if outcome.failure is not None and not outcome.aborted:
-                self._core.recorder.add("failed_offers_total", (str(outcome.failure.code),))
+            self._tell(room, outcome)
         if not known:
             return
         if outcome.error:
@@ -221,6 +225,15 @@ class PrefillRooms:
                 self._manager.audit.sent(room.source, outcome)
         if room.settled == 2:
             self._manager.update_status(number, KVPoll.Success)
+
+    def _tell(self, room: _Room, outcome: Outcome) -> None:
+        """Any thread, to the log and the counters: a room fails once."""
+        if outcome.failure is not None:
+            if not room.telling.acquire(blocking=False):
+                return
+            if not outcome.aborted:
+                self._core.recorder.add("failed_offers_total", (str(outcome.failure.code),))
+        self._log.write(f"room {room.number}", outcome)
 
 
 def _rank_of_room(manager: Any, room: int) -> bool:

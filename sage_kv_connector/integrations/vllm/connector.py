@@ -80,7 +80,7 @@ class SageKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._invalid_blocks: set[int] = set()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        follow_vllm_logging()
+        follow_vllm_logging(config.log_format)
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config, engine_id)
             follow_weights()

@@ -19,7 +19,7 @@ from sage_kv_connector.contract.plan import Outcome
 from sage_kv_connector.contract.prompt import PromptDigest
 from sage_kv_connector.engine import EngineCore, PagesTarget, TransferAudit, Wanted
 from sage_kv_connector.integrations.common.landing import Landing
-from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
+from sage_kv_connector.integrations.common.outcome_log import OutcomeLog, Side
 from sage_kv_connector.integrations.common.prefill_ranks import ReadPeer
 from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions, StepResults
 from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata, Unneeded
@@ -62,6 +62,7 @@ class DecodeHalf:
         self._directory = directory
         self._results = results
         self._audit = audit
+        self._log = OutcomeLog(logger, Side.DECODE)
         self._loads: dict[str, _Loading] = {}
         self._voiding = threading.Lock()  #: what a load comes to, against that it is void
         self._expected: dict[str, RemotePrefill] = {}
@@ -90,7 +91,7 @@ class DecodeHalf:
         for request_id, loading in ended.items():
             self._count(loading.load, failure)
             outcome = Outcome(loading.load.remote.transfer_id, None, failure)
-            log_outcome(logger, Side.DECODE, request_id, outcome)
+            self._log.write(request_id, outcome)
         return not_landed(loading.load for loading in ended.values())
 
     def begin_step(self, meta: SageKVConnectorMetadata) -> None:
@@ -177,7 +178,7 @@ class DecodeHalf:
         with self._voiding:
             if loading.void:
                 return
-            log_outcome(logger, Side.DECODE, request_id, outcome)  # before vLLM acts on it
+            self._log.write(request_id, outcome)  # before vLLM acts on it
             self._results.add_received(request_id, outcome)
 
     def _cancel(self, request_id: str) -> None:
@@ -190,10 +191,10 @@ class DecodeHalf:
     def _release(self, unneeded: Unneeded, found: Sequence[ReadPeer] | Reason) -> None:
         """Any thread: nothing of this prefill is needed."""
         remote = unneeded.remote
-        log_outcome(logger, Side.DECODE, unneeded.request_id, Outcome(remote.transfer_id))
         if isinstance(found, Reason):
             logger.warning("transfer %s can't be released: %s", printable(remote.transfer_id), found)
             return
+        self._log.write(unneeded.request_id, Outcome(remote.transfer_id))
         for read in found:
             self._let_go(read, remote.transfers, unneeded.prompt)
 

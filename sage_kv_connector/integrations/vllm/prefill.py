@@ -31,7 +31,7 @@ from sage_kv_connector.engine import (
     TransferAudit,
 )
 from sage_kv_connector.integrations.common.compute_events import ComputeEvents
-from sage_kv_connector.integrations.common.outcome_log import Side, log_outcome
+from sage_kv_connector.integrations.common.outcome_log import OutcomeLog, Side
 from sage_kv_connector.integrations.vllm.completions import Completions
 from sage_kv_connector.integrations.vllm.first_token import FirstTokenOffers
 from sage_kv_connector.integrations.vllm.metadata import VLLM_HOLDS, Finished, Offered, Progress
@@ -67,6 +67,7 @@ class PrefillHalf:
         self._view = view
         self._results = results
         self._audit = audit
+        self._log = OutcomeLog(logger, Side.PREFILL)
         self._computed = computed
         self._first_tokens = FirstTokenOffers(core)
         self._layer_place = {
@@ -199,7 +200,7 @@ class PrefillHalf:
             self._audit.sent(offer.source, outcome)
         if outcome.failure is not None and not outcome.aborted:
             self._core.recorder.add("failed_offers_total", (str(outcome.failure.code),))
-        log_outcome(logger, Side.PREFILL, offer.request_id, outcome)
+        self._log.write(offer.request_id, outcome)
         if self._on_offer.get(transfer_id) is not offer or self._on_offer.pop(transfer_id, None) is not offer:
             return  # withdrawn: vLLM has its pages already
         if offer.finished:

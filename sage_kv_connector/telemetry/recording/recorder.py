@@ -89,11 +89,12 @@ class Recorder:
             self._moved(link)
             self._told.pop((link.backend, link.connection), None)
 
-    def ended(self, record: TransferRecord) -> None:
-        """A transfer is over, well or not."""
+    def ended(self, record: TransferRecord) -> TransferRecord:
+        """A transfer is over, well or not. Returns the record."""
         with self._lock:
             self._ended(record)
         self.on_ended()
+        return record
 
     def handed_over(self, prompt: Prompt | None) -> None:
         """The KV of this prompt left for decode."""
