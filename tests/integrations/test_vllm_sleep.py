@@ -53,7 +53,7 @@ def test_a_prefill_that_sleeps_withdraws_what_is_on_offer_and_says_so(
     assert known is not None
     while not known.core.is_streaming("runs"):
         decode.step(forward=False)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, "sage_kv_connector"):
         prefill.side.unregister_kv_caches()
         prefill.side.unregister_kv_caches()
         for one in prefill.caches.values():

@@ -63,7 +63,7 @@ def test_loads_in_flight_fail_by_name_and_touch_nothing_when_decode_sleeps(
 ) -> None:
     prefill, decode = pair
     begun(prefill, decode)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, "sage_kv_connector"):
         sleep(decode)
     assert "d-t, transfer t: did not arrive: vLLM discards its KV cache (sleep)" in caplog.text
     prefill.step(progress=[progress("t", (1, 2, 3), TOKENS)])
@@ -106,7 +106,7 @@ def test_what_decode_waits_for_fails_when_prefill_sleeps(
 ) -> None:
     prefill, decode = pair
     begun(prefill, decode)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, "sage_kv_connector"):
         sleep(prefill)
         assert decode.until(lambda one: bool(one.received)).failed == {"d-t"}
     assert "transfer t: given up: vLLM discards its KV cache (sleep)" in caplog.text
