@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class JsonHandler(logging.Handler):
-    """To the process's stderr itself: vLLM has its processes' names written before each line of ``sys.stderr``."""
+    """To the process's stderr itself: earlier vLLM writes a process's name before each line of ``sys.stderr``."""
 
     def __init__(self) -> None:
         super().__init__()
