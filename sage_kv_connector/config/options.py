@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -52,6 +54,15 @@ def _secret(
     if not text:
         raise ValueError(f"{file_option} {str(path)!r} is empty; it must hold the shared secret")
     return text
+
+
+def _has_opentelemetry() -> bool:
+    try:
+        return find_spec("opentelemetry.sdk.trace") is not None and (
+            find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        )
+    except ModuleNotFoundError:  # of a package above
+        return False
 
 
 class KVTransportConfig(BaseModel):
@@ -161,6 +172,11 @@ class KVTransportConfig(BaseModel):
         "text",
         description="of this transport's log lines; json: one object a line on stderr, apart from the engine's",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector that gets a span of each hand-over, by OTLP over HTTP, such as "
+        "http://127.0.0.1:4318; unset: none",
+    )
     audit_file: Path | None = Field(
         None,
         description="while this file exists, append a SHA-256 of each transfer's pages, read back on this side (slow)",
@@ -194,6 +210,19 @@ class KVTransportConfig(BaseModel):
     def _available(cls, value: object) -> object:
         if value != "auto" and value not in backend_names():
             raise ValueError(f"auto, {', '.join(backend_names())}")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)  # which raises ValueError itself for some
+        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        if not good or parts.query or parts.fragment:
+            raise ValueError("http://HOST:PORT or https://…, of a collector that takes OTLP over HTTP")
+        if not _has_opentelemetry():
+            raise ValueError("only with the OpenTelemetry SDK: pip install sage_kv_connector[otlp]")
         return value
 
     def resolved_secret(self) -> bytes:

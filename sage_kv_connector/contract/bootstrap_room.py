@@ -67,14 +67,23 @@ class RoomUses:
         return room + apart if room + apart <= MAX_ROOM else room - apart
 
 
+#: Of the transfer ids of a room: how they begin, and how that ends of what is offered beside its pages.
+_ROOM, _BESIDE = "sglang-", "-aux"
+
+
 def pages_transfer(room: int) -> str:
     """The transfer id of a room's pages."""
-    return f"sglang-{room}"
+    return f"{_ROOM}{room}"
 
 
 def metadata_transfer(pages: str) -> str:
     """The transfer id of what is offered beside the pages ``pages``."""
-    return f"{pages}-aux"
+    return f"{pages}{_BESIDE}"
+
+
+def pages_of(transfer_id: str) -> str:
+    """The transfer id of a room's pages, also of what is offered beside them; any other id as it is."""
+    return transfer_id.removesuffix(_BESIDE) if transfer_id.startswith(_ROOM) else transfer_id
 
 
 def parse_room(params: Mapping[str, Any], *, on_decode: bool) -> BootstrapRoom | None:

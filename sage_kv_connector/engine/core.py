@@ -48,6 +48,7 @@ from sage_kv_connector.telemetry.recording.json_lines import use_log_format
 from sage_kv_connector.telemetry.recording.publishing import Publisher, publish
 from sage_kv_connector.telemetry.recording.recorder import Recorder
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot
+from sage_kv_connector.telemetry.recording.spans import open_spans
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class EngineCore:
             if device is not None and isinstance(backend, DeviceBackend):
                 backend.attach_device(device)
             self._loop.watch(backend, self._on_event, backend)
-        self.recorder = Recorder()
+        self.recorder = Recorder(open_spans(config.otlp_endpoint, self.engine_id, rank))
         identity = Identity(self.engine_id, rank, accepted, schema)
         self.sessions = SessionTable(
             self._loop,
@@ -295,6 +296,7 @@ class EngineCore:
                 self._conversions.close()
             for backend in self.backends.values():
                 backend.close()
+            self.recorder.close()
 
     def _on_event(self, backend: Backend, event: Event) -> None:
         self._routing.on_event(backend, event)

@@ -119,7 +119,7 @@ class Consumer:
             if message.again_ms and subscription.tries < MAX_TRIES:
                 self._recorder.add("retries_total", (str(why.code),))
                 self._detach(subscription)
-                subscription.begin_again()
+                subscription.begin_again(why)
                 subscription.again = self._loop.call_later(
                     message.again_ms / 1000, self._again, subscription, session
                 )
@@ -263,7 +263,7 @@ class Consumer:
             return
         logger.info("%s: %s, %s bytes are asked for again", subscription.peer, why, nbytes)
         self._recorder.add("retries_total", (str(why.code),))
-        subscription.begin_again()
+        subscription.begin_again(why)
         subscription.lost = why
         self._sessions.get(subscription.address, partial(self._on_session, subscription))
 

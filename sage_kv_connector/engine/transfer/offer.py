@@ -16,6 +16,7 @@ from sage_kv_connector.contract.failure import Code, Failure, Reason, reason_of_
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
+from sage_kv_connector.contract.trace import TraceContext
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.conversion.wire_plan import SAME, wire_dtype_of
 from sage_kv_connector.engine.pages.paged import refusal_code
@@ -124,7 +125,7 @@ class OfferTerms(NamedTuple):
     ``consumers``: so many are to be served before it is released. ``only_for``: no engine but this one may subscribe
     ("" = any that knows the secret). ``finished``: nothing more will become ready. ``family``: an id that it goes by
     as well, with others. ``prompt``: whose KV it is; None for what is no prompt's, or is not known. ``exact``: it
-    can't be had for fewer tokens than these.
+    can't be had for fewer tokens than these. ``trace``: the context that its request brought.
     """
 
     consumers: int = 1
@@ -133,6 +134,7 @@ class OfferTerms(NamedTuple):
     family: str = ""
     prompt: Prompt | None = None
     exact: bool = False
+    trace: TraceContext | None = None
 
 
 NO_TERMS = OfferTerms()
@@ -149,8 +151,11 @@ class Offer:
         self.only_for = terms.only_for
         self.prompt = terms.prompt
         self.exact = terms.exact
+        self.family = terms.family
         self.names = tuple({transfer_id, terms.family} - {""})
+        self.trace = terms.trace
         self.offered_at = time.monotonic()
+        self.finished_at = 0.0
         self.stats: TransferStats | None = None
         self.stages: tuple[tuple[str, float], ...] = ()
         self.streams: dict[int, Stream] = {}

@@ -102,7 +102,7 @@ class Producer:
         offer = self._offers.get(transfer_id)
         if offer is None:
             return
-        offer.finished = True
+        offer.finished, offer.finished_at = True, time.monotonic()
         self.pump(transfer_id)
         self._start_lease(offer)
         self._release_if_done(offer)
@@ -305,8 +305,9 @@ class Producer:
         self._early.gone(offer, why.detail if why else "")
         if offer.lease is not None:
             offer.lease.cancel()
-        if why is not None and not offer.served:
-            offer.told(self._recorder.ended(timeline.unfetched(offer, why)))
+        held = timeline.held(offer, why)
+        if self._recorder.released(held, fetched=why is None or bool(offer.served)):
+            offer.told(held)
         report(offer.outcome(why))
 
     def _start_lease(self, offer: Offer) -> None:

@@ -12,6 +12,7 @@ from sage_kv_connector.contract.failure import Reason, Stage
 from sage_kv_connector.contract.peer import PeerAddress
 from sage_kv_connector.contract.plan import Outcome, TransferStats
 from sage_kv_connector.contract.prompt import UNBOUND, PromptDigest
+from sage_kv_connector.contract.trace import TraceContext
 from sage_kv_connector.engine.control.timers import Timer
 from sage_kv_connector.engine.pages.target import Target, open_window
 from sage_kv_connector.engine.session import messages as m
@@ -30,7 +31,8 @@ class Wanted(NamedTuple):
     """What to fetch, and where it goes.
 
     ``finished``: prefill is known to be over. ``consumers``: so many read this transfer from the same producer.
-    ``prompt``: whose KV it must be.
+    ``prompt``: whose KV it must be. ``trace``: the context that the request brought; ``offer_trace``: the one that
+    came with prefill's answer, if that is another.
     """
 
     transfer_id: str
@@ -39,6 +41,8 @@ class Wanted(NamedTuple):
     deadline_s: float
     consumers: int = 1
     prompt: PromptDigest = UNBOUND
+    trace: TraceContext | None = None
+    offer_trace: TraceContext | None = None
 
 
 class Subscription:
@@ -51,7 +55,7 @@ class Subscription:
         self.stage = Stage.CONNECT
         self.generation = new_number()
         self.replaces = 0  #: the generation of the try before
-        self.tries = 1
+        self.retries: list[tuple[float, Reason]] = []  #: when, and why the try before came to nothing
         self.lost: Reason | None = None  #: why the try before came to nothing
         self.nbytes = 0
         self.peer = ""  #: whom it is asked of
@@ -114,10 +118,14 @@ class Subscription:
         if self.read is not None:
             session.stages = event.why
 
-    def begin_again(self) -> None:
+    @property
+    def tries(self) -> int:
+        return 1 + len(self.retries)
+
+    def begin_again(self, why: Reason) -> None:
         """Nothing of the try before counts."""
         self.replaces, self.generation = self.generation, new_number()
-        self.tries += 1
+        self.retries.append((time.monotonic(), why))
         self.stage = Stage.CONNECT
         self.session, self.window, self.parts, self.read = None, 0, None, None
         self.subscribed_at = self.first_at = self.landed_at = self.decoded_at = 0.0

@@ -4,6 +4,7 @@
 decode:  connect (to a session) → wait (for prefill's first bytes) → wire → decode (what is converted) → report
 prefill: wait (decode asked, prefill had not begun) → queue (until the first chunk is cut: pages become final, are
 encoded, have their turn) → wire → report
+an offer: prefill (until it finished) → hold (until its memory is free)
 
 A stage that was not reached has no entry; of a failure the last one ends with it. Times are those of
 ``time.monotonic``, which lanes use, too.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 
 from sage_kv_connector.contract.failure import Reason
 from sage_kv_connector.contract.plan import Outcome
+from sage_kv_connector.contract.trace import TraceContext
 from sage_kv_connector.engine.transfer.offer import Offer, Stream
 from sage_kv_connector.engine.transfer.subscription import Subscription
 from sage_kv_connector.telemetry.recording.snapshot import TransferRecord
@@ -62,6 +64,9 @@ def incoming(subscription: Subscription, outcome: Outcome) -> TransferRecord:
         stages=stages(begun, marks, ended),
         code=failure.code if failure else "ok",
         detail=failure.detail if failure else "",
+        trace=_text(subscription.wanted.trace),
+        link=_text(subscription.wanted.offer_trace),
+        retries=tuple((at - begun, why.code) for at, why in subscription.retries),
     )
 
 
@@ -84,13 +89,15 @@ def outgoing(offer: Offer, stream: Stream, why: Reason | None) -> TransferRecord
         stages=stages(begun, marks, ended),
         code=why.code if why else "ok",
         detail=why.detail if why else "",
+        trace=_text(offer.trace),
+        family=offer.family,
     )
 
 
-def unfetched(offer: Offer, why: Reason) -> TransferRecord:
-    """An offer that nobody took anything of."""
-    ended = time.monotonic()
-    held = ended - offer.offered_at
+def held(offer: Offer, why: Reason | None) -> TransferRecord:
+    """An offer from its beginning until its memory is free; ``why`` it ended, if not because all were served."""
+    ended, begun = time.monotonic(), offer.offered_at
+    finished = offer.finished_at
     return TransferRecord(
         transfer_id=offer.transfer_id,
         side="prefill",
@@ -100,9 +107,17 @@ def unfetched(offer: Offer, why: Reason) -> TransferRecord:
         priority=PRIORITY,
         nbytes=0,
         kv_bytes=0,
-        began=time.time() - held,
-        seconds=held,
-        stages=(("hold", held),),
-        code=why.code,
-        detail=why.detail,
+        began=time.time() - (ended - begun),
+        seconds=ended - begun,
+        stages=(("prefill", finished - begun), ("hold", ended - finished))
+        if finished
+        else (("prefill", ended - begun),),
+        code=why.code if why else "ok",
+        detail=why.detail if why else "",
+        trace=_text(offer.trace),
+        family=offer.family,
     )
+
+
+def _text(trace: TraceContext | None) -> str:
+    return trace.text if trace else ""

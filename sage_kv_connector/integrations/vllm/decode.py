@@ -146,17 +146,12 @@ class DecodeHalf:
             loading.landing = landing
             if loading.cancelled:
                 landing.cancel()
+            wanted = Wanted(
+                remote.transfer_id, target, remote.finished, deadline_s, prompt=load.prompt,
+                trace=load.trace.request, offer_trace=load.trace.offer,
+            )  # fmt: skip
             landing.start(
-                [
-                    (
-                        peer,
-                        Wanted(
-                            remote.transfer_id, target, remote.finished, deadline_s, consumers, load.prompt
-                        ),
-                    )
-                    for peer, consumers in found
-                    if consumers
-                ]
+                [(peer, wanted._replace(consumers=consumers)) for peer, consumers in found if consumers]
             )
 
     def _landed(self, loading: _Loading, landing: Landing) -> None:

@@ -13,8 +13,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from sage_kv_connector.contract.prompt import Prompt, PromptDigest
+from sage_kv_connector.contract.trace import TraceContext
 from sage_kv_connector.engine import GroupPages
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+from sage_kv_connector.integrations.vllm.request_trace import NO_TRACE, LoadTrace
 
 #: What workers tell the scheduler's half; releases before 0.18 have no such way.
 KVConnectorWorkerMetadata: Any = getattr(base, "KVConnectorWorkerMetadata", object)
@@ -26,12 +28,16 @@ PageTables = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Load:
-    """Fetch pages: those of each kv group that has some to fill, as the transport takes them; of this prompt only."""
+    """Fetch pages: those of each kv group that has some to fill, as the transport takes them; of this prompt only.
+
+    ``trace``: where it stands in the request's trace.
+    """
 
     request_id: str
     remote: RemotePrefill
     pages: tuple[GroupPages, ...]
     prompt: PromptDigest
+    trace: LoadTrace = NO_TRACE
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Unneeded:
 class Offered:
     """A prefill is on offer from now on. ``family``: its router's id for it, and maybe for others of its request.
 
-    ``exact``: the KV can't be had for fewer tokens (recurrent states).
+    ``exact``: the KV can't be had for fewer tokens (recurrent states). ``trace``: the context that its request brought.
     """
 
     request_id: str
@@ -55,6 +61,7 @@ class Offered:
     family: str
     prompt: Prompt
     exact: bool
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,9 @@ class PrefillHalf:
         offer = _OnOffer(offered.request_id, PagedSource(self._view, VLLM_NULL_BLOCK))
         self._on_offer[offered.transfer_id] = offer
         released = partial(self._released, offered.transfer_id, offer)
-        terms = OfferTerms(family=offered.family, prompt=offered.prompt, exact=offered.exact)
+        terms = OfferTerms(
+            family=offered.family, prompt=offered.prompt, exact=offered.exact, trace=offered.trace
+        )
         self._core.offer(offered.transfer_id, offer.source, released, terms)
 
     def _released(self, transfer_id: str, offer: _OnOffer, outcome: Outcome) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's requests as prompts: what their KV depends on beside the model."""
+"""vLLM's requests as prompts: what their KV depends on beside the model, and how much of them prefill computes."""
 
 from __future__ import annotations
 
@@ -57,3 +57,22 @@ def _embeddings(rows: Any, are_tokens: list[bool] | None) -> bytes:
         bytes(16) if are_tokens is not None and are_tokens[i] else hashlib.sha256(row.tobytes()).digest()[:16]
         for i, row in enumerate(raw)
     )
+
+
+def leave_out(request: Any, last: int) -> None:
+    """Let prefill stop before the ``last`` tokens that decode computes again, where that must not be done twice.
+
+    Decode computes a prompt's last token itself. A recurrent state must not have seen it then, and a window
+    must still reach as far back as that token looks.
+    """
+    if not last or request.num_prompt_tokens <= last:
+        return
+    if request.prompt_token_ids is not None:
+        del request.prompt_token_ids[-last:]
+    if getattr(request, "prompt_embeds", None) is not None:
+        request.prompt_embeds = request.prompt_embeds[:-last]
+    del request._all_token_ids[-last:]
+    request.num_prompt_tokens -= last
+    request.max_tokens = 1
+    request.block_hashes.clear()
+    request.update_block_hashes()

@@ -33,8 +33,9 @@ from sage_kv_connector.integrations.vllm.metadata import (
     SageKVHandshakeMetadata,
     Unneeded,
 )
-from sage_kv_connector.integrations.vllm.prompts import prompt_of
+from sage_kv_connector.integrations.vllm.prompts import leave_out, prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
+from sage_kv_connector.integrations.vllm.request_trace import RequestTraces
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
 from sage_kv_connector.integrations.vllm.shared_request import names_of
 from sage_kv_connector.integrations.vllm.specs import (
@@ -71,6 +72,7 @@ class SchedulerSide:
         self._weights = FIRST_VERSION
         self._listening = ListeningRanks(engine_id, config, vllm_config.parallel_config)
         follow_chosen_ranks()
+        self._traces = RequestTraces(on=config.otlp_endpoint is not None)
 
     # -- start and end
 
@@ -142,7 +144,8 @@ class SchedulerSide:
             self._next.releases.append(Unneeded(request.request_id, remote, digest))
             return
         pages = self._wanted_pages(blocks, tokens - external, tokens)
-        self._next.loads.append(Load(request.request_id, remote, pages, digest))
+        trace = self._traces.of_load(request)
+        self._next.loads.append(Load(request.request_id, remote, pages, digest, trace))
         self._loading[request.request_id] = remote
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
@@ -214,6 +217,7 @@ class SchedulerSide:
             "transfer_id": prefill.transfer_id,
             "in_room": prefill.in_room,
             "remote_prompt": [prefill.prompt_tokens, prefill.offered.prompt.whole.digest.hex()],
+            **self._traces.params(prefill.offered.trace, prefill.offered.family or prefill.transfer_id),
             **self._listening.params(),
             **(self._listening.push_params() if again else {}),
         }
@@ -256,30 +260,13 @@ class SchedulerSide:
             transfer_id = pages_transfer(self._room_uses.next(named.room))
         else:
             family = family or shared
-            self._leave_out(request)
+            leave_out(request, self._left_out)
         prompt = prompt_of(request)
-        offered = Offered(request.request_id, transfer_id, family, prompt, self._exact)
+        trace = self._traces.of_request(request)
+        offered = Offered(request.request_id, transfer_id, family, prompt, self._exact, trace)
         self._transfer_ids.add(transfer_id)
         self._next.offers.append(offered)
         self._offers.add(offered, request, named is not None)
-
-    def _leave_out(self, request: Any) -> None:
-        """Let prefill stop before the tokens that decode computes again, where that must not be done twice.
-
-        Decode computes a prompt's last token itself. A recurrent state must not have seen it then, and a window
-        must still reach as far back as that token looks.
-        """
-        if not self._left_out or request.num_prompt_tokens <= self._left_out:
-            return
-        if request.prompt_token_ids is not None:
-            del request.prompt_token_ids[-self._left_out :]
-        if getattr(request, "prompt_embeds", None) is not None:
-            request.prompt_embeds = request.prompt_embeds[: -self._left_out]
-        del request._all_token_ids[-self._left_out :]
-        request.num_prompt_tokens -= self._left_out
-        request.max_tokens = 1
-        request.block_hashes.clear()
-        request.update_block_hashes()
 
     def _handed_over(self, request: Any, remote: RemotePrefill) -> int:
         """How many of a decode request's first tokens prefill computes for it.

@@ -24,6 +24,7 @@ from sage_kv_connector.telemetry.recording.snapshot import (
     Times,
     TransferRecord,
 )
+from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans
 
 #: Peers with series of their own. One more takes the place of the one that was quiet longest; that one's numbers
 #: go on as those of ``OTHER``.
@@ -49,9 +50,10 @@ class LinkBytes(NamedTuple):
 
 
 class Recorder:
-    """Of one engine. Any thread."""
+    """Of one engine. Any thread. ``spans``: where transfers become spans, if anywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Spans | None = None) -> None:
+        self._spans = spans
         self._lock = threading.Lock()
         self._sums: dict[SeriesKey, float] = {}
         self._times: dict[SeriesKey, Histogram] = {}
@@ -91,10 +93,25 @@ class Recorder:
 
     def ended(self, record: TransferRecord) -> TransferRecord:
         """A transfer is over, well or not. Returns the record."""
+        if self._spans is not None and record.peer:
+            self._spans.put(LOAD if record.side == "decode" else SEND, record)
         with self._lock:
             self._ended(record)
         self.on_ended()
         return record
+
+    def released(self, record: TransferRecord, *, fetched: bool) -> bool:
+        """An offer is over. Whether it counts as a transfer itself: one that nobody took anything of."""
+        if self._spans is not None:
+            self._spans.put(OFFER, record)
+        if not fetched:
+            self.ended(record)
+        return not fetched
+
+    def close(self) -> None:
+        """Send the spans that wait. Idempotent."""
+        if self._spans is not None:
+            self._spans.close()
 
     def handed_over(self, prompt: Prompt | None) -> None:
         """The KV of this prompt left for decode."""

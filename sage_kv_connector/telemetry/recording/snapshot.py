@@ -48,7 +48,9 @@ class Times(msgspec.Struct, frozen=True):
 class TransferRecord(msgspec.Struct, frozen=True):
     """A transfer that ended. ``began``: seconds since 1970; ``stages``: seconds, in order, they fill the whole.
 
-    ``nbytes`` crossed, ``kv_bytes`` of KV in the cache. ``code``: ok, or the failure's.
+    ``nbytes`` crossed, ``kv_bytes`` of KV in the cache. ``code``: ok, or the failure's. ``trace``: the W3C context that
+    its request brought, "" if none reached us; ``link``: that of prefill's offer, where it is another. ``family``: the
+    other name of its offer. ``retries``: of each the seconds since it began, and the code of the try before.
     """
 
     transfer_id: str
@@ -65,6 +67,9 @@ class TransferRecord(msgspec.Struct, frozen=True):
     code: str = "ok"
     detail: str = ""
     trace: str = ""
+    link: str = ""
+    family: str = ""
+    retries: tuple[tuple[float, str], ...] = ()
 
 
 class Link(msgspec.Struct, frozen=True):
