@@ -56,6 +56,15 @@ def _secret(
     return text
 
 
+def _is_collector(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and not (parts.query or parts.fragment or "@" in parts.netloc)
+
+
 def _has_opentelemetry() -> bool:
     try:
         return find_spec("opentelemetry.sdk.trace") is not None and (
@@ -217,9 +226,7 @@ class KVTransportConfig(BaseModel):
     def _collector(cls, value: str | None) -> str | None:
         if value is None:
             return value
-        parts = urlsplit(value)  # which raises ValueError itself for some
-        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        if not good or parts.query or parts.fragment:
+        if not _is_collector(value):
             raise ValueError("http://HOST:PORT or https://…, of a collector that takes OTLP over HTTP")
         if not _has_opentelemetry():
             raise ValueError("only with the OpenTelemetry SDK: pip install sage_kv_connector[otlp]")

@@ -7,7 +7,7 @@ import http.client
 import json
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,7 @@ def complete(
     kv_transfer_params: dict[str, Any] | None = None,
     stream: bool = True,
     timeout_s: float = 300.0,
+    headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """Greedy completion of prompt token ids. Raises ServerError for any answer but a good one."""
     body: dict[str, Any] = {
@@ -122,7 +123,7 @@ def complete(
     if kv_transfer_params is not None:
         body["kv_transfer_params"] = kv_transfer_params
     begun = time.perf_counter()
-    with _asked(url, body, timeout_s) as response:
+    with _asked(url, body, timeout_s, headers) as response:
         if not stream:
             answer = json.loads(response.read())
             total = time.perf_counter() - begun
@@ -151,10 +152,13 @@ def margin(url: str, prompt: Sequence[int], max_tokens: int) -> float:
 
 
 @contextmanager
-def _asked(url: str, body: dict[str, Any], timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+def _asked(
+    url: str, body: dict[str, Any], timeout_s: float, headers: Mapping[str, str] | None = None
+) -> Iterator[http.client.HTTPResponse]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
     try:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request("POST", "/v1/completions", json.dumps(body), sent)
         response = connection.getresponse()
         if response.status != 200:
             said = response.read(2000).decode(errors="replace")

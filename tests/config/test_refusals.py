@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, options_of_words
+from sage_kv_connector.config import options as config_options
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,46 @@ from sage_kv_connector.config import CONFIG_FILE_ENV, KVTransportConfig, options
         ({"preset": [1]}, "preset is [1] (from here); allowed: high-bw, low-cost, low-latency, wan"),
         ({"config_file": 5}, "config_file is 5 (from here); allowed: a path"),
         ({"secret_file": 5}, "secret_file is 5 (from here); allowed: a path"),
+        (
+            {"otlp_endpoint": "127.0.0.1:4318"},
+            "otlp_endpoint is '127.0.0.1:4318' (from here); allowed: http://",
+        ),
+        (
+            {"otlp_endpoint": "grpc://c:4317"},
+            "otlp_endpoint is 'grpc://c:4317' (from here); allowed: http://",
+        ),
+        ({"otlp_endpoint": "http://"}, "otlp_endpoint is 'http://' (from here); allowed: http://"),
+        (
+            {"otlp_endpoint": "http://u:p@c:4318"},
+            "otlp_endpoint is 'http://u:p@c:4318' (from here); allowed: ",
+        ),
+        ({"otlp_endpoint": "http://c:x"}, "otlp_endpoint is 'http://c:x' (from here); allowed: http://"),
+        ({"otlp_endpoint": "http://c:4318?a"}, "otlp_endpoint is 'http://c:4318?a' (from here); allowed: "),
+        ({"otlp_endpoint": 4318}, "otlp_endpoint is 4318 (from here); allowed: text"),
     ],
 )
 def test_one_sentence_a_bad_option(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as refused:
         KVTransportConfig.load(options, "here")
     assert str(refused.value).startswith(says)
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])
+@pytest.mark.parametrize("parent", [True, False])
+def test_spans_without_the_sdk_are_refused_with_what_to_install(
+    missing: str, parent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> object:
+        if name == missing and parent:
+            raise ModuleNotFoundError(name)
+        return None if name == missing else name
+
+    monkeypatch.setattr(config_options, "find_spec", find)
+    with pytest.raises(
+        ValueError, match=r"otlp_endpoint is 'http://c:4318'.*pip install sage_kv_connector\[otlp\]"
+    ):
+        KVTransportConfig.load({"otlp_endpoint": "http://c:4318"}, "here")
+    assert KVTransportConfig.load({}).otlp_endpoint is None
 
 
 def test_the_layer_is_named_and_every_bad_option_has_its_sentence(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class Side:
             finished=kwargs.get("finished", False),
             deadline_s=kwargs.get("deadline_s", 10.0),
             prompt=kwargs.get("prompt", UNBOUND),
+            trace=kwargs.get("trace"),
+            offer_trace=kwargs.get("offer_trace"),
         )
         self.core.subscribe(
             kwargs.get("address") or peer.address(), wanted, self.outcomes.put, started.append

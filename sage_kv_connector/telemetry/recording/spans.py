@@ -35,7 +35,6 @@ CLOSE_S = 5.0
 #: What happened when a stage of a span ended; others have the stage's name.
 _MILESTONES = {
     (OFFER, "prefill"): "prefill finished",
-    (OFFER, "hold"): "released",
     (SEND, "wait"): "offer",
     (SEND, "queue"): "first page",
     (SEND, "wire"): "last page",
@@ -132,7 +131,7 @@ class Spans:
 
     def _made(self, name: str, record: TransferRecord) -> Span:
         own, parent, link = self._place(name, record)
-        failed = "" if record.code == "ok" else record.code
+        failed = "" if record.code == "ok" else str(record.code)
         return Span(
             name,
             own,
@@ -197,7 +196,8 @@ def open_sampling() -> Callable[[str], bool]:
 def _events(name: str, record: TransferRecord, failed: str) -> tuple[SpanEvent, ...]:
     """The end of each stage, and retries, in the order of time."""
     events = [
-        SpanEvent("retry", record.began + after, {"sage_kvt.code": code}) for after, code in record.retries
+        SpanEvent("retry", record.began + after, {"sage_kvt.code": str(code)})
+        for after, code in record.retries
     ]
     if name == SEND:
         events.append(SpanEvent("subscribe", record.began, {}))
@@ -206,8 +206,8 @@ def _events(name: str, record: TransferRecord, failed: str) -> tuple[SpanEvent, 
         at += seconds
         attributes: dict[str, Value] = {"sage_kvt.stage": stage, "sage_kvt.stage_seconds": seconds}
         milestone = _MILESTONES.get((name, stage), stage)
-        if failed and place == len(record.stages) and name != OFFER:
-            milestone = "failed"
+        if place == len(record.stages):
+            milestone = "released" if name == OFFER else "failed" if failed else stage
         events.append(SpanEvent(milestone, at, attributes))
     return tuple(sorted(events, key=lambda event: event.at))
 
@@ -218,7 +218,7 @@ def _attributes(record: TransferRecord) -> dict[str, Value]:
         "sage_kvt.peer": record.peer,
         "sage_kvt.backend": record.backend,
         "sage_kvt.wire_dtype": record.wire_dtype,
-        "sage_kvt.code": record.code,
+        "sage_kvt.code": str(record.code),
     }
     if record.backend:
         found["sage_kvt.bytes"] = record.nbytes

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request through a router, prefill and decode as one trace at a collector: in order, and inside one another."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from integration_tests.cluster import PREFILL_PARAMS, TIMES, new_prompt, wait_until
+from integration_tests.trace_collector import Collected, TraceCollector
+from sage_kv_connector.contract.trace import TraceContext
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import Process, core_halves, running
+from sage_kv_connector.launch.vllm import Answer, VllmOptions, complete, router, vllm_server
+
+#: A file that gets the trace of ``test_one_trace_…`` as OTLP's JSON.
+KEEP_ENV = "SAGE_KVT_TRACE_FILE"
+OURS = ("sage_kvt.offer", "sage_kvt.send", "sage_kvt.load")
+
+
+@dataclass
+class Traced:
+    """Two servers and vLLM's router, which export to one collector."""
+
+    collector: TraceCollector
+    prefill: Process
+    decode: Process
+    sequential: Process
+
+    def hand_over(self, prompt: list[int], headers: dict[str, str], **changed: object) -> Answer:
+        """As a router does that asks prefill first, and passes headers on."""
+        first = complete(
+            self.prefill.url,
+            prompt,
+            max_tokens=1,
+            kv_transfer_params=PREFILL_PARAMS,
+            stream=False,
+            headers=headers,
+        )
+        assert first.kv_transfer_params is not None
+        params = first.kv_transfer_params | changed
+        return complete(self.decode.url, prompt, max_tokens=4, kv_transfer_params=params, headers=headers)
+
+    def spans(self, trace_id: str, names: tuple[str, ...] = OURS) -> dict[str, Collected]:
+        """Of a trace, once those of these names are there."""
+
+        def arrived() -> bool:
+            return {span.name for span in self.collector.spans(trace_id)} >= set(names)
+
+        wait_until(arrived, 20.0, lambda: str([span.name for span in self.collector.spans(trace_id)]))
+        return {span.name: span for span in self.collector.spans(trace_id)}
+
+
+@pytest.fixture(scope="module")
+def traced(scratch: Path, model: Path) -> Iterator[Traced]:
+    collector = TraceCollector()
+    bootstrap = free_port()
+    # Their own spans, too: vLLM's go by gRPC unless it is told.
+    theirs = ("--otlp-traces-endpoint", f"{collector.endpoint}/v1/traces")
+    options = VllmOptions(
+        model,
+        scratch,
+        2048,
+        extra=("--dtype", "float32", *theirs),
+        env={"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "200"},
+    )
+    words = {"host": "127.0.0.1", "otlp_endpoint": collector.endpoint, **TIMES}
+
+    def word(**more: object) -> str:
+        return "sage_kvt:" + ",".join(f"{key}={value}" for key, value in {**words, **more}.items())
+
+    first, second = core_halves()
+    prefill = vllm_server("prefill-traced", options, word(bootstrap_port=bootstrap), first)
+    decode = vllm_server("decode-traced", options, word(), second)
+    front = router(prefill, decode, scratch, dispatch="sequential", bootstrap_port=bootstrap)
+    with running(prefill, decode), running(front):
+        yield Traced(collector, prefill, decode, front)
+    collector.close()
+
+
+def no_trace() -> TraceContext:
+    """A context whose span nobody exports."""
+    return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
+
+
+def test_one_trace_runs_from_the_router_over_prefill_to_the_first_token(traced: Traced) -> None:
+    provider = TracerProvider(resource=Resource.create({"service.name": "router"}))
+    provider.add_span_processor(
+        SimpleSpanProcessor(OTLPSpanExporter(f"{traced.collector.endpoint}/v1/traces"))
+    )
+    with provider.get_tracer("router").start_as_current_span("request") as span:
+        context = span.get_span_context()
+        request = TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}")
+        traced.hand_over(new_prompt(700), {"traceparent": request.text})
+    provider.shutdown()
+    spans = traced.spans(request.trace_id, (*OURS, "request", "llm_request"))
+    if os.environ.get(KEEP_ENV):
+        text = json.dumps(traced.collector.as_json(request.trace_id), indent=1)
+        Path(os.environ[KEEP_ENV]).write_text(text + "\n")
+    root, offer, send, load = (spans[name] for name in ("request", *OURS))
+    assert root.parent == "" and offer.parent == load.parent == root.span_id
+    assert send.parent == offer.span_id and load.links == (offer.span_id,)
+    asked = [one for one in traced.collector.spans(request.trace_id) if one.name == "llm_request"]
+    assert [one.parent for one in asked] == [root.span_id] * 2
+    prefilled, decoded = asked
+    order = [root.begins, prefilled.begins, offer.begins, decoded.begins, load.begins, send.begins]
+    assert order == sorted(order)
+    assert send.ends <= offer.ends + 1000 and offer.begins <= send.begins
+    assert load.ends <= decoded.ends <= root.ends and offer.begins >= root.begins
+    first_token = decoded.begins + int(decoded.attributes["gen_ai.latency.time_to_first_token"] * 1e9)
+    assert load.ends <= first_token
+    for one in (offer, send, load):
+        times = [one.begins, *(at for _, at in one.events), one.ends]
+        assert all(a <= b + 1000 for a, b in pairwise(times)), one
+    assert [name for name, _ in load.events] == ["subscribe", "first page", "last page", "report"]
+    assert dict(load.events)["first page"] >= dict(send.events)["subscribe"]
+    assert send.attributes["sage_kvt.bytes"] == load.attributes["sage_kvt.bytes"] == 6 * 128 * 4096
+    assert load.resource["service.instance.id"] != send.resource["service.instance.id"]
+
+
+def test_without_headers_decode_joins_by_prefills_answer(traced: Traced) -> None:
+    known = {span.span_id for span in traced.collector.spans(name="sage_kvt.load")}
+    traced.hand_over(new_prompt(300), {})
+    loads: list[Collected] = []
+
+    def arrived() -> bool:
+        loads[:] = [one for one in traced.collector.spans(name="sage_kvt.load") if one.span_id not in known]
+        return bool(loads)
+
+    wait_until(arrived, 20.0)
+    spans = traced.spans(loads[0].trace_id)
+    assert spans["sage_kvt.offer"].parent == ""
+    assert spans["sage_kvt.load"].parent == spans["sage_kvt.send"].parent == spans["sage_kvt.offer"].span_id
+
+
+def test_vllms_router_passes_the_context_on(traced: Traced) -> None:
+    request = no_trace()
+    complete(traced.sequential.url, new_prompt(300), max_tokens=2, headers={"traceparent": request.text})
+    spans = traced.spans(request.trace_id)
+    assert spans["sage_kvt.load"].parent == spans["sage_kvt.offer"].parent == request.span_id
+
+
+def test_a_failed_hand_over_is_an_error_in_the_requests_trace(traced: Traced) -> None:
+    request, prompt = no_trace(), new_prompt(300)
+    answer = traced.hand_over(
+        prompt, {"traceparent": request.text}, transfer_id="nobody's", remote_prompt=None
+    )
+    assert answer.token_ids == complete(traced.decode.url, prompt, max_tokens=4).token_ids
+    load = traced.spans(request.trace_id, ("sage_kvt.load",))["sage_kvt.load"]
+    assert load.parent == request.span_id and load.events[-1][0] == "failed"
+    assert (
+        load.error.startswith(str(load.attributes["sage_kvt.code"])) and load.attributes["error.type"] != "ok"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "00-0-0-00", f"00-{'0' * 32}-{'0' * 16}-01", "x" * 5000])
+def test_a_bad_context_harms_nothing(traced: Traced, text: str) -> None:
+    prompt = new_prompt(200)
+    params = {**PREFILL_PARAMS, "traceparent": text}
+    first = complete(
+        traced.prefill.url,
+        prompt,
+        max_tokens=1,
+        kv_transfer_params=params,
+        stream=False,
+        headers={"traceparent": text},
+    )
+    given = {**(first.kv_transfer_params or {}), "traceparent": text}
+    answer = complete(traced.decode.url, prompt, max_tokens=4, kv_transfer_params=given)
+    assert answer.token_ids == complete(traced.decode.url, prompt, max_tokens=4).token_ids
