@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -38,25 +40,27 @@ class Traced:
     decode: Process
     sequential: Process
 
-    def hand_over(self, prompt: list[int], headers: dict[str, str], **changed: object) -> Answer:
-        """As a router does that asks prefill first, and passes headers on."""
+    def prefilled(self, prompt: list[int], headers: dict[str, str], **more: object) -> dict[str, Any]:
+        """What prefill answers that decode must be sent."""
+        params = PREFILL_PARAMS | more
         first = complete(
-            self.prefill.url,
-            prompt,
-            max_tokens=1,
-            kv_transfer_params=PREFILL_PARAMS,
-            stream=False,
-            headers=headers,
+            self.prefill.url, prompt, max_tokens=1, kv_transfer_params=params, stream=False, headers=headers
         )
         assert first.kv_transfer_params is not None
-        params = first.kv_transfer_params | changed
+        return first.kv_transfer_params
+
+    def decoded(self, prompt: list[int], headers: dict[str, str], params: dict[str, Any]) -> Answer:
         return complete(self.decode.url, prompt, max_tokens=4, kv_transfer_params=params, headers=headers)
 
+    def hand_over(self, prompt: list[int], headers: dict[str, str]) -> Answer:
+        """As a router does that asks prefill first, and passes headers on."""
+        return self.decoded(prompt, headers, self.prefilled(prompt, headers))
+
     def spans(self, trace_id: str, names: tuple[str, ...] = OURS) -> dict[str, Collected]:
-        """Of a trace, once those of these names are there."""
+        """Of a trace, once spans of all these names are there."""
 
         def arrived() -> bool:
-            return {span.name for span in self.collector.spans(trace_id)} >= set(names)
+            return not Counter(names) - Counter(span.name for span in self.collector.spans(trace_id))
 
         wait_until(arrived, 20.0, lambda: str([span.name for span in self.collector.spans(trace_id)]))
         return {span.name: span for span in self.collector.spans(trace_id)}
@@ -81,8 +85,12 @@ def traced(scratch: Path, model: Path) -> Iterator[Traced]:
         return "sage_kvt:" + ",".join(f"{key}={value}" for key, value in {**words, **more}.items())
 
     first, second = core_halves()
-    prefill = vllm_server("prefill-traced", options, word(bootstrap_port=bootstrap), first)
-    decode = vllm_server("decode-traced", options, word(), second)
+
+    def named(service: str) -> VllmOptions:
+        return replace(options, env=options.env | {"OTEL_SERVICE_NAME": service})
+
+    prefill = vllm_server("prefill-traced", named("prefill"), word(bootstrap_port=bootstrap), first)
+    decode = vllm_server("decode-traced", named("decode"), word(), second)
     front = router(prefill, decode, scratch, dispatch="sequential", bootstrap_port=bootstrap)
     with running(prefill, decode), running(front):
         yield Traced(collector, prefill, decode, front)
@@ -104,14 +112,16 @@ def test_one_trace_runs_from_the_router_over_prefill_to_the_first_token(traced: 
         request = TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}")
         traced.hand_over(new_prompt(700), {"traceparent": request.text})
     provider.shutdown()
-    spans = traced.spans(request.trace_id, (*OURS, "request", "llm_request"))
+    spans = traced.spans(request.trace_id, (*OURS, "request", "llm_request", "llm_request"))
+    every = traced.collector.spans(request.trace_id)
+    assert len({span.span_id for span in every}) == len(every) == 6
     if os.environ.get(KEEP_ENV):
         text = json.dumps(traced.collector.as_json(request.trace_id), indent=1)
         Path(os.environ[KEEP_ENV]).write_text(text + "\n")
     root, offer, send, load = (spans[name] for name in ("request", *OURS))
     assert root.parent == "" and offer.parent == load.parent == root.span_id
     assert send.parent == offer.span_id and load.links == (offer.span_id,)
-    asked = [one for one in traced.collector.spans(request.trace_id) if one.name == "llm_request"]
+    asked = [one for one in every if one.name == "llm_request"]
     assert [one.parent for one in asked] == [root.span_id] * 2
     prefilled, decoded = asked
     order = [root.begins, prefilled.begins, offer.begins, decoded.begins, load.begins, send.begins]
@@ -126,7 +136,8 @@ def test_one_trace_runs_from_the_router_over_prefill_to_the_first_token(traced: 
     assert [name for name, _ in load.events] == ["subscribe", "first page", "last page", "report"]
     assert dict(load.events)["first page"] >= dict(send.events)["subscribe"]
     assert send.attributes["sage_kvt.bytes"] == load.attributes["sage_kvt.bytes"] == 6 * 128 * 4096
-    assert load.resource["service.instance.id"] != send.resource["service.instance.id"]
+    named = [one.resource["service.name"] for one in (offer, send, load, prefilled, decoded)]
+    assert named == ["prefill", "prefill", "decode", "prefill", "decode"]
 
 
 def test_without_headers_decode_joins_by_prefills_answer(traced: Traced) -> None:
@@ -152,30 +163,20 @@ def test_vllms_router_passes_the_context_on(traced: Traced) -> None:
 
 
 def test_a_failed_hand_over_is_an_error_in_the_requests_trace(traced: Traced) -> None:
-    request, prompt = no_trace(), new_prompt(300)
-    answer = traced.hand_over(
-        prompt, {"traceparent": request.text}, transfer_id="nobody's", remote_prompt=None
-    )
-    assert answer.token_ids == complete(traced.decode.url, prompt, max_tokens=4).token_ids
+    request, other = no_trace(), new_prompt(300)
+    headers = {"traceparent": request.text}
+    params = traced.prefilled(new_prompt(300), headers) | {"remote_prompt": None}
+    answer = traced.decoded(other, headers, params)
+    assert answer.token_ids == complete(traced.decode.url, other, max_tokens=4).token_ids
     load = traced.spans(request.trace_id, ("sage_kvt.load",))["sage_kvt.load"]
     assert load.parent == request.span_id and load.events[-1][0] == "failed"
-    assert (
-        load.error.startswith(str(load.attributes["sage_kvt.code"])) and load.attributes["error.type"] != "ok"
-    )
+    assert load.attributes["error.type"] == load.attributes["sage_kvt.code"] == "prompt"
+    assert load.error.startswith("prompt: ")
 
 
 @pytest.mark.parametrize("text", ["", "00-0-0-00", f"00-{'0' * 32}-{'0' * 16}-01", "x" * 5000])
 def test_a_bad_context_harms_nothing(traced: Traced, text: str) -> None:
-    prompt = new_prompt(200)
-    params = {**PREFILL_PARAMS, "traceparent": text}
-    first = complete(
-        traced.prefill.url,
-        prompt,
-        max_tokens=1,
-        kv_transfer_params=params,
-        stream=False,
-        headers={"traceparent": text},
-    )
-    given = {**(first.kv_transfer_params or {}), "traceparent": text}
-    answer = complete(traced.decode.url, prompt, max_tokens=4, kv_transfer_params=given)
+    prompt, headers = new_prompt(200), {"traceparent": text}
+    params = traced.prefilled(prompt, headers, traceparent=text)
+    answer = traced.decoded(prompt, headers, params | {"traceparent": text})
     assert answer.token_ids == complete(traced.decode.url, prompt, max_tokens=4).token_ids

@@ -98,7 +98,7 @@ def prepare(added: list[str]) -> dict[str, str]:
 
 def prepare_sglang(added: list[str]) -> dict[str, str]:
     """SGLang's environment, which shares what ``prepare`` built; returns its variables."""
-    layers = [layer(name) for name in ("torch", "sglang", "dev", "kernels", *added)]
+    layers = [layer(name) for name in ("torch", "sglang", "otlp", "dev", "kernels", *added)]
     with locked(ROOT / ".venv.lock"):
         make_venv(SGLANG_VENV, with_additions(layers, SGLANG_VENV))
         ours, theirs = purelib(VENV), purelib(SGLANG_VENV)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("opentelemetry.sdk.trace")
@@ -81,12 +83,12 @@ def handed_over(
 
 
 def parent_of(span: ReadableSpan) -> int:
-    return span.parent.span_id if span.parent else 0
+    return int(span.parent.span_id) if span.parent else 0
 
 
 def id_of(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 def trace_of(span: ReadableSpan) -> str:
@@ -266,7 +268,7 @@ class Stuck:
     """A sink that takes nothing until it is let go."""
 
     def __init__(self) -> None:
-        self.go, self.sent = threading.Event(), 0
+        self.go, self.sent, self.closed = threading.Event(), 0, False
 
     def keeps(self, trace_id: str) -> bool:
         return True
@@ -276,7 +278,7 @@ class Stuck:
         self.sent += 1
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 def test_who_puts_never_waits_and_what_is_too_much_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,7 +291,40 @@ def test_who_puts_never_waits_and_what_is_too_much_is_dropped(caplog: pytest.Log
     sink.go.set()
     spans.close()
     spans.close()
-    assert sink.sent == spans_module.MAX_WAITING + 100 - spans.dropped
+    assert sink.sent == spans_module.MAX_WAITING + 100 - spans.dropped and sink.closed
+
+
+@pytest.mark.parametrize("waiting", [1, 5000])
+def test_an_engine_that_ends_does_not_wait_for_a_dead_collector(
+    waiting: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spans_module, "CLOSE_S", 0.05)
+    sink = Stuck()
+    spans = Spans(sink, 0)
+    for number in range(waiting):
+        spans.put(LOAD, record(str(number)))
+    spans.close()
+    assert not sink.closed and "the last spans may be lost" in caplog.text
+    sink.go.set()
+
+
+def test_a_span_that_can_not_be_made_stops_no_other(
+    exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans = exported.open("", "engine", 0)
+    spans.put(LOAD, msgspec.structs.replace(record("bad"), began=float("nan")))
+    spans.put(LOAD, record("good"))
+    assert dict(exported.only(LOAD).attributes or {})["sage_kvt.transfer_id"] == "good"
+    assert "transfer 'bad' has no span" in caplog.text
+
+
+def test_engines_that_are_seeded_alike_make_different_spans(exported: Exported) -> None:
+    for number in range(2):
+        random.seed(0)  # as vLLM's workers do
+        spans = exported.open("", "engine", 0)
+        spans.put(LOAD, record(f"t{number}"))
+        spans.close()
+    assert len({id_of(span) for span in exported.all()}) == 2
 
 
 def test_other_ranks_offers_are_inside_the_first_ones_trace(exported: Exported) -> None:

@@ -7,6 +7,7 @@ What else the SDK can do is set by its own variables: ``OTEL_SERVICE_NAME``, ``O
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit, urlunsplit
@@ -16,7 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import (
     Link,
@@ -95,8 +96,11 @@ def traces_url(endpoint: str) -> str:
     return endpoint if parts.path.strip("/") else urlunsplit(parts._replace(path=PATH))
 
 
-class _GivenIds(RandomIdGenerator):
-    """Ids that were given for the next span, else random ones."""
+class _GivenIds(IdGenerator):
+    """Ids that were given for the next span, else random ones of the system.
+
+    The SDK's own take Python's ``random``, which engines seed alike in all their processes.
+    """
 
     def __init__(self) -> None:
         self._own: TraceContext | None = None
@@ -105,10 +109,10 @@ class _GivenIds(RandomIdGenerator):
         self._own = own
 
     def generate_span_id(self) -> int:
-        return int(self._own.span_id, 16) if self._own else super().generate_span_id()
+        return int(self._own.span_id, 16) if self._own else secrets.randbits(64) or 1
 
     def generate_trace_id(self) -> int:
-        return int(self._own.trace_id, 16) if self._own else super().generate_trace_id()
+        return int(self._own.trace_id, 16) if self._own else secrets.randbits(128) or 1
 
 
 def _context(trace: TraceContext) -> SpanContext:

@@ -11,6 +11,7 @@ sends. What finds the queue full is dropped. Without an endpoint none of this is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -29,8 +30,8 @@ OFFER, SEND, LOAD = "sage_kvt.offer", "sage_kvt.send", "sage_kvt.load"
 MAX_WAITING = 2048
 #: Offers whose span ids are remembered: one that is on offer anew has another.
 MAX_OFFERS = 4096
-#: How long an engine that ends waits for its last spans to be made.
-CLOSE_S = 5.0
+#: How long an engine that ends waits for its last spans to be sent.
+CLOSE_S = 2.0
 
 #: What happened when a stage of a span ended; others have the stage's name.
 _MILESTONES = {
@@ -83,7 +84,7 @@ class SpanSink(Protocol):
     def send(self, span: Span) -> None: ...
 
     def close(self) -> None:
-        """Send what waits; takes a bounded time."""
+        """Send what waits."""
         ...
 
 
@@ -110,17 +111,15 @@ class Spans:
                 logger.warning("spans are dropped: %d wait already to be made", MAX_WAITING)
 
     def close(self) -> None:
-        """Send what waits. Idempotent."""
+        """Send what waits; a collector that does not take it is not waited for long. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=CLOSE_S)
-        except queue.Full:
-            logger.warning("%d spans are lost: they were not made in %g s", MAX_WAITING, CLOSE_S)
-            return
-        self._thread.join(CLOSE_S)
-        self._sink.close()
+            self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.warning("the last spans may be lost: they were not sent within %g s", CLOSE_S)
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
@@ -128,6 +127,7 @@ class Spans:
                 self._sink.send(self._made(*item))
             except Exception:
                 logger.exception("transfer %r has no span", item[1].transfer_id)
+        self._sink.close()
 
     def _made(self, name: str, record: TransferRecord) -> Span:
         own, parent, link = self._place(name, record)
