@@ -51,7 +51,10 @@ class Cost(NamedTuple):
 
 
 class Side:
-    """An engine and its cache, whose pages no two of which lie beside each other; ``dim`` channels a head."""
+    """An engine and its cache, whose pages no two of which lie beside each other; ``dim`` channels a head.
+
+    ``options``: of the transport.
+    """
 
     def __init__(
         self,
@@ -61,8 +64,7 @@ class Side:
         page: int,
         seed: int,
         dim: int = DIM,
-        *,
-        telemetry: bool = True,
+        **options: Any,
     ) -> None:
         self.pages, self._tokens = -(-tokens // page), tokens
         shape = (2 * self.pages, HEADS, page, 2 * dim)
@@ -75,7 +77,7 @@ class Side:
         group = group_view("fullattention", page, 2 * self.pages, named, heads=HEADS, canonical=canonical)
         self.view = KVCacheView((group,))
         schema = KVCacheSchema("bench", "m", "bf16", layers, HEADS, 0, HEADS, dim, (group.schema(),))
-        config = KVTransportConfig(backend=backend, host="127.0.0.1", telemetry=telemetry)
+        config = KVTransportConfig(backend=backend, host="127.0.0.1", **options)
         self.core = EngineCore(config, schema=schema)
         self.core.register_memory(self.view.extents())
         self.core.start()

@@ -2,7 +2,8 @@
 """``sage-kvt bench telemetry``: what counting and timing cost, with telemetry and without in turns.
 
 A transfer: two pairs of processes, whose lanes take times or not, move the same blocks. A hand-over: two pairs of
-engines, with telemetry and without; wall time from decode's question to its answer. Each round does both, the one that
+engines, with telemetry and without; wall time from decode's question to its answer. One with spans: both pairs with
+telemetry, one sends spans to a collector in another process. Each round does both, the one that
 goes first takes turns. All of it is done twice, and the pair that is made first is the other one then; the cost is the
 geometric mean of the two medians of the rounds' ratios, less 1.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from statistics import geometric_mean, median
 from typing import Any
 
 from sage_kv_connector.bench.contender import Contender
 from sage_kv_connector.bench.control import PAGE, Handover, Side
+from sage_kv_connector.bench.discarding_collector import DiscardingCollector
 from sage_kv_connector.console import bytes_text, progress
 
 WARM_UP = 2
@@ -68,13 +71,16 @@ def _transfer(backend: str, block: int, total: int, rounds: int) -> dict[str, An
     return {**about, "right": right, **_figures(halves)}
 
 
-def _handover(backend: str, tokens: int, rounds: int) -> dict[str, Any]:
+def _handover(
+    what: str, backend: str, tokens: int, rounds: int, options: Callable[[bool], dict[str, Any]]
+) -> dict[str, Any]:
+    """``options``: of the engines with what is measured, and without."""
     halves, right, nbytes = [], True, 0
     for order in ORDERS:
         with ExitStack() as stack:
             sides: dict[bool, tuple[Side, Side]] = {}
             for on in order:
-                made = [Side(backend, LAYERS, tokens, PAGE, seed, DIM, telemetry=on) for seed in (1, 2)]
+                made = [Side(backend, LAYERS, tokens, PAGE, seed, DIM, **options(on)) for seed in (1, 2)]
                 sides[on] = (made[0], made[1])
                 for side in made:
                     stack.callback(side.core.close)
@@ -91,8 +97,16 @@ def _handover(backend: str, tokens: int, rounds: int) -> dict[str, Any]:
             halves.append(_interleaved(rounds, seconds))
             right = right and all(decode.filled_with(1) for _, decode in sides.values())
             nbytes = int(sides[True][1].wanted("t", finished=True).target.nbytes)
-    about = {"what": "hand-over", "backend": backend, "tokens": tokens, "bytes": nbytes}
+    about = {"what": what, "backend": backend, "tokens": tokens, "bytes": nbytes}
     return {**about, "right": right, **_figures(halves)}
+
+
+def _telemetry(on: bool) -> dict[str, Any]:
+    return {"telemetry": on}
+
+
+def _spans(endpoint: str, on: bool) -> dict[str, Any]:
+    return {"otlp_endpoint": endpoint} if on else {}
 
 
 def bench_telemetry(
@@ -107,7 +121,14 @@ def bench_telemetry(
             )
             rows.append(_transfer(backend, block, total, rounds))
         progress.print(f"{backend}: hand-overs of {tokens} tokens, {rounds} rounds")
-        rows.append(_handover(backend, tokens, rounds))
+        rows.append(_handover("hand-over", backend, tokens, rounds, _telemetry))
+        with DiscardingCollector() as collector:
+            rows.append(
+                _handover(
+                    "hand-over with spans", backend, tokens, rounds, partial(_spans, collector.endpoint)
+                )
+            )
+            rows[-1]["right"] = rows[-1]["right"] and collector.requests() > 0
     return {"rounds": rounds, "rows": rows, "worst": max(row["overhead"] for row in rows)}
 
 
@@ -116,7 +137,7 @@ def telemetry_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         what = (
             f"{bytes_text(row['bytes'])} in {bytes_text(row['block_bytes'])}"
             if row["what"] == "transfer"
-            else f"hand-over of {row['tokens']} tokens"
+            else f"{row['what']}, {row['tokens']} tokens"
         )
         low, high = row["quartiles"]
         yield (

@@ -194,7 +194,7 @@ def open_sampling() -> Callable[[str], bool]:
 
 
 def _events(name: str, record: TransferRecord, failed: str) -> tuple[SpanEvent, ...]:
-    """The end of each stage, and retries, in the order of time."""
+    """Retries, which all are in the first stage, and the end of each stage."""
     events = [
         SpanEvent("retry", record.began + after, {"sage_kvt.code": str(code)})
         for after, code in record.retries
@@ -209,7 +209,7 @@ def _events(name: str, record: TransferRecord, failed: str) -> tuple[SpanEvent, 
         if place == len(record.stages):
             milestone = "released" if name == OFFER else "failed" if failed else stage
         events.append(SpanEvent(milestone, at, attributes))
-    return tuple(sorted(events, key=lambda event: event.at))
+    return tuple(events)
 
 
 def _attributes(record: TransferRecord) -> dict[str, Value]:
