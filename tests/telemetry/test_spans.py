@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -24,10 +23,9 @@ from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_t
 from sage_kv_connector.contract.trace import TraceContext, offer_trace
 from sage_kv_connector.engine import core as core_module
 from sage_kv_connector.engine.transfer.offer import OfferTerms
-from sage_kv_connector.telemetry.recording import spans as spans_module
 from sage_kv_connector.telemetry.recording.otlp import OtlpSink
 from sage_kv_connector.telemetry.recording.snapshot import TransferRecord
-from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Span, Spans
+from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans
 from tests.engine.conftest import Cores, made_cores
 from tests.engine.conftest import make_core as make_core
 from tests.engine.paged_side import Side, eventually
@@ -262,50 +260,6 @@ def test_a_sampler_keeps_whole_traces_or_nothing_of_them(
 
 def record(name: str) -> TransferRecord:
     return TransferRecord(name, "decode", "p[0]", "tcp", "same", 0, 1, 1, 0.0, 1.0, (("connect", 1.0),))
-
-
-class Stuck:
-    """A sink that takes nothing until it is let go."""
-
-    def __init__(self) -> None:
-        self.go, self.sent, self.closed = threading.Event(), 0, False
-
-    def keeps(self, trace_id: str) -> bool:
-        return True
-
-    def send(self, span: Span) -> None:
-        self.go.wait()
-        self.sent += 1
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_who_puts_never_waits_and_what_is_too_much_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    sink = Stuck()
-    spans = Spans(sink, 0)
-    for number in range(spans_module.MAX_WAITING + 100):
-        spans.put(LOAD, record(str(number)))
-    assert 98 <= spans.dropped <= 100
-    assert caplog.text.count("spans are dropped") == 1
-    sink.go.set()
-    spans.close()
-    spans.close()
-    assert sink.sent == spans_module.MAX_WAITING + 100 - spans.dropped and sink.closed
-
-
-@pytest.mark.parametrize("waiting", [1, 5000])
-def test_an_engine_that_ends_does_not_wait_for_a_dead_collector(
-    waiting: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(spans_module, "CLOSE_S", 0.05)
-    sink = Stuck()
-    spans = Spans(sink, 0)
-    for number in range(waiting):
-        spans.put(LOAD, record(str(number)))
-    spans.close()
-    assert not sink.closed and "the last spans may be lost" in caplog.text
-    sink.go.set()
 
 
 def test_a_span_that_can_not_be_made_stops_no_other(
