@@ -19,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from integration_tests.cluster import PREFILL_PARAMS, TIMES, new_prompt, wait_until
+from integration_tests.cluster import PREFILL_PARAMS, TIMES, learn, new_prompt, wait_until
 from integration_tests.trace_collector import Collected, TraceCollector
 from sage_kv_connector.contract.trace import TraceContext
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -33,12 +33,13 @@ OURS = ("sage_kvt.offer", "sage_kvt.send", "sage_kvt.load")
 
 @dataclass
 class Traced:
-    """Two servers and vLLM's router, which export to one collector."""
+    """Two servers, which export to one collector, and vLLM's router before them, in both its ways."""
 
     collector: TraceCollector
     prefill: Process
     decode: Process
     sequential: Process
+    concurrent: Process  #: has heard of prefill
 
     def prefilled(self, prompt: list[int], headers: dict[str, str], **more: object) -> dict[str, Any]:
         """What prefill answers that decode must be sent."""
@@ -92,8 +93,10 @@ def traced(scratch: Path, model: Path) -> Iterator[Traced]:
     prefill = vllm_server("prefill-traced", named("prefill"), word(bootstrap_port=bootstrap), first)
     decode = vllm_server("decode-traced", named("decode"), word(), second)
     front = router(prefill, decode, scratch, dispatch="sequential", bootstrap_port=bootstrap)
-    with running(prefill, decode), running(front):
-        yield Traced(collector, prefill, decode, front)
+    at_once = router(prefill, decode, scratch)
+    with running(prefill, decode), running(front, at_once):
+        learn(at_once)
+        yield Traced(collector, prefill, decode, front, at_once)
     collector.close()
 
 
@@ -155,9 +158,11 @@ def test_without_headers_decode_joins_by_prefills_answer(traced: Traced) -> None
     assert spans["sage_kvt.load"].parent == spans["sage_kvt.send"].parent == spans["sage_kvt.offer"].span_id
 
 
-def test_vllms_router_passes_the_context_on(traced: Traced) -> None:
+@pytest.mark.parametrize("dispatch", ["sequential", "concurrent"])
+def test_vllms_router_passes_the_context_on(traced: Traced, dispatch: str) -> None:
     request = no_trace()
-    complete(traced.sequential.url, new_prompt(300), max_tokens=2, headers={"traceparent": request.text})
+    front = traced.sequential if dispatch == "sequential" else traced.concurrent
+    complete(front.url, new_prompt(300), max_tokens=2, headers={"traceparent": request.text})
     spans = traced.spans(request.trace_id)
     assert spans["sage_kvt.load"].parent == spans["sage_kvt.offer"].parent == request.span_id
 
