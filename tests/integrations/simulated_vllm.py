@@ -199,6 +199,9 @@ class Subscriber:
 
     def drop(self) -> None: ...
 
+    def mode(self, **_: bool) -> str:
+        return self.plan.mode
+
     def send(self, message: Any) -> None:
         self.failed = self.failed or isinstance(message, m.Failed)
 
