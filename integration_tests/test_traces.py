@@ -179,6 +179,20 @@ def test_a_failed_hand_over_is_an_error_in_the_requests_trace(traced: Traced) ->
     assert load.error.startswith("prompt: ")
 
 
+def test_a_prefill_that_is_not_found_is_an_error_in_the_requests_trace(traced: Traced) -> None:
+    request, prompt = no_trace(), new_prompt(200)
+    nowhere = {
+        "do_remote_prefill": True,
+        "transfer_id": "t",
+        "remote_engine_id": "gone",
+        "remote_bootstrap_addr": f"http://127.0.0.1:{free_port()}",
+    }
+    traced.decoded(prompt, {"traceparent": request.text}, nowhere)
+    load = traced.spans(request.trace_id, ("sage_kvt.load",))["sage_kvt.load"]
+    assert load.parent == request.span_id and load.attributes["error.type"] == "bootstrap"
+    assert [name for name, _ in load.events] == ["failed"]
+
+
 @pytest.mark.parametrize("text", ["", "00-0-0-00", f"00-{'0' * 32}-{'0' * 16}-01", "x" * 5000])
 def test_a_bad_context_harms_nothing(traced: Traced, text: str) -> None:
     prompt, headers = new_prompt(200), {"traceparent": text}

@@ -20,12 +20,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from sage_kv_connector.contract.bootstrap_room import metadata_transfer, pages_transfer
+from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.contract.trace import TraceContext, offer_trace
 from sage_kv_connector.engine import core as core_module
 from sage_kv_connector.engine.transfer.offer import OfferTerms
 from sage_kv_connector.telemetry.recording.otlp import OtlpSink
+from sage_kv_connector.telemetry.recording.recorder import Recorder
 from sage_kv_connector.telemetry.recording.snapshot import TransferRecord
-from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans
+from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans, UnreachedLoad
 from tests.engine.conftest import Cores, made_cores
 from tests.engine.conftest import make_core as make_core
 from tests.engine.paged_side import Side, eventually
@@ -201,6 +203,20 @@ def test_a_load_that_nobody_offers_is_an_error_alone(make: Cores, exported: Expo
     assert not decode.outcomes.get(timeout=10).ok
     (load,) = exported.all()
     assert load.name == LOAD and load.attributes and load.attributes["error.type"] == "unknown_transfer"
+
+
+def test_a_load_that_found_nobody_to_ask_is_an_error_in_its_trace(exported: Exported) -> None:
+    recorder = Recorder(exported.open("", "engine", 0))
+    recorder.unreached(
+        UnreachedLoad("t", 0.5, Code.BOOTSTRAP, "no answer", REQUEST, offer_trace(REQUEST, "t"))
+    )
+    load = exported.only(LOAD)
+    assert parent_of(load) == int(REQUEST.span_id, 16) and len(load.links) == 1
+    assert events_of(load) == ["failed"] and load.status.description == "bootstrap: no answer"
+    assert (
+        load.start_time and load.end_time and load.end_time - load.start_time == pytest.approx(5e8, abs=1e3)
+    )
+    assert recorder.samples() == [], "it is no transfer"
 
 
 def test_a_retry_is_an_event_of_its_load(exported: Exported, make_core: Cores) -> None:

@@ -25,6 +25,7 @@ from sage_kv_connector.integrations.vllm.completions import NOTHING, Completions
 from sage_kv_connector.integrations.vllm.metadata import Load, SageKVConnectorMetadata, Unneeded
 from sage_kv_connector.integrations.vllm.prefill_directory import PrefillDirectory
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill
+from sage_kv_connector.telemetry.recording.spans import UnreachedLoad
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ class DecodeHalf:
         remote = load.remote
         if isinstance(found, Reason):
             failure = Failure(found.code, Stage.RESOLVE, found.detail, aborted=loading.cancelled)
+            searched_s = time.monotonic() - loading.asked_at
+            self._core.recorder.unreached(
+                UnreachedLoad(remote.transfer_id, searched_s, found.code, found.detail, *load.trace)
+            )
             self._received(loading, Outcome(remote.transfer_id, None, failure))
             return
         for read in found:

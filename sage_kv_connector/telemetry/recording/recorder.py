@@ -24,7 +24,7 @@ from sage_kv_connector.telemetry.recording.snapshot import (
     Times,
     TransferRecord,
 )
-from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans
+from sage_kv_connector.telemetry.recording.spans import LOAD, OFFER, SEND, Spans, UnreachedLoad
 
 #: Peers with series of their own. One more takes the place of the one that was quiet longest; that one's numbers
 #: go on as those of ``OTHER``.
@@ -99,6 +99,11 @@ class Recorder:
             self._ended(record)
         self.on_ended()
         return record
+
+    def unreached(self, load: UnreachedLoad) -> None:
+        """A load that had nobody to ask: no transfer, but a span."""
+        if self._spans is not None:
+            self._spans.put(LOAD, load.record())
 
     def released(self, record: TransferRecord, *, fetched: bool) -> bool:
         """An offer is over. Whether it counts as a transfer itself: one that nobody took anything of."""

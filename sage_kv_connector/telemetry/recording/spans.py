@@ -15,6 +15,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
@@ -46,6 +47,36 @@ _MILESTONES = {
 }
 
 Value = str | int | float
+
+
+class UnreachedLoad(NamedTuple):
+    """A load whose prefill could not be found. ``seconds``: it was looked for; it ends now."""
+
+    transfer_id: str
+    seconds: float
+    code: str
+    detail: str
+    trace: TraceContext | None
+    offer_trace: TraceContext | None
+
+    def record(self) -> TransferRecord:
+        return TransferRecord(
+            transfer_id=self.transfer_id,
+            side="decode",
+            peer="",
+            backend="",
+            wire_dtype="",
+            priority=0,
+            nbytes=0,
+            kv_bytes=0,
+            began=time.time() - self.seconds,
+            seconds=self.seconds,
+            stages=(("resolve", self.seconds),),
+            code=self.code,
+            detail=self.detail,
+            trace=self.trace.text if self.trace else "",
+            link=self.offer_trace.text if self.offer_trace else "",
+        )
 
 
 class SpanEvent(NamedTuple):
