@@ -100,7 +100,7 @@ def test_a_failure_has_the_stages_that_it_came_to(make_text: Cores) -> None:
     outcome = prefill.released.get(timeout=10)
     (record,) = prefill.core.snapshot().transfers
     assert outcome.failure is not None and outcome.stages == record.stages
-    assert [stage for stage, _ in outcome.stages] == ["prefill", "hold"]
+    assert [stage for stage, _ in outcome.stages] == ["compute", "hold"]
 
 
 @pytest.mark.parametrize("side", ["decode", "prefill"])

@@ -113,6 +113,7 @@ def test_the_newest_that_failed_is_chosen_else_the_newest(snapshot: Path, tmp_pa
     assert way.transfer == "nobody"
     assert [(step.name, step.code, step.detail) for step in way.steps] == [
         ("prefill", "expired", "nobody came"),
+        ("compute", "", ""),
         ("hold", "expired", ""),
     ]
     body = json.loads(snapshot.read_text())

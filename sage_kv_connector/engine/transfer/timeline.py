@@ -4,7 +4,7 @@
 decode:  connect (to a session) → wait (for prefill's first bytes) → wire → decode (what is converted) → report
 prefill: wait (decode asked, prefill had not begun) → queue (until the first chunk is cut: pages become final, are
 encoded, have their turn) → wire → report
-an offer: prefill (until it finished) → hold (until its memory is free)
+an offer: compute (until prefill finished) → hold (until its memory is free)
 
 A stage that was not reached has no entry; of a failure the last one ends with it. Times are those of
 ``time.monotonic``, which lanes use, too.
@@ -109,9 +109,9 @@ def held(offer: Offer, why: Reason | None) -> TransferRecord:
         kv_bytes=0,
         began=time.time() - (ended - begun),
         seconds=ended - begun,
-        stages=(("prefill", finished - begun), ("hold", ended - finished))
+        stages=(("compute", finished - begun), ("hold", ended - finished))
         if finished
-        else (("prefill", ended - begun),),
+        else (("compute", ended - begun),),
         code=why.code if why else "ok",
         detail=why.detail if why else "",
         trace=_text(offer.trace),

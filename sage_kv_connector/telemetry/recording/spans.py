@@ -36,7 +36,7 @@ CLOSE_S = 2.0
 
 #: What happened when a stage of a span ended; others have the stage's name.
 _MILESTONES = {
-    (OFFER, "prefill"): "prefill finished",
+    (OFFER, "compute"): "prefill finished",
     (SEND, "wait"): "offer",
     (SEND, "queue"): "first page",
     (SEND, "wire"): "last page",
