@@ -13,6 +13,7 @@ WIDTH = 16
 #: The letter and the color of each stage.
 STAGES = {
     "connect": ("c", "magenta"),
+    "compute": ("p", "dim"),
     "hold": ("h", "dim"),
     "wait": (".", "dim"),
     "queue": ("q", "yellow"),

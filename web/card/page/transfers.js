@@ -6,7 +6,7 @@ import { rankOf } from "./format.js";
 import { nameCell, panel } from "./panels.js";
 
 /** In the order of their colours; a stage that is not here is drawn as the last. */
-const STAGES = ["connect", "wait", "queue", "wire", "decode", "report", "hold"];
+const STAGES = ["connect", "wait", "queue", "wire", "decode", "report", "compute", "hold"];
 
 const colour = (stage) => `stage s${STAGES.includes(stage) ? STAGES.indexOf(stage) : STAGES.length}`;
 
