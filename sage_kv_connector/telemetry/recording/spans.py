@@ -158,6 +158,8 @@ class Spans:
                 self._sink.send(self._made(*item))
             except Exception:
                 logger.exception("transfer %r has no span", item[1].transfer_id)
+            if self._closed and self._waiting.empty():  # full when it was closed, it has no end mark
+                break
         self._sink.close()
 
     def _made(self, name: str, record: TransferRecord) -> Span:
