@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -265,6 +266,8 @@ def test_on_a_terminal_it_goes_on_until_it_is_told_to_end(make: Cores) -> None:
     hand_over(prefill, decode, "t0")
     process, terminal = pty.fork()
     if process == 0:
+        # Of a test run in the background it is ignored, and would be here, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(COMMAND, [COMMAND, "top", "--interval", "0.1"], {**os.environ, "TERM": "xterm"})
     seen = bytearray()
 
@@ -272,14 +275,20 @@ def test_on_a_terminal_it_goes_on_until_it_is_told_to_end(make: Cores) -> None:
         seen.extend(os.read(terminal, 1 << 16))
         return seen.count(b"KV transport") >= 3
 
-    eventually(frames, 60)
-    os.write(terminal, b"\x03")
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            os.read(terminal, 1 << 16)
-        except OSError:
-            break
+    try:
+        eventually(frames, 60)
+        os.write(terminal, b"\x03")
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                os.read(terminal, 1 << 16)
+            except OSError:
+                break
+        else:
+            pytest.fail("Ctrl-C did not end it")
+    except BaseException:
+        os.kill(process, signal.SIGKILL)  # or it waits for a reader for ever
+        raise
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     os.close(terminal)
     assert prefill.core.engine_id.encode() in seen
