@@ -31,7 +31,7 @@ OPENING = 32
 #: Lanes have fallen asleep by then.
 SETTLE_S = 1.0
 ASKS = 200
-#: Descriptors of a session that any backend may need, with lanes, and of everything else in a process.
+#: Descriptors of a session that any backend may need, with lanes, and of everything else beside what is open already.
 MOST_DESCRIPTORS, OTHER_DESCRIPTORS = 4, 256
 
 
@@ -41,7 +41,7 @@ class TooManySessions(ValueError):
 
 def allow_descriptors(sessions: int) -> None:
     """Raise this process's soft limit. Raises TooManySessions where the hard one is too low."""
-    wanted = sessions * MOST_DESCRIPTORS + OTHER_DESCRIPTORS
+    wanted = sessions * MOST_DESCRIPTORS + OTHER_DESCRIPTORS + len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise TooManySessions(
