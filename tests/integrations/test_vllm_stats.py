@@ -186,3 +186,12 @@ def test_a_transport_in_place_of_another_counts_from_nothing() -> None:
         server.metrics.observe(data)
         rank.restart()
     assert server.shows("sage_kvt_transferred_bytes_total") == 1010
+
+
+def test_what_is_open_is_told_as_soon_as_it_changes() -> None:
+    """A server makes no more steps once nothing is open: what it told last stays."""
+    reports = Reports(0)
+    assert reports.due((1, 0, 1))
+    reports.hear(Snapshot("e", 0, 1, 1.0, 0, (), ()), (1, 0, 1))
+    assert not reports.due((1, 0, 1))
+    assert reports.due((1, 0, 0)) and reports.due((2, 0, 1))

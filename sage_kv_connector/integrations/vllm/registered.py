@@ -126,6 +126,11 @@ class Registered:
         self.prefill.void(why)
         return self.decode.void(why)
 
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Transfers that ended so far, loads and offers that are open."""
+        return self.core.recorder.ended_transfers, len(self.decode), len(self.prefill)
+
     def _held(self) -> tuple[Sample, ...]:
         return (
             Sample("loads", (), len(self.decode)),

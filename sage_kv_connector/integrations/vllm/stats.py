@@ -38,16 +38,19 @@ class Reports:
         self._growing = Growing()
         self._untold = Growth()
         self._held: dict[str, float] = {}
-        self._ended = -1
+        self._state: tuple[int, ...] = ()
         self._heard_at = 0.0
 
-    def due(self, ended_transfers: int) -> bool:
-        """Whether it is time to look again: a transfer ended, or ``REPORTED_EVERY_S`` are over."""
-        return ended_transfers != self._ended or time.monotonic() - self._heard_at >= REPORTED_EVERY_S
+    def due(self, state: tuple[int, ...]) -> bool:
+        """Whether it is time to look again: something ended or began, or ``REPORTED_EVERY_S`` are over.
 
-    def hear(self, now: Snapshot, ended_transfers: int = -1) -> None:
-        """The numbers at this moment; also those of a transport that is about to close."""
-        self._ended, self._heard_at = ended_transfers, time.monotonic()
+        ``state``: what a server that has nothing left to do must have told before it makes no more steps.
+        """
+        return state != self._state or time.monotonic() - self._heard_at >= REPORTED_EVERY_S
+
+    def hear(self, now: Snapshot, state: tuple[int, ...] = ()) -> None:
+        """The numbers at this moment, with the state before; also those of a transport that is about to close."""
+        self._state, self._heard_at = state, time.monotonic()
         self._untold.add(self._growing.take(now))
 
     def take(self) -> SageKVStats | None:

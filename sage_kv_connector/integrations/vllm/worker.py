@@ -103,8 +103,8 @@ class WorkerSide:
     def report(self) -> SageKVStats | None:
         """What changed since the last report; None if nothing did, or little and not long ago."""
         known = self._registered
-        if known is not None and self._reports.due(ended := known.core.recorder.ended_transfers):
-            self._reports.hear(known.core.snapshot(), ended)
+        if known is not None and self._reports.due(state := known.state):
+            self._reports.hear(known.core.snapshot(), state)
         return self._reports.take()
 
     def shutdown(self) -> None:
