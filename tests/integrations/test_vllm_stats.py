@@ -153,6 +153,21 @@ def test_every_code_is_shown_before_it_happens() -> None:
     assert server.shows("sage_kvt_failed_loads_total", code="prompt") == 0
 
 
+def test_what_a_lane_never_counted_is_shown_as_none() -> None:
+    server, rank = ApiServer(), Rank(0)
+    zero = Sample("checksum_failures_total", ("tcp",), 0)
+    for _ in range(2):
+        rank.reports.hear(Snapshot("e", 0, 1, 1.0, 0, (zero,), ()))
+        report = rank.reports.take()
+        if report is not None:
+            server.metrics.observe(report.data)
+    assert report is None, "once is enough"
+    shown = server.registry.get_sample_value(
+        "vllm:sage_kvt_checksum_failures_total", {"engine": "0", "backend": "tcp"}
+    )
+    assert shown == 0
+
+
 def test_beside_nixl_its_own_names_are_left_to_it() -> None:
     names = {family.name for family in ApiServer("MultiConnector: NixlConnector").registry.collect()}
     assert not [name for name in names if "nixl" in name] and "vllm:sage_kvt_transfers" in names

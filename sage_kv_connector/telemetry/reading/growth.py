@@ -63,7 +63,7 @@ class Growing:
         self._times: dict[SeriesKey, tuple[tuple[int, ...], tuple[float, ...]]] = {}
 
     def take(self, now: Snapshot) -> Growth:
-        """What grew since the last call."""
+        """What grew since the last call. A counter that is new is told once though it is 0, so that it is shown."""
         if now.started != self._started:  # it begins at nothing
             self._started, self._sums, self._times = now.started, {}, {}
         sums = {s.key: s.value for s in now.samples if METRICS[s.metric].kind is Kind.COUNTER}
@@ -81,10 +81,10 @@ class Growing:
             }
             if more:
                 times[text_of(one.key)] = more
-        self._sums = sums
+        new, self._sums = sums.keys() - self._sums.keys(), sums
         self._times = {one.key: (one.counts, one.seconds) for one in now.times}
         return Growth(
-            {text_of(key): value for key, value in grown.items() if value > 0},
+            {text_of(key): value for key, value in grown.items() if value > 0 or key in new},
             {text_of(s.key): s.value for s in now.samples if METRICS[s.metric].kind is Kind.GAUGE},
             times,
         )
