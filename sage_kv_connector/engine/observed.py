@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.engine.control.nic_speed import nic_speed
-from sage_kv_connector.engine.session.session import Session
 from sage_kv_connector.engine.session.table import SessionTable
 from sage_kv_connector.telemetry.recording.recorder import LinkBytes, Recorder
 from sage_kv_connector.telemetry.recording.snapshot import Link, Sample, Snapshot, Times
@@ -67,7 +66,7 @@ class Observed:
     def snapshot(self, counters: Mapping[str, int], more: Iterable[Sample] = ()) -> Snapshot:
         """``counters``: the engine's own; ``more``: what others count of it."""
         recorder = self._recorder
-        recorder.links(self._moved)
+        moved, speeds = recorder.links(self._moved), self._speeds()
         return Snapshot(
             engine=self._engine_id,
             rank=self._rank,
@@ -82,12 +81,15 @@ class Observed:
                     for name, backend in self._backends.items()
                     for sample in _samples(backend.counters(), _OF_LANES, (name,))
                 ),
-                *self._speeds(),
+                *(
+                    Sample("link_capacity_bytes_per_second", (*link, "nic"), speed)
+                    for link, speed in speeds.items()
+                ),
                 *(Sample("refused_peers_total", (code,), count) for code, count in self._refused()),
                 *more,
             ),
             times=(*recorder.times(), *self._small_posts()),
-            links=tuple(self._links()),
+            links=tuple(self._links(moved, speeds)),
             transfers=recorder.transfers(),
             hot_chunks=recorder.hot_chunks(),
             notes=recorder.notes(),
@@ -112,10 +114,11 @@ class Observed:
                 if session is not None and session.open:
                     yield session.moved(sent, landed)
 
-    def _links(self) -> Iterator[Link]:
-        moved = {(link.backend, link.connection): link for link in self._moved()}
+    def _links(self, moved: Iterable[LinkBytes], speeds: Mapping[tuple[str, str], float]) -> Iterator[Link]:
+        """A capacity is that of the network card, else of the fastest transfer so far."""
+        known = {(link.backend, link.connection): link for link in moved}
         for session in self._sessions:
-            plan, link = session.plan, moved.get((session.backend_name, session.connection))
+            plan, link = session.plan, known.get((session.backend_name, session.connection))
             if plan is None or link is None:
                 continue
             yield Link(
@@ -128,27 +131,21 @@ class Observed:
                 conversion=session.verdict.must_convert or "",
                 sent=link.sent,
                 landed=link.landed,
-                capacity=self._capacity(session),
+                capacity=speeds.get((session.label, session.backend_name), 0.0)
+                or self._recorder.best(session.label, session.backend_name),
                 address=session.address,
             )
 
-    def _speeds(self) -> list[Sample]:
-        """Of the network cards that links go over."""
-        speeds = {(s.label, s.backend_name): self._card(s) for s in self._sessions if s.open}
-        return [
-            Sample("link_capacity_bytes_per_second", (*link, "nic"), speed)
-            for link, speed in speeds.items()
-            if speed
-        ]
-
-    def _card(self, session: Session) -> float:
-        if not session.backend.capabilities.crosses_nodes:
-            return 0.0
-        return nic_speed(session.backend.connection_info(session.connection).local)
-
-    def _capacity(self, session: Session) -> float:
-        """Bytes a second: of the network card, else of the fastest transfer so far."""
-        return self._card(session) or self._recorder.best(session.label, session.backend_name)
+    def _speeds(self) -> dict[tuple[str, str], float]:
+        """Of the network cards that links go over, by peer and backend; those that are known."""
+        speeds = {
+            (session.label, session.backend_name): nic_speed(
+                session.backend.connection_info(session.connection).local
+            )
+            for session in self._sessions
+            if session.open and session.backend.capabilities.crosses_nodes
+        }
+        return {link: speed for link, speed in speeds.items() if speed}
 
 
 def _samples(

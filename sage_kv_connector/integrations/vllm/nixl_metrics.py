@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sage_kv_connector.telemetry.reading.engine_metrics import MOST_AT_ONCE, Make
+from sage_kv_connector.telemetry.reading.engine_metrics import Make, observe
 from sage_kv_connector.telemetry.reading.growth import Growth, key_of
 from sage_kv_connector.telemetry.recording.metrics import METRICS, Kind
 
@@ -50,7 +50,7 @@ class NixlMetrics:
             key = key_of(text)
             if key.metric == "stage_seconds" and key.labels[0] == "decode" and key.labels[1] in self._times:
                 for count, seconds in buckets.values():
-                    _observe(self._times[key.labels[1]].labels(*first), count, seconds / count)
+                    observe(self._times[key.labels[1]].labels(*first), count, seconds / count)
         ended, nbytes, chunks = 0.0, 0.0, 0.0
         for text, value in growth.grown.items():
             key = key_of(text)
@@ -71,10 +71,5 @@ class NixlMetrics:
             elif key.metric == "chunks_total" and labels["direction"] == "landed":
                 chunks += value
         if ended:
-            _observe(self._bytes.labels(*first), int(ended), nbytes / ended)
-            _observe(self._descriptors.labels(*first), int(ended), chunks / ended)
-
-
-def _observe(histogram: Any, times: int, value: float) -> None:
-    for _ in range(min(times, MOST_AT_ONCE)):
-        histogram.observe(value)
+            observe(self._bytes.labels(*first), int(ended), nbytes / ended)
+            observe(self._descriptors.labels(*first), int(ended), chunks / ended)

@@ -61,5 +61,10 @@ class EngineMetrics:
             key = key_of(text)
             histogram = self._made[key.metric].labels(*first, *key.labels)
             for count, seconds in buckets.values():
-                for _ in range(min(count, MOST_AT_ONCE)):
-                    histogram.observe(seconds / count)
+                observe(histogram, count, seconds / count)
+
+
+def observe(histogram: Any, times: int, value: float) -> None:
+    """So many observations of one value, ``MOST_AT_ONCE`` at most."""
+    for _ in range(min(times, MOST_AT_ONCE)):
+        histogram.observe(value)

@@ -79,11 +79,13 @@ class Recorder:
         with self._lock:
             self._note(self._pair.unpaired(requests))
 
-    def links(self, read: Callable[[], Iterable[LinkBytes]]) -> None:
+    def links(self, read: Callable[[], Iterable[LinkBytes]]) -> list[LinkBytes]:
         """What connections moved so far. ``read`` is called with the lock, so that none closes in between."""
         with self._lock:
-            for link in read():
+            moved = list(read())
+            for link in moved:
                 self._moved(link)
+        return moved
 
     def closed(self, link: LinkBytes) -> None:
         """All that a connection moved. Its backend knows it no more."""
