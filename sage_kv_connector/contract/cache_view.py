@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.contract.element_order import ElementOrder, strided
-from sage_kv_connector.contract.page_places import places_of
+from sage_kv_connector.contract.page_places import MAX_RUNS, GroupPlaces, PlanePlaces
 from sage_kv_connector.contract.schema import CanonicalPlaneSchema, GroupSchema, PlaneSchema
 
 PAGE_AXIS = "page"
@@ -107,7 +107,7 @@ class GroupView(NamedTuple):
             canonical=tuple(CanonicalPlaneSchema(plane.name, plane.dim) for plane in self.canonical),
             scales=self.scales,
             dtype=self.dtype,
-            places=places_of(self),
+            places=_places_of(self),
         )
 
 
@@ -246,3 +246,18 @@ def _layout(tensor: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
     if isinstance(tensor, np.ndarray):
         return int(tensor.ctypes.data), tensor.shape, tensor.strides, tensor.itemsize
     raise ValueError(f"a KV tensor must be a torch tensor or a NumPy array, not {type(tensor).__name__}")
+
+
+def _places_of(view: GroupView) -> GroupPlaces | None:
+    """What a group tells; None where it has no canonical planes, or pages of more than ``MAX_RUNS`` runs."""
+    planes = view.layers[0].planes
+    if not view.canonical or sum(len(plane.run_offsets) for plane in planes) > MAX_RUNS:
+        return None
+    return GroupPlaces(
+        view.heads,
+        tuple(
+            PlanePlaces(plane.page_stride, tuple(plane.run_offsets.tolist()), plane.run_bytes)
+            for plane in planes
+        ),
+        tuple((plane.plane, plane.order) for plane in view.canonical),
+    )

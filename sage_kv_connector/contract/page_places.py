@@ -7,14 +7,9 @@ stays inside the runs of a page. Where the pages are, each transfer says.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from sage_kv_connector.contract.element_order import ElementOrder
-
-if TYPE_CHECKING:
-    from sage_kv_connector.contract.cache_view import GroupView
 
 #: A group whose pages lie in more runs than these does not tell its places.
 MAX_RUNS = 1024
@@ -34,18 +29,3 @@ class GroupPlaces(msgspec.Struct, frozen=True):
     heads: int
     planes: tuple[PlanePlaces, ...]
     orders: tuple[tuple[int, ElementOrder], ...]
-
-
-def places_of(view: GroupView) -> GroupPlaces | None:
-    """What a group tells; None where it has no canonical planes, or pages of more than ``MAX_RUNS`` runs."""
-    planes = view.layers[0].planes
-    if not view.canonical or sum(len(plane.run_offsets) for plane in planes) > MAX_RUNS:
-        return None
-    return GroupPlaces(
-        view.heads,
-        tuple(
-            PlanePlaces(plane.page_stride, tuple(plane.run_offsets.tolist()), plane.run_bytes)
-            for plane in planes
-        ),
-        tuple((plane.plane, plane.order) for plane in view.canonical),
-    )
