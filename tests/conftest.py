@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import resource
+
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says what else the machine does; benchmarks measure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+# What a login shell may have: descriptors that tests leave open show here as on every machine.
+DESCRIPTORS = 1024
+_, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, _most))

@@ -121,14 +121,14 @@ class Server:
             self.core = EngineCore(
                 _config(tuple(sorted(options.items()))), engine_id=name, schema=self.memory.schema
             )
+            self.core.register_memory(self.memory.view.extents())
+            self.core.start()
         self.loop: SteppedLoop = self.core._loop  # type: ignore[assignment]
         backend = self.core.backends["stepped"]
         assert isinstance(backend, SteppedBackend)
         self.endpoint = backend.endpoint
         assert self.core._conversions is not None
         self.pool = self.core._conversions.pool
-        self.core.register_memory(self.memory.view.extents())
-        self.core.start()
 
     @property
     def address(self) -> PeerAddress:

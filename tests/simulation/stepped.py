@@ -161,6 +161,7 @@ def stepped_engine(make_backend: Callable[[], SteppedBackend], staging_bytes: in
         mock.patch.object(core_module, "ControlLoop", SteppedLoop),
         mock.patch.object(core_module, "enabled_backends", lambda config, **_: ("stepped",)),
         mock.patch.object(core_module, "create_backend", lambda name, options: make_backend()),
+        mock.patch.object(core_module, "publish", lambda take: None),  # it has a thread and a socket
         mock.patch.object(chosen, "CpuConversions", conversions),
         mock.patch.object(_data_plane, "ConversionPool", stepped_data_plane.stepped_pool),
     ):

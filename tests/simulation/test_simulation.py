@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +38,22 @@ def test_the_engine_keeps_its_promises_in_every_schedule() -> None:
     results = [World(drawn(seed)).run() for seed in range(SCHEDULES)]
     assert [(seed, result.wrong) for seed, result in enumerate(results) if result.wrong] == []
     assert sum(result.right for result in results) > SCHEDULES / 2
+
+
+def test_nothing_of_a_world_is_left_in_the_process() -> None:
+    """A million of them run in one."""
+
+    def open_now() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = open_now()
+    restarted = 0
+    for seed in range(50):
+        world = World(drawn(seed))
+        world.run()
+        restarted += len(world.servers) - world.schedule.prefills - world.schedule.decodes
+    assert restarted > 10
+    assert open_now() == before
 
 
 def test_a_seed_always_gives_the_same_run() -> None:

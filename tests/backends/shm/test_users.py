@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 
@@ -79,6 +80,8 @@ def test_another_users_name_is_not_connected_to() -> None:
 def socket_of(fd: str) -> bool:
     """Whether a descriptor is a connected unix socket of packets."""
     try:
+        if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{fd}").st_mode):
+            return False
         with socket.socket(fileno=os.dup(int(fd))) as one:
             return (
                 one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET and bool(one.getpeername())
