@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,10 @@ class Receiver:
         self._port = 0
 
     def run(self) -> dict[str, Any]:
-        begun = time.perf_counter()
+        spent, begun = self._cpu_s(), time.perf_counter()
         self._move(self._blocks.segments(), b"all")
-        return {"gbytes_per_s": self._total / (time.perf_counter() - begun) / 1e9}
+        seconds = time.perf_counter() - begun
+        return {"gbytes_per_s": self._total / seconds / 1e9, "cpu_s": self._cpu_s() - spent}
 
     def verify(self) -> dict[str, Any]:
         self._blocks.data[:] = 0
@@ -162,6 +164,10 @@ class Receiver:
     def limit(self) -> dict[str, Any]:
         crosses_nodes = self._backend.capabilities.crosses_nodes
         return self._limit_socket() if crosses_nodes else self._limit_readv()
+
+    def _cpu_s(self) -> float:
+        """CPU time of both processes until now."""
+        return cpu_s(os.getpid()) + cpu_s(self._sender_pid)
 
     def close(self) -> None:
         self._pipe.send(("quit",))
@@ -219,6 +225,12 @@ class Receiver:
             if event.kind in (EventKind.CLOSED, EventKind.WINDOW_FAILED):
                 break
         raise SystemExit(f"waited for {kind.name} in vain")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of the threads that a process has, by the kernel's scheduler."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def protect(backend: Backend, connection: int, security: str, *, connects: bool) -> None:
