@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from sage_kv_connector import doctor
+from sage_kv_connector.config import CONFIG_FILE_ENV, SECRET_ENV, SECRET_FILE_ENV
 from sage_kv_connector.devices.runtime import DeviceRuntime, RuntimeUnavailable
 from sage_kv_connector.doctor import examine
+from sage_kv_connector.telemetry.reading.token import reading_token, token_of_secret
 from tests.vendors.kernels import VENDORS_OF_KERNELS
 from tests.vendors.rig import Rig
 
@@ -24,6 +27,21 @@ def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest
     assert found["backend pcie"].state == "missing"
     expected = "missing" if find_spec("sagellm_comm") is None else "ok"
     assert found["sage"].state == expected
+
+
+def test_a_secret_is_found_wherever_engines_take_it_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SECRET_ENV, raising=False)
+    monkeypatch.delenv(SECRET_FILE_ENV, raising=False)
+    secret, options = tmp_path / "secret", tmp_path / "kv_transport.yaml"
+    secret.write_text("a secret of thirty-two characters")
+    secret.chmod(0o600)
+    options.write_text(f"secret_file: {secret}\n")
+    assert {one.name: one.state for one in examine()}["secret"] == "missing" and reading_token() == ""
+    monkeypatch.setenv(CONFIG_FILE_ENV, str(options))
+    assert {one.name: one.state for one in examine()}["secret"] == "ok"
+    assert reading_token() == token_of_secret(secret.read_bytes())
 
 
 @pytest.mark.skipif(find_spec("sagellm_comm") is None, reason="the SAGE packages want Python 3.11")

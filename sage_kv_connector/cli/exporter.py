@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sage_kv_connector.cli.options import AsJson
-from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.console import emit, progress
 from sage_kv_connector.contract.peer import bracket
+from sage_kv_connector.telemetry.reading.token import TOKEN_ENV, reading_token
 
-TOKEN_ENV = "SAGE_KVT_EXPORTER_TOKEN"
 DEFAULT_PORT = 9464
 
 TokenFile = Annotated[
@@ -23,26 +21,6 @@ TokenFile = Annotated[
         help=f"File with the token. Else ${TOKEN_ENV}, else the token of the transport's secret, if set."
     ),
 ]
-
-
-def exporter_token(token_file: Path | None) -> str:
-    """The token that a reader brings and an exporter asks for; "" for none. Raises ValueError naming the file."""
-    if token_file is not None:
-        try:
-            token = token_file.read_text().strip()
-        except OSError as error:
-            raise ValueError(f"token_file {str(token_file)!r} can't be read: {error.strerror}") from error
-        if not token:
-            raise ValueError(f"token_file {str(token_file)!r} is empty; it must hold the token")
-        return token
-    if token := os.environ.get(TOKEN_ENV, ""):
-        return token
-    secret = KVTransportConfig().resolved_secret()
-    if not secret:
-        return ""
-    from sage_kv_connector.telemetry.reading.exporter import token_of_secret
-
-    return token_of_secret(secret)
 
 
 def exporter(
@@ -58,13 +36,14 @@ def exporter(
     try:
         import uvicorn
 
-        from sage_kv_connector.telemetry.reading.exporter import check_listens, create_app
+        from sage_kv_connector.telemetry.reading.exporter import create_app
+        from sage_kv_connector.telemetry.reading.readers import check_listens
         from sage_kv_connector.telemetry.reading.sources import local
     except ImportError as error:
         progress.print(f"sage-kvt exporter needs {error.name}: pip install 'sage_kv_connector[exporter]'")
         raise typer.Exit(2) from None
     try:
-        token = exporter_token(token_file)
+        token = reading_token(token_file)
         check_listens(host, token)
     except ValueError as error:
         progress.print(str(error), markup=False)

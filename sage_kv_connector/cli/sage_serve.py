@@ -101,14 +101,13 @@ def with_options(serve: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapped(**given: Any) -> Any:
         words, path, engine = (given.pop(name) for name in OURS)
+        if words or engine is not Engine.none:
+            try:
+                configure(words or [], path)
+            except ValueError as error:
+                progress.print(f"KV transport: {error}", markup=False, soft_wrap=True)
+                raise typer.Exit(2) from error
         _card_in_gateway()
-        if not words and engine is Engine.none:
-            return serve(**given)
-        try:
-            configure(words or [], path)
-        except ValueError as error:
-            progress.print(f"KV transport: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from error
         with contextlib.ExitStack() as started:
             if engine is Engine.vllm:
                 started.enter_context(_vllm_behind_gateway(given.get("model"), path))
@@ -127,12 +126,19 @@ def _card_in_gateway() -> None:
         from sagellm_gateway.server import app
 
         from sage_kv_connector.integrations.sage.gateway import PREFIX, mount_card
+        from sage_kv_connector.telemetry.reading.token import TOKEN_ENV, reading_token
 
         mount_card(app)
+        readers = (
+            "whoever brings the token of `sage-kvt exporter --print-token`"
+            if reading_token()
+            else f"this machine alone; others need a token (${TOKEN_ENV} or the transport's secret)"
+        )
     except Exception as error:
         progress.print(f"KV transport: no card: {error}", markup=False, soft_wrap=True)
     else:
-        progress.print(f"KV transport: its card is at {PREFIX}/ of the gateway", markup=False, soft_wrap=True)
+        said = f"KV transport: its card is at {PREFIX}/ of the gateway, for {readers}"
+        progress.print(said, markup=False, soft_wrap=True)
 
 
 def configure(words: Sequence[str], path: Path) -> KVTransportConfig:

@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from sage_kv_connector.cli.exporter import TokenFile, exporter_token
+from sage_kv_connector.cli.exporter import TokenFile
 from sage_kv_connector.cli.options import AsJson
 from sage_kv_connector.cli.top_screen import TopScreen
 from sage_kv_connector.console import progress
 from sage_kv_connector.telemetry.reading import sources
 from sage_kv_connector.telemetry.reading.overview import Overview
 from sage_kv_connector.telemetry.reading.overviews import Overviews
+from sage_kv_connector.telemetry.reading.token import reading_token
 from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV, directory
 
 
@@ -38,7 +39,7 @@ def top(
     where no engine was found, 2 where nothing could be read.
     """
     try:
-        source = sources.exporter(url, exporter_token(token_file)) if url else sources.local
+        source = sources.exporter(url, reading_token(token_file)) if url else sources.local
     except ValueError as error:
         progress.print(str(error), markup=False)
         raise typer.Exit(2) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import NamedTuple
 
 from sage_kv_connector.contract.failure import printable
@@ -39,3 +40,12 @@ class RegisteredKV(NamedTuple):
 def bracket(host: str) -> str:
     """A host as addresses and URLs name it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host without a port, IPv6 with or without brackets; no name is looked up."""
+    name = host.removeprefix("[").removesuffix("]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

@@ -206,12 +206,12 @@ def _mooncake() -> Finding:
 
 
 def _secret() -> Finding:
-    if KVTransportConfig().resolved_secret():
+    if KVTransportConfig.load().resolved_secret():
         return Finding("secret", "ok", "set: servers listen on all interfaces and prove it to each other")
     return Finding(
         "secret",
         "missing",
-        f"none in ${SECRET_ENV} or ${SECRET_FILE_ENV}: servers listen on loopback only, enough on one node",
+        f"none in options, ${SECRET_ENV} or ${SECRET_FILE_ENV}: servers listen on loopback only, enough on one node",
     )
 
 

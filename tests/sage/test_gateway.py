@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,9 +15,12 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from sage_kv_connector.cli.sage_serve import add_to_serve
+from sage_kv_connector.config import CONFIG_FILE_ENV
 from sage_kv_connector.integrations.sage.gateway import PREFIX, create_app, mount_card
 from sage_kv_connector.telemetry.reading.sources import Found
+from sage_kv_connector.telemetry.reading.token import TOKEN_ENV, reading_token
 from sage_kv_connector.telemetry.recording.snapshot import Snapshot
+from tests.telemetry.http_reader import reader
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
 
 def served(app: FastAPI, prefix: str = PREFIX) -> TestClient:
-    client = TestClient(app)
+    client = reader(app)
     assert client.get(prefix).url.path == f"{prefix}/"
     assert "<kv-transport-card" in client.get(f"{prefix}/").text
     return client
@@ -63,6 +68,30 @@ def test_dependencies_guard_page_and_numbers() -> None:
     assert {client.get(f"{PREFIX}/{name}").status_code for name in ("", "card.json", "card.js")} == {401}
 
 
+def test_without_dependencies_the_exporters_rule_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = f"{PREFIX}/card.json"
+    app = FastAPI()
+    mount_card(app, lambda: Found([]))
+    assert reader(app).get(numbers).is_success
+    assert reader(app, host="10.0.0.7").get(numbers).status_code == 403
+    assert reader(app, "http://attacker.example").get(numbers).status_code == 421
+    monkeypatch.setenv(TOKEN_ENV, "a token")
+    app = FastAPI()
+    mount_card(app, lambda: Found([]))
+    afar = reader(app, "http://gateway.example", "10.0.0.7")
+    refused = afar.get(numbers)
+    assert refused.status_code == 401 and refused.headers["WWW-Authenticate"].startswith("Basic realm=")
+    assert reader(app).get(numbers).status_code == 401
+    assert afar.get(numbers, auth=("anybody", "a token")).is_success
+    assert afar.get(numbers, headers={"Authorization": "Bearer a token"}).is_success
+
+
+def test_no_dependencies_leave_it_open() -> None:
+    app = FastAPI()
+    mount_card(app, lambda: Found([]), dependencies=())
+    assert reader(app, "http://gateway.example", "10.0.0.7").get(f"{PREFIX}/card.json").is_success
+
+
 def test_a_gateway_made_by_our_factory_has_it(gateway: FastAPI) -> None:
     assert create_app() is gateway
     served(gateway)
@@ -80,8 +109,33 @@ def sage_like() -> typer.Typer:
 def test_sage_llm_serve_mounts_it_by_itself(gateway: FastAPI) -> None:
     for _ in range(2):
         result = CliRunner().invoke(sage_like(), ["llm", "serve"])
-        assert result.exit_code == 0 and "its card is at /kv-transport/ of the gateway" in result.stderr
+        assert result.exit_code == 0
+        assert "its card is at /kv-transport/ of the gateway, for this machine alone" in result.stderr
     served(gateway)
+
+
+def test_a_secret_of_serves_own_options_guards_it(gateway: FastAPI, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of thirty-two characters")
+    secret.chmod(0o600)
+    words = [
+        "--kv-transport",
+        f"secret_file={secret}",
+        "--kv-transport",
+        "backend=tcp",
+        "--kv-transport-file",
+        str(tmp_path / "kvt.yaml"),
+    ]
+    try:
+        result = CliRunner().invoke(sage_like(), ["llm", "serve", *words])
+        assert result.exit_code == 0, result.stderr
+        assert "for whoever brings the token of `sage-kvt exporter --print-token`" in result.stderr
+        numbers = f"{PREFIX}/card.json"
+        assert reader(gateway).get(numbers).status_code == 401
+        token = reading_token()
+        assert reader(gateway).get(numbers, auth=("", token)).is_success
+    finally:
+        os.environ.pop(CONFIG_FILE_ENV, None)
 
 
 def test_without_a_gateway_serve_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fastapi.testclient import TestClient
 
 from sage_kv_connector.telemetry.reading import sources
 from sage_kv_connector.telemetry.reading.exporter import create_app
 from sage_kv_connector.telemetry.recording.metrics import METRICS, PREFIX, Kind
 from sage_kv_connector.telemetry.recording.snapshot import Snapshot
 from scripts.metrics_document import DOCUMENT, document
+from tests.telemetry.http_reader import reader
 from tests.telemetry.test_recorder import record
 
 RULES = Path(__file__).resolve().parents[2] / "dashboards" / "kv-transport.rules.yml"
@@ -56,7 +56,7 @@ def test_promtool_finds_nothing_wrong_with_rules_and_metrics() -> None:
     recorder.ended(record())
     recorder.ended(record(code="checksum"))
     taken = Snapshot("e", 0, 1, 0, 0, tuple(recorder.samples()), tuple(recorder.times()))
-    client = TestClient(create_app(lambda: sources.Found([taken])), base_url="http://127.0.0.1")
+    client = reader(create_app(lambda: sources.Found([taken])))
     said = subprocess.run(
         ["promtool", "check", "metrics"], input=client.get("/metrics").text, text=True, capture_output=True
     )

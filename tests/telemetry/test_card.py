@@ -25,6 +25,7 @@ from sage_kv_connector.telemetry.reading.sources import Found, Source
 from sage_kv_connector.telemetry.recording.metrics import METRICS, PREFIX
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot, TransferRecord
 from tests.telemetry.card_traffic import Traffic, traffic
+from tests.telemetry.http_reader import reader
 
 PAGE = Path(__file__).resolve().parents[2] / "web" / "card" / "page"
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -60,7 +61,7 @@ class Scraped:
     """What the exporter's /metrics says of the same engines."""
 
     def __init__(self, source: Source) -> None:
-        text = TestClient(create_app(source), base_url="http://127.0.0.1").get("/metrics").text
+        text = reader(create_app(source)).get("/metrics").text
         self._samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
 
     def of(self, metric: str, **labels: str) -> float:

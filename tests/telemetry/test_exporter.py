@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 
 from sage_kv_connector.telemetry.reading import sources
-from sage_kv_connector.telemetry.reading.exporter import check_listens, create_app, token_of_secret
+from sage_kv_connector.telemetry.reading.exporter import create_app
+from sage_kv_connector.telemetry.reading.readers import check_listens
+from sage_kv_connector.telemetry.reading.token import token_of_secret
 from sage_kv_connector.telemetry.recording.metrics import METRICS, PREFIX, Kind
 from sage_kv_connector.telemetry.recording.snapshot import Snapshot
 from tests.engine.conftest import Cores, made_cores
 from tests.engine.paged_side import Side
-
-LOOPBACK = "http://127.0.0.1"
+from tests.telemetry.http_reader import reader
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def handed_over(make: Cores) -> tuple[Side, Side]:
 
 def test_prometheus_reads_what_the_engines_counted(make: Cores) -> None:
     prefill, decode = handed_over(make)
-    client = TestClient(create_app(sources.local), base_url=LOOPBACK)
+    client = reader(create_app(sources.local))
     text = client.get("/metrics").text
     found = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -70,7 +70,7 @@ def test_prometheus_reads_what_the_engines_counted(make: Cores) -> None:
 
 def test_snapshot_is_what_the_readers_of_an_exporter_get(make: Cores) -> None:
     handed_over(make)
-    client = TestClient(create_app(sources.local), base_url=LOOPBACK)
+    client = reader(create_app(sources.local))
     found = sources.found_of(client.get("/snapshot").content)
     assert sum(one.value("transfers_total") for one in found.snapshots) == 2
     assert client.get("/healthz").json() == {"ok": True, "engines": 2, "silent": 0}
@@ -78,17 +78,17 @@ def test_snapshot_is_what_the_readers_of_an_exporter_get(make: Cores) -> None:
 
 def test_a_silent_engine_makes_it_unhealthy() -> None:
     silent = sources.Found([], {"7-0.sock": "timed out"})
-    answer = TestClient(create_app(lambda: silent), base_url=LOOPBACK).get("/healthz")
+    answer = reader(create_app(lambda: silent)).get("/healthz")
     assert answer.status_code == 503 and answer.json()["silent"] == 1
 
 
 def test_without_a_token_only_loopback_is_answered_and_listened_on() -> None:
-    client = TestClient(create_app(lambda: sources.Found([])), base_url="http://attacker.example")
+    client = reader(create_app(lambda: sources.Found([])), base_url="http://attacker.example")
     assert client.get("/metrics").status_code == 421
     assert client.get("/healthz").status_code == 200
     for host in ("127.0.0.1", "localhost", "[::1]", "127.9.9.9"):
         assert (
-            TestClient(create_app(lambda: sources.Found([])), base_url=f"http://{host}")
+            reader(create_app(lambda: sources.Found([])), base_url=f"http://{host}")
             .get("/metrics")
             .is_success
         )
@@ -97,11 +97,13 @@ def test_without_a_token_only_loopback_is_answered_and_listened_on() -> None:
         with pytest.raises(ValueError, match="--token-file"):
             check_listens(host, "")
         check_listens(host, "a token")
+    afar = reader(create_app(lambda: sources.Found([])), "http://127.0.0.1", "10.0.0.7")
+    assert afar.get("/metrics").status_code == 403
 
 
 def test_with_a_token_every_path_wants_it() -> None:
     token = token_of_secret(b"the secret")
-    client = TestClient(create_app(lambda: sources.Found([]), token), base_url="http://10.0.0.1")
+    client = reader(create_app(lambda: sources.Found([]), token), base_url="http://10.0.0.1")
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {token}é".encode()}):
         for path in ("/metrics", "/snapshot", "/nowhere", "/"):
             assert client.get(path, headers=headers).status_code == 401  # type: ignore[arg-type]
@@ -110,7 +112,7 @@ def test_with_a_token_every_path_wants_it() -> None:
 
 
 def test_a_browser_sends_the_token_as_a_password_and_shows_the_card() -> None:
-    client = TestClient(create_app(lambda: sources.Found([]), "a:token"), base_url="http://10.0.0.1")
+    client = reader(create_app(lambda: sources.Found([]), "a:token"), base_url="http://10.0.0.1")
     assert client.get("/").headers["WWW-Authenticate"].startswith("Basic realm=")
     for user, password in (("anybody", "a:token"), ("", "a:token")):
         page = client.get("/", auth=(user, password))

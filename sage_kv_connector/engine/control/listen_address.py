@@ -3,30 +3,22 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
-from sage_kv_connector.contract.peer import bracket
+from sage_kv_connector.contract.peer import bracket, is_loopback
 
 
 def listen_host(config: KVTransportConfig, secret: bytes) -> str:
     if config.host == "auto":
         return "0.0.0.0" if secret else "127.0.0.1"
-    if not secret and not _is_loopback(config.host):
+    if not secret and not is_loopback(config.host):
         raise ValueError(
             f"host {config.host!r} is reachable from other machines, so a shared secret is needed: "
             f"set secret, secret_file or ${SECRET_ENV} on every server (or host=127.0.0.1)"
         )
     return config.host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable_host(host: str) -> str:

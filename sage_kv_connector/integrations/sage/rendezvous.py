@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
 import struct
@@ -20,6 +19,7 @@ import msgspec
 
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.contract.chunk import DeviceSpec
+from sage_kv_connector.contract.peer import is_loopback
 
 MAX_RECORD = 1 << 20
 #: One record must come within this time once its connection is there.
@@ -59,7 +59,7 @@ def meet(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}; allowed with world_size {world_size}: 0 to {world_size - 1}")
-    if not secret and not _is_loopback(address):
+    if not secret and not is_loopback(address):
         raise ValueError(
             f"master_addr {address!r} is reachable from other machines, so a shared secret is needed: "
             f"set secret, secret_file or ${SECRET_ENV} for every rank (or master_addr 127.0.0.1)"
@@ -180,10 +180,3 @@ def _exactly(peer: socket.socket, count: int) -> bytes:
             raise OSError("the connection was closed (are the secrets the same?)")
         got += more
     return bytes(got)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An HTTP server that shows what engines count: /metrics, /snapshot, /healthz, and the card.
 
-Without a token it answers on loopback only, and to requests that name a loopback host only, so that no web page can
-read it through a browser. With one, every request but /healthz must bring it: as a Bearer, or as the password that a
-browser asks for.
+Every request but /healthz must be allowed to read (readers.py).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
@@ -22,37 +15,12 @@ from prometheus_client.exposition import choose_encoder
 
 from sage_kv_connector.telemetry.reading.card.router import card_router
 from sage_kv_connector.telemetry.reading.prometheus import Engines
+from sage_kv_connector.telemetry.reading.readers import refusal
 from sage_kv_connector.telemetry.reading.sources import Source, body_of
 
 OPEN_PATHS = ("/healthz",)
 CARD = "/kv-transport"
-CHALLENGE = 'Basic realm="sage_kvt exporter: the token is the password", Bearer'
 Next = Callable[[Request], Awaitable[Response]]
-
-
-def token_of_secret(secret: bytes) -> str:
-    """The exporter's token where the transport's shared secret stands for one; the secret can't be found from it."""
-    return hmac.new(secret, b"sage_kvt exporter token 1", hashlib.sha256).hexdigest()
-
-
-def check_listens(host: str, token: str) -> None:
-    """Raises ValueError for an address beyond loopback without a token."""
-    if not token and not is_loopback(host):
-        raise ValueError(
-            f"host is {host!r}, which others reach; allowed without a token: 127.0.0.1, ::1, localhost. Set "
-            "--token-file, $SAGE_KVT_EXPORTER_TOKEN or the transport's secret"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Of a host without a port, IPv6 with or without brackets."""
-    name = host.strip("[]")
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def create_app(source: Source, token: str = "") -> FastAPI:
@@ -63,8 +31,8 @@ def create_app(source: Source, token: str = "") -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
-        if request.url.path not in OPEN_PATHS and (refused := _refusal(request, token)):
-            return refused
+        if request.url.path not in OPEN_PATHS and (refused := refusal(request, token)):
+            return JSONResponse({"error": refused.error}, refused.status, headers=refused.headers)
         return await go_on(request)
 
     @app.get("/metrics")
@@ -91,27 +59,3 @@ def create_app(source: Source, token: str = "") -> FastAPI:
 
     app.include_router(card_router(source), prefix=CARD)
     return app
-
-
-def _refusal(request: Request, token: str) -> Response | None:
-    if token:
-        given = _given(request.headers.get("authorization", ""))
-        if hmac.compare_digest(given.encode(), token.encode()):
-            return None
-        error = "this exporter wants its token: Authorization: Bearer TOKEN"
-        return JSONResponse({"error": error}, 401, headers={"WWW-Authenticate": CHALLENGE})
-    host = request.url.hostname or ""
-    if is_loopback(host):
-        return None
-    return JSONResponse({"error": f"host {host!r} is not loopback, and there is no token"}, 421)
-
-
-def _given(authorization: str) -> str:
-    """The token of a Bearer, or the password of whatever user; "" for neither."""
-    scheme, _, value = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return authorization.removeprefix("Bearer ")
-    try:
-        return base64.b64decode(value, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
