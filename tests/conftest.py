@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
+import os
 import resource
 
 from hypothesis import HealthCheck, settings
@@ -13,3 +15,10 @@ settings.load_profile("unhurried")
 DESCRIPTORS = 1024
 _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, _most))
+#: Of them: what lies in cycles (engines with emulated machines) is collected then.
+MANY = 256
+
+
+def pytest_runtest_teardown() -> None:
+    if len(os.listdir("/proc/self/fd")) > MANY:
+        gc.collect()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 import sys
@@ -217,3 +219,26 @@ def test_two_machines_know_nothing_of_each_other(vendor: str) -> None:
     with pytest.raises(DeviceError):
         other.runtime.free(0, address)
     assert (one.runtime.device_count(), other.runtime.device_count()) == (2, 1)
+
+
+def device_memories() -> int:
+    """Open in this process."""
+    names = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
+    return sum("sage-emulator-device-memory" in name for name in names)
+
+
+def test_an_emulated_machine_that_nobody_has_any_more_keeps_no_memory(vendor: str) -> None:
+    before = device_memories()
+    gone, stays = Rig(vendor, memory_bytes=1 << 20), Rig(vendor, memory_bytes=1 << 20)
+    for _ in range(3):
+        gone.upload(np.ones(4096, dtype=np.uint8))
+    kept = stays.upload(np.full(4096, 9, dtype=np.uint8))
+    assert device_memories() == before + 4
+    del gone
+    gc.collect()
+    assert device_memories() == before + 1
+    assert (stays.download(kept, 4096) == 9).all()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any, NamedTuple
 
 from sage_kv_connector.devices.runtime import DeviceRuntime
@@ -19,7 +20,10 @@ class Counts(NamedTuple):
 
 
 class EmulatorControl:
-    """Changes rates, latency, held engines and faults while the machine runs."""
+    """Changes rates, latency, held engines and faults while the machine runs.
+
+    The machine's device memory goes with the last reference to this: to the runtime, that is.
+    """
 
     def __init__(self, library: ctypes.CDLL, settings: EmulatorSettings) -> None:
         self._configure = library.sage_emulator_configure
@@ -30,6 +34,9 @@ class EmulatorControl:
         self._launches.restype, self._launches.argtypes = ctypes.c_uint64, ()
         self.settings = settings
         self._apply(settings)
+        library.sage_emulator_forget_memory.restype = None
+        # Not at the process's end: the kernel gives it back then, and lanes may still run.
+        weakref.finalize(self, library.sage_emulator_forget_memory).atexit = False
 
     def set(self, **changes: Any) -> None:
         """Change settings by name; a fault that is named counts copies from here on.

@@ -15,6 +15,10 @@ extern "C" __attribute__((visibility("default"))) uint64_t sage_emulator_launche
   return sage_emulator::Machine::get().launches();
 }
 
+extern "C" __attribute__((visibility("default"))) void sage_emulator_forget_memory() {
+  sage_emulator::Machine::get().forget_memory();
+}
+
 // For each direction, in the order of its enum: calls, copies, bytes.
 extern "C" __attribute__((visibility("default"))) void sage_emulator_counts(uint64_t* out) {
   for (const auto& counts : sage_emulator::Machine::get().counts()) {

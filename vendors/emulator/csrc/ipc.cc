@@ -128,16 +128,20 @@ Status Machine::ipc_import(int device, const IpcName& name, void** address) {
   return Status::kOk;
 }
 
+void Allocation::leave() {
+  for (auto& place : sharing->importers) {
+    int32_t self = static_cast<int32_t>(::getpid());
+    if (place.compare_exchange_strong(self, 0)) break;
+  }
+}
+
 Status Machine::ipc_close_import(void* address) {
   std::lock_guard guard(mutex_);
   const auto found = allocations_.find(reinterpret_cast<uint64_t>(address));
   if (found == allocations_.end() || !found->second->imported)
     return fail(Status::kInvalidValue, "not memory that was imported here");
   if (found->second->in_flight > 0) return fail(Status::kInUse, "closed while work that uses it is in flight");
-  for (auto& place : found->second->sharing->importers) {
-    int32_t self = static_cast<int32_t>(::getpid());
-    if (place.compare_exchange_strong(self, 0)) break;
-  }
+  found->second->leave();
   allocations_.erase(found);
   return Status::kOk;
 }

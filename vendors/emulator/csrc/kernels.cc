@@ -2,12 +2,14 @@
 // Modules and launches: host code in the place of a device's.
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/mman.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "streams.h"
@@ -56,16 +58,16 @@ Status Machine::module_load(int device, const void* image, void** module) {
   const char* bytes = static_cast<const char*>(image);
   const uint64_t size = bytes == nullptr ? 0 : image_bytes(bytes);
   if (size == 0) return fail(Status::kInvalidImage, "the image is not a shared library of this host");
-  const int fd = ::memfd_create("sage-emulator-module", MFD_CLOEXEC);
-  if (fd < 0) return fail(Status::kOutOfMemory, std::string("memfd: ") + std::strerror(errno));
+  // A name of its own: the linker knows a library by its path, also when no file is left there.
+  std::string path = std::filesystem::temp_directory_path() / "sage-emulator-module-XXXXXX";
+  const int fd = ::mkostemp(path.data(), O_CLOEXEC);
+  if (fd < 0) return fail(Status::kOutOfMemory, path + ": " + std::strerror(errno));
   const bool whole = write_all(fd, bytes, size);
-  const std::string path = "/proc/self/fd/" + std::to_string(fd);
+  ::close(fd);
   void* library = whole ? ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
-  if (library == nullptr) {
-    ::close(fd);
+  ::unlink(path.c_str());
+  if (library == nullptr)
     return fail(Status::kInvalidImage, whole ? ::dlerror() : "the image ends before its tables say");
-  }
-  // The file stays open: the linker knows a library by its path, so no other may get this one's.
   std::lock_guard guard(mutex_);
   modules_[library] = device;
   *module = library;

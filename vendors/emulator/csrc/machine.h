@@ -107,6 +107,8 @@ class Machine {
   Status memory_info(int device, uint64_t* free, uint64_t* total);
   Status alloc(int device, uint64_t bytes, void** address);
   Status free(void* address);
+  // All of it, as when the machine is switched off; what queued work uses goes when that is over.
+  void forget_memory();
   Status range_of(const void* address, void** base, uint64_t* bytes);
   Status host_alloc(uint64_t bytes, void** address);
   Status host_free(void* address);
@@ -214,6 +216,8 @@ struct Allocation {
   // Kernels that may follow its device address begin and end; under the machine's mutex.
   void open_to_kernel();
   void close_to_kernel();
+  // This process imports it no more.
+  void leave();
   uint64_t base = 0;    // the device address
   uint64_t bytes = 0;   // asked for
   uint64_t mapped = 0;  // rounded to pages

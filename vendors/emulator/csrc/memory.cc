@@ -177,6 +177,15 @@ Status Machine::free(void* address) {
   return Status::kOk;
 }
 
+void Machine::forget_memory() {
+  std::map<uint64_t, std::shared_ptr<Allocation>> forgotten;
+  std::lock_guard guard(mutex_);
+  forgotten.swap(allocations_);
+  for (const auto& [base, allocation] : forgotten)
+    if (allocation->imported) allocation->leave();
+  for (const auto& device : device_list_) device->used = 0;
+}
+
 std::shared_ptr<Allocation> Machine::find_allocation(uint64_t address) {
   std::lock_guard guard(mutex_);
   const auto found = containing(allocations_, address);
