@@ -231,7 +231,7 @@ def _transfers(shown: Overview, most: int) -> Table | None:
     columns = ("+transfer", "side", "+peer", ">bytes", ">time", "stages", "+end")
     rows = []
     for shown_one in shown.transfers[:most]:
-        one = shown_one.transfer
+        one = shown_one.record
         rows.append(
             (
                 one.transfer_id,

@@ -17,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.telemetry.reading.card import page as page_module
 from sage_kv_connector.telemetry.reading.card import router as router_module
-from sage_kv_connector.telemetry.reading.card.contents import FAULTS
 from sage_kv_connector.telemetry.reading.card.page import CHARTS, page_files
 from sage_kv_connector.telemetry.reading.card.router import card_router
 from sage_kv_connector.telemetry.reading.exporter import create_app
+from sage_kv_connector.telemetry.reading.gathered import FAULTS
 from sage_kv_connector.telemetry.reading.sources import Found, Source
 from sage_kv_connector.telemetry.recording.metrics import METRICS, PREFIX
 from sage_kv_connector.telemetry.recording.snapshot import Sample, Snapshot, TransferRecord
@@ -168,12 +168,6 @@ def test_a_link_can_carry_what_its_card_says_else_what_was_best(
     moved = Sample("link_bytes_total", ("p[0]", "tcp", "sent"), 1)
     (link,) = shown(lambda: Found([Snapshot("e", 0, 1, 0, 1, (*speeds, moved), ())]))["links"]
     assert (link["capacity"], link["source"]) == shown_as
-
-
-def test_what_other_releases_count_is_left_out() -> None:
-    odd = Snapshot("e", 0, 1, 0, 1, (Sample("link_bytes_total", ("p",), 1), Sample("to_come", (), 1)), ())
-    card = shown(lambda: Found([odd]))
-    assert card["links"] == [] and len(card["engines"]) == 1
 
 
 def test_an_unknown_code_is_shown_as_it_is_and_explained_as_other() -> None:

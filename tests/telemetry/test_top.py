@@ -155,7 +155,7 @@ def test_numbers_are_those_of_the_engines(make: Cores) -> None:
     assert latency.p50 and latency.p99 and latency.p50 <= latency.p99
     for side in ("decode", "prefill"):
         assert sum(one.share for one in shown.stages if one.side == side) == pytest.approx(1)
-    assert {one.transfer.transfer_id for one in shown.transfers} == {"t0", "t1", "t2", "t3", "nobody"}
+    assert {one.record.transfer_id for one in shown.transfers} == {"t0", "t1", "t2", "t3", "nobody"}
 
 
 def test_engines_of_the_same_are_added_up_and_what_is_wrong_is_listed() -> None:

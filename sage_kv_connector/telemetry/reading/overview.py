@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from sage_kv_connector.telemetry.recording.snapshot import HotChunk, Note, TransferRecord
+from sage_kv_connector.telemetry.reading.gathered import NoteShown, TransferShown
+from sage_kv_connector.telemetry.recording.snapshot import HotChunk
 
 
 class EngineShown(msgspec.Struct, frozen=True):
@@ -105,18 +106,6 @@ class StageShown(msgspec.Struct, frozen=True):
     seconds: float
     share: float
     p99: float | None
-
-
-class TransferShown(msgspec.Struct, frozen=True):
-    engine: str
-    rank: int
-    transfer: TransferRecord
-
-
-class NoteShown(msgspec.Struct, frozen=True):
-    engine: str
-    rank: int
-    note: Note
 
 
 class Overview(msgspec.Struct, frozen=True):

@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from sage_kv_connector.telemetry.reading.gathered import (
+    faults,
+    hottest_chunks,
+    named,
+    newest_notes,
+    newest_transfers,
+)
 from sage_kv_connector.telemetry.reading.overview import (
     EngineShown,
     FailureShown,
@@ -12,10 +20,8 @@ from sage_kv_connector.telemetry.reading.overview import (
     Flow,
     LatencyShown,
     LinkShown,
-    NoteShown,
     Overview,
     StageShown,
-    TransferShown,
     WireShown,
 )
 from sage_kv_connector.telemetry.reading.rates import (
@@ -28,22 +34,11 @@ from sage_kv_connector.telemetry.reading.rates import (
 )
 from sage_kv_connector.telemetry.reading.sources import Found
 from sage_kv_connector.telemetry.recording.metrics import METRICS, Kind
-from sage_kv_connector.telemetry.recording.snapshot import HotChunk, SeriesKey, Snapshot
+from sage_kv_connector.telemetry.recording.snapshot import Snapshot
 
-#: The newest transfers and notes, and the hottest chunks.
-MOST_TRANSFERS, MOST_NOTES, MOST_HOT = 20, 8, 10
+#: The newest notes that are shown.
+MOST_NOTES = 8
 DIRECTIONS = ("sent", "landed")
-#: Of what these count nothing should be seen.
-FAULTS = (
-    "checksum_failures_total",
-    "forged_frames_total",
-    "stale_chunks_total",
-    "refused_chunks_total",
-    "refused_peers_total",
-    "retries_total",
-    "recomputed_tokens_total",
-    "unused_pair",
-)
 
 
 class Overviews:
@@ -65,9 +60,9 @@ class Overviews:
             wire=tuple(_wire(snapshots)),
             latencies=tuple(_latencies(snapshots, rates)),
             stages=tuple(_stages(snapshots)),
-            transfers=_newest(snapshots),
-            notes=_notes(snapshots),
-            hot_chunks=_hottest(snapshots),
+            transfers=newest_transfers(snapshots),
+            notes=newest_notes(snapshots)[:MOST_NOTES],
+            hot_chunks=hottest_chunks(snapshots),
             silent=dict(found.silent),
         )
 
@@ -98,12 +93,7 @@ def _engine(now: Snapshot, late: Rates | None) -> EngineShown:
 
 def _links(now: Snapshot, late: Rates | None) -> Iterable[LinkShown]:
     """Sessions, and peers that bytes moved to or from."""
-    at = METRICS["link_bytes_total"].labels.index
-    moved = {
-        (one.labels[at("peer")], one.labels[at("backend")])
-        for one in now.samples
-        if one.metric == "link_bytes_total"
-    }
+    moved = {(one.labels["peer"], one.labels["backend"]) for one in named([now], "link_bytes_total")}
     for peer, backend in sorted(moved | {(one.peer, one.backend) for one in now.links}):
         opened = [one for one in now.links if (one.peer, one.backend) == (peer, backend)]
         first = opened[0] if opened else None
@@ -138,14 +128,10 @@ def _flow(
 
 
 def _failures(snapshots: Sequence[Snapshot], rates: Sequence[Rates | None]) -> list[FailureShown]:
-    names = METRICS["transfers_total"].labels
     kinds = {
-        (labels["side"], labels["code"])
-        for now in snapshots
-        for one in now.samples
-        if one.metric == "transfers_total"
-        for labels in [dict(zip(names, one.labels, strict=True))]
-        if labels["code"] != "ok"
+        (one.labels["side"], one.labels["code"])
+        for one in named(snapshots, "transfers_total")
+        if one.labels["code"] != "ok"
     }
     known = [one for one in rates if one is not None]
     found = []
@@ -164,27 +150,18 @@ def _failures(snapshots: Sequence[Snapshot], rates: Sequence[Rates | None]) -> l
 
 
 def _faults(snapshots: Sequence[Snapshot], rates: Sequence[Rates | None]) -> Iterable[FaultShown]:
-    counts: dict[SeriesKey, float] = {}
-    for one in (sample for now in snapshots for sample in now.samples):
-        if one.metric in FAULTS and one.value:
-            counts[one.key] = counts.get(one.key, 0.0) + one.value
     known = [one for one in rates if one is not None]
-    for key in sorted(counts, key=lambda key: (FAULTS.index(key.metric), key.labels)):
-        is_gauge = METRICS[key.metric].kind is Kind.GAUGE
-        late = sum(one.grown.get(key, 0.0) / one.seconds for one in known)
-        yield FaultShown(
-            key.metric, ", ".join(key.labels), counts[key], None if is_gauge or not known else late
-        )
+    for metric, of, count in faults(snapshots):
+        (label,) = METRICS[metric].labels
+        late = sum(one.per_second(metric, **{label: of}) for one in known)
+        is_gauge = METRICS[metric].kind is Kind.GAUGE
+        yield FaultShown(metric, of, count, None if is_gauge or not known else late)
 
 
 def _wire(snapshots: Sequence[Snapshot]) -> Iterable[WireShown]:
-    names = METRICS["transferred_bytes_total"].labels
-    moved: dict[tuple[str, str], float] = {}
-    for one in (sample for now in snapshots for sample in now.samples):
-        if one.metric == "transferred_bytes_total":
-            labels = dict(zip(names, one.labels, strict=True))
-            key = (labels["side"], labels["wire_dtype"])
-            moved[key] = moved.get(key, 0.0) + one.value
+    moved: dict[tuple[str, str], float] = defaultdict(float)
+    for one in named(snapshots, "transferred_bytes_total"):
+        moved[one.labels["side"], one.labels["wire_dtype"]] += one.value
     for (side, dtype), count in sorted(moved.items()):
         whole = sum(bytes_ for (of, _), bytes_ in moved.items() if of == side)
         kept = sum(now.value("kv_bytes_total", side=side, wire_dtype=dtype) for now in snapshots)
@@ -218,24 +195,3 @@ def _stages(snapshots: Sequence[Snapshot]) -> Iterable[StageShown]:
     for (side, stage), spread in sorted(found.items(), key=lambda item: (item[0][0], -item[1].seconds)):
         share = spread.seconds / whole[side] if whole[side] > 0 else 0.0
         yield StageShown(side, stage, spread.seconds, share, spread.quantile(0.99))
-
-
-def _newest(snapshots: Iterable[Snapshot]) -> tuple[TransferShown, ...]:
-    shown = [TransferShown(now.engine, now.rank, one) for now in snapshots for one in now.transfers]
-    shown.sort(key=lambda one: one.transfer.began + one.transfer.seconds, reverse=True)
-    return tuple(shown[:MOST_TRANSFERS])
-
-
-def _notes(snapshots: Iterable[Snapshot]) -> tuple[NoteShown, ...]:
-    shown = [NoteShown(now.engine, now.rank, note) for now in snapshots for note in now.notes]
-    return tuple(sorted(shown, key=lambda one: one.note.at, reverse=True)[:MOST_NOTES])
-
-
-def _hottest(snapshots: Iterable[Snapshot]) -> tuple[HotChunk, ...]:
-    """Hand-overs of the same chunk by several engines are added up."""
-    found: dict[str, HotChunk] = {}
-    for one in (chunk for now in snapshots for chunk in now.hot_chunks):
-        before = found.get(one.digest)
-        handovers = one.handovers + (before.handovers if before else 0)
-        found[one.digest] = HotChunk(one.digest, one.tokens, handovers)
-    return tuple(sorted(found.values(), key=lambda one: -one.handovers)[:MOST_HOT])

@@ -8,6 +8,7 @@ from itertools import accumulate
 from math import ceil
 from typing import NamedTuple
 
+from sage_kv_connector.telemetry.reading.gathered import timed
 from sage_kv_connector.telemetry.reading.growth import BucketGrowth, Growing, key_of
 from sage_kv_connector.telemetry.recording.metrics import BUCKETS, METRICS
 from sage_kv_connector.telemetry.recording.snapshot import SeriesKey, Snapshot, Times
@@ -129,10 +130,8 @@ class Spread:
 def spreads(metric: str, snapshots: Iterable[Snapshot]) -> dict[tuple[str, ...], Spread]:
     """A histogram's series by their labels, added up over engines."""
     found: dict[tuple[str, ...], Spread] = {}
-    for snapshot in snapshots:
-        for times in snapshot.times:
-            if times.metric == metric:
-                found.setdefault(times.labels, Spread()).add(times)
+    for times in timed(snapshots, metric):
+        found.setdefault(times.labels, Spread()).add(times)
     return found
 
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from types import MappingProxyType
-from typing import NamedTuple
 
 from sage_kv_connector.contract.failure import Code
 from sage_kv_connector.contract.failure_kinds import FAILURE_KINDS
@@ -20,30 +19,20 @@ from sage_kv_connector.telemetry.reading.card.shown import (
     FailureShown,
     Fault,
     LinkShown,
-    NoteShown,
     StageShown,
-    TransferShown,
 )
-from sage_kv_connector.telemetry.recording.metrics import BUCKETS, METRICS
-from sage_kv_connector.telemetry.recording.snapshot import HotChunk, Snapshot, Times, TransferRecord
-
-#: The newest transfers and the hottest chunks that are shown.
-MOST_TRANSFERS, MOST_HOT = 20, 10
-
-#: Counters that say by themselves that something is wrong, and a gauge.
-FAULTS = (
-    "failed_loads_total",
-    "failed_offers_total",
-    "checksum_failures_total",
-    "forged_frames_total",
-    "refused_chunks_total",
-    "stale_chunks_total",
-    "refused_peers_total",
-    "dials_total",
-    "retries_total",
-    "recomputed_tokens_total",
-    "unused_pair",
+from sage_kv_connector.telemetry.reading.gathered import (
+    faults,
+    hottest_chunks,
+    named,
+    newest_notes,
+    newest_transfers,
+    summed,
+    timed,
 )
+from sage_kv_connector.telemetry.recording.metrics import BUCKETS
+from sage_kv_connector.telemetry.recording.snapshot import Snapshot, TransferRecord
+
 NOBODY: Mapping[str, str] = MappingProxyType({})
 GAUGES = ("sessions", "offers", "subscriptions", "staging_bytes", "staging_limit_bytes")
 
@@ -73,50 +62,22 @@ def contents(
         ),
         failures=tuple(_failures(snapshots)),
         faults=(
-            *_faults(snapshots),
+            *(Fault(*one) for one in faults(snapshots)),
             *(Fault("silent_engines", f"{who}: {why}", 1) for who, why in silent.items()),
         ),
-        converted_bytes=_by(snapshots, "converted_bytes_total", "work"),
+        converted_bytes=summed(snapshots, "converted_bytes_total", "work"),
         compression=tuple(_compression(snapshots)),
         stages=tuple(_stages(snapshots)),
         durations=tuple(_durations(snapshots)),
-        hot_chunks=_hottest(snapshots),
-        transfers=_newest(snapshots),
-        notes=tuple(
-            sorted(
-                (NoteShown(one.engine, one.rank, note) for one in snapshots for note in one.notes),
-                key=lambda shown: shown.note.at,
-                reverse=True,
-            )
-        ),
+        hot_chunks=hottest_chunks(snapshots),
+        transfers=newest_transfers(snapshots),
+        notes=newest_notes(snapshots),
         charts=charts,
     )
 
 
 def _id(snapshot: Snapshot) -> str:
     return f"{snapshot.engine}/{snapshot.rank}/{snapshot.process}/{snapshot.started}"
-
-
-class _Named(NamedTuple):
-    metric: str
-    labels: dict[str, str]
-    value: float
-
-
-def _named(snapshots: Iterable[Snapshot], *metrics: str) -> Iterator[_Named]:
-    """Samples of these metrics. An engine of another release may have other labels: those are left out."""
-    for snapshot in snapshots:
-        for sample in snapshot.samples:
-            if sample.metric in metrics and len(names := METRICS[sample.metric].labels) == len(sample.labels):
-                yield _Named(sample.metric, dict(zip(names, sample.labels, strict=True)), sample.value)
-
-
-def _by(snapshots: Iterable[Snapshot], metric: str, label: str) -> dict[str, float]:
-    """The sums of a metric by the values of one of its labels."""
-    found: dict[str, float] = defaultdict(float)
-    for sample in _named(snapshots, metric):
-        found[sample.labels[label]] += sample.value
-    return dict(found)
 
 
 def _engine(one: Snapshot) -> EngineShown:
@@ -127,7 +88,10 @@ def _engine(one: Snapshot) -> EngineShown:
         rank=one.rank,
         taken=one.taken,
         **{name: int(gauges.get(name, 0)) for name in GAUGES},
-        work={**_by([one], "conversion_seconds_total", "work"), **_by([one], "lane_seconds_total", "work")},
+        work={
+            **summed([one], "conversion_seconds_total", "work"),
+            **summed([one], "lane_seconds_total", "work"),
+        },
     )
 
 
@@ -137,7 +101,7 @@ def _links(one: Snapshot) -> Iterator[LinkShown]:
     moved: dict[tuple[str, str, str], float] = defaultdict(float)
     ended: dict[tuple[str, str, bool], float] = defaultdict(float)
     capacities: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    for metric, labels, value in _named(
+    for metric, labels, value in named(
         [one], "link_bytes_total", "transfers_total", "link_capacity_bytes_per_second"
     ):
         peer, backend = labels["peer"], labels["backend"]
@@ -175,7 +139,7 @@ def _links(one: Snapshot) -> Iterator[LinkShown]:
 
 def _failures(snapshots: Sequence[Snapshot]) -> Iterator[FailureShown]:
     sums: dict[tuple[str, str, str], float] = defaultdict(float)
-    for metric, labels, value in _named(snapshots, "transfers_total", "lost_seconds_total"):
+    for metric, labels, value in named(snapshots, "transfers_total", "lost_seconds_total"):
         sums[metric, labels["side"], labels["code"]] += value
     last: dict[tuple[str, str], TransferRecord] = {}
     for record in (record for snapshot in snapshots for record in snapshot.transfers):
@@ -200,34 +164,19 @@ def _failures(snapshots: Sequence[Snapshot]) -> Iterator[FailureShown]:
         )
 
 
-def _faults(snapshots: Sequence[Snapshot]) -> Iterator[Fault]:
-    for metric in FAULTS:
-        (label,) = METRICS[metric].labels
-        for of, value in sorted(_by(snapshots, metric, label).items()):
-            if value and not (metric == "dials_total" and of == "ok"):
-                yield Fault(metric, of, value)
-
-
 def _compression(snapshots: Sequence[Snapshot]) -> Iterator[Compression]:
     """On decode's side: only it counts what the bytes are in the cache."""
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for metric, labels, value in _named(snapshots, "transferred_bytes_total", "kv_bytes_total"):
+    for metric, labels, value in named(snapshots, "transferred_bytes_total", "kv_bytes_total"):
         if labels["side"] == "decode":
             sums[labels["wire_dtype"]][metric] += value
     for wire_dtype, of in sorted(sums.items()):
         yield Compression(wire_dtype, of["transferred_bytes_total"], of["kv_bytes_total"])
 
 
-def _times(snapshots: Sequence[Snapshot], metric: str) -> Iterator[Times]:
-    for snapshot in snapshots:
-        for times in snapshot.times:
-            if (times.metric, len(times.labels)) == (metric, len(METRICS[metric].labels)):
-                yield times
-
-
 def _stages(snapshots: Sequence[Snapshot]) -> Iterator[StageShown]:
     sums: dict[tuple[str, ...], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    for times in _times(snapshots, "stage_seconds"):
+    for times in timed(snapshots, "stage_seconds"):
         count, seconds = sums[times.labels]
         sums[times.labels] = (count + sum(times.counts), seconds + sum(times.seconds))
     for (side, stage), (count, seconds) in sums.items():
@@ -236,24 +185,9 @@ def _stages(snapshots: Sequence[Snapshot]) -> Iterator[StageShown]:
 
 def _durations(snapshots: Sequence[Snapshot]) -> Iterator[Durations]:
     sums: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS) + 1))
-    for times in _times(snapshots, "transfer_seconds"):
+    for times in timed(snapshots, "transfer_seconds"):
         counts = sums[times.labels[0]]
         for bucket, count in enumerate(times.counts[: len(counts)]):
             counts[bucket] += count
     for side, counts in sorted(sums.items()):
         yield Durations(side, tuple(counts))
-
-
-def _hottest(snapshots: Sequence[Snapshot]) -> tuple[HotChunk, ...]:
-    """A chunk that several engines handed over counts for all of them."""
-    handovers: Counter[tuple[str, int]] = Counter()
-    for snapshot in snapshots:
-        for chunk in snapshot.hot_chunks:
-            handovers[chunk.digest, chunk.tokens] += chunk.handovers
-    return tuple(HotChunk(*chunk, count) for chunk, count in handovers.most_common(MOST_HOT))
-
-
-def _newest(snapshots: Sequence[Snapshot]) -> tuple[TransferShown, ...]:
-    found = [TransferShown(one.engine, one.rank, record) for one in snapshots for record in one.transfers]
-    found.sort(key=lambda shown: shown.record.began + shown.record.seconds, reverse=True)
-    return tuple(found[:MOST_TRANSFERS])

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import msgspec
 
+from sage_kv_connector.telemetry.reading.gathered import NoteShown, TransferShown
 from sage_kv_connector.telemetry.recording.metrics import BUCKETS
-from sage_kv_connector.telemetry.recording.snapshot import HotChunk, Note, TransferRecord
+from sage_kv_connector.telemetry.recording.snapshot import HotChunk
 
 
 class EngineShown(msgspec.Struct, frozen=True):
@@ -108,20 +109,6 @@ class Durations(msgspec.Struct, frozen=True):
 
     side: str
     counts: tuple[int, ...]
-
-
-class TransferShown(msgspec.Struct, frozen=True):
-    """A transfer, and the engine that tells of it."""
-
-    engine: str
-    rank: int
-    record: TransferRecord
-
-
-class NoteShown(msgspec.Struct, frozen=True):
-    engine: str
-    rank: int
-    note: Note
 
 
 class Contents(msgspec.Struct, frozen=True):
