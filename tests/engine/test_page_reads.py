@@ -17,8 +17,8 @@ from sage_kv_connector.devices.runtime import DeviceError
 from sage_kv_connector.engine.transfer import page_read
 from sage_kv_connector.vendors import VENDORS
 from tests.engine.converting_side import Shape
+from tests.engine.device_processes import Prefill, decode_side, held_by, prefill_process
 from tests.engine.device_side import DeviceSide
-from tests.engine.page_reads import Prefill, decode_side, held_by, prefill_process
 from tests.engine.paged_side import eventually
 from tests.engine.test_conversion import TOKENS, check, pages_for
 from tests.vendors.rig import Rig
@@ -176,8 +176,7 @@ def test_a_killed_prefill_ends_the_transfer_once_its_memory_is_not_read_any_more
             close(*where)
 
         runtime.ipc_close = noted
-        prefill.process.kill()
-        prefill.process.wait()
+        prefill.other.kill()
         opens = threading.Timer(0.5, gate.open)
         opens.start()
         outcome = decode.outcomes.get(timeout=20)

@@ -26,7 +26,7 @@ from sage_kv_connector.engine.session.transfer_messages import PartGroup, Subscr
 from sage_kv_connector.engine.transfer.part_sender import read_cursor
 from sage_kv_connector.format.wire_format import WireFormat
 from tests.engine.converting_side import ConvertingSide, Shape
-from tests.engine.page_reads import held_by
+from tests.engine.device_processes import held_by
 
 Rows = npt.NDArray[np.uint64]
 PADDING = 23

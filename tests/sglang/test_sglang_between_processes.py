@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +16,7 @@ from sage_kv_connector.contract.bootstrap_room import MetadataKind
 from sage_kv_connector.integrations.common.prefill_ranks import PrefillEngine
 from sage_kv_connector.integrations.sglang.options import CONFIG_ENV
 from tests.engine.paged_side import eventually
+from tests.other_process import other_process
 from tests.sglang.on_device import (
     HERE,
     KV,
@@ -73,6 +72,8 @@ def prefill(monkeypatch: pytest.MonkeyPatch, vendor: str, layout: str) -> None:
     print(json.dumps([address, digest(server, THERE, WINDOWS_THERE, ROW)]), flush=True)
     sys.stdin.readline()
     server.rig.control.release()
+    print(json.dumps("computed"), flush=True)
+    sys.stdin.readline()
     eventually(lambda: sender.poll() == KVPoll.Success)
     print(server.manager.core.counters()["d2h_bytes"], flush=True)
     sys.stdin.readline()
@@ -95,34 +96,22 @@ def test_pages_go_from_device_to_device_once_they_are_computed(
     monkeypatch: pytest.MonkeyPatch, vendor: str, layout: str
 ) -> None:
     decode = serve(monkeypatch, DisaggregationMode.DECODE, vendor, LAYOUTS[layout])
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, vendor, layout],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin and process.stdout
-    try:
-        address, wanted = json.loads(process.stdout.readline())
-        there: Any = There(msgspec.convert(address, PrefillEngine))
-        receiver = decode.receiver(there, ROOM, HERE, THEIR_ROW, windows=WINDOWS_HERE)
-        time.sleep(STANDS_S)
-        assert receiver.poll() == KVPoll.Transferring
-        process.stdin.write("compute\n")
-        process.stdin.flush()
-        eventually(lambda: receiver.poll() != KVPoll.Transferring)
-        assert receiver.poll() == KVPoll.Success, decode.manager.failure_records
-        decode.read()
-        assert digest(decode, HERE, WINDOWS_HERE, THEIR_ROW) == wanted
-        counters = decode.manager.core.counters()
-        nbytes = sum(one[HERE].nbytes for one in decode.pool)
-        nbytes += sum(one[WINDOWS_HERE].nbytes for one in decode.windows)
-        assert counters["d2d_bytes"] == nbytes
-        assert (counters["h2d_bytes"], int(process.stdout.readline())) == (0, 0)
-        process.stdin.close()
-        process.wait(20)
-    finally:
-        process.kill()
-        process.wait()
-        decode.close()
+    with other_process(CHILD, vendor, layout) as other:
+        try:
+            address, wanted = other.hear()
+            there: Any = There(msgspec.convert(address, PrefillEngine))
+            receiver = decode.receiver(there, ROOM, HERE, THEIR_ROW, windows=WINDOWS_HERE)
+            time.sleep(STANDS_S)
+            assert receiver.poll() == KVPoll.Transferring
+            assert other.say("compute") == "computed"
+            eventually(lambda: receiver.poll() != KVPoll.Transferring)
+            assert receiver.poll() == KVPoll.Success, decode.manager.failure_records
+            decode.read()
+            assert digest(decode, HERE, WINDOWS_HERE, THEIR_ROW) == wanted
+            counters = decode.manager.core.counters()
+            nbytes = sum(one[HERE].nbytes for one in decode.pool)
+            nbytes += sum(one[WINDOWS_HERE].nbytes for one in decode.windows)
+            assert counters["d2d_bytes"] == nbytes
+            assert (counters["h2d_bytes"], other.say("copied")) == (0, 0)
+        finally:
+            decode.close()

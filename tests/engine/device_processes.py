@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sage_kv_connector.config import KVTransportConfig
@@ -17,12 +15,13 @@ from sage_kv_connector.engine.core import EngineCore
 from tests.engine.converting_side import ConvertingSide, Shape
 from tests.engine.device_side import DeviceSide
 from tests.engine.test_conversion import TOKENS, Content, pages_for, write_content
+from tests.other_process import OtherProcess, other_process
 from tests.vendors.rig import Rig
 
 PAGES = 24
 MEMORY = 160 << 20
 #: What the prefill process knows: see ``serve``.
-CHILD = "import sys; from tests.engine.page_reads import serve; serve(*sys.argv[1:])"
+CHILD = "import sys; from tests.engine.device_processes import serve; serve(*sys.argv[1:])"
 
 
 def make_core(options: dict[str, Any], **kwargs: Any) -> EngineCore:
@@ -32,7 +31,10 @@ def make_core(options: dict[str, Any], **kwargs: Any) -> EngineCore:
 
 
 def side(vendor: str, shape: Shape, options: dict[str, Any], **settings: Any) -> DeviceSide:
-    return DeviceSide(make_core, shape, PAGES, Rig(vendor, memory_bytes=MEMORY, **settings), **options)
+    rig = Rig(vendor, memory_bytes=MEMORY, **settings)
+    made = DeviceSide(make_core, shape, PAGES, rig, **options)
+    rig.control.set(virtual_memory=False)  # of the KV cache alone: what we allocate has handles
+    return made
 
 
 def held_by(shape: Shape) -> tuple[ConvertingSide, Content]:
@@ -83,14 +85,11 @@ def serve(vendor: str, shape: str, options: str, settings: str) -> None:
 
 
 class Prefill(NamedTuple):
-    process: subprocess.Popen[str]
+    other: OtherProcess
     peer: PeerAddress
 
     def say(self, words: str) -> Any:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(words + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        return self.other.say(words)
 
 
 @contextmanager
@@ -98,22 +97,9 @@ def prefill_process(
     vendor: str, shape: Shape, options: dict[str, Any] | None = None, **settings: Any
 ) -> Iterator[Prefill]:
     arguments = [json.dumps(each) for each in (shape, options or {}, settings)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, vendor, *arguments],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin and process.stdout
-    try:
-        engine, addresses = json.loads(process.stdout.readline())
-        yield Prefill(process, PeerAddress(engine, 0, tuple(addresses)))
-        process.stdin.close()
-        process.wait(20)
-    finally:
-        process.kill()
-        process.wait()
+    with other_process(CHILD, vendor, *arguments) as other:
+        engine, addresses = other.hear()
+        yield Prefill(other, PeerAddress(engine, 0, tuple(addresses)))
 
 
 @contextmanager
