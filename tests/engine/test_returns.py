@@ -138,6 +138,20 @@ def test_who_stays_away_keeps_no_pages(sides: tuple[Side, Side]) -> None:
     assert outcome.failure is not None and outcome.failure.code is Code.SESSION_LOST
 
 
+def test_who_is_away_when_the_offer_ends_is_counted_once(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    streaming(prefill, decode)
+    stay_away(decode)
+    cut(prefill)
+    eventually(lambda: not prefill.core.is_streaming("t"))
+    prefill.core.withdraw(["t"], "preempted")
+    prefill.released.get(timeout=5)
+    time.sleep(1.2)  # it would have been given up by now
+    assert [(one.side, one.code) for one in prefill.core.snapshot().transfers] == [
+        ("prefill", "session_lost")
+    ]
+
+
 def test_who_stays_away_takes_no_later_offer_of_the_same_id_along(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     streaming(prefill, decode)

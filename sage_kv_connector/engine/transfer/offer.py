@@ -160,6 +160,7 @@ class Offer:
         self.stages: tuple[tuple[str, float], ...] = ()
         self.streams: dict[int, Stream] = {}
         self.served: set[int] = set()
+        self.away: list[int] = []  #: generations whose session was lost; some came back
         self.declined = 0
         self.trouble: Reason | None = None  #: why a consumer did not get what it needed
         self.peer = ""  #: who consumed it last

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill side: what is on offer is posted to who subscribed, and its memory freed when all are served.
 
-Life of an offer: ``offer`` (prefill began) → its source grows, and ``pump`` where lanes don't
-see that → ``finish`` (prefill ended; the lease runs unless a consumer is being
-served) → ``on_released`` exactly once, after which nothing reads its memory.
-A subscription may come before the offer (concurrent dispatch); it waits (``early.py``). Control
-thread only.
+Life of an offer: ``offer`` (prefill began) → its source grows, and ``pump`` where lanes don't see that → ``finish``
+(prefill ended; the lease runs unless a consumer is being served) → ``on_released`` exactly once, after which nothing
+reads its memory. A subscription may come before the offer (concurrent dispatch); it waits (``early.py``).
+Control thread only.
 """
 
 from __future__ import annotations
@@ -89,8 +88,7 @@ class Producer:
                 self.posts.guarded(offer, stream, self.posts.pump)
 
     def is_streaming(self, transfer_id: str) -> bool:
-        offer = self._offers.get(transfer_id)
-        return offer is not None and bool(offer.streams)
+        return (offer := self._offers.get(transfer_id)) is not None and bool(offer.streams)
 
     def must_pump(self, transfer_id: str) -> bool:
         """Whether some stream waits for ``pump``; any thread may ask, after it changed the source."""
@@ -202,6 +200,7 @@ class Producer:
         for offer in self._offers:
             for stream in [s for s in offer.streams.values() if s.session is session]:
                 self._leave(offer, stream)
+                offer.away.append(stream.generation)
                 self._returns.wait(stream, partial(self._stays_away, offer, stream, lost))
 
     # -- inside
@@ -301,6 +300,7 @@ class Producer:
         report, offer.on_released = offer.on_released, None
         if report is None:
             return
+        self._returns.end(offer.away)
         self._offers.remove(offer)
         self._early.gone(offer, why.detail if why else "")
         if offer.lease is not None:
