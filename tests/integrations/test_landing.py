@@ -84,6 +84,15 @@ def test_a_peer_that_was_not_reached_is_the_reason_whatever_ended_first() -> Non
     assert said == [(0, "unreachable: here")] and not made.outcome().reached
 
 
+def test_what_was_given_up_while_it_dialled_again_is_not_the_reason() -> None:
+    core = Core()
+    made, said = landing(core)
+    core.asked[0](failed(Code.SESSION_LOST))
+    given_up = Failure(Code.CANCELLED, Stage.CONNECT, "nobody here wants it any more", aborted=True)
+    core.asked[1](Outcome("t", None, given_up))
+    assert said == [(0, "session_lost: here")] and not made.outcome().aborted
+
+
 def test_who_stops_it_knows_why() -> None:
     core = Core()
     made, said = landing(core)

@@ -67,10 +67,12 @@ class Landing:
     def outcome(self) -> Outcome:
         """Once it ended: a failure, or the stats of all, bytes added up, times and stages of the slowest.
 
-        Of several failures the first, unless it is one of a peer that was not reached.
+        Of several failures the first, unless it is one of a peer that was not reached. What the first one ended may
+        have been dialling: that is no such peer.
         """
         if self._failed:
-            return next((outcome for outcome in self._failed if not outcome.reached), self._failed[0])
+            unreached = (one for one in self._failed if not one.reached and not one.aborted)
+            return next(unreached, self._failed[0])
         stats = [one.outcome.stats for one in self.landed if one.outcome.stats is not None]
         together = msgspec.structs.replace(
             stats[0],
