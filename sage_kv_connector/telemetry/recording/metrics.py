@@ -167,6 +167,6 @@ METRICS = _named(
         "unused_pair",
         Kind.GAUGE,
         ("cause",),
-        "1 while prefill and decode are paired and nothing is handed over, by the cause.",
+        "1 while prefill and decode are paired and nothing is handed over, by the cause; 0 afterwards.",
     ),
 )

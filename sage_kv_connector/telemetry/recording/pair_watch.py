@@ -32,6 +32,7 @@ class PairWatch:
         self._failed: Counter[str] = Counter()
         self._unpaired = 0
         self._next_failed, self._next_unpaired = FAILED_IN_A_ROW, UNPAIRED_IN_A_ROW
+        self._causes: set[str] = set()  #: those that held at some time
         self.cause = ""  #: why nothing is handed over, "" if something is, or too little is known
 
     def worked(self) -> None:
@@ -72,8 +73,10 @@ class PairWatch:
         return self._say(text)
 
     def samples(self) -> list[Sample]:
-        return [Sample("unused_pair", (self.cause,), 1)] if self.cause else []
+        """Of a cause that holds no more 0: at an engine's /metrics a gauge keeps what it was told last."""
+        return [Sample("unused_pair", (cause,), int(cause == self.cause)) for cause in sorted(self._causes)]
 
     def _say(self, text: str) -> Note:
+        self._causes.add(self.cause)
         logger.warning("%s", text)
         return Note(time.time(), self.cause, text)
