@@ -279,12 +279,12 @@ def test_noise_is_refused_counted_and_logged_with_its_address(
 
 def test_a_flood_of_refusals_is_a_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    now = 100.0
-    refusals = Refusals(Flood(lambda: now))
+    now, noted = 100.0, list[None]()
+    refusals = Refusals(lambda: noted.append(None), Flood(lambda: now))
     for number in range(1000):
         refusals.note(f"192.0.2.1:{number}", Reason(Code.PROTOCOL, "noise"))
     refusals.note("192.0.2.2:1", Reason(Code.BAD_SECRET, "another code has its own line"))
-    assert len(caplog.records) == 2 and refusals.by_code["protocol"] == 1000
+    assert len(caplog.records) == 2 and refusals.by_code["protocol"] == 1000 == len(noted) - 1
     now += QUIET_S
     refusals.note("192.0.2.1:7\nforged line", Reason(Code.PROTOCOL, "noise"), 3)
     last = caplog.records[-1].getMessage()

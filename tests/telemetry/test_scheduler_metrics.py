@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -36,6 +37,14 @@ for number in range(transfers):
 if metrics is not None:
     metrics.close()
 """
+#: Nothing is transferred, and nobody ends it.
+REFUSING = (
+    RANK.partition("for number")[0]
+    + """
+recorder.add("failed_loads_total", ("bootstrap",))
+sys.stdin.read()
+"""
+)
 
 
 def shown(folder: Path) -> dict[tuple[str, str], float]:
@@ -67,6 +76,20 @@ def test_each_rank_shows_its_own_and_nothing_is_lost(tmp_path: Path) -> None:
     assert found["sglang:sage_kvt_transferred_bytes_total", "0"] == 30
     assert found["sglang:sage_kvt_sessions", "1"] == 1
     assert found["sglang:sage_kvt_failed_loads_total", "0"] == 0, "shown before there is one"
+
+
+def test_a_failure_without_a_transfer_is_shown_when_it_happens(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", REFUSING, "0", "0", "on"]
+    rank = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 20
+        while not shown(tmp_path).get(("sglang:sage_kvt_failed_loads_total", "0")):
+            assert time.monotonic() < until, "it is not shown"
+            time.sleep(0.1)
+    finally:
+        rank.kill()
+        rank.communicate()
 
 
 def test_where_sglang_shows_no_metrics_nothing_is_written(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from sage_kv_connector.backends.base import Event, Status
 from sage_kv_connector.contract.failure import Code, Reason, printable
@@ -22,9 +23,10 @@ def code_of(event: Event) -> Code:
 
 
 class Refusals:
-    """Of one engine. Control thread only, but for reading ``by_code``."""
+    """Of one engine. Control thread only, but for reading ``by_code``. ``on_noted``: after each; short."""
 
-    def __init__(self, flood: Flood | None = None) -> None:
+    def __init__(self, on_noted: Callable[[], object], flood: Flood | None = None) -> None:
+        self._on_noted = on_noted
         self._flood = flood or Flood()
         self.by_code: Counter[str] = Counter()
 
@@ -32,6 +34,7 @@ class Refusals:
         """``who``: the address of the connection."""
         code = str(why.code)
         self.by_code[code] += times
+        self._on_noted()
         untold = self._flood.untold(code, times)
         if untold is not None:
             of = facts("refused_peer", peer=who, code=code, untold=untold)

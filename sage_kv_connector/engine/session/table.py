@@ -68,7 +68,7 @@ class SessionTable:
         self._security = security
         self._backends = backends
         self.addresses: tuple[str, ...] = ()  #: those that this engine is known by
-        self.refusals = Refusals()
+        self.refusals = Refusals(lambda: recorder.on_changed())
         self._on_message = on_message
         self._on_closed = on_closed
         self._recorder = recorder

@@ -2,8 +2,8 @@
 """The transport's numbers among SGLang's own: ``sglang:sage_kvt_*`` at its /metrics, where that is switched on.
 
 SGLang's processes write their metrics into one folder ($PROMETHEUS_MULTIPROC_DIR), which its HTTP server reads. A
-thread of each scheduler rank adds what grew after transfers ended, and once a second while something is held; else it
-sleeps.
+thread of each scheduler rank adds what grew after transfers ended or something failed, and once a second while something
+is held; else it sleeps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sage_kv_connector.telemetry.recording.metrics import Kind
 
 logger = logging.getLogger(__name__)
 
-#: Transfers that end within this time are added together.
+#: What happens within this time is added together.
 GATHERED_S = 0.25
 HELD_S = 1.0
 
@@ -42,7 +42,7 @@ class SchedulerMetrics:
         self._growing = Growing()
         self._changed = threading.Event()
         self._ends = threading.Event()
-        core.recorder.on_ended = self._changed.set
+        core.recorder.on_changed = self._changed.set
         self._thread = threading.Thread(target=self._run, name="sage-kvt-metrics", daemon=True)
         self._thread.start()
 

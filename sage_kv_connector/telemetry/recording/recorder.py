@@ -63,7 +63,9 @@ class Recorder:
         self._hot = HotChunks()
         self._pair = PairWatch()
         self.ended_transfers = 0  #: how many so far
-        self.on_ended: Callable[[], object] = lambda: None  #: after each; short, any thread
+        self.on_changed: Callable[[], object] = lambda: (
+            None
+        )  #: after each of them, and each count; short, any thread
         self._best: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, int], tuple[int, int]] = {}  #: bytes of connections that are in the sums
 
@@ -73,6 +75,7 @@ class Recorder:
             self._add(metric, labels, value)
             if metric in _FAILED:
                 self._note(self._pair.failed(labels[0]))
+        self.on_changed()
 
     def unpaired(self, requests: int) -> None:
         """So many requests came that ask for no hand-over."""
@@ -99,7 +102,7 @@ class Recorder:
             self._spans.put(LOAD if record.side == "decode" else SEND, record)
         with self._lock:
             self._ended(record)
-        self.on_ended()
+        self.on_changed()
         return record
 
     def unreached(self, load: UnreachedLoad) -> None:
