@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
-SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
+SGLANG_TESTS = sglang sglang_traces sglang_metrics sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
 CARD_TESTS = card dashboard
 

@@ -2,8 +2,8 @@
 """The transport's numbers among SGLang's own: ``sglang:sage_kvt_*`` at its /metrics, where that is switched on.
 
 SGLang's processes write their metrics into one folder ($PROMETHEUS_MULTIPROC_DIR), which its HTTP server reads. A
-thread of each scheduler rank adds what grew after transfers ended or something failed, and once a second while something
-is held; else it sleeps.
+thread of each scheduler rank adds what grew after transfers ended or something failed, and once a second while
+something is held; else it sleeps.
 """
 
 from __future__ import annotations
