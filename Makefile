@@ -2,11 +2,11 @@
 PYTHON ?= python3
 RUN = @$(PYTHON) scripts/environment.py
 BUILD ?= build
-SGLANG_TESTS = sglang sglang_traces sglang_metrics sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
+SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
 CARD_TESTS = card dashboard
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate shell build wheel clean
+.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -73,6 +73,11 @@ simulate:
 # What clients get when something breaks, on pairs of real servers. ARGS="--engine vllm --only lease --json"
 faults:
 	$(RUN) python -m scripts.fault_table $(ARGS)
+
+# Every metric against a load that is counted beside it, on pairs of real servers (docs/ops.md).
+# ARGS="--engine vllm --only pair --json"
+check-telemetry:
+	$(RUN) python -m scripts.check_telemetry $(ARGS)
 
 # Every parser of a peer's bytes under libFuzzer; needs clang. ARGS="--frames 10000000 --json"
 fuzz:

@@ -47,10 +47,11 @@ MIDDLE, LONG = 1_000_000, 1024
 
 
 class SglangLoad:
-    """Requests are sent to both servers at once, as SGLang's router does."""
+    """Requests are sent to both servers at once, as SGLang's router does. ``token_bytes``: of a token's KV."""
 
-    def __init__(self, pair: WatchedPair, bootstrap_port: int) -> None:
+    def __init__(self, pair: WatchedPair, bootstrap_port: int, token_bytes: int) -> None:
         self.pair = pair
+        self._token_bytes = token_bytes
         self._bootstrap_port = bootstrap_port
 
     def mixed(self) -> Ledger:
@@ -86,7 +87,7 @@ class SglangLoad:
     def expect(self, ledger: Ledger, tokens: int, cached: int = 0) -> None:
         """Of a prompt's whole pages those that decode's prefix cache lacks, and a row."""
         pages = -(-tokens // PAGE_TOKENS) - cached // PAGE_TOKENS
-        ledger.moved(pages * PAGE_TOKENS * SHAPES["bench"].kv_bytes_per_token + ROW_BYTES, transfers=2)
+        ledger.moved(pages * PAGE_TOKENS * self._token_bytes + ROW_BYTES, transfers=2)
 
     # -- requests
 
@@ -239,6 +240,11 @@ FAULTS: dict[str, Callable[[SglangLoad, Ledger], None]] = {
 }
 
 
+def settle() -> None:
+    """SGLang's ranks tell by themselves."""
+    time.sleep(0.5)
+
+
 @contextmanager
 def sglang_load(scratch: Path) -> Iterator[SglangLoad]:
     """Servers of the model of benchmarks, each on its half of the cores."""
@@ -266,12 +272,8 @@ def sglang_load(scratch: Path) -> Iterator[SglangLoad]:
             extra=("--disaggregation-decode-enable-radix-cache",),
         )  # fmt: skip
 
-        def settle() -> None:
-            """SGLang's ranks tell by themselves."""
-            time.sleep(0.5)
-
         try:
             with watched_pair(prefill, decode, proxy, folder, settle, "none") as pair:
-                yield SglangLoad(pair, prefill.bootstrap_port)
+                yield SglangLoad(pair, prefill.bootstrap_port, SHAPES["bench"].kv_bytes_per_token)
         finally:
             proxy.close()

@@ -22,6 +22,9 @@ from integration_tests.cluster import wait_until
 from integration_tests.fault_sglang import say_version
 from integration_tests.recall import MODEL, recall_prompt
 from integration_tests.tcp_proxy import TcpProxy
+from integration_tests.telemetry_pair import METRICS, WatchedPair, exporter_of
+from integration_tests.telemetry_phases import CHECKS, PAIR, Verdict, run_phase
+from integration_tests.telemetry_sglang import SglangLoad, settle
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.sglang import (
@@ -35,12 +38,15 @@ from sage_kv_connector.launch.sglang import (
     sglang_router,
     sglang_server,
 )
+from sage_kv_connector.telemetry.recording.publishing import directory
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="runs in SGLang's environment")
 
 #: Short, so that what hangs on them is seen.
 TIMES = {"lease_s": 8, "deadline_s": 20, "peer_timeout_s": 15, "unmatched_timeout_s": 8}
-COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256")
+COMMON = ("--dtype", "bfloat16", "--chunked-prefill-size", "256", "--enable-metrics")
+#: Of K and V of a token in the model's three layers, bf16.
+TOKEN_BYTES = 2 * 2 * 3 * 2 * 64
 NO_PREFIX_CACHE = "--disable-radix-cache"
 
 
@@ -218,6 +224,22 @@ def test_kv_of_other_weights_is_refused_until_both_servers_have_them(servers: Se
             generate(servers.decode.url, prompt, max_tokens=8, bootstrap=room)
         assert isinstance(computed.exception(), ServerError)
     assert generate_on_pair(servers.prefill, servers.decode, prompt, max_tokens=8).token_ids == expected
+
+
+def test_metrics_say_what_was_sent_and_what_failed(servers: Servers, scratch: Path) -> None:
+    exporter = exporter_of(directory(), scratch)
+    verdict = Verdict("sglang")
+    with running(exporter):
+        pair = WatchedPair(servers.prefill, servers.decode, exporter, servers.proxy, settle, "none")
+        load = SglangLoad(pair, servers.prefill.bootstrap_port, TOKEN_BYTES)
+        run_phase(load, verdict, PAIR, ("weights", "secret"))
+        shown = pair.read()["decode", METRICS]
+    assert verdict.wrong == {check: [] for check in CHECKS}
+    assert {row["bytes"]["transfers"] for row in verdict.rows} == {26, 2}, "something was sent"
+    families = {series.metric for series, value in shown.ours() if value}
+    assert {"transfers_total", "stage_seconds", "failed_loads_total", "sessions", "chunks_total"} <= families
+    assert all("tp_rank" in dict(series.labels) for series, _ in shown.ours())
+    servers.audit.write_text("")
 
 
 def test_a_dead_prefill_ends_its_requests_and_another_one_serves(servers: Servers) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from integration_tests.cluster import Cluster, settled_gauges
 from integration_tests.telemetry_pair import WatchedPair, exporter_of
-from integration_tests.telemetry_phases import PAIR, Verdict, run_phase
+from integration_tests.telemetry_phases import CHECKS, PAIR, Verdict, run_phase
 from integration_tests.telemetry_vllm import VllmLoad
 from sage_kv_connector.launch.process import running
 from sage_kv_connector.telemetry.recording.publishing import directory
@@ -24,7 +24,7 @@ def test_bytes_and_failures_are_those_that_were_sent_and_injected(cluster: Clust
     with running(exporter):
         pair = WatchedPair(cluster.prefill, cluster.decode_tcp, exporter, cluster.proxy, settle, "none")
         run_phase(VllmLoad(pair, cluster.bootstrap), verdict, PAIR, ("prompt", "bootstrap", "flipped"))
-    assert verdict.wrong == dict.fromkeys(verdict.wrong, [])
+    assert verdict.wrong == {check: [] for check in CHECKS}
     assert {row["bytes"]["transfers"] for row in verdict.rows} == {17, 1}, "something was sent"
     failures = [row["failures"]["said"] for row in verdict.rows if row["role"] == "decode"]
     assert failures[-1]['failed_loads_total{code="checksum"}'] == 1
