@@ -221,8 +221,8 @@ def aborted(load: SglangLoad, ledger: Ledger) -> None:
     """The client hangs up while its KV is under way."""
     proxy = load.pair.proxy
     proxy.hold_at(MIDDLE)
-    load.leaves_early(new_prompt(LONG), waits_for=lambda: proxy.held.wait(20) and time.sleep(1.0))
-    time.sleep(1.0)
+    load.leaves_early(new_prompt(LONG), waits_for=lambda: proxy.held.wait(20))
+    time.sleep(2.0)
     proxy.let_go()
     ledger.failed("decode", "aborted_loads_total")
     ledger.failed("decode", "transfers_total", 2, side="decode", code="cancelled")

@@ -9,7 +9,8 @@ servers, over which KV is converted. SGLang's phases run in its own environment.
 JSON: ``bytes_equal``, ``failures_equal``, ``gauges_equal``; ``stages_gap``: the largest share by which stages differ
 from the whole; ``promtool``: whether it finds nothing wrong, null where there is none (``promtool_missing`` says so);
 ``overhead``: what ``sage-kvt bench telemetry`` measured, in its short form; ``engines``: rows of what was expected and
-what was said; ``not_moved``: metrics that this load can't move, and why; ``wrong``: a sentence each.
+what was said; ``not_moved``: metrics that this load can't move, and why; ``wrong``: a sentence each, also
+``wrong_by_check``.
 """
 
 from __future__ import annotations
