@@ -36,20 +36,22 @@ PAGE_TOKENS = 128
 #: fp32 has twice the bytes of bf16.
 TOKEN_BYTES = 2 * SHAPES["small"].kv_bytes_per_token
 #: Of the bytes of a long prompt, when a link breaks.
-MIDDLE, LONG = 1_000_000, 3000
+MIDDLE = 1_000_000
+#: Tokens of a prompt whose bytes are more than the kernel's buffers take: prefill would think they arrived.
+LONG = 3000
 
 
 class VllmLoad:
-    """``bootstrap``: the address of prefill's bootstrap server."""
+    """``bootstrap``: the address of prefill's bootstrap server; ``long``: tokens of a long prompt."""
 
-    def __init__(self, pair: WatchedPair, bootstrap: str, token_bytes: int = TOKEN_BYTES) -> None:
+    def __init__(self, pair: WatchedPair, bootstrap: str, long: int = LONG) -> None:
         self.pair = pair
         self.bootstrap = bootstrap
-        self.token_bytes = token_bytes
+        self.long = long
 
     def nbytes(self, tokens: int, cached: int = 0) -> int:
         """Of a prompt's whole pages, without those that decode's prefix cache has."""
-        return (-(-tokens // PAGE_TOKENS) - cached // PAGE_TOKENS) * PAGE_TOKENS * self.token_bytes
+        return (-(-tokens // PAGE_TOKENS) - cached // PAGE_TOKENS) * PAGE_TOKENS * TOKEN_BYTES
 
     def mixed(self) -> Ledger:
         """Short and long prompts, with streams and without, in both orders of dispatch, some again and again."""
@@ -202,7 +204,7 @@ def no_bootstrap(load: VllmLoad, ledger: Ledger) -> None:
 
 def cut(load: VllmLoad, ledger: Ledger) -> None:
     """The connection breaks in the middle of a transfer."""
-    prompt = new_prompt(LONG)
+    prompt = new_prompt(load.long)
     params = load.prefilled(prompt)
     proxy = load.pair.proxy
     proxy.hold_at(MIDDLE)
@@ -217,7 +219,7 @@ def cut(load: VllmLoad, ledger: Ledger) -> None:
 
 def flipped(load: VllmLoad, ledger: Ledger) -> None:
     """A byte changes on the way."""
-    prompt = new_prompt(LONG)
+    prompt = new_prompt(load.long)
     params = load.prefilled(prompt)
     load.pair.proxy.flip_byte_at(MIDDLE)
     load.decoded(prompt, params)
@@ -233,7 +235,7 @@ def flipped(load: VllmLoad, ledger: Ledger) -> None:
 
 def cut_early(load: VllmLoad, ledger: Ledger) -> None:
     """The connection breaks before the first byte: it is asked for again over another one."""
-    opens, prompt = new_prompt(64), new_prompt(LONG)
+    opens, prompt = new_prompt(64), new_prompt(load.long)
     load.handed_over(opens)
     params = load.prefilled(prompt)
     proxy = load.pair.proxy
@@ -252,7 +254,7 @@ def aborted(load: VllmLoad, ledger: Ledger) -> None:
     """The client hangs up while its KV is under way."""
     proxy = load.pair.proxy
     proxy.hold_at(MIDDLE)
-    load.leaves_early(new_prompt(LONG), waits_for=lambda: proxy.held.wait(20))
+    load.leaves_early(new_prompt(load.long), waits_for=lambda: proxy.held.wait(20))
     time.sleep(1.0)
     proxy.let_go()
     ledger.failed("decode", "aborted_loads_total")
@@ -275,7 +277,7 @@ FAULTS: dict[str, Callable[[VllmLoad, Ledger], None]] = {
 
 
 @contextmanager
-def vllm_load(scratch: Path, *extra: str, **options: Any) -> Iterator[VllmLoad]:
+def vllm_load(scratch: Path, *extra: str, long: int = LONG, **options: Any) -> Iterator[VllmLoad]:
     """Servers of the small model. ``extra``: arguments of both; ``options``: of both transports."""
     first, second = core_halves()
     port, bootstrap = free_port(), free_port()
@@ -286,7 +288,7 @@ def vllm_load(scratch: Path, *extra: str, **options: Any) -> Iterator[VllmLoad]:
             DIRECTORY_ENV: str(folder),
         }
         given = VllmOptions(
-            build(scratch, "small"), scratch, 4096, block_size=PAGE_TOKENS,
+            build(scratch, "small"), scratch, long + 1024, block_size=PAGE_TOKENS,
             extra=("--dtype", "float32", *extra), env=env,
         )  # fmt: skip
         # So that what a CRC is for is seen.
@@ -305,6 +307,6 @@ def vllm_load(scratch: Path, *extra: str, **options: Any) -> Iterator[VllmLoad]:
 
         try:
             with watched_pair(prefill, decode, proxy, folder, settle, common["security"]) as pair:
-                yield VllmLoad(pair, f"http://127.0.0.1:{bootstrap}")
+                yield VllmLoad(pair, f"http://127.0.0.1:{bootstrap}", long)
         finally:
             proxy.close()

@@ -129,7 +129,7 @@ def verdict_on(engine: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def on_vllm(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str]) -> None:
-    from integration_tests.telemetry_vllm import vllm_load
+    from integration_tests.telemetry_vllm import LONG, vllm_load
 
     if {PAIR, RESTARTED} & set(phases):
         with told(verdict, PAIR), vllm_load(scratch) as load:
@@ -140,7 +140,9 @@ def on_vllm(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str
                     run_restarted(load, verdict, faults or ("prompt", "cut", "aborted"))
     if TWO_API_SERVERS in phases:
         options = {"target_dtype": "fp8_e4m3", "security": "authenticated"}
-        with told(verdict, TWO_API_SERVERS), vllm_load(scratch, "--api-server-count", "2", **options) as load:
+        more = ("--api-server-count", "2")
+        # A quarter of the bytes cross.
+        with told(verdict, TWO_API_SERVERS), vllm_load(scratch, *more, long=4 * LONG, **options) as load:
             chosen = faults or ("prompt", "secret", "flipped", "lease")
             run_phase(load, verdict, TWO_API_SERVERS, chosen, converted=True)
 
