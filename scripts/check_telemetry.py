@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from integration_tests import telemetry_sglang, telemetry_vllm
 from integration_tests.telemetry_checks import has_promtool, promtool_of_rules
 from integration_tests.telemetry_phases import (
     CHECKS,
@@ -85,7 +86,13 @@ def main() -> int:
         metavar="TEXT",
         help="phases whose name contains this: " + ", ".join(PHASES["vllm"]),
     )
-    parser.add_argument("--fault", action="append", default=[], metavar="NAME", help="only this one")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        choices=sorted({*telemetry_vllm.FAULTS, *telemetry_sglang.FAULTS}),
+        help="only this one, of engines that have it; may be given again",
+    )
     parser.add_argument("--no-overhead", action="store_true", help="don't measure what telemetry costs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one object on stdout")
@@ -129,10 +136,8 @@ def verdict_on(engine: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def on_vllm(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str]) -> None:
-    from integration_tests.telemetry_vllm import LONG, vllm_load
-
     if {PAIR, RESTARTED} & set(phases):
-        with told(verdict, PAIR), vllm_load(scratch) as load:
+        with told(verdict, PAIR), telemetry_vllm.vllm_load(scratch) as load:
             if PAIR in phases:
                 run_phase(load, verdict, PAIR, faults)
             if RESTARTED in phases:
@@ -142,15 +147,16 @@ def on_vllm(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str
         options = {"target_dtype": "fp8_e4m3", "security": "authenticated"}
         more = ("--api-server-count", "2")
         # A quarter of the bytes cross.
-        with told(verdict, TWO_API_SERVERS), vllm_load(scratch, *more, long=4 * LONG, **options) as load:
+        with (
+            told(verdict, TWO_API_SERVERS),
+            telemetry_vllm.vllm_load(scratch, *more, long=4 * telemetry_vllm.LONG, **options) as load,
+        ):
             chosen = faults or ("prompt", "secret", "flipped", "lease")
             run_phase(load, verdict, TWO_API_SERVERS, chosen, converted=True)
 
 
 def on_sglang(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str]) -> None:
-    from integration_tests.telemetry_sglang import sglang_load
-
-    with told(verdict, PAIR), sglang_load(scratch) as load:
+    with told(verdict, PAIR), telemetry_sglang.sglang_load(scratch) as load:
         if PAIR in phases:
             run_phase(load, verdict, PAIR, faults)
         if RESTARTED in phases:
