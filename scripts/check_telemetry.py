@@ -99,9 +99,10 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="a folder; the servers' logs and models stay there")
     given = parser.parse_args()
     random.seed(given.seed)
-    if not any(given.only in phase for engine in given.engine or PHASES for phase in PHASES[engine]):
+    asked = given.engine or list(PHASES)
+    engines = [engine for engine in asked if any(given.only in phase for phase in PHASES[engine])]
+    if not engines:
         parser.error(f"--only {given.only!r} is part of no phase; there are: {', '.join(PHASES['vllm'])}")
-    engines = list(given.engine or PHASES)
     result = together([verdict_on(engine, given) for engine in engines], engines)
     if not given.no_overhead:
         result["overhead"] = overhead()
