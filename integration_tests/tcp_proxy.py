@@ -7,6 +7,10 @@ import contextlib
 import socket
 import threading
 
+#: Of the kernel's, for what the target sends: what is held back here stays with the target, which does not take it
+#: for delivered.
+RECEIVE_BUFFER = 128 * 1024
+
 
 class TcpProxy:
     """Forwards connections to ``target_port``. Counts and harms bytes that the target sends.
@@ -68,9 +72,12 @@ class TcpProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            server = socket.socket()
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             try:
-                server = socket.create_connection(("127.0.0.1", self.target_port))
+                server.connect(("127.0.0.1", self.target_port))
             except OSError:
+                server.close()
                 client.close()
                 continue
             self._open |= {client, server}

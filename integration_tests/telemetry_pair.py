@@ -133,6 +133,18 @@ class WatchedPair:
         self.moved.begins_anew(*(f"decode, {place}" for place in (METRICS, EXPORTER)))
         return "" if counts == (1, 0) else f"without decode the exporter counts {counts}, expected (1, 0)"
 
+    @contextmanager
+    def flipping(self, after: int) -> Iterator[None]:
+        """A byte changes, so many bytes from now; some chunks later nothing more comes until this ends."""
+        self.proxy.flip_byte_at(after)
+        self.proxy.hold_at(4 * after)
+        try:
+            yield
+        finally:
+            self.proxy.let_go()
+        if not self.proxy.flipped:
+            raise ServerError(f"fewer than {after} bytes came, none was changed")
+
     def dialled_by_a_stranger(self, ledger: Ledger) -> None:
         """Somebody with another secret asks prefill for something."""
         with stranger(self.security) as core:

@@ -208,8 +208,7 @@ def cut(load: SglangLoad, ledger: Ledger) -> None:
 def flipped(load: SglangLoad, ledger: Ledger) -> None:
     """A byte changes on the way."""
     prompt, room = new_prompt(LONG), load.room()
-    load.pair.proxy.flip_byte_at(MIDDLE)
-    with load.prefilling(prompt, room):
+    with load.pair.flipping(MIDDLE), load.prefilling(prompt, room):
         load.refused(prompt, room)
     ledger.failed("decode", "failed_loads_total", code="checksum")
     failed_transfer(ledger, "decode", "checksum")

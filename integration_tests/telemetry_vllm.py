@@ -221,8 +221,8 @@ def flipped(load: VllmLoad, ledger: Ledger) -> None:
     """A byte changes on the way."""
     prompt = new_prompt(load.long)
     params = load.prefilled(prompt)
-    load.pair.proxy.flip_byte_at(MIDDLE)
-    load.decoded(prompt, params)
+    with load.pair.flipping(MIDDLE):
+        load.decoded(prompt, params)
     if load.pair.security == "none":
         recomputed(ledger, "checksum", len(prompt))
         ledger.failed("decode", "checksum_failures_total")
