@@ -1,19 +1,29 @@
 # Every target sets up what it needs first; see scripts/environment.py. ARGS are passed on.
 PYTHON ?= python3
-RUN = @$(PYTHON) scripts/environment.py
+RUN = @$(PYTHON) scripts/environment.py $(MEASURED)
 BUILD ?= build
 SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
 CARD_TESTS = card dashboard
 
-.PHONY: demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
+.PHONY: coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-simulation test-cpp test-card test-fuzz test-vendor-headers test-wheel test-engines
+# All but what is about speed or the wheel counts the lines that it runs; a table of them comes last.
+test:
+	@$(PYTHON) scripts/environment.py --measured python -m scripts.coverage_table --reset
+	$(MAKE) MEASURED=--measured test-unit
+	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
+	$(MAKE) MEASURED=--measured test-card test-engines
+	$(MAKE) coverage
+
+# Lines of Python and C++ that make test ran, or that its parts ran with MEASURED=--measured. ARGS="--least 20 --json"
+coverage:
+	@$(PYTHON) scripts/environment.py --measured python -m scripts.coverage_table $(ARGS)
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
 PARALLEL_TESTS = tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py
@@ -119,4 +129,4 @@ wheel: build
 	$(RUN) python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv .venv-sglang .venv.lock $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-measured .venv-sglang-measured .venv.lock $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--sglang] [--peers] [--fuzz] [--mutation] [--card] COMMAND [ARG ...]
+    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--fuzz] [--mutation] [--card] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
 parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser. ``--sglang`` is
 a second environment, ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the
-one built for ``.venv``.
+one built for ``.venv``. ``--measured`` is another pair, ``.venv-measured`` and ``.venv-sglang-measured``, in
+which every Python process and the extension count the lines that run (scripts/coverage_table.py).
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
@@ -31,12 +32,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-SGLANG_VENV = ROOT / ".venv-sglang"
+VENVS = (".venv", ".venv-sglang", ".venv-measured", ".venv-sglang-measured")
+#: Where the extension that counts is built, and what was counted lies.
+MEASURED = ROOT / "build" / "measured"
+#: What the files of Python's lines begin with, one a process.
+COUNTED = MEASURED / "python" / "lines"
 CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector")
 MIN_PYTHON = (3, 11)
 #: The SAGE packages are made for one version of Python; elsewhere their tests are skipped.
 SAGE = sys.version_info[:2] == (3, 11)
+MEASURED_BUILD = (
+    "--config-settings=cmake.define.SAGE_KVT_COVERAGE=ON",
+    f"--config-settings=build-dir={MEASURED / 'extension'}",
+)
 #: Options that add a layer.
 ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation", "--card": "card"}
 #: Layers that resolve their own dependencies; every other lock is complete.
@@ -57,12 +65,14 @@ print(json.dumps(answer))
 
 def main() -> int:
     words = sys.argv[1:]
-    options = [word for word in words[:2] if word in ("--sglang", *ADDITIONS)]
+    options = [word for word in words[:3] if word in ("--measured", "--sglang", *ADDITIONS)]
     command = words[len(options) :]
     if not command:
         say(__doc__ or "")
         return 2
-    if Path(sys.prefix) in (VENV, SGLANG_VENV):  # run from an activated environment: its maker's work
+    if Path(sys.prefix) in [
+        ROOT / name for name in VENVS
+    ]:  # run from an activated environment: its maker's work
         base = sys._base_executable  # type: ignore[attr-defined]
         os.execv(base, [base, *sys.argv])
     if sys.version_info < MIN_PYTHON:
@@ -72,9 +82,11 @@ def main() -> int:
         return 1
     try:
         added = [ADDITIONS[option] for option in options if option in ADDITIONS]
-        environment = prepare([] if "--sglang" in options else added)
+        ending = "-measured" if "--measured" in options else ""
+        ours = ROOT / f".venv{ending}"
+        environment = prepare(ours, [] if "--sglang" in options else added)
         if "--sglang" in options:
-            environment = prepare_sglang(added)
+            environment = prepare_sglang(ROOT / f".venv-sglang{ending}", ours, added)
     except subprocess.CalledProcessError as error:
         say(f"this step failed with status {error.returncode}: {' '.join(map(str, error.cmd))}")
         return 1
@@ -82,8 +94,8 @@ def main() -> int:
     os.execvpe(command[0], command, environment)
 
 
-def prepare(added: list[str]) -> dict[str, str]:
-    """Make what is missing; returns the variables the command runs with."""
+def prepare(venv_folder: Path, added: list[str]) -> dict[str, str]:
+    """Make what is missing of ``.venv``; returns the variables the command runs with."""
     names = ["dev", "kernels", *(["sage"] if SAGE else []), *added]
     engine = existing_vllm()
     if engine is None:
@@ -91,24 +103,23 @@ def prepare(added: list[str]) -> dict[str, str]:
     else:
         layers = [*engine, *(layer(name) for name in names)]
     with locked(ROOT / ".venv.lock"):
-        make_venv(VENV, with_additions(layers, VENV))
-        build_package()
-    return activated(VENV)
+        make_venv(venv_folder, with_additions(layers, venv_folder))
+        build_package(venv_folder)
+    return activated(venv_folder)
 
 
-def prepare_sglang(added: list[str]) -> dict[str, str]:
-    """SGLang's environment, which shares what ``prepare`` built; returns its variables."""
+def prepare_sglang(venv_folder: Path, ours: Path, added: list[str]) -> dict[str, str]:
+    """SGLang's environment, which shares what ``prepare`` built in ``ours``; returns its variables."""
     layers = [layer(name) for name in ("torch", "sglang", "otlp", "dev", "kernels", *added)]
     with locked(ROOT / ".venv.lock"):
-        make_venv(SGLANG_VENV, with_additions(layers, SGLANG_VENV))
-        ours, theirs = purelib(VENV), purelib(SGLANG_VENV)
-        for path in ours.glob("*sage_kv_connector*"):
-            link = theirs / path.name
+        make_venv(venv_folder, with_additions(layers, venv_folder))
+        for path in purelib(ours).glob("*sage_kv_connector*"):
+            link = purelib(venv_folder) / path.name
             if not link.is_symlink():
                 link.symlink_to(path)
-        adopt(VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "sage-kvt", SGLANG_VENV / "bin" / "python")
+        adopt(ours / "bin" / "sage-kvt", venv_folder / "bin" / "sage-kvt", venv_folder / "bin" / "python")
     # For tests of both engines together.
-    return activated(SGLANG_VENV) | {"SAGE_KVT_VLLM_SCRIPTS": str(VENV / "bin")}
+    return activated(venv_folder) | {"SAGE_KVT_VLLM_SCRIPTS": str(ours / "bin")}
 
 
 def with_additions(layers: list[Path], venv_folder: Path) -> list[Path]:
@@ -120,7 +131,16 @@ def with_additions(layers: list[Path], venv_folder: Path) -> list[Path]:
 
 def activated(venv_folder: Path) -> dict[str, str]:
     path = os.pathsep.join([str(venv_folder / "bin"), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "VIRTUAL_ENV": str(venv_folder)}
+    environment = os.environ | {"PATH": path, "VIRTUAL_ENV": str(venv_folder)}
+    if is_measured(venv_folder):
+        COUNTED.parent.mkdir(parents=True, exist_ok=True)
+        environment |= {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
+        environment |= {"SAGE_KVT_CHECKOUT": str(ROOT), "SAGE_KVT_COUNTED": str(COUNTED)}
+    return environment
+
+
+def is_measured(venv_folder: Path) -> bool:
+    return venv_folder.name.endswith("-measured")
 
 
 def existing_vllm() -> list[Path] | None:
@@ -194,6 +214,8 @@ def make_venv(folder: Path, layers: list[Path]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=False, symlinks=True)
     (purelib(folder) / "layers.pth").write_text(wanted)
+    if is_measured(folder):  # read after the layers, in every process of it
+        (purelib(folder) / "measured.pth").write_text("import coverage; coverage.process_startup()\n")
     for layer_folder in layers:
         scripts = layer_folder / "bin" if (layer_folder / "bin").is_dir() else Path(sys.executable).parent
         for script in scripts.iterdir():
@@ -215,7 +237,7 @@ def adopt(script: Path, target: Path, python: Path) -> None:
     target.symlink_to(script)
 
 
-def build_package() -> None:
+def build_package(venv_folder: Path) -> None:
     """Editable install; repeated when a source of the extension, the package's own list or a module's place changed."""
     sources = sorted(
         path
@@ -233,12 +255,15 @@ def build_package() -> None:
     places = sorted(str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py"))
     parts = (*(path.read_bytes() for path in sources), *(place.encode() for place in places))
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
-    stamp = VENV / "built"
+    stamp = venv_folder / "built"
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("building the data plane")
+    if is_measured(venv_folder):
+        for counts in MEASURED.rglob("*.gcda"):  # of the sources as they were
+            counts.unlink()
     pip = [
-        VENV / "bin" / "python",
+        venv_folder / "bin" / "python",
         "-m",
         "pip",
         "install",
@@ -247,6 +272,7 @@ def build_package() -> None:
         "--no-deps",
         # For tests; a wheel has none of it.
         "--config-settings=cmake.define.SAGE_KVT_SIMULATION=ON",
+        *(MEASURED_BUILD if is_measured(venv_folder) else ()),
         "-e",
         ROOT,
     ]
