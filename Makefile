@@ -15,7 +15,7 @@ demo:
 
 # All but what is about speed or the wheel counts the lines that it runs; a table of them comes last.
 test:
-	@$(PYTHON) scripts/environment.py --measured python -m scripts.coverage_table --reset
+	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table --reset
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
 	$(MAKE) MEASURED=--measured test-card test-engines
@@ -23,7 +23,7 @@ test:
 
 # Lines of Python and C++ that make test ran, or that its parts ran with MEASURED=--measured. ARGS="--least 20 --json"
 coverage:
-	@$(PYTHON) scripts/environment.py --measured python -m scripts.coverage_table $(ARGS)
+	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
 PARALLEL_TESTS = tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py

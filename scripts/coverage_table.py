@@ -113,7 +113,18 @@ def cpp_files() -> Files:
     """Every source and header of the data plane. Raises Nothing."""
     if next(MEASURED.rglob("*.gcda"), None) is None:
         raise Nothing("no process counted lines of C++")
-    words = [sys.executable, "-m", "gcovr", "--root", str(ROOT), "--json-summary", "-", "-j", "2"]
+    words = [
+        sys.executable,
+        "-m",
+        "gcovr",
+        "--root",
+        str(ROOT),
+        "--json-summary",
+        "-",
+        "--merge-lines",
+        "-j",
+        "2",
+    ]
     words += [word for folder in CPP for word in ("--filter", f"{ROOT / folder}/")]
     done = subprocess.run([*words, str(MEASURED)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     summary = json.loads(done.stdout)

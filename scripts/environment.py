@@ -215,7 +215,8 @@ def make_venv(folder: Path, layers: list[Path]) -> None:
     venv.create(folder, with_pip=False, symlinks=True)
     (purelib(folder) / "layers.pth").write_text(wanted)
     if is_measured(folder):  # read after the layers, in every process of it
-        (purelib(folder) / "measured.pth").write_text("import coverage; coverage.process_startup()\n")
+        (purelib(folder) / "measured.pth").write_text("import counted_process\n")
+        (purelib(folder) / "counted_process.py").symlink_to(ROOT / "scripts" / "counted_process.py")
     for layer_folder in layers:
         scripts = layer_folder / "bin" if (layer_folder / "bin").is_dir() else Path(sys.executable).parent
         for script in scripts.iterdir():
@@ -247,6 +248,7 @@ def build_package(venv_folder: Path) -> None:
             "sage_kv_connector/csrc/**/*",
             "kernels/cpu/*",
             "tests/simulation/csrc/*",
+            "tests/cpp/write_counts.cc",
         )
         for path in ROOT.glob(pattern)
         if path.is_file()

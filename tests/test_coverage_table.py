@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of lines that tests ran, over files that were really counted: small ones, by coverage.py and by gcov."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import coverage_table
+from scripts.coverage_table import Lines
+
+#: Two of its three statements run.
+MODULE = "a = 1\nif a == 2:\n    a = 3\n"
+#: Both instances of the template have the same lines, and only one runs.
+SOURCE = """
+template <int N>
+int plus(int number) {
+  return number + N;
+}
+int main(int argc, char**) {
+  if (argc > 1) {
+    return plus<1>(argc);
+  }
+  return plus<0>(0);
+}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of a project with a module that ran, one that nothing imports, and a C++ program that ran."""
+    package = tmp_path / "sage_kv_connector"
+    for folder in (
+        package / "room",
+        package / "csrc" / "shm",
+        tmp_path / "vendors",
+        tmp_path / "build" / "python",
+    ):
+        folder.mkdir(parents=True)
+    (package / "room" / "ran.py").write_text(MODULE)
+    (tmp_path / "vendors" / "never.py").write_text(MODULE)
+    settings = tmp_path / "pyproject.toml"
+    settings.write_text("[tool.coverage.run]\nparallel = true\n[tool.coverage.report]\nfail_under = 50\n")
+    monkeypatch.setattr(coverage_table, "ROOT", tmp_path)
+    monkeypatch.setattr(coverage_table, "MEASURED", tmp_path / "build")
+    monkeypatch.setattr(coverage_table, "COUNTED", tmp_path / "build" / "python" / "lines")
+    return tmp_path
+
+
+def run_python(checkout: Path) -> None:
+    words = [sys.executable, "-m", "coverage", "run", f"--rcfile={checkout / 'pyproject.toml'}"]
+    # As nothing else counts: not those who measure this test.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env |= {"COVERAGE_FILE": str(coverage_table.COUNTED)}
+    subprocess.run([*words, "sage_kv_connector/room/ran.py"], cwd=checkout, env=env, check=True)
+
+
+def run_cpp(checkout: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("wants g++")
+    source, program = checkout / "sage_kv_connector" / "csrc" / "shm" / "ran.cc", checkout / "build" / "ran"
+    source.write_text(SOURCE)
+    words = ["g++", "--coverage", "-fprofile-abs-path", "-o", str(program), str(source)]
+    subprocess.run(words, cwd=checkout / "build", check=True)
+    subprocess.run([program], check=True)
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["coverage_table", *words])
+    return coverage_table.main()
+
+
+def test_both_languages_are_counted(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_python(checkout)
+    run_cpp(checkout)
+    assert status_of(monkeypatch, "--json") == 1
+    said = capsys.readouterr()
+    languages = json.loads(said.out)["languages"]
+    assert languages["Python"]["parts"] == {
+        "sage_kv_connector/room": {"lines": 3, "covered": 2, "percent": 66.6},
+        "vendors": {"lines": 3, "covered": 0, "percent": 0.0},
+    }
+    # A line of a template is one line, however many instances there are.
+    (cpp,) = languages["C++"]["files"].items()
+    assert cpp == ("sage_kv_connector/csrc/shm/ran.cc", {"lines": 6, "covered": 5, "percent": 83.3})
+    assert "Python 33.3 %" in said.err and "C++" not in said.err
+    # What was counted stays for parts of make test that run later.
+    assert status_of(monkeypatch, "--least", "1") == 1
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["vendors/never.py", "3", "0", "0.0"]
+
+
+def test_enough_is_a_success(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "vendors" / "never.py").unlink()
+    run_python(checkout)
+    run_cpp(checkout)
+    assert status_of(monkeypatch) == 0
+
+
+def test_nothing_counted_is_no_success(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(monkeypatch) == 2
+    assert "no process counted lines of Python" in capsys.readouterr().err
+    run_python(checkout)
+    assert status_of(monkeypatch) == 2
+    assert "no process counted lines of C++" in capsys.readouterr().err
+
+
+def test_a_reset_forgets_counts_only(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_python(checkout)
+    run_cpp(checkout)
+    assert status_of(monkeypatch, "--reset") == 0
+    assert list((checkout / "build" / "python").iterdir()) == []
+    assert [path.suffix for path in (checkout / "build").glob("*.gc*")] == [".gcno"]
+
+
+def test_a_share_is_never_rounded_up_to_the_floor() -> None:
+    assert Lines(10_000, 8_499).percent == 84.9
+    assert not coverage_table.reaches({"kernels/x.py": Lines(10_000, 8_499)}, 85)
+    assert coverage_table.reaches({"kernels/x.py": Lines(10_000, 8_500)}, 85)
