@@ -15,13 +15,14 @@ import argparse
 import json
 import subprocess
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from coverage import Coverage
-from coverage.exceptions import NoDataError
+from coverage.exceptions import CoverageWarning, NoDataError
 
 from scripts.environment import COUNTED, MEASURED, ROOT
 
@@ -96,7 +97,9 @@ def python_files() -> tuple[float, Files]:
     """The floor, and every module of the package. Raises Nothing."""
     coverage = Coverage(data_file=str(COUNTED), config_file=str(ROOT / "pyproject.toml"))
     try:
-        coverage.combine(strict=True, keep=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CoverageWarning)  # half a file of a process that was killed
+            coverage.combine(strict=True, keep=True)
     except NoDataError as error:
         raise Nothing("no process counted lines of Python") from error
     found: Files = {}

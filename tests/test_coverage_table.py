@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
+from coverage.exceptions import CoverageException
 
 from scripts import coverage_table
 from scripts.coverage_table import Lines
 
+SCRIPTS = Path(coverage_table.__file__).parent
 #: Two of its three statements run.
 MODULE = "a = 1\nif a == 2:\n    a = 3\n"
 #: Both instances of the template have the same lines, and only one runs.
@@ -30,6 +35,11 @@ int main(int argc, char**) {
   return plus<0>(0);
 }
 """
+
+
+def counted(checkout: Path) -> Path:
+    """What the files of lines begin with."""
+    return checkout / "build" / "python" / "lines"
 
 
 @pytest.fixture
@@ -49,7 +59,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings.write_text("[tool.coverage.run]\nparallel = true\n[tool.coverage.report]\nfail_under = 50\n")
     monkeypatch.setattr(coverage_table, "ROOT", tmp_path)
     monkeypatch.setattr(coverage_table, "MEASURED", tmp_path / "build")
-    monkeypatch.setattr(coverage_table, "COUNTED", tmp_path / "build" / "python" / "lines")
+    monkeypatch.setattr(coverage_table, "COUNTED", counted(tmp_path))
     return tmp_path
 
 
@@ -57,8 +67,35 @@ def run_python(checkout: Path) -> None:
     words = [sys.executable, "-m", "coverage", "run", f"--rcfile={checkout / 'pyproject.toml'}"]
     # As nothing else counts: not those who measure this test.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    env |= {"COVERAGE_FILE": str(coverage_table.COUNTED)}
+    env |= {"COVERAGE_FILE": str(counted(checkout))}
     subprocess.run([*words, "sage_kv_connector/room/ran.py"], cwd=checkout, env=env, check=True)
+
+
+def kill_python(checkout: Path) -> None:
+    """As run_python, in a process that runs on and is killed when it has written something."""
+    code = (
+        "import counted_process, runpy, time; runpy.run_path('sage_kv_connector/room/ran.py'); time.sleep(60)"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env |= {"COVERAGE_PROCESS_START": str(checkout / "pyproject.toml"), "PYTHONPATH": str(SCRIPTS)}
+    env |= {"COVERAGE_FILE": str(counted(checkout))}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=checkout, env=env) as process:
+        try:
+            until = time.monotonic() + 60
+            while not has_written(checkout):
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+        finally:
+            process.kill()
+
+
+def has_written(checkout: Path) -> bool:
+    for path in counted(checkout).parent.iterdir():
+        data = CoverageData(str(path))
+        with contextlib.suppress(CoverageException):  # half of a file
+            data.read()
+            return any(data.lines(file) for file in data.measured_files())
+    return False
 
 
 def run_cpp(checkout: Path) -> None:
@@ -102,6 +139,27 @@ def test_enough_is_a_success(checkout: Path, monkeypatch: pytest.MonkeyPatch) ->
     run_python(checkout)
     run_cpp(checkout)
     assert status_of(monkeypatch) == 0
+
+
+def test_a_killed_process_has_counted(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_python(checkout)
+    run_cpp(checkout)
+    assert status_of(monkeypatch, "--json") == 1
+    room = json.loads(capsys.readouterr().out)["languages"]["Python"]["parts"]["sage_kv_connector/room"]
+    assert room["covered"] == 2
+
+
+def test_half_a_file_of_a_killed_process_is_passed_over(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    (checkout / "vendors" / "never.py").unlink()
+    run_python(checkout)
+    run_cpp(checkout)
+    counted(checkout).with_name("lines.host.pid1.half").touch()
+    assert status_of(monkeypatch) == 0
+    assert not recwarn.list
 
 
 def test_nothing_counted_is_no_success(
