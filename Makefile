@@ -19,7 +19,7 @@ test:
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
 	$(MAKE) MEASURED=--measured test-card test-engines
-	$(MAKE) coverage
+	$(MAKE) coverage ARGS=
 
 # Lines of Python and C++ that make test ran, or that its parts ran with MEASURED=--measured. ARGS="--least 20 --json"
 coverage:
