@@ -6,22 +6,24 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
+.PHONY: coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-# All but what is about speed or the wheel counts the lines that it runs; a table of them comes last.
-test:
+test: test-unit test-simulation test-cpp test-card test-fuzz test-vendor-headers test-wheel test-engines
+
+# The same; all but what is about speed or the wheel counts the lines that it runs, and a table of them comes last.
+test-coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table --reset
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
 	$(MAKE) MEASURED=--measured test-card test-engines
 	$(MAKE) coverage ARGS=
 
-# Lines of Python and C++ that make test ran, or that its parts ran with MEASURED=--measured. ARGS="--least 20 --json"
+# Lines of Python and C++ that make test-coverage ran, or that parts of it ran with MEASURED=--measured. ARGS="--least 20 --json"
 coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
