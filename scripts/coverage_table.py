@@ -72,7 +72,9 @@ def main() -> int:
         floor, python = python_files()
         files = {"Python": python, "C++": cpp_files()}
     except Nothing as nothing:
-        print(f"{nothing}: run make test-coverage first, or make test-unit MEASURED=--measured", file=sys.stderr)
+        print(
+            f"{nothing}: run make test-coverage first, or make test-unit MEASURED=--measured", file=sys.stderr
+        )
         return 2
     if given.json:
         print(json.dumps(result(files, floor)))
