@@ -40,6 +40,11 @@ class TcpProxy:
             self._flip = self._passed + after
 
     @property
+    def passed(self) -> int:
+        """Bytes that came from the target so far."""
+        return self._passed
+
+    @property
     def flipped(self) -> bool:
         return self._flip is None
 

@@ -133,11 +133,26 @@ class WatchedPair:
         self.moved.begins_anew(*(f"decode, {place}" for place in (METRICS, EXPORTER)))
         return "" if counts == (1, 0) else f"without decode the exporter counts {counts}, expected (1, 0)"
 
+    def hold_at(self, after: int) -> None:
+        """Nothing more comes after so many bytes, counted once none of an earlier transfer is on its way."""
+        before = -1
+        while before != self.proxy.passed:
+            before = self.proxy.passed
+            time.sleep(0.5)
+        self.proxy.hold_at(after)
+
+    def is_held(self) -> bool:
+        """Wait until it is, and decode waits for the rest."""
+        if not self.proxy.held.wait(30):
+            return False
+        wait_until(lambda: self._snapshot("decode").value("subscriptions") > 0, 10.0)
+        return True
+
     @contextmanager
     def flipping(self, after: int) -> Iterator[None]:
         """A byte changes, so many bytes from now; some chunks later nothing more comes until this ends."""
+        self.hold_at(4 * after)
         self.proxy.flip_byte_at(after)
-        self.proxy.hold_at(4 * after)
         try:
             yield
         finally:

@@ -122,7 +122,7 @@ class SglangLoad:
             return
         raise ServerError("decode answered a request whose KV can't have come")
 
-    def leaves_early(self, prompt: list[int], *, waits_for: Callable[[], object] | None = None) -> None:
+    def leaves_early(self, prompt: list[int], *, waits_for: Callable[[], bool] | None = None) -> None:
         """Its client hangs up after the first token, or after ``waits_for``."""
         room = self.room()
         with self.prefilling(prompt, room):
@@ -132,8 +132,8 @@ class SglangLoad:
             connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
             if waits_for is None:
                 connection.getresponse().readline()
-            else:
-                waits_for()
+            elif not waits_for():
+                raise ServerError("the transfer had ended before its client left")
             connection.close()
 
 
@@ -190,10 +190,10 @@ def another_secret(load: SglangLoad, ledger: Ledger) -> None:
 def cut(load: SglangLoad, ledger: Ledger) -> None:
     """The connection breaks in the middle of a transfer."""
     prompt, room, proxy = new_prompt(LONG), load.room(), load.pair.proxy
-    proxy.hold_at(MIDDLE)
+    load.pair.hold_at(MIDDLE)
     with ThreadPoolExecutor(1) as pool, load.prefilling(prompt, room):
         answer = pool.submit(load.refused, prompt, room)
-        assert proxy.held.wait(20), "the transfer had ended before it was cut"
+        assert load.pair.is_held(), "the transfer had ended before it was cut"
         proxy.cut()
         answer.result()
     ledger.failed("decode", "failed_loads_total", code="session_lost")
@@ -219,8 +219,8 @@ def flipped(load: SglangLoad, ledger: Ledger) -> None:
 def aborted(load: SglangLoad, ledger: Ledger) -> None:
     """The client hangs up while its KV is under way."""
     proxy = load.pair.proxy
-    proxy.hold_at(MIDDLE)
-    load.leaves_early(new_prompt(LONG), waits_for=lambda: proxy.held.wait(20))
+    load.pair.hold_at(MIDDLE)
+    load.leaves_early(new_prompt(LONG), waits_for=load.pair.is_held)
     time.sleep(2.0)
     proxy.let_go()
     ledger.failed("decode", "aborted_loads_total")

@@ -27,7 +27,7 @@ from integration_tests.telemetry_pair import (
 )
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
-from sage_kv_connector.launch.process import core_halves
+from sage_kv_connector.launch.process import ServerError, core_halves
 from sage_kv_connector.launch.tiny_model import SHAPES, build
 from sage_kv_connector.launch.vllm import VllmOptions, complete, vllm_server
 from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
@@ -116,7 +116,7 @@ class VllmLoad:
     def _both(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return Pair(self.pair.prefill, self.pair.decode, self.pair.decode, self.bootstrap).both()
 
-    def leaves_early(self, prompt: list[int], *, waits_for: Callable[[], object] | None = None) -> None:
+    def leaves_early(self, prompt: list[int], *, waits_for: Callable[[], bool] | None = None) -> None:
         """Its client hangs up after the first token, or after ``waits_for``."""
         connection = http.client.HTTPConnection("127.0.0.1", self.pair.decode.port, timeout=60)
         body = {
@@ -126,8 +126,8 @@ class VllmLoad:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         if waits_for is None:
             connection.getresponse().readline()
-        else:
-            waits_for()
+        elif not waits_for():
+            raise ServerError("the transfer had ended before its client left")
         connection.close()
 
 
@@ -207,10 +207,10 @@ def cut(load: VllmLoad, ledger: Ledger) -> None:
     prompt = new_prompt(load.long)
     params = load.prefilled(prompt)
     proxy = load.pair.proxy
-    proxy.hold_at(MIDDLE)
+    load.pair.hold_at(MIDDLE)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(load.decoded, prompt, params)
-        assert proxy.held.wait(20), "the transfer had ended before it was cut"
+        assert load.pair.is_held(), "the transfer had ended before it was cut"
         proxy.cut()
         answer.result()
     recomputed(ledger, "session_lost", len(prompt))
@@ -239,10 +239,10 @@ def cut_early(load: VllmLoad, ledger: Ledger) -> None:
     load.handed_over(opens)
     params = load.prefilled(prompt)
     proxy = load.pair.proxy
-    proxy.hold_at(0)
+    load.pair.hold_at(0)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(load.decoded, prompt, params)
-        assert proxy.held.wait(20), "nothing was to be cut"
+        assert load.pair.is_held(), "nothing was to be cut"
         proxy.cut()
         answer.result()
     ledger.failed("decode", "retries_total", why="session_lost")
@@ -253,8 +253,8 @@ def cut_early(load: VllmLoad, ledger: Ledger) -> None:
 def aborted(load: VllmLoad, ledger: Ledger) -> None:
     """The client hangs up while its KV is under way."""
     proxy = load.pair.proxy
-    proxy.hold_at(MIDDLE)
-    load.leaves_early(new_prompt(load.long), waits_for=lambda: proxy.held.wait(20))
+    load.pair.hold_at(MIDDLE)
+    load.leaves_early(new_prompt(load.long), waits_for=load.pair.is_held)
     time.sleep(1.0)
     proxy.let_go()
     ledger.failed("decode", "aborted_loads_total")
