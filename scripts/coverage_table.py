@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many lines of the package the tests ran, in Python (coverage.py) and in C++ (gcov, read by gcovr).
 
-    make coverage ARGS="[--least N] [--json]"     what was counted since the last --reset, by make test-coverage or a part
+    make coverage ARGS="[--least N] [--json]"     what was counted since --reset, by make test-coverage or a part of it
     python -m scripts.coverage_table --reset      forget it
 
 Tests count in the environments of ``scripts/environment.py --measured``: each process of theirs, servers and what
