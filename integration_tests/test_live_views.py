@@ -62,7 +62,7 @@ def test_transfers_are_seen_live_one_by_one_and_in_the_log(
         (landed,) = of_event(decode.log, "transfer")
         way = printed("trace", str(snapshot), "--transfer", sent["transfer"])
     assert len(shown["engines"]) == 2 and not shown["silent"]
-    ended = {(one["transfer"]["side"], one["transfer"]["code"]) for one in shown["transfers"]}
+    ended = {(one["record"]["side"], one["record"]["code"]) for one in shown["transfers"]}
     assert ended == {("prefill", "ok"), ("decode", "ok"), ("prefill", "expired")}
     assert [step["name"] for step in way["steps"] if step["depth"] == 0] == ["decode", "prefill"]
     for line, side in ((sent, "prefill"), (landed, "decode")):
