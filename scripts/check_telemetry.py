@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from integration_tests.telemetry_phases import (
     PAIR,
     RESTARTED,
     TWO_API_SERVERS,
+    Load,
     Verdict,
     judge_moved,
     lost,
@@ -42,6 +43,7 @@ from integration_tests.telemetry_phases import (
     run_restarted,
 )
 from sage_kv_connector.launch.process import ServerError, console_script
+from scripts.in_sglang import said_in_sglang
 
 PHASES = {"vllm": (PAIR, RESTARTED, TWO_API_SERVERS), "sglang": (PAIR, RESTARTED)}
 #: The short form: what it finds is printed, not judged.
@@ -137,32 +139,37 @@ def verdict_on(engine: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def on_vllm(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str]) -> None:
+    from integration_tests.telemetry_vllm import vllm_load
+
     if {PAIR, RESTARTED} & set(phases):
-        with told(verdict, PAIR), telemetry_vllm.vllm_load(scratch) as load:
-            if PAIR in phases:
-                run_phase(load, verdict, PAIR, faults)
-            if RESTARTED in phases:
-                with told(verdict, RESTARTED):
-                    run_restarted(load, verdict, faults or ("prompt", "cut", "aborted"))
+        on_pair(verdict, vllm_load(scratch), phases, faults, ("prompt", "cut", "aborted"))
     if TWO_API_SERVERS in phases:
         options = {"target_dtype": "fp8_e4m3", "security": "authenticated"}
-        more = ("--api-server-count", "2")
-        # A quarter of the bytes cross.
-        with (
-            told(verdict, TWO_API_SERVERS),
-            telemetry_vllm.vllm_load(scratch, *more, long=4 * telemetry_vllm.LONG, **options) as load,
-        ):
+        with told(verdict, TWO_API_SERVERS), vllm_load(scratch, "--api-server-count", "2", **options) as load:
             chosen = faults or ("prompt", "secret", "flipped", "lease")
             run_phase(load, verdict, TWO_API_SERVERS, chosen, converted=True)
 
 
 def on_sglang(verdict: Verdict, scratch: Path, phases: list[str], faults: list[str]) -> None:
-    with told(verdict, PAIR), telemetry_sglang.sglang_load(scratch) as load:
+    from integration_tests.telemetry_sglang import sglang_load
+
+    on_pair(verdict, sglang_load(scratch), phases, faults, ("weights", "cut", "aborted"))
+
+
+def on_pair(
+    verdict: Verdict,
+    servers: AbstractContextManager[Load],
+    phases: list[str],
+    faults: list[str],
+    once_restarted: Sequence[str],
+) -> None:
+    """Both phases of one pair. ``once_restarted``: the faults after the restart, unless others are asked for."""
+    with told(verdict, PAIR), servers as load:
         if PAIR in phases:
             run_phase(load, verdict, PAIR, faults)
         if RESTARTED in phases:
             with told(verdict, RESTARTED):
-                run_restarted(load, verdict, faults or ("weights", "cut", "aborted"))
+                run_restarted(load, verdict, faults or once_restarted)
 
 
 @contextmanager
@@ -178,25 +185,8 @@ def told(verdict: Verdict, phase: str) -> Iterator[None]:
 
 
 def in_sglangs_environment(given: argparse.Namespace) -> dict[str, Any]:
-    words = [sys.executable, "scripts/environment.py", "--sglang", "python", "-m", "scripts.check_telemetry"]
-    words += [
-        "--engine",
-        "sglang",
-        "--only",
-        given.only,
-        "--seed",
-        str(given.seed),
-        "--no-overhead",
-        "--json",
-    ]
-    words += [word for fault in given.fault for word in ("--fault", fault)]
-    if given.logs is not None:
-        words += ["--logs", str(given.logs)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if not lines:
-        raise ServerError(f"{' '.join(words)} ended with status {done.returncode}")
-    said = json.loads(lines[-1])
+    faults = (word for fault in given.fault for word in ("--fault", fault))
+    said = said_in_sglang("scripts.check_telemetry", given, "--engine", "sglang", "--no-overhead", *faults)
     return {
         "rows": said["engines"],
         "wrong": said["wrong_by_check"],

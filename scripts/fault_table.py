@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 from integration_tests.fault_servers import Row, run
 from sage_kv_connector.launch.process import ServerError
+from scripts.in_sglang import said_in_sglang
 
 ENGINES = ("vllm", "sglang")
 
@@ -60,7 +60,8 @@ def main() -> int:
 
 def rows_of(engine: str, scratch: Path, given: argparse.Namespace) -> Iterator[Row]:
     if engine == "sglang" and find_spec("sglang") is None:
-        yield from in_sglangs_environment(given)
+        said = said_in_sglang("scripts.fault_table", given, "--engine", "sglang")
+        yield from (Row(**row) for row in said["rows"])
         return
     for name, (servers, faults) in setups(engine, scratch).items():
         chosen = {case: fault for case, fault in faults.items() if given.only in case}
@@ -99,18 +100,6 @@ def setups(engine: str, scratch: Path) -> dict[str, tuple[AbstractContextManager
         "two groups": (vllm_servers(folders[2], build_hybrid_model(folders[2])), vllm.ON_TWO_GROUPS),
         "two ranks": (vllm_servers(folders[1], ranks=2), vllm.ON_TWO_RANKS),
     }
-
-
-def in_sglangs_environment(given: argparse.Namespace) -> Iterator[Row]:
-    words = [sys.executable, "scripts/environment.py", "--sglang", "python", "-m", "scripts.fault_table"]
-    words += ["--engine", "sglang", "--only", given.only, "--seed", str(given.seed), "--json"]
-    if given.logs is not None:
-        words += ["--logs", str(given.logs)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if not lines:
-        raise ServerError(f"{' '.join(words)} ended with status {done.returncode}")
-    yield from (Row(**row) for row in json.loads(lines[-1])["rows"])
 
 
 def line_of(row: Row) -> str:

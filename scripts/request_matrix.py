@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from integration_tests import request_kinds as kinds
 from integration_tests.request_pair import Row
 from integration_tests.request_setups import SETUPS, Workshop
 from sage_kv_connector.launch.process import ServerError
+from scripts.in_sglang import said_in_sglang
 
 #: Those of integration_tests/request_sglang_setups.py, which this environment may be unable to import.
 IN_SGLANG = (
@@ -91,21 +91,7 @@ def main() -> int:
 def _in_sglang(setup: str, scratch: Path, given: argparse.Namespace) -> list[Row]:
     """Its rows, from a process in its environment if this one is another."""
     if find_spec("sglang") is None:
-        words = [
-            sys.executable,
-            "scripts/environment.py",
-            "--sglang",
-            "python",
-            "-m",
-            "scripts.request_matrix",
-        ]
-        words += ["--setup", setup, "--only", given.only, "--seed", str(given.seed), "--json"]
-        if given.logs is not None:
-            words += ["--logs", str(given.logs)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-        if not done.stdout.strip():
-            raise ServerError(f"{' '.join(words)} ended with status {done.returncode}")
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        found = said_in_sglang("scripts.request_matrix", given, "--setup", setup)
         if found["lost"]:
             raise ServerError(found["lost"][setup])
         return [Row(**row) for row in found["rows"]]
