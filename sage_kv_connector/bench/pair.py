@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from sage_kv_connector import _data_plane
 from sage_kv_connector.backends import create_backend, loopback_address
 from sage_kv_connector.backends.base import Backend, BackendOptions, Event, EventKind, Segments
 from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
+from sage_kv_connector.bench.cpu_time import cpu_of_threads
 
 SMALL_BYTES = 4096
 SMALL_OPS = 300
@@ -167,7 +167,8 @@ class Receiver:
 
     def _cpu_s(self) -> float:
         """CPU time of both processes until now."""
-        return cpu_s(os.getpid()) + cpu_s(self._sender_pid)
+        both = (os.getpid(), self._sender_pid)
+        return sum(seconds for process in both for _, seconds in cpu_of_threads(process))
 
     def close(self) -> None:
         self._pipe.send(("quit",))
@@ -225,12 +226,6 @@ class Receiver:
             if event.kind in (EventKind.CLOSED, EventKind.WINDOW_FAILED):
                 break
         raise SystemExit(f"waited for {kind.name} in vain")
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of the threads that a process has, by the kernel's scheduler."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def protect(backend: Backend, connection: int, security: str, *, connects: bool) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sage_kv_connector.bench.cpu_time import cpu_of_threads
 from sage_kv_connector.bench.pair import take_cores
 from sage_kv_connector.config import KVTransportConfig
 from sage_kv_connector.console import bytes_text, progress
@@ -74,11 +75,9 @@ def _held() -> dict[str, int]:
 def thread_cpu_s() -> dict[str, float]:
     """CPU seconds of our own threads in this process: the control thread's and the lanes'."""
     spent = {"control": 0.0, "lanes": 0.0}
-    for task in Path("/proc/self/task").iterdir():
-        name = (task / "comm").read_text().strip()
+    for name, seconds in cpu_of_threads():
         if name.startswith("sage-kvt"):
-            part = "control" if name == "sage-kvt-ctl" else "lanes"
-            spent[part] += int((task / "schedstat").read_text().split()[0]) / 1e9
+            spent["control" if name == "sage-kvt-ctl" else "lanes"] += seconds
     return spent
 
 
