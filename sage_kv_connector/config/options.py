@@ -25,6 +25,7 @@ from sage_kv_connector.backends import backend_names
 from sage_kv_connector.config.file import read_options, write_options
 from sage_kv_connector.config.layers import layered, options_of_words, presets
 from sage_kv_connector.config.refusal import SECRET_FIELDS, option_error
+from sage_kv_connector.config.secret_file import read_secret
 from sage_kv_connector.contract.dtypes import WIRE_DTYPES
 
 SECRET_ENV = "SAGE_KVT_SECRET"
@@ -47,13 +48,7 @@ def _secret(
     path = file or (Path(p) if (p := os.environ.get(file_variable)) else None)
     if path is None:
         return b""
-    try:
-        text = path.read_bytes().strip()
-    except OSError as error:
-        raise ValueError(f"{file_option} {str(path)!r} can't be read: {error.strerror}") from error
-    if not text:
-        raise ValueError(f"{file_option} {str(path)!r} is empty; it must hold the shared secret")
-    return text
+    return read_secret(file_option, path, "the shared secret")
 
 
 def _is_collector(url: str) -> bool:

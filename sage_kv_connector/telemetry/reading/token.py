@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.config.secret_file import read_secret
 
 TOKEN_ENV = "SAGE_KVT_EXPORTER_TOKEN"
 
@@ -21,13 +22,7 @@ def reading_token(file: Path | None = None) -> str:
     Raises ValueError naming the file that can't be read or is empty, or the option.
     """
     if file is not None:
-        try:
-            token = file.read_text().strip()
-        except OSError as error:
-            raise ValueError(f"token_file {str(file)!r} can't be read: {error.strerror}") from error
-        if not token:
-            raise ValueError(f"token_file {str(file)!r} is empty; it must hold the token")
-        return token
+        return read_secret("token_file", file, "the token").decode()
     if token := os.environ.get(TOKEN_ENV, ""):
         return token
     secret = KVTransportConfig.load().resolved_secret()
