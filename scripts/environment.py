@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENVS = (".venv", ".venv-sglang", ".venv-measured", ".venv-sglang-measured")
+VENVS = [ROOT / f".venv{engine}{ending}" for engine in ("", "-sglang") for ending in ("", "-measured")]
 #: Where the extension that counts is built, and what was counted lies.
 MEASURED = ROOT / "build" / "measured"
 #: What the files of Python's lines begin with, one a process.
@@ -70,9 +70,7 @@ def main() -> int:
     if not command:
         say(__doc__ or "")
         return 2
-    if Path(sys.prefix) in [
-        ROOT / name for name in VENVS
-    ]:  # run from an activated environment: its maker's work
+    if Path(sys.prefix) in VENVS:  # run from an activated environment: its maker's work
         base = sys._base_executable  # type: ignore[attr-defined]
         os.execv(base, [base, *sys.argv])
     if sys.version_info < MIN_PYTHON:

@@ -63,12 +63,17 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def environment(checkout: Path) -> dict[str, str]:
+    """Nothing else counts: not those who measure this test."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    return env | {"COVERAGE_FILE": str(counted(checkout))}
+
+
 def run_python(checkout: Path) -> None:
     words = [sys.executable, "-m", "coverage", "run", f"--rcfile={checkout / 'pyproject.toml'}"]
-    # As nothing else counts: not those who measure this test.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    env |= {"COVERAGE_FILE": str(counted(checkout))}
-    subprocess.run([*words, "sage_kv_connector/room/ran.py"], cwd=checkout, env=env, check=True)
+    subprocess.run(
+        [*words, "sage_kv_connector/room/ran.py"], cwd=checkout, env=environment(checkout), check=True
+    )
 
 
 def kill_python(checkout: Path) -> None:
@@ -76,9 +81,8 @@ def kill_python(checkout: Path) -> None:
     code = (
         "import counted_process, runpy, time; runpy.run_path('sage_kv_connector/room/ran.py'); time.sleep(60)"
     )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env = environment(checkout)
     env |= {"COVERAGE_PROCESS_START": str(checkout / "pyproject.toml"), "PYTHONPATH": str(SCRIPTS)}
-    env |= {"COVERAGE_FILE": str(counted(checkout))}
     with subprocess.Popen([sys.executable, "-c", code], cwd=checkout, env=env) as process:
         try:
             until = time.monotonic() + 60

@@ -63,9 +63,8 @@ class Recorder:
         self._hot = HotChunks()
         self._pair = PairWatch()
         self.ended_transfers = 0  #: how many so far
-        self.on_changed: Callable[[], object] = lambda: (
-            None
-        )  #: after each of them, and each count; short, any thread
+        #: After each of them, and each count; short, any thread.
+        self.on_changed: Callable[[], object] = lambda: None
         self._best: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, int], tuple[int, int]] = {}  #: bytes of connections that are in the sums
 
