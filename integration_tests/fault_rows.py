@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from integration_tests.cluster import new_prompt
 from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told, hashes_by_side
 from integration_tests.fault_vllm import VllmServers
+from integration_tests.leaving_client import leaving
 from sage_kv_connector.launch.vllm import complete
 
 #: Without a request, until a firewall has forgotten the connection.
@@ -105,7 +104,6 @@ def decode_aborts(servers: VllmServers) -> Found:
     prompt = new_prompt(3000)
     servers.proxies[0].hold_at(MIDDLE)
     with servers.both_asked(prompt) as params:
-        connection = http.client.HTTPConnection("127.0.0.1", servers.decode.port, timeout=PATIENCE_S)
         body = {
             "model": "model",
             "prompt": prompt,
@@ -113,9 +111,8 @@ def decode_aborts(servers: VllmServers) -> Found:
             "stream": True,
             "kv_transfer_params": params,
         }
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        held = servers.proxies[0].held.wait(20)
-        connection.close()
+        with leaving(servers.decode, "/v1/completions", body, PATIENCE_S):
+            held = servers.proxies[0].held.wait(20)
         time.sleep(1)
         servers.proxies[0].let_go()
     servers.forget_prompts()

@@ -6,14 +6,13 @@ Runs in SGLang's own environment.
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from integration_tests.fault_servers import PATIENCE_S, TIMES, Found, Silent, Told, hashes_by_side
 from integration_tests.fault_sglang import SglangServers, say_version
+from integration_tests.leaving_client import leaving
 from integration_tests.request_sglang import prompt_of
 from sage_kv_connector.launch.sglang import room_at
 
@@ -105,12 +104,10 @@ def decode_aborts(servers: SglangServers) -> Found:
     prompt, room = prompt_of(LONG), servers.room()
     servers.proxies[0].hold_at(MIDDLE)
     with servers.prefilling(prompt, room):
-        connection = http.client.HTTPConnection("127.0.0.1", servers.decode.port, timeout=PATIENCE_S)
         sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
         body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **room}
-        connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
-        held = servers.proxies[0].held.wait(20)
-        connection.close()
+        with leaving(servers.decode, "/generate", body, PATIENCE_S):
+            held = servers.proxies[0].held.wait(20)
         time.sleep(1)
         servers.proxies[0].let_go()
     answer = servers.handed_over(prompt)

@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from integration_tests.cluster import wait_until
+from integration_tests.leaving_client import leaving
 from integration_tests.scraped import Scrape, scrape
 from integration_tests.tcp_proxy import TcpProxy
 from integration_tests.telemetry_checks import ROLES, Between, Ledger, Moved
@@ -147,6 +149,16 @@ class WatchedPair:
             return False
         wait_until(lambda: self._snapshot("decode").value("subscriptions") > 0, 10.0)
         return True
+
+    def decode_is_left(
+        self, path: str, body: dict[str, Any], waits_for: Callable[[], bool] | None = None
+    ) -> None:
+        """Its client asks, and hangs up after the first token, or after ``waits_for``."""
+        with leaving(self.decode, path, body) as connection:
+            if waits_for is None:
+                connection.getresponse().readline()
+            elif not waits_for():
+                raise ServerError("the transfer had ended before its client left")
 
     @contextmanager
     def flipping(self, after: int) -> Iterator[None]:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from integration_tests.cluster import new_prompt
 from integration_tests.telemetry_checks import (
     ROLES,
     Ledger,
@@ -33,9 +34,18 @@ class Load(Protocol):
 
     pair: WatchedPair
 
+    @property
+    def faults(self) -> Mapping[str, Callable[[Any, Ledger], None]]:
+        """By name; each breaks one hand-over of the load that it is given, and says how that counts."""
+        ...
+
     def mixed(self) -> Ledger: ...
 
-    def broken(self, names: Sequence[str] = ()) -> Ledger: ...
+    def handed_over(self, prompt: list[int]) -> None: ...
+
+    def expect(self, ledger: Ledger, tokens: int) -> None:
+        """A prompt of so many tokens, none of them in decode's cache, was handed over."""
+        ...
 
 
 @dataclass
@@ -61,7 +71,7 @@ def run_phase(
 ) -> None:
     """A mixed load, then faults (those of these names, else all), each judged by itself."""
     before = load.pair.read()
-    for part, act in (("mixed", load.mixed), ("broken", lambda: load.broken(faults))):
+    for part, act in (("mixed", load.mixed), ("broken", lambda: _broken(load, faults))):
         with load.pair.watched():
             ledger = act()
         after = load.pair.read()
@@ -74,6 +84,18 @@ def run_phase(
     verdict.add("moved", phase, *load.pair.moved.backwards)
     load.pair.moved.backwards.clear()
     verdict.moved |= load.pair.moved.metrics
+
+
+def _broken(load: Load, names: Sequence[str]) -> Ledger:
+    """Each fault of these names, else every one; then a hand-over that is right."""
+    ledger = Ledger(lossy=True)
+    for name, fault in load.faults.items():
+        if not names or name in names:
+            fault(load, ledger)
+    prompt = new_prompt(500)
+    load.handed_over(prompt)
+    load.expect(ledger, len(prompt))
+    return ledger
 
 
 def run_restarted(load: Load, verdict: Verdict, faults: Sequence[str]) -> None:

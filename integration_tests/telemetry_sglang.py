@@ -7,11 +7,9 @@ whichever of its two transfers fails first.
 
 from __future__ import annotations
 
-import http.client
-import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +51,7 @@ class SglangLoad:
         self.pair = pair
         self._token_bytes = token_bytes
         self._bootstrap_port = bootstrap_port
+        self.faults = FAULTS
 
     def mixed(self) -> Ledger:
         """Short and long prompts, with streams and without, some again and again."""
@@ -71,17 +70,6 @@ class SglangLoad:
         at_once(lambda: self.handed_over(hot), *(lambda p=prompt: self.handed_over(p) for prompt in tails))
         for prompt in (hot, *tails):
             self.expect(ledger, len(prompt), cached=len(hot))
-        return ledger
-
-    def broken(self, names: Sequence[str] = ()) -> Ledger:
-        """Each fault of these names, else every one; then a hand-over that is right."""
-        ledger = Ledger(lossy=True)
-        for name, fault in FAULTS.items():
-            if not names or name in names:
-                fault(self, ledger)
-        prompt = new_prompt(500)
-        self.handed_over(prompt)
-        self.expect(ledger, len(prompt))
         return ledger
 
     def expect(self, ledger: Ledger, tokens: int, cached: int = 0) -> None:
@@ -126,15 +114,9 @@ class SglangLoad:
         """Its client hangs up after the first token, or after ``waits_for``."""
         room = self.room()
         with self.prefilling(prompt, room):
-            connection = http.client.HTTPConnection("127.0.0.1", self.pair.decode.port, timeout=60)
             sampling = {"temperature": 0, "max_new_tokens": 64, "ignore_eos": True}
             body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **room}
-            connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
-            if waits_for is None:
-                connection.getresponse().readline()
-            elif not waits_for():
-                raise ServerError("the transfer had ended before its client left")
-            connection.close()
+            self.pair.decode_is_left("/generate", body, waits_for)
 
 
 # -- faults: what each must be counted as, on both sides

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +25,7 @@ from integration_tests.telemetry_pair import (
 )
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.integrations.common.free_port import free_port
-from sage_kv_connector.launch.process import ServerError, core_halves
+from sage_kv_connector.launch.process import core_halves
 from sage_kv_connector.launch.tiny_model import SHAPES, build
 from sage_kv_connector.launch.vllm import VllmOptions, complete, vllm_server
 from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
@@ -48,10 +46,7 @@ class VllmLoad:
         self.pair = pair
         self.bootstrap = bootstrap
         self.long = long
-
-    def nbytes(self, tokens: int, cached: int = 0) -> int:
-        """Of a prompt's whole pages, without those that decode's prefix cache has."""
-        return (-(-tokens // PAGE_TOKENS) - cached // PAGE_TOKENS) * PAGE_TOKENS * TOKEN_BYTES
+        self.faults = FAULTS
 
     def mixed(self) -> Ledger:
         """Short and long prompts, with streams and without, in both orders of dispatch, some again and again."""
@@ -67,24 +62,18 @@ class VllmLoad:
             lambda: self.leaves_early(new_prompt(350)),
         )
         for prompt in (*fresh, *beside, hot):
-            ledger.moved(self.nbytes(len(prompt)))
-        ledger.moved(self.nbytes(350))
+            self.expect(ledger, len(prompt))
+        self.expect(ledger, 350)
         tails = [hot + new_prompt(tokens) for tokens in (90, 400)]
         at_once(lambda: self.handed_over(hot), *(lambda p=prompt: self.handed_over(p) for prompt in tails))
         for prompt in (hot, *tails):
-            ledger.moved(self.nbytes(len(prompt), cached=len(hot) - 1))
+            self.expect(ledger, len(prompt), cached=len(hot) - 1)
         return ledger
 
-    def broken(self, names: Sequence[str] = ()) -> Ledger:
-        """Each fault of these names, else every one; then a hand-over that is right."""
-        ledger = Ledger(lossy=True)
-        for name, fault in FAULTS.items():
-            if not names or name in names:
-                fault(self, ledger)
-        prompt = new_prompt(500)
-        self.handed_over(prompt)
-        ledger.moved(self.nbytes(len(prompt)))
-        return ledger
+    def expect(self, ledger: Ledger, tokens: int, cached: int = 0) -> None:
+        """Of a prompt's whole pages those that decode's prefix cache lacks."""
+        pages = -(-tokens // PAGE_TOKENS) - cached // PAGE_TOKENS
+        ledger.moved(pages * PAGE_TOKENS * TOKEN_BYTES)
 
     # -- requests
 
@@ -104,7 +93,7 @@ class VllmLoad:
         self.decoded(prompt, self.prefilled(prompt), stream=stream)
 
     def both_at_once(self, prompt: list[int]) -> None:
-        on_prefill, on_decode = self._both()
+        on_prefill, on_decode = self.both()
         with ThreadPoolExecutor(1) as pool:
             beside = pool.submit(
                 complete,
@@ -113,22 +102,16 @@ class VllmLoad:
             self.decoded(prompt, on_decode)
             beside.result()
 
-    def _both(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def both(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return Pair(self.pair.prefill, self.pair.decode, self.pair.decode, self.bootstrap).both()
 
     def leaves_early(self, prompt: list[int], *, waits_for: Callable[[], bool] | None = None) -> None:
         """Its client hangs up after the first token, or after ``waits_for``."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.pair.decode.port, timeout=60)
         body = {
             "model": "model", "prompt": prompt, "max_tokens": 64, "stream": True, "temperature": 0,
             "ignore_eos": True, "kv_transfer_params": self.prefilled(prompt),
         }  # fmt: skip
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        if waits_for is None:
-            connection.getresponse().readline()
-        elif not waits_for():
-            raise ServerError("the transfer had ended before its client left")
-        connection.close()
+        self.pair.decode_is_left("/v1/completions", body, waits_for)
 
 
 # -- faults: what each must be counted as, on both sides
@@ -197,7 +180,7 @@ def another_secret(load: VllmLoad, ledger: Ledger) -> None:
 def no_bootstrap(load: VllmLoad, ledger: Ledger) -> None:
     """Decode is told of a bootstrap server that is not there; prefill is never asked."""
     prompt = new_prompt(300)
-    _, params = load._both()
+    _, params = load.both()
     load.decoded(prompt, params | {"remote_bootstrap_addr": f"http://127.0.0.1:{free_port()}"})
     recomputed(ledger, "bootstrap", len(prompt), asked=False)
 
@@ -247,7 +230,7 @@ def cut_early(load: VllmLoad, ledger: Ledger) -> None:
         answer.result()
     ledger.failed("decode", "retries_total", why="session_lost")
     for moved in (opens, prompt):
-        ledger.moved(load.nbytes(len(moved)))
+        load.expect(ledger, len(moved))
 
 
 def aborted(load: VllmLoad, ledger: Ledger) -> None:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from integration_tests.cluster import (
     settled_gauges,
     wait_until,
 )
+from integration_tests.leaving_client import leaving
 from integration_tests.request_pair import STALL_S
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.vllm import VllmOptions, complete, metric, router, vllm_server
@@ -206,10 +205,8 @@ def _ask(
 def hang_up(cluster: Cluster, prompt: list[int]) -> None:
     """Ask the router, and close the connection while prefill is busy."""
     body = {"model": "model", "prompt": prompt, "max_tokens": 8}
-    connection = http.client.HTTPConnection("127.0.0.1", cluster.concurrent.port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    time.sleep(0.3)
-    connection.close()
+    with leaving(cluster.concurrent, "/v1/completions", body):
+        time.sleep(0.3)
 
 
 def nothing_is_held(cluster: Cluster) -> None:

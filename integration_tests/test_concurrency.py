@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
 import threading
 import time
@@ -19,6 +17,7 @@ from integration_tests.cluster import (
     shared_memory_files,
     wait_until,
 )
+from integration_tests.leaving_client import leaving
 from sage_kv_connector.launch.process import Process
 from sage_kv_connector.launch.vllm import Answer, complete
 
@@ -27,14 +26,12 @@ REQUESTS = 64
 
 def give_up(process: Process, prompt: list[int], after_s: float, params: dict[str, object]) -> None:
     """Ask, and close the connection before the answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=60)
     body = {
         "model": "model", "prompt": prompt, "max_tokens": 200, "temperature": 0, "ignore_eos": True,
         "stream": True, "kv_transfer_params": params,
     }  # fmt: skip
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    time.sleep(after_s)
-    connection.close()
+    with leaving(process, "/v1/completions", body):
+        time.sleep(after_s)
 
 
 def test_64_mixed_requests_with_aborts_are_right_and_leave_nothing_behind(cluster: Cluster) -> None:
