@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says what else the machine does; benchmarks measure.
@@ -17,6 +18,12 @@ _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, _most))
 #: Of them: what lies in cycles (engines with emulated machines) is collected then.
 MANY = 256
+
+
+@pytest.fixture
+def collected() -> None:
+    """For tests that count what the process holds: what earlier ones left in cycles does not go meanwhile."""
+    gc.collect()
 
 
 def pytest_runtest_teardown() -> None:

@@ -41,6 +41,7 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+@pytest.mark.usefixtures("collected")
 def test_close_gives_everything_back(kind: Kind) -> None:
     before = _held()
     kept = []
@@ -54,6 +55,7 @@ def test_close_gives_everything_back(kind: Kind) -> None:
     assert _held_in_the_end(before) == before
 
 
+@pytest.mark.usefixtures("collected")
 def test_a_closed_connection_gives_everything_back(kind: Kind) -> None:
     backend, other = kind.make(), kind.make()
     address = backend.listen(kind.listen_on)

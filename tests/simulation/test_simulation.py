@@ -40,6 +40,7 @@ def test_the_engine_keeps_its_promises_in_every_schedule() -> None:
     assert sum(result.right for result in results) > SCHEDULES / 2
 
 
+@pytest.mark.usefixtures("collected")
 def test_nothing_of_a_world_is_left_in_the_process() -> None:
     """A million of them run in one."""
 

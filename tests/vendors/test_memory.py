@@ -231,6 +231,7 @@ def device_memories() -> int:
     return sum("sage-emulator-device-memory" in name for name in names)
 
 
+@pytest.mark.usefixtures("collected")
 def test_an_emulated_machine_that_nobody_has_any_more_keeps_no_memory(vendor: str) -> None:
     before = device_memories()
     gone, stays = Rig(vendor, memory_bytes=1 << 20), Rig(vendor, memory_bytes=1 << 20)

@@ -12,6 +12,7 @@ from sage_kv_connector.backends.shm.backend import ShmBackend
 from tests.backends.pair import settle
 
 
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("packet", [b"", b"x"])
 def test_descriptors_of_a_bad_packet_are_closed(packet: bytes) -> None:
     backend = ShmBackend()

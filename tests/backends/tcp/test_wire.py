@@ -563,6 +563,7 @@ def test_addresses() -> None:
     backend.close()
 
 
+@pytest.mark.usefixtures("collected")
 def test_ipv6_and_a_chosen_local_address() -> None:
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
