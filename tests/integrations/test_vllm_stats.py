@@ -128,7 +128,7 @@ def test_growth_adds_up_over_api_servers(made: list[tuple[int, str, int, int]]) 
     assert shown("sage_kvt_transfer_seconds_count") == ended
     assert shown("sage_kvt_transfer_seconds_sum") == pytest.approx(seconds)
     assert shown("nixl_num_failed_transfers_total") == failed
-    assert shown("nixl_bytes_transferred_sum") == pytest.approx(nbytes)
+    assert shown("nixl_bytes_transferred_sum") == nbytes
     assert shown("nixl_xfer_time_seconds_count") == ended
     assert shown("nixl_xfer_time_seconds_sum") == pytest.approx(seconds * 3 / 4)
     if last is not None:
@@ -166,6 +166,20 @@ def test_what_a_lane_never_counted_is_shown_as_none() -> None:
         "vllm:sage_kvt_checksum_failures_total", {"engine": "0", "backend": "tcp"}
     )
     assert shown == 0
+
+
+def test_bytes_of_transfers_that_ended_together_add_up_exactly() -> None:
+    server, ranks, held = ApiServer(), [Rank(0)], HeldByRanks()
+    whole, ended = 0, 0
+    for times, nbytes in ((3, 100), (7, 47_185_921), (11, 1 << 40)):
+        for number in range(times):
+            ranks[0].ended("ok", nbytes + number % 2, 1.0)
+            whole, ended = whole + nbytes + number % 2, ended + 1
+        data = step(ranks, held)
+        assert data is not None
+        server.metrics.observe(data)
+    assert server.shows("nixl_bytes_transferred_sum") == whole
+    assert server.shows("nixl_bytes_transferred_count") == ended
 
 
 def test_beside_nixl_its_own_names_are_left_to_it() -> None:

@@ -71,5 +71,12 @@ class NixlMetrics:
             elif key.metric == "chunks_total" and labels["direction"] == "landed":
                 chunks += value
         if ended:
-            observe(self._bytes.labels(*first), int(ended), nbytes / ended)
-            observe(self._descriptors.labels(*first), int(ended), chunks / ended)
+            _share(self._bytes.labels(*first), int(ended), int(nbytes))
+            _share(self._descriptors.labels(*first), int(ended), int(chunks))
+
+
+def _share(histogram: Any, times: int, whole: int) -> None:
+    """Observe what so many transfers had together, alike but for one: means would not add up to it exactly."""
+    each, more = divmod(whole, times)
+    observe(histogram, more, each + 1)
+    observe(histogram, times - more, each)
