@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from baselines.vllm_peers import PLUGINS
+from baselines.sides import PLUGINS
 from integration_tests.cluster import new_prompt, wait_until
 from integration_tests.latent_model import LATENT, LAYERS, ROPE
 from sage_kv_connector.launch.process import core_halves, running

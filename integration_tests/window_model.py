@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from baselines.vllm_peers import PLUGINS
+from baselines.sides import PLUGINS
 from integration_tests.recall import VOCABULARY
 from sage_kv_connector.launch.sglang import ON_CPU
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from baselines.vllm_peers import PLUGINS
+from baselines.sides import PLUGINS
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.demo.result import fresh_prompts
 from sage_kv_connector.launch.process import core_halves, running

@@ -149,7 +149,7 @@ def existing_vllm() -> list[Path] | None:
         return None
     if found["cuda"]:
         say(
-            f"the vLLM of {sys.executable} is a CUDA build; this release moves KV in host memory, "
+            f"the vLLM of {sys.executable} is a CUDA build; demo and tests run on host memory, "
             "so a CPU build is installed beside it"
         )
         return None

@@ -61,7 +61,7 @@ class Pair(ServerPair):
         super().__init__(name, server, server, None)
         self._error = error
 
-    def sequential(self, prompt: list[int]) -> dict[str, Any]:
+    def sequential(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
         if self._error is not None:
             raise self._error
         return {"ttft_s": 0.1, "prefill_s": 0.2, "token_ids": [1]}

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from sage_kv_connector.launch.process import ServerError
-from sage_kv_connector.launch.vllm import margin
+from sage_kv_connector.launch.vllm import judged
 
 STEPS = [{"token_id:1": -0.5, "token_id:2": -3.0}, {"token_id:7": -1.25, "token_id:1": -1.0}]
 
@@ -23,7 +23,8 @@ def url() -> Iterator[str]:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200 if asked["prompt"] else 400)
             self.end_headers()
-            self.wfile.write(json.dumps({"choices": [{"logprobs": {"top_logprobs": STEPS}}]}).encode())
+            answer = {"choices": [{"token_ids": [1, 1], "logprobs": {"top_logprobs": STEPS}}]}
+            self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -36,9 +37,9 @@ def url() -> Iterator[str]:
 
 
 def test_it_is_the_least_lead_of_a_step(url: str) -> None:
-    assert margin(url, [1, 2], 2) == 0.25
+    assert judged(url, [1, 2], 2) == ([1, 1], 0.25)
 
 
 def test_an_answer_that_is_none_is_an_error(url: str) -> None:
     with pytest.raises(ServerError, match="answered 400"):
-        margin(url, [], 2)
+        judged(url, [], 2)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM and SGLang plugins for comparisons and tests on a CPU; only ever on PYTHONPATH of their servers.
 
-``SAGE_KVT_PREFILL_STUB=1``: attention of chunks with more than 256 query tokens
-returns zeros. KV is written as ever, decode attention is real, but answers mean
-nothing: true attention over 32K tokens takes minutes on a CPU.
+``SAGE_KVT_PREFILL_STUB=1``: attention of a step that computes more than one token of any request returns zeros.
+KV is written as ever, decode attention is real, but answers mean nothing: true attention over 32K tokens
+takes minutes on a CPU. A token's KV hangs on the token alone, however a prompt is cut into chunks.
 
 ``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
 accelerator, which it asks for its device index; lets SGLang's Mooncake backend send page indices
@@ -25,7 +25,6 @@ from typing import Any
 
 logger = logging.getLogger("vllm.sage_kvt_baselines")
 sglang_logger = logging.getLogger("sglang.sage_kvt_baselines")
-MOST_REAL_QUERY_TOKENS = 256
 
 
 def stub_prefill_attention() -> None:
@@ -40,11 +39,11 @@ def stub_prefill_attention() -> None:
     if getattr(real, "sage_kvt_stub", False):
         return
 
-    def stubbed(query: Any, key_cache: Any, value_cache: Any, output: Any, *args: Any, **kwargs: Any) -> None:
-        if query.shape[0] > MOST_REAL_QUERY_TOKENS:
+    def stubbed(query: Any, *args: Any, output: Any, seq_lens: Any, **kwargs: Any) -> None:
+        if query.shape[0] > seq_lens.shape[0]:
             output.zero_()
         else:
-            real(query, key_cache, value_cache, output, *args, **kwargs)
+            real(query, *args, output=output, seq_lens=seq_lens, **kwargs)
 
     stubbed.sage_kvt_stub = True  # type: ignore[attr-defined]
     _custom_ops.cpu_attention_with_kv_cache = stubbed

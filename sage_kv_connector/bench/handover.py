@@ -121,7 +121,9 @@ def _start(
     real_attention: bool,
 ) -> list[ServerPair]:
     """``missing``: takes the reason of each peer whose servers do not start."""
-    from baselines.vllm_peers import PeerPair, ServerSide, mooncake, nixl
+    from baselines.sides import PeerPair, ServerSide
+    from baselines.vllm_mooncake import mooncake
+    from baselines.vllm_nixl import nixl
 
     wanted = {}
     for name, options in options_of_ours.items():

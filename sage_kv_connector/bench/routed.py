@@ -60,7 +60,8 @@ def bench_routed(tokens: Sequence[int], repeats: int, backend: str, *, peers: bo
 def _start(
     directory: Path, most: int, backend: str, stack: ExitStack, missing: dict[str, str], *, peers: bool
 ) -> list[_Routed]:
-    from baselines.vllm_peers import PeerPair, ServerSide, nixl
+    from baselines.sides import PeerPair, ServerSide
+    from baselines.vllm_nixl import PULL, PUSH, nixl
 
     common = f"sage_kvt:backend={backend},host=127.0.0.1"
     transport = "cma" if backend == "shm" else "tcp"
@@ -69,7 +70,7 @@ def _start(
         FIRST: PeerPair(ServerSide(f"{common},concurrent=false"), ServerSide(f"{common},concurrent=false")),
     }
     if peers:
-        for name, kind in zip(PEERS, ("NixlPullConnector", "NixlPushConnector"), strict=True):
+        for name, kind in zip(PEERS, (PULL, PUSH), strict=True):
             wanted[name] = nixl(transport, (free_port(), free_port()), kind)
     contenders = []
     for pair in start_pairs(wanted, (OURS, FIRST), most, servers_env(), directory, stack, missing):

@@ -7,22 +7,23 @@ import os
 import random
 import secrets
 import signal
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
 from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, gauge, vllm_server
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, Answer, VllmOptions, complete, gauge, vllm_server
 
 if TYPE_CHECKING:
-    from baselines.vllm_peers import PeerPair
+    from baselines.sides import PeerPair
 
 #: Seconds that servers get to settle after they were stopped.
 SETTLE_S = 0.3
@@ -53,8 +54,8 @@ class ServerPair:
         finally:
             self.signal(signal.SIGSTOP)
 
-    def sequential(self, prompt: list[int]) -> dict[str, Any]:
-        """Prefill, then decode, as a sequential router does it."""
+    def sequential(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
+        """Prefill, then decode, as a sequential router does it; see ``_taken``."""
         if self.bootstrap_port is None or self.name.startswith("ours"):
             first = complete(
                 self.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
@@ -65,28 +66,25 @@ class ServerPair:
             first = complete(
                 self.prefill.url, prompt, max_tokens=1, kv_transfer_params=prefill_params, stream=False
             )
-        answer = complete(self.decode.url, prompt, max_tokens=2, kv_transfer_params=decode_params)
-        return {"ttft_s": answer.ttft_s, "prefill_s": first.total_s, "token_ids": answer.token_ids}
+        answer = complete(self.decode.url, prompt, max_tokens=max_tokens, kv_transfer_params=decode_params)
+        return _taken(first.total_s, answer.ttft_s, answer)
 
-    def concurrent(self, prompt: list[int]) -> dict[str, Any]:
-        """Both at once; the time counts from prefill's answer."""
+    def concurrent(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
+        """Both at once; see ``_taken``."""
         prefill_params, decode_params = self._bootstrap()
-        answered: list[float] = []
+        with ThreadPoolExecutor(1) as beside:
+            begun = time.perf_counter()
+            first = beside.submit(self._prefill, prompt, prefill_params)
+            answer = complete(
+                self.decode.url, prompt, max_tokens=max_tokens, kv_transfer_params=decode_params
+            )
+            prefill_s = first.result() - begun
+        return _taken(prefill_s, answer.ttft_s - prefill_s, answer)
 
-        def prefill() -> None:
-            complete(self.prefill.url, prompt, max_tokens=1, kv_transfer_params=prefill_params, stream=False)
-            answered.append(time.perf_counter())
-
-        thread = threading.Thread(target=prefill)
-        begun = time.perf_counter()
-        thread.start()
-        answer = complete(self.decode.url, prompt, max_tokens=2, kv_transfer_params=decode_params)
-        thread.join()
-        return {
-            "ttft_s": begun + answer.ttft_s - answered[0],
-            "prefill_s": answered[0] - begun,
-            "token_ids": answer.token_ids,
-        }
+    def _prefill(self, prompt: list[int], params: dict[str, Any]) -> float:
+        """When it answered."""
+        complete(self.prefill.url, prompt, max_tokens=1, kv_transfer_params=params, stream=False)
+        return time.perf_counter()
 
     def give_up(self, error: Exception) -> None:
         """It failed a request: it may hold its pages for good, and block the next request."""
@@ -102,21 +100,58 @@ class ServerPair:
         return sum(gauge(server, "conversion_seconds") for server in (self.prefill, self.decode))
 
     def _bootstrap(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        from baselines.vllm_peers import bootstrap_params
+        from baselines.vllm_mooncake import bootstrap_params
 
         assert self.bootstrap_port is not None
-        return bootstrap_params(self.bootstrap_port, f"xfer-{secrets.token_hex(16)}")
+        return bootstrap_params(self.bootstrap_port, f"xfer-{secrets.token_hex(16)}", self.prefill.host)
+
+
+def _taken(prefill_s: float, ttft_s: float, answer: Answer) -> dict[str, Any]:
+    """``prefill_s``: until prefill answered; ``ttft_s``: from then to decode's first token; ``rest_s``: to the last."""
+    return {
+        "prefill_s": prefill_s,
+        "ttft_s": ttft_s,
+        "rest_s": answer.total_s - answer.ttft_s,
+        "token_ids": answer.token_ids,
+    }
 
 
 def servers_env(*, real_attention: bool = False) -> dict[str, str]:
     """What all servers of a comparison have in common."""
-    from baselines.vllm_peers import PLUGINS
+    from baselines.sides import PLUGINS
 
     return {
         SECRET_ENV: secrets.token_urlsafe(16),
         "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
         "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
     }
+
+
+class Place(NamedTuple):
+    """Where a server listens, and the words before its command that take it there."""
+
+    host: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+
+def pair_of(
+    name: str,
+    sides: PeerPair,
+    options: VllmOptions,
+    places: tuple[Place, Place] = (Place(), Place()),
+    kind: type[ServerPair] = ServerPair,
+) -> ServerPair:
+    """A pair that is not started, each server on a half of the cores."""
+    servers = []
+    both = ("prefill", sides.prefill), ("decode", sides.decode)
+    for (role, side), core, place in zip(both, core_halves(), places, strict=True):
+        own = replace(options, env={**options.env, **side.env})
+        servers.append(
+            vllm_server(
+                f"{name} {role}", own, side.kv_transfer_config, core, host=place.host, prefix=place.prefix
+            )
+        )
+    return kind(name, servers[0], servers[1], sides.bootstrap_port)
 
 
 def start_pairs(
@@ -132,18 +167,13 @@ def start_pairs(
 
     ``missing`` takes the reason of each peer whose servers do not start. Raises ServerError for ``ours``.
     """
-    model = build(directory, "bench")
+    options = VllmOptions(build(directory, "bench"), directory, most_tokens + 128, env=dict(env))
     pairs = []
     for name, sides in wanted.items():
-        servers = []
-        both = ("prefill", sides.prefill), ("decode", sides.decode)
-        for (role, side), core in zip(both, core_halves(), strict=True):
-            options = VllmOptions(model, directory, most_tokens + 128, env={**env, **side.env})
-            servers.append(vllm_server(f"{name} {role}", options, side.kv_transfer_config, core))
-        pair = ServerPair(name, servers[0], servers[1], sides.bootstrap_port)
+        pair = pair_of(name, sides, options)
         stack.callback(pair.signal, signal.SIGCONT)
         try:
-            stack.enter_context(running(*servers))
+            stack.enter_context(running(pair.prefill, pair.decode))
         except ServerError as error:
             if name in ours:
                 raise

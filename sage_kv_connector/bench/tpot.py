@@ -42,7 +42,7 @@ def bench_tpot(tokens: int, a_second: float, rounds: int, backend: str) -> dict[
     if not (CHECKOUT / "baselines").is_dir():
         raise ServerError("the comparison is not part of the installed package: run this from a checkout")
     sys.path.insert(0, str(CHECKOUT))
-    from baselines.vllm_peers import PeerPair, ServerSide
+    from baselines.sides import PeerPair, ServerSide
 
     ours = ServerSide(f"sage_kvt:backend={backend},host=127.0.0.1")
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:

@@ -70,7 +70,7 @@ def _nixl() -> tuple[dict[str, Any], dict[str, str]]:
             "the peers' programs are not part of the installed package: run this from a checkout"
         )
     sys.path.insert(0, str(CHECKOUT))
-    from baselines.vllm_peers import nixl
+    from baselines.vllm_nixl import nixl
 
     prefill = nixl("cma", (free_port(), free_port())).prefill
     assert isinstance(prefill.kv_transfer_config, dict)

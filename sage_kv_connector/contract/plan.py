@@ -49,7 +49,7 @@ class TransferStats(msgspec.Struct, frozen=True):
     (``TransportPlan``), but over a backend of devices: "read" where kernels of the receiver read the sender's pages in
     place and converted them, "staged" where they were converted by way of host memory.
 
-    ``peer``: who sent it, or took it last; several with commas.
+    ``peer``: who sent it, or took it last; several with commas. ``checksum`` and ``security``: as in ``TransportPlan``.
 
     ``wait_s`` runs from the call to the peer's readiness (its subscription, or its
     first byte), ``transfer_s`` from there to the last byte.
@@ -64,6 +64,7 @@ class TransferStats(msgspec.Struct, frozen=True):
     checksum: bool
     wire_dtype: str = "same"
     peer: str = ""
+    security: str = "none"
 
     @property
     def gbytes_per_s(self) -> float:

@@ -35,12 +35,12 @@ def demo_result(
     timed: Sequence[tuple[float, float]],
     recomputed: Sequence[float],
     routed: Answered,
-    alone: Answered,
+    alone: list[int],
 ) -> dict[str, Any]:
     """``timed``: seconds of prefill, and to decode's first token, of each hand-over.
 
     ``audit``: what both servers digested of one more hand-over, which ``routed`` answers;
-    ``alone`` is one server's answer to the same prompt.
+    ``alone`` are the token ids of one server to the same prompt.
     """
     records = [json.loads(line) for line in audit.read_text().splitlines()]
     sent = [r for r in records if r["side"] == "producer"]
@@ -56,7 +56,7 @@ def demo_result(
         "decode_ttft_s": median(ttft for _, ttft in timed),
         "recompute_ttft_s": median(recomputed),
         "routed_ttft_s": routed.ttft_s,
-        "token_ids_equal": len(routed.token_ids) == ANSWER_TOKENS and routed.token_ids == alone.token_ids,
+        "token_ids_equal": len(routed.token_ids) == ANSWER_TOKENS and routed.token_ids == alone,
         "kv_bytes_equal": bool(received) and [r["sha256"] for r in sent] == [r["sha256"] for r in received],
         "dispatch": dispatch,
         "backend": last.get("backend"),

@@ -80,7 +80,7 @@ def run_sglang_demo(prompt_tokens: int, backend: str) -> dict[str, Any]:
                 timed=timed,
                 recomputed=recomputed,
                 routed=routed,
-                alone=single,
+                alone=single.token_ids,
             )
 
 

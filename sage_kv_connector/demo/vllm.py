@@ -24,7 +24,7 @@ from sage_kv_connector.demo.result import ANSWER_TOKENS, REPEATS, demo_result, f
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, core_halves, running
 from sage_kv_connector.launch.tiny_model import build
-from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, margin, router, vllm_server
+from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, complete, judged, router, vllm_server
 
 #: Twice what neighbouring bf16 between 2 and 4 differ by, where the logits are.
 ROUNDING = 2 * 2**-6
@@ -58,8 +58,8 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
         pair.audit.touch()
         for prompt in islice(prompts, MOST_PROMPTS):
             routed = complete(pair.router.url, prompt, max_tokens=ANSWER_TOKENS)
-            alone = complete(pair.prefill.url, prompt, max_tokens=ANSWER_TOKENS)
-            if margin(pair.prefill.url, prompt, ANSWER_TOKENS) > ROUNDING:
+            alone = judged(pair.prefill.url, prompt, ANSWER_TOKENS)
+            if alone.margin > ROUNDING:
                 break
         return demo_result(
             prompt_tokens=prompt_tokens,
@@ -69,7 +69,7 @@ def run_demo(prompt_tokens: int, dispatch: str, backend: str) -> dict[str, Any]:
             timed=timed,
             recomputed=recomputed,
             routed=routed,
-            alone=alone,
+            alone=alone.token_ids,
         )
 
 

@@ -37,15 +37,18 @@ class Process:
     cores: str | None = None
     popen: subprocess.Popen[bytes] | None = None
     health: str = "/health"
+    host: str = "127.0.0.1"
+    prefix: Sequence[str] = ()  #: of the command, as one that takes it into another network namespace
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         command = list(self.command)
         if self.cores is not None and shutil.which("taskset"):
             command = ["taskset", "-c", self.cores, *command]
+        command = [*self.prefix, *command]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 command,
@@ -62,7 +65,7 @@ class Process:
         while True:
             if self.popen is None or self.popen.poll() is not None:
                 raise ServerError(f"{self.name} ended while it started; its log ends with\n{self.log_tail()}")
-            if _answers(self.port, self.health):
+            if _answers(self.host, self.port, self.health):
                 return
             if time.monotonic() > until:
                 raise ServerError(f"{self.name} was not healthy after {timeout_s:.0f} s:\n{self.log_tail()}")
@@ -102,8 +105,8 @@ def _signal_group(pid: int, how: int) -> None:
         os.killpg(pid, how)
 
 
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def _answers(host: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200

@@ -32,7 +32,7 @@ SHAPES = {
     "bench": ModelShape(layers=8, heads=8, kv_heads=8, head_dim=64, hidden=128),
 }
 VOCABULARY = 256 + 2
-MAX_POSITIONS = 40960
+MAX_POSITIONS = (128 + 8) * 1024
 
 
 def build(directory: Path, shape_name: str, *, seed: int = 0) -> Path:

@@ -40,12 +40,18 @@ def vllm_server(
     options: VllmOptions,
     kv_transfer_config: str | dict[str, Any] | None,
     cores: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
 ) -> Process:
-    """A `vllm serve`, not yet started. ``kv_transfer_config``: a bare word, an object, or none."""
+    """A `vllm serve`, not yet started. ``kv_transfer_config``: a bare word, an object, or none.
+
+    ``prefix`` takes the command to ``host``, if that is none of this network namespace.
+    """
     port = free_port()
     vllm = str(options.scripts / "vllm") if options.scripts else console_script("vllm")
     command = [
-        vllm, "serve", str(options.model), "--host", "127.0.0.1", "--port", str(port),
+        vllm, "serve", str(options.model), "--host", host, "--port", str(port),
         "--served-model-name", options.served_model_name, "--enforce-eager",
         *options.extra,
     ]  # fmt: skip
@@ -65,7 +71,8 @@ def vllm_server(
     }
     if cores is not None:
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(len(cores.split(",")))}
-    return Process(name, command, port, options.directory / f"{name}.log", env, cores)
+    log = options.directory / f"{name}.log"
+    return Process(name, command, port, log, env, cores, host=host, prefix=prefix)
 
 
 def router(
@@ -133,22 +140,27 @@ def complete(
         return _read_stream(response, begun)
 
 
-def margin(url: str, prompt: Sequence[int], max_tokens: int) -> float:
-    """By how much the first token leads the second in a greedy answer, in log-probability, where it leads least.
+class Judged(NamedTuple):
+    """A greedy answer, and by how much the first token leads the second, in log-probability, where it leads least."""
 
-    Raises ServerError.
-    """
+    token_ids: list[int]
+    margin: float
+
+
+def judged(url: str, prompt: Sequence[int], max_tokens: int) -> Judged:
+    """What the server answers, and how sure of it it is. Raises ServerError."""
     body = {
         "model": "model",
         "prompt": list(prompt),
         "max_tokens": max_tokens,
         "temperature": 0,
         "ignore_eos": True,
+        "return_token_ids": True,
     }
     with _asked(url, body | {"logprobs": 2, "return_tokens_as_token_ids": True}, 300.0) as response:
-        steps = json.loads(response.read())["choices"][0]["logprobs"]["top_logprobs"]
-    leads = [sorted(step.values(), reverse=True) for step in steps]
-    return float(min(first - second for first, second, *_ in leads))
+        choice = json.loads(response.read())["choices"][0]
+    leads = [sorted(step.values(), reverse=True) for step in choice["logprobs"]["top_logprobs"]]
+    return Judged(choice["token_ids"], float(min(first - second for first, second, *_ in leads)))
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def refused(core: EngineCore, code: str) -> Callable[[], bool]:
 @pytest.mark.parametrize("security", ["none", "authenticated", "encrypted"])
 def test_equal_levels_hand_over(make: Cores, security: str) -> None:
     prefill, decode = make({"security": security}), make({"security": security})
-    assert code_of(fetch(decode, prefill)) is None
+    stats = fetch(decode, prefill).stats
+    assert stats is not None and stats.security == security
     assert prefill.counters()["forged_frames"] == decode.counters()["forged_frames"] == 0
 
 

@@ -51,6 +51,24 @@ def test_one_line(
     assert "request cmpl-7?forged line, transfer t-1" in line and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("checksum", "security", "says"),
+    [
+        (True, "none", "(stream, crc32c)"),
+        (False, "none", "(stream)"),
+        (True, "authenticated", "(stream, authenticated)"),
+        (False, "encrypted", "(stream, encrypted)"),
+    ],
+)
+def test_a_line_says_what_guards_the_bytes(
+    caplog: pytest.LogCaptureFixture, checksum: bool, security: str, says: str
+) -> None:
+    stats = TransferStats("t-1", 8, 0.1, 0.1, "tcp", "stream", checksum, security=security)
+    with caplog.at_level(logging.DEBUG):
+        OutcomeLog(logger, Side.DECODE).write("r", Outcome("t-1", stats))
+    assert caplog.text.rstrip().endswith(says)
+
+
 def test_a_flood_of_equal_codes_is_a_warning_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 100.0
     log = OutcomeLog(logger, Side.DECODE, Flood(lambda: now))

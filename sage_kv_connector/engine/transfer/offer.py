@@ -222,6 +222,7 @@ class Offer:
             checksum=plan.checksum,
             wire_dtype=stream.wire_dtype,
             peer=stream.session.label,
+            security=plan.security,
         )
 
     def told(self, record: TransferRecord) -> None:

@@ -151,5 +151,6 @@ class Subscription:
             checksum=plan.checksum,
             wire_dtype=self.wire_dtype,
             peer=self.peer,
+            security=plan.security,
         )
         return Outcome(self.wanted.transfer_id, stats)

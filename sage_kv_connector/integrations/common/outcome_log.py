@@ -82,8 +82,9 @@ def _event(outcome: Outcome) -> str:
 
 def _moved(stats: TransferStats) -> str:
     """Bytes, time, rate and way."""
+    guarded = stats.security if stats.security != "none" else "crc32c" if stats.checksum else ""
     return (
         f"{stats.nbytes} bytes in {stats.transfer_s * 1e3:.1f} ms ({stats.gbytes_per_s:.2f} GB/s) "
-        f"over {stats.backend} ({stats.mode}{', crc32c' if stats.checksum else ''}"
+        f"over {stats.backend} ({stats.mode}{guarded and f', {guarded}'}"
         f"{'' if stats.wire_dtype == 'same' else f', {stats.wire_dtype} on the wire'})"
     )

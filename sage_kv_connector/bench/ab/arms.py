@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contenders: what each one's servers are started with on one node and across a link, and how they are asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sage_kv_connector.bench.ab.links import DEVICE, Hosts
+from sage_kv_connector.bench.contender import CHECKOUT
+from sage_kv_connector.bench.server_pairs import Place, ServerPair, pair_of
+from sage_kv_connector.integrations.common.free_port import free_port
+from sage_kv_connector.launch.process import ServerError, running
+from sage_kv_connector.launch.vllm import VllmOptions, complete
+
+if TYPE_CHECKING:
+    from baselines.sides import Addresses, PeerPair
+
+OURS = "ours"
+#: Of one server alone: nothing is handed over.
+ALONE = "alone"
+
+
+class _Alone(ServerPair):
+    """Decode computes everything itself; prefill is there to judge answers."""
+
+    def sequential(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
+        answer = complete(self.decode.url, prompt, max_tokens=max_tokens)
+        return {
+            "prefill_s": 0.0,
+            "ttft_s": answer.ttft_s,
+            "rest_s": answer.total_s - answer.ttft_s,
+            "token_ids": answer.token_ids,
+        }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """``lossless``: decode's answers must be those of one server. ``dispatches``: how a router may send requests."""
+
+    sides: Callable[[Addresses], PeerPair]
+    lossless: bool = True
+    dispatches: tuple[str, ...] = ("sequential",)
+    pair: type[ServerPair] = ServerPair
+
+    @property
+    def is_peer(self) -> bool:
+        return self.sides in (_nixl_pull, _nixl_push, _mooncake)
+
+
+def _ours(dtype: str) -> Callable[[Addresses], PeerPair]:
+    def sides(between: Addresses) -> PeerPair:
+        from baselines.sides import PeerPair, ServerSide
+
+        backend, bootstrap = "tcp" if between.device else "shm", free_port()
+        prefill, decode = (
+            f"sage_kvt:backend={backend},host={host},target_dtype={dtype}"
+            for host in (between.prefill, between.decode)
+        )
+        return PeerPair(
+            ServerSide(f"{prefill},bootstrap_port={bootstrap}", _host(between, between.prefill)),
+            ServerSide(decode, _host(between, between.decode)),
+            bootstrap,
+        )
+
+    return sides
+
+
+def _host(between: Addresses, address: str) -> dict[str, str]:
+    """vLLM itself finds no address in a namespace that has no way out."""
+    return {"VLLM_HOST_IP": address} if between.device else {}
+
+
+def _nixl(between: Addresses, connector: str) -> PeerPair:
+    from baselines.vllm_nixl import nixl
+
+    transport = "tcp" if between.device else "cma"
+    return nixl(transport, (free_port(), free_port()), connector, between)
+
+
+def _nixl_pull(between: Addresses) -> PeerPair:
+    from baselines.vllm_nixl import PULL
+
+    return _nixl(between, PULL)
+
+
+def _nixl_push(between: Addresses) -> PeerPair:
+    from baselines.vllm_nixl import PUSH
+
+    return _nixl(between, PUSH)
+
+
+def _mooncake(between: Addresses) -> PeerPair:
+    from baselines.vllm_mooncake import mooncake
+
+    return mooncake(free_port(), between)
+
+
+def _alone(between: Addresses) -> PeerPair:
+    from baselines.sides import PeerPair, ServerSide
+
+    return PeerPair(
+        ServerSide(None, _host(between, between.prefill)), ServerSide(None, _host(between, between.decode))
+    )
+
+
+_BOTH = ("sequential", "concurrent")
+ARMS = {
+    "ours-bf16": Arm(_ours("auto"), dispatches=_BOTH),
+    "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=_BOTH),
+    "ours-int4": Arm(_ours("int4"), lossless=False, dispatches=_BOTH),
+    "nixl-pull": Arm(_nixl_pull),
+    "nixl-push": Arm(_nixl_push),
+    "mooncake": Arm(_mooncake, dispatches=_BOTH),
+    ALONE: Arm(_alone, pair=_Alone),
+}
+
+
+def with_baselines() -> None:
+    """Raises ServerError where the peers' files are missing."""
+    if not (CHECKOUT / "baselines").is_dir():
+        raise ServerError(
+            "the peers' programs are not part of the installed package: run this from a checkout"
+        )
+    sys.path.insert(0, str(CHECKOUT))
+
+
+def versions() -> dict[str, str]:
+    """Of the engine and the peers, as installed."""
+    from baselines import vllm_mooncake, vllm_nixl
+    from baselines.sides import version_of
+
+    return {
+        "engine": version_of("vllm"),
+        "nixl": vllm_nixl.version(),
+        "mooncake": vllm_mooncake.version(),
+        "ours": version_of("sage-kv-connector"),
+    }
+
+
+def started(name: str, options: VllmOptions, hosts: Hosts | None, stack: ExitStack) -> ServerPair:
+    """The arm's servers, running until ``stack`` ends. Raises ServerError with the tail of a log."""
+    from baselines.sides import Addresses
+
+    arm = ARMS[name]
+    if hosts is None:
+        between, places = Addresses(), (Place(), Place())
+    else:
+        between = Addresses(hosts.prefill.address, hosts.decode.address, DEVICE)
+        places = (
+            Place(hosts.prefill.address, hosts.prefill.enter),
+            Place(hosts.decode.address, hosts.decode.enter),
+        )
+    pair = pair_of(name, arm.sides(between), options, places, arm.pair)
+    stack.enter_context(running(pair.prefill, pair.decode))
+    return pair

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sage-kvt bench ab``: one JSON with the figures and everything needed to repeat them, and a table of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sage_kv_connector.bench.ab.arms import versions, with_baselines
+from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
+from sage_kv_connector.bench.ab.figures import figures
+from sage_kv_connector.bench.ab.kept import Kept
+from sage_kv_connector.bench.ab.rounds import SHAPE, run_suite
+from sage_kv_connector.bench.ab.suites import SUITES
+from sage_kv_connector.bench.contender import CHECKOUT
+from sage_kv_connector.launch.tiny_model import SHAPES
+
+STUBBED = "prefill attention, on all servers alike"
+
+
+def bench_ab(
+    suite_name: str,
+    *,
+    arms: Sequence[str] = (),
+    links: Sequence[str] = (),
+    rounds: int | None = None,
+    seed: str = "0",
+    state: Path | None = None,
+) -> dict[str, Any]:
+    """``cases`` and ``ratios`` (``figures``), and where, when and with what they were measured.
+
+    ``arms``, ``links`` and ``rounds`` narrow a suite. ``state``: a file from which a run goes on. Raises ServerError,
+    LinkError, and ValueError where ``state`` keeps another run.
+    """
+    with_baselines()
+    whole = SUITES[suite_name]
+    suite = whole._replace(
+        arms=tuple(arms) or whole.arms,
+        rounds=rounds or whole.rounds,
+        groups=tuple(group for group in whole.groups if not links or group.link in links),
+    )
+    about = {"suite": suite_name, "seed": seed, "commit": _commit(), "versions": versions()}
+    kept = Kept(state, about)
+    missing = run_suite(suite, seed, kept)
+    return {
+        **about,
+        "arms": list(suite.arms),
+        "rounds": suite.rounds,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "model": {"shape": SHAPES[SHAPE]._asdict(), "kv_bytes_per_token": SHAPES[SHAPE].kv_bytes_per_token},
+        "answer_tokens": ANSWER_TOKENS,
+        "stubbed": STUBBED,
+        "links": kept.links,
+        **figures(kept.turns, kept.links),
+        "missing": missing,
+    }
+
+
+def _commit() -> str:
+    """Of the checkout; "+" where files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _machine() -> dict[str, Any]:
+    cpus = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpus[1] if cpus else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "kernel": platform.release(),
+    }
+
+
+def ab_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The result as a table for people."""
+    yield "stubbed", result["stubbed"]
+    for case in result["cases"]:
+        name = f"{case['link']}, {case['tokens']} tokens, {case['load']}, {case['dispatch']}, {case['arm']}"
+        yield name, _text(case)
+    for one in result["ratios"]:
+        name = f"{one['link']}, {one['tokens']} tokens, {one['load']}, {one['dispatch']}, {one['arm']}"
+        low, high = one["interval"]
+        yield name, f"{one['what']} {one['ratio']:.2f} ({low:.2f} to {high:.2f}) of {one['best_peer']}"
+    for name, why in result["missing"].items():
+        yield name, f"left out: {why.splitlines()[0]}"
+
+
+def _text(case: dict[str, Any]) -> str:
+    if case["ttft_p50_s"] is None:
+        return f"all {case['requests']} requests failed"
+    text = (
+        f"{case['throughput']:.0f} tokens/s, TTFT {case['ttft_p50_s']:.3f} s (p99 {case['ttft_p99_s']:.3f}), "
+    )
+    text += f"TPOT {case['tpot_s'] * 1e3:.1f} ms"
+    if case["utilization"] is not None:
+        text += f", {case['utilization']:.2f} of the link"
+    if case["wrong"] is None:
+        text += f", {case['agreement']:.2f} of tokens agree" if case["judged"] else ""
+    elif case["wrong"]:
+        text += f", WRONG: {case['wrong']} of {case['judged']}"
+    return text + (f", FAILED: {case['failed']} of {case['requests']}" if case["failed"] else "")

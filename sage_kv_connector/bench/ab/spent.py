@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a load takes of the machine: CPU seconds by part, memory, bytes on the link."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sage_kv_connector.bench.ab.links import Hosts
+from sage_kv_connector.bench.cpu_time import cpu_of_threads
+from sage_kv_connector.bench.server_pairs import ServerPair
+from sage_kv_connector.launch.process import Process
+
+SAMPLE_S = 0.5
+#: How our threads' names begin, as the kernel cuts them. Peers' threads have no names: theirs are the engine's.
+PARTS = {"sage-kvt-conv": "conversion", "sage-kvt": "transport"}
+
+
+@dataclass
+class Spent:
+    """``cpu_s``: by role and part. ``memory_bytes``: the most that both servers held at once, without files."""
+
+    cpu_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory_bytes: int = 0
+    wire_bytes: int | None = None
+
+
+@contextmanager
+def spent(pair: ServerPair, hosts: Hosts | None) -> Iterator[Spent]:
+    """Filled in at its end."""
+    found = Spent()
+    ended = threading.Event()
+    roles = {"prefill": pair.prefill, "decode": pair.decode}
+
+    def watch() -> None:
+        while True:
+            found.memory_bytes = max(found.memory_bytes, sum(map(_memory_bytes, roles.values())))
+            if ended.wait(SAMPLE_S):
+                return
+
+    before = {role: _cpu_s(server) for role, server in roles.items()}
+    sent = hosts.sent_bytes() if hosts else 0
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
+        after = {role: _cpu_s(server) for role, server in roles.items()}
+        found.cpu_s = {role: dict(after[role] - before[role]) for role in roles}
+        found.wire_bytes = hosts.sent_bytes() - sent if hosts else None
+
+
+def _cpu_s(server: Process) -> Counter[str]:
+    """Seconds by part; threads that have ended meanwhile are not among them."""
+    seconds: Counter[str] = Counter()
+    for pid in server.pids():
+        with contextlib.suppress(OSError):
+            for name, cpu_s in cpu_of_threads(pid):
+                part = next((PARTS[start] for start in PARTS if name.startswith(start)), "engine")
+                seconds[part] += cpu_s  # type: ignore[assignment]
+    return seconds
+
+
+def _memory_bytes(server: Process) -> int:
+    total = 0
+    for pid in server.pids():
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            total += (
+                sum(int(kib) for kib in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.M)) * 1024
+            )
+    return total

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: groups of cases that the same servers run, by name of the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """What all arms do alike. ``requests``: in one round."""
+
+    link: str
+    tokens: int
+    load: str
+    dispatch: str
+    requests: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.link}, {self.tokens} tokens, {self.load}, {self.dispatch}"
+
+
+class Group(NamedTuple):
+    """``loads``: name, and requests a round. ``kv_gib``: KV cache of each server, for the prompts that run at once.
+
+    ``resident``: all arms' servers stay up and those not measured are stopped; else each turn of an arm starts its own,
+    for caches that don't fit beside each other.
+    """
+
+    link: str
+    tokens: tuple[int, ...]
+    loads: tuple[tuple[str, int], ...]
+    kv_gib: int = 1
+    resident: bool = True
+    dispatches: tuple[str, ...] = ("sequential",)
+
+    def cases(self) -> Iterator[Case]:
+        for tokens in self.tokens:
+            for load, requests in self.loads:
+                for dispatch in self.dispatches:
+                    yield Case(self.link, tokens, load, dispatch, requests)
+
+
+class Suite(NamedTuple):
+    groups: tuple[Group, ...]
+    arms: tuple[str, ...]
+    rounds: int
+
+
+_BOTH = ("sequential", "concurrent")
+_MAIN = ("ours-bf16", "ours-int4", "nixl-pull", "mooncake")
+_ALL = ("ours-bf16", "ours-fp8", "ours-int4", "nixl-pull", "nixl-push", "mooncake", "alone")
+_LOADS = (("closed-1", 3), ("closed-4", 8), ("rag", 8))
+
+SUITES = {
+    "ci": Suite((Group("1g", (4096,), (("closed-2", 4),)),), ("ours-bf16", "ours-int4", "alone"), 1),
+    "quick": Suite(
+        (
+            Group("1g", (8192,), _LOADS, dispatches=_BOTH),
+            Group("node", (8192,), _LOADS, dispatches=_BOTH),
+        ),
+        _MAIN,
+        2,
+    ),
+    "full": Suite(
+        (
+            Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, False, _BOTH),
+            Group("node", (32768,), _LOADS, 3, False, _BOTH),
+            Group("1g", (32768,), (("open-50", 8), ("open-80", 8), ("open-110", 8)), 3, False),
+            Group("1g", (65536,), _LOADS, 5, False),
+            Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 8, False),
+            Group("1g", (8192,), (("closed-16", 32),), 3, False, _BOTH),
+            Group("10g", (8192, 32768), _LOADS, 3, False),
+            Group("100m", (8192,), (("closed-1", 2), ("closed-4", 4)), 2, False),
+        ),
+        _ALL,
+        3,
+    ),
+}
