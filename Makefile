@@ -6,7 +6,7 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
+.PHONY: ab report coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -76,6 +76,15 @@ test-sglang:
 # Every kind of request against one server, on pairs of real ones (docs/requests.md). ARGS="--setup lora --json"
 matrix:
 	$(RUN) python -m scripts.request_matrix $(ARGS)
+
+# The same engine with our connector and with its peers', between network namespaces; needs root, iproute2 and iperf3.
+# ARGS="--suite full --state FILE --out docs/results/ab-full.json"
+ab:
+	$(RUN) --peers python -m scripts.ab $(ARGS)
+
+# docs/report.md from the JSON in docs/results.
+report:
+	$(RUN) --report sage-kvt bench report $(ARGS)
 
 # The real engine over a virtual clock and a lying network, by seed (docs/reliability.md).
 # ARGS="--schedules 1000000", "--seed 4711 --schedules 1", "--planted", "--json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sage-kvt bench ab``: the same engine with our connector and with its peers'."""
+"""``sage-kvt bench ab``: the same engine with our connector and with its peers'; ``report``: a page of it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def ab(
     emit(result, as_json=as_json, title="ab", rows=ab_rows(result))
     ours = [case for case in result["cases"] if case["arm"].startswith("ours")]
     raise typer.Exit(int(any(case["failed"] or case["wrong"] for case in ours)))
+
+
+def report(
+    results: Annotated[Path, typer.Option(help="folder of the JSON that `bench ab --out` writes")] = Path(
+        "docs/results"
+    ),
+    out: Annotated[Path, typer.Option(help="the page; pictures go into images beside it")] = Path(
+        "docs/report.md"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Rebuild docs/report.md from the JSON of comparisons: what was promised, plots, tables, where peers are better."""
+    from sage_kv_connector.bench.report.document import ReportError, write_report
+
+    with said_of(ReportError, ImportError, OSError):
+        result = write_report(results, out)
+    words_of = {True: "met", False: "missed", None: "not measured"}
+    rows = ((goal, words_of[met]) for goal, met in result["goals"].items())
+    emit(result, as_json=as_json, title="report", rows=rows)

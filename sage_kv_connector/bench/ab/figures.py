@@ -116,29 +116,33 @@ def _median(of: Floats) -> float | None:
 
 
 def _ratios(by_arm: dict[tuple[Any, ...], list[Turn]]) -> Iterator[dict[str, Any]]:
-    """Ours against each peer that answered all of a case, or its sequential form where the peer knows no other."""
+    """Ours against each peer that answered all of a case, or its sequential form where the peer knows no other.
+
+    ``best``: no other peer has a better figure.
+    """
     for key, ours in by_arm.items():
         *case, arm = key
         if not arm.startswith(OURS):
             continue
         peers = {}
         for name, of in ARMS.items():
-            theirs = by_arm.get((*case, name)) or by_arm.get((*case[:-1], "sequential", name))
-            if of.is_peer and theirs and not any("error" in one for turn in theirs for one in turn["done"]):
-                peers[name] = theirs
+            found = by_arm.get((*case, name)) or by_arm.get((*case[:-1], "sequential", name))
+            if of.is_peer and found and not any("error" in one for turn in found for one in turn["done"]):
+                peers[name] = found
         if not peers or not len(_timed(ours).ttft):
             continue
         for what in (HIGHER, *LOWER):
-            best = max if what == HIGHER else min
-            rival = best(peers, key=lambda name: _figure(what, peers[name]))
-            low, high = _interval(what, ours, peers[rival])
-            yield {
-                **dict(zip((*CASE, "arm"), key, strict=True)),
-                "what": what,
-                "best_peer": rival,
-                "ratio": _figure(what, ours) / _figure(what, peers[rival]),
-                "interval": [low, high],
-            }
+            theirs = {name: _figure(what, turns) for name, turns in peers.items()}
+            best = (max if what == HIGHER else min)(theirs.values())
+            for name, figure in theirs.items():
+                yield {
+                    **dict(zip((*CASE, "arm"), key, strict=True)),
+                    "what": what,
+                    "peer": name,
+                    "best": figure == best,
+                    "ratio": _figure(what, ours) / figure,
+                    "interval": _interval(what, ours, peers[name]),
+                }
 
 
 def _figure(what: str, turns: Sequence[Turn]) -> float:
@@ -154,7 +158,7 @@ def _of_times(what: str, timed: Timed) -> float:
     }[what]()
 
 
-def _interval(what: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> tuple[float, float]:
+def _interval(what: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> list[float]:
     """Of the ratio: requests are drawn anew, or whole rounds for throughput."""
     drawn = np.random.default_rng(0)
 
@@ -166,5 +170,4 @@ def _interval(what: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> tuple[
 
     times = _timed(ours), _timed(theirs)
     ratios = [again(ours, times[0]) / again(theirs, times[1]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(low), float(high)
+    return [float(end) for end in np.percentile(ratios, [2.5, 97.5])]

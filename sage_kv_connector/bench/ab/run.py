@@ -91,10 +91,10 @@ def ab_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for case in result["cases"]:
         name = f"{case['link']}, {case['tokens']} tokens, {case['load']}, {case['dispatch']}, {case['arm']}"
         yield name, _text(case)
-    for one in result["ratios"]:
+    for one in filter(lambda one: one["best"], result["ratios"]):
         name = f"{one['link']}, {one['tokens']} tokens, {one['load']}, {one['dispatch']}, {one['arm']}"
         low, high = one["interval"]
-        yield name, f"{one['what']} {one['ratio']:.2f} ({low:.2f} to {high:.2f}) of {one['best_peer']}"
+        yield name, f"{one['what']} {one['ratio']:.2f} ({low:.2f} to {high:.2f}) of {one['peer']}"
     for name, why in result["missing"].items():
         yield name, f"left out: {why.splitlines()[0]}"
 

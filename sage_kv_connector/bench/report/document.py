@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/report.md, from the JSON of ``sage-kvt bench ab`` and the causes of what was missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sage_kv_connector.bench.report.goals import Verdict, verdicts
+from sage_kv_connector.bench.report.plots import draw
+
+#: In the folder of results: runs of the comparison, best last; and why goals were missed, by a goal's text.
+RUNS = ("ab-quick.json", "ab-full.json")
+CAUSES = "causes.yaml"
+HEADS = (
+    "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
+    "TPOT, ms", "of iperf3", "MB a request", "CPU s a request (transport, conversion)", "good", "answers",
+)  # fmt: skip
+
+
+class ReportError(ValueError):
+    """The folder has no run, or a goal was missed and no cause is given."""
+
+
+def write_report(results: Path, document: Path) -> dict[str, Any]:
+    """Writes ``document``, its pictures beside it in ``images``; returns which goals were met. Raises ReportError."""
+    runs = {name: json.loads((results / name).read_text()) for name in RUNS if (results / name).exists()}
+    if not runs:
+        raise ReportError(f"{results} has none of {', '.join(RUNS)}: make one with `sage-kvt bench ab --out`")
+    causes: dict[str, str] = yaml.safe_load((results / CAUSES).read_text()) or {}
+    lines = list(_head(runs))
+    merged: dict[str, Any] = {"cases": [], "ratios": []}
+    for run in runs.values():
+        for key in merged:
+            merged[key] += run[key]
+    judged = verdicts(merged)
+    lines += _goals(judged, causes)
+    for name, run in runs.items():
+        lines += ["", f"## {name.removesuffix('.json').removeprefix('ab-').capitalize()} suite", *_about(run)]
+        stem = name.removesuffix(".json")
+        for title, path in draw(run["cases"], document.parent / "images" / stem):
+            lines += ["", f"![{title}]({path.relative_to(document.parent)})"]
+        lines += _cases(run)
+        lines += _lost(run)
+        lines += _missing(run)
+    lines += ["", *_repeat(runs)]
+    document.write_text("\n".join(lines) + "\n")
+    return {"document": str(document), "goals": {one.goal.text: one.met for one in judged}}
+
+
+def _head(runs: dict[str, Any]) -> Iterator[str]:
+    stubbed = dict.fromkeys(run["stubbed"] for run in runs.values())
+    yield "# Report: the same engine with our connector and with its peers'"
+    yield ""
+    yield f"**Stubbed: {'; '.join(stubbed)}.** KV is computed, written and moved as ever, and"
+    yield "decode's attention is real; answers mean nothing. This page is generated from `docs/results/` by"
+    yield "`sage-kvt bench report`. What each load, arm and figure is:"
+    yield "[performance](performance.md#the-same-engine-side-by-side)."
+    yield ""
+
+
+def _goals(judged: Sequence[Verdict], causes: dict[str, str]) -> Iterator[str]:
+    yield "| promised | bound | worst case measured | | |"
+    yield "|---|---|---|---|---|"
+    for one in judged:
+        bound = f"{'≥' if one.goal.at_least else '≤'} {one.goal.bound:g}"
+        if one.worst is None:
+            yield f"| {one.goal.text} | {bound} | – | not measured | |"
+            continue
+        where, figure = one.worst
+        cause = ""
+        if not one.met:
+            cause = causes.get(one.goal.text, "")
+            if not cause:
+                raise ReportError(
+                    f"{CAUSES}: {one.goal.text!r} was missed ({figure:.3g} in {where}) and has no cause"
+                )
+        missed = sum(not one.goal.met(figure) for _, figure in one.found)
+        verdict = "met" if one.met else f"**missed** in {missed} of {len(one.found)}"
+        yield f"| {one.goal.text} | {bound} | {figure:.3g} ({where}) | {verdict} | {cause} |"
+
+
+def _about(run: dict[str, Any]) -> Iterator[str]:
+    machine, versions = run["machine"], run["versions"]
+    links = ", ".join(
+        f"{name}: iperf3 {of['payload_bytes_s'] * 8 / 1e9:.3f} Gb/s" for name, of in run["links"].items()
+    )
+    yield ""
+    yield (
+        f"{run['date']}, commit {run['commit']}, seed {run['seed']}, {run['rounds']} rounds. "
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Linux {machine['kernel']}. "
+        f"{', '.join(versions.values())}. {run['model']['kv_bytes_per_token'] / 1024:.0f} KiB of KV a token. {links}."
+    )
+
+
+def _cases(run: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"| {' | '.join(HEADS)} |"
+    yield f"|{'---|' * len(HEADS)}"
+    for case in run["cases"]:
+        yield "| " + " | ".join(_cells(case)) + " |"
+
+
+def _cells(case: dict[str, Any]) -> Iterator[str]:
+    yield from (str(case[key]) for key in ("link", "tokens", "load", "dispatch", "arm"))
+    yield f"{case['throughput']:.0f}"
+    for key, scale in (
+        ("ttft_p50_s", 1.0),
+        ("ttft_p99_s", 1.0),
+        ("after_prefill_p50_s", 1.0),
+        ("tpot_s", 1e3),
+    ):
+        yield "–" if case[key] is None else f"{case[key] * scale:.3g}"
+    yield "–" if case["utilization"] is None else f"{case['utilization']:.2f}"
+    yield "–" if case["wire_bytes"] is None else f"{case['wire_bytes'] / 1e6:.0f}"
+    parts: dict[str, float] = {}
+    for of in case["cpu_s"].values():
+        for part, seconds in of.items():
+            parts[part] = parts.get(part, 0.0) + seconds
+    yield f"{sum(parts.values()):.2f} ({parts.get('transport', 0):.2f}, {parts.get('conversion', 0):.2f})"
+    yield "–" if case["goodput"] is None else f"{case['goodput']:.2f}"
+    said = f"{case['failed']} failed, " if case["failed"] else ""
+    if case["wrong"] is None:
+        yield said + (f"{case['agreement']:.2f} agree" if case["judged"] else "–")
+    else:
+        yield said + (f"**{case['wrong']} wrong**" if case["wrong"] else f"0 wrong of {case['judged']}")
+
+
+def _lost(run: dict[str, Any]) -> Iterator[str]:
+    """Where a peer is better."""
+    lost = [
+        one
+        for one in run["ratios"]
+        if one["best"]
+        and one["arm"] != "alone"
+        and (one["ratio"] < 1) == (one["what"] == "throughput")
+        and one["ratio"] != 1
+    ]
+    yield ""
+    if not lost:
+        yield "No peer is better in any figure of any case."
+        return
+    yield "Where the best peer is better than an arm of ours (ratio, and the interval that holds 95 of 100 resamples):"
+    yield ""
+    for one in lost:
+        low, high = one["interval"]
+        sure = "" if low <= 1 <= high else ", sure"
+        yield (
+            f"* {one['link']}, {one['tokens']} tokens, {one['load']}, {one['dispatch']}: "
+            f"{one['what']} of {one['arm']} is {one['ratio']:.2f} of {one['peer']}'s ({low:.2f} to {high:.2f}{sure})"
+        )
+
+
+def _missing(run: dict[str, Any]) -> Iterator[str]:
+    for name, why in run["missing"].items():
+        yield ""
+        yield f"Left out: {name}: {why.splitlines()[0]}"
+
+
+def _repeat(runs: dict[str, Any]) -> Iterator[str]:
+    yield "## Again"
+    yield ""
+    yield "As root, with iproute2 and iperf3, from a checkout:"
+    yield ""
+    yield "```bash"
+    for name, run in runs.items():
+        words = (
+            f"--suite {run['suite']} --seed {run['seed']} --rounds {run['rounds']} --out docs/results/{name}"
+        )
+        yield f'make ab ARGS="{words}"'
+    yield "make report"
+    yield "```"

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was promised of the comparison with peers, and what a run of ``sage-kvt bench ab`` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
+
+LONG = (32768, 65536, 131072)
+BASELINE = "nixl-pull"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``figures``: of a result, the case of each and its figure. The figure must be at least or at most ``bound``."""
+
+    text: str
+    figures: Callable[[Row], Iterator[tuple[str, float]]]
+    bound: float
+    at_least: bool
+
+    def met(self, figure: float) -> bool:
+        return figure >= self.bound if self.at_least else figure <= self.bound
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``worst``: of all ``found`` the figure that is least as promised; none where nothing was measured."""
+
+    goal: Goal
+    found: Sequence[tuple[str, float]]
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        by = min if self.goal.at_least else max
+        return by(self.found, key=lambda one: one[1]) if self.found else None
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.worst is None else self.goal.met(self.worst[1])
+
+
+def _name(row: Row) -> str:
+    return f"{row['link']}, {row['tokens']} tokens, {row['load']}, {row['dispatch']}"
+
+
+Where = Mapping[str, tuple[Any, ...]]
+
+
+def _ratios(
+    what: str, arm: str, where: Where, peer: str | None = None
+) -> Callable[[Row], Iterator[tuple[str, float]]]:
+    """Against ``peer``, or the best; of cases whose fields are among those of ``where``."""
+
+    def found(result: Row) -> Iterator[tuple[str, float]]:
+        for row in result["ratios"]:
+            rival = row["best"] if peer is None else row["peer"] == peer
+            if (row["what"], row["arm"]) == (what, arm) and rival and _among(row, where):
+                yield f"{_name(row)}, to {row['peer']}", row["ratio"]
+
+    return found
+
+
+def _cases(
+    figure: Callable[[Row], float | None], where: Where
+) -> Callable[[Row], Iterator[tuple[str, float]]]:
+    def found(result: Row) -> Iterator[tuple[str, float]]:
+        for case in result["cases"]:
+            value = figure(case)
+            if value is not None and _among(case, where):
+                yield f"{_name(case)}, {case['arm']}", value
+
+    return found
+
+
+def _among(row: Row, where: Where) -> bool:
+    return all(row[key] in allowed for key, allowed in where.items())
+
+
+def _conversion(case: Row) -> float | None:
+    """CPU seconds of conversion on both sides, as a share of a request's time."""
+    if case["ttft_p50_s"] is None:
+        return None
+    seconds = sum(parts.get("conversion", 0.0) for parts in case["cpu_s"].values())
+    return float(seconds / (case["ttft_p50_s"] + case["tpot_s"] * (ANSWER_TOKENS - 1)))
+
+
+def _utilization(case: Row) -> float | None:
+    used: float | None = case["utilization"]
+    return used
+
+
+def _bad(case: Row) -> float:
+    return float(case["failed"] + (case["wrong"] or 0))
+
+
+_OURS = ("ours-bf16", "ours-fp8", "ours-int4")
+_SLOW: Where = {
+    "link": ("1g",),
+    "tokens": LONG,
+    "load": ("closed-1", "closed-4", "rag"),
+    "dispatch": ("sequential",),
+}
+_NODE: Where = {"link": ("node",), "tokens": (32768,), "load": ("closed-1",)}
+
+GOALS = (
+    *(
+        Goal(
+            f"1 Gb/s, 32K to 128K: throughput of {arm} over vLLM with NIXL",
+            _ratios("throughput", arm, _SLOW, BASELINE),
+            bound,
+            True,
+        )
+        for arm, bound in (("ours-int4", 3.0), ("ours-fp8", 1.8), ("ours-bf16", 1.1))
+    ),
+    *(
+        Goal(f"{what} below the best peer's in every load: {arm}", _ratios(what, arm, {}), 1.0, False)
+        for arm in _OURS
+        for what in ("ttft_p50", "ttft_p99")
+    ),
+    *(
+        Goal(
+            f"one node, 32K, {dispatch}: decode's TTFT after prefill, to the best peer",
+            _ratios("after_prefill_p50", "ours-bf16", {**_NODE, "dispatch": (dispatch,)}),
+            bound,
+            False,
+        )
+        for dispatch, bound in (("sequential", 0.35), ("concurrent", 0.25))
+    ),
+    Goal(
+        "1 Gb/s, 32K to 128K, four at once, bf16: bytes on the link, of iperf3's",
+        _cases(_utilization, {**_SLOW, "load": ("closed-4",), "arm": ("ours-bf16",)}),
+        0.95,
+        True,
+    ),
+    Goal(
+        "conversion's CPU seconds, of a request's time",
+        _cases(_conversion, {"arm": ("ours-fp8", "ours-int4")}),
+        0.01,
+        False,
+    ),
+    *(
+        Goal(
+            f"{text} that the transport alone makes (bf16, 1 Gb/s), to the best peer",
+            _ratios(what, "ours-bf16", {"link": ("1g",)}),
+            0.9,
+            False,
+        )
+        for text, what in (("TTFT", "ttft_p50"), ("TPOT", "tpot"))
+    ),
+    Goal("requests of ours that failed or were wrong", _cases(_bad, {"arm": _OURS}), 0, False),
+)
+
+
+def verdicts(result: Row) -> list[Verdict]:
+    return [Verdict(goal, list(goal.figures(result))) for goal in GOALS]
