@@ -28,7 +28,7 @@ coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
-PARALLEL_TESTS = tests/bench tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py
+PARALLEL_TESTS = tests/bench tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_bench_device_count.py tests/test_config.py tests/test_device_check.py tests/test_docs.py tests/test_vllm_interfaces.py
 test-unit:
 ifdef ARGS
 	$(RUN) python -m pytest -q $(if $(findstring tests,$(ARGS)),,tests) $(ARGS)
@@ -137,7 +137,7 @@ build:
 
 # A wheel in dist/ that installs without a compiler.
 wheel: build
-	$(RUN) python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(RUN) sh scripts/build_wheel.sh dist
 
 clean:
 	rm -rf .venv .venv-sglang .venv-measured .venv-sglang-measured .venv.lock $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,9 +6,13 @@ set -eu
 root=$PWD
 folder="$root/$1/wheel-test"
 rm -rf "$folder"
-mkdir -p "$folder/wheel"
-python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$folder/wheel" .
+sh scripts/build_wheel.sh "$folder/wheel"
 wheel=$(ls "$folder"/wheel/*.whl)
+case $wheel in *manylinux*) ;; *)
+    echo "$wheel is for this machine alone" >&2
+    exit 1
+    ;;
+esac
 if python -m zipfile -l "$wheel" | grep -E 'sage_kv_connector/(csrc|kernels/cpu)/'; then
     echo "the wheel holds sources of the data plane" >&2
     exit 1
