@@ -13,7 +13,7 @@ from scripts.troubleshooting_document import DOCUMENT, document
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sage_kv_connector"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 STEP = re.compile(r"^\| .* \| `([\w/]+\.(?:py|cc))` \| `([\w.:]+)` \|$", re.MULTILINE)
 
 
@@ -48,7 +48,7 @@ def test_each_step_exists(file: str, function: str) -> None:
     assert function in functions_of(PACKAGE / file)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
