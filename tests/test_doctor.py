@@ -29,6 +29,13 @@ def test_what_works_here_is_found_and_nothing_else_is_broken(monkeypatch: pytest
     assert found["sage"].state == expected
 
 
+def test_the_routers_version_is_told() -> None:
+    if find_spec("vllm_router") is None:
+        pytest.skip("vllm-router is not installed here")
+    (found,) = (one for one in examine() if one.name == "vllm router")
+    assert re.fullmatch(r"vllm-router \d+(\.\d+)+\S*", found.detail)
+
+
 def test_a_secret_is_found_wherever_engines_take_it_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

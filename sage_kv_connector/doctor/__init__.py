@@ -143,8 +143,12 @@ def _router() -> Finding:
     path = shutil.which("vllm-router") or shutil.which("vllm-router", path=os.path.dirname(sys.executable))
     if path is None:
         return Finding("vllm router", "missing", "no vllm-router on the path (pip install vllm-router)")
-    shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    return Finding("vllm router", "ok", (shown.stdout or shown.stderr).strip().splitlines()[0][:80])
+    try:
+        return Finding("vllm router", "ok", f"vllm-router {version('vllm-router')}")
+    except (
+        PackageNotFoundError
+    ):  # on the path, but of another environment; as released it tells no version itself
+        return Finding("vllm router", "ok", f"{path}, of another environment")
 
 
 def _sglang_plugin() -> Finding:
