@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sage_kv_connector.cli import bench_engine
-from sage_kv_connector.cli.bench_ab import ab, report
+from sage_kv_connector.cli.bench_ab import ab, report, stable
 from sage_kv_connector.cli.bench_failure import said_of
 from sage_kv_connector.cli.bench_idle import bench_idle_command, bench_unfetched_command
 from sage_kv_connector.cli.options import AsJson, BackendChoice, SecurityLevels, lengths, security_levels
@@ -26,6 +26,7 @@ for command in (
     bench_engine.telemetry,
     ab,
     report,
+    stable,
 ):
     bench.command()(command)
 

@@ -61,3 +61,30 @@ def report(
     words_of = {True: "met", False: "missed", None: "not measured"}
     rows = ((goal, words_of[met]) for goal, met in result["goals"].items())
     emit(result, as_json=as_json, title="report", rows=rows)
+
+
+def stable(
+    arm: Annotated[str, typer.Option(help="one of the arms of bench ab")] = "ours-bf16",
+    link: Annotated[str, typer.Option(help="node, 10g, 1g or 100m")] = "1g",
+    tokens: Annotated[int, typer.Option(min=256, max=131072, help="of a prompt")] = 32768,
+    minutes: Annotated[float, typer.Option(min=1, help="how long requests arrive")] = 120,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="of saturation")] = 0.8,
+    kv_gib: Annotated[int, typer.Option(min=1, help="KV cache of each server")] = 4,
+    out: Annotated[Path | None, typer.Option(help="a file for the JSON, besides what is printed")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One pair for hours at a share of its saturation: whether TTFT, memory or descriptors grow, and what failed."""
+    from sage_kv_connector.bench.ab.arms import ARMS
+    from sage_kv_connector.bench.ab.links import LINKS, LinkError
+    from sage_kv_connector.bench.ab.run import about
+    from sage_kv_connector.bench.ab.stable import bench_stable, stable_rows
+    from sage_kv_connector.launch.process import ServerError
+
+    (chosen_arm,), (chosen_link,) = words(arm, "--arm", tuple(ARMS)), words(link, "--link", tuple(LINKS))
+    with said_of(ServerError, LinkError):
+        result = bench_stable(chosen_arm, chosen_link, tokens, minutes * 60, share=share, kv_gib=kv_gib)
+    result |= about()
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    emit(result, as_json=as_json, title="stable", rows=stable_rows(result))
+    raise typer.Exit(int(bool(result["failed"] or result["wrong"])))

@@ -45,21 +45,30 @@ def bench_ab(
         rounds=rounds or whole.rounds,
         groups=tuple(group for group in whole.groups if not links or group.link in links),
     )
-    about = {"suite": suite_name, "seed": seed, "commit": _commit(), "versions": versions()}
-    kept = Kept(state, about)
+    run = {"suite": suite_name, "seed": seed, "commit": _commit(), "versions": versions()}
+    kept = Kept(state, run)
     missing = run_suite(suite, seed, kept)
     return {
-        **about,
+        **about(),
+        **run,
         "arms": list(suite.arms),
         "rounds": suite.rounds,
+        "links": kept.links,
+        **figures(kept.turns, kept.links),
+        "missing": missing,
+    }
+
+
+def about() -> dict[str, Any]:
+    """With what a run was made, where and when."""
+    return {
+        "commit": _commit(),
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "model": {"shape": SHAPES[SHAPE]._asdict(), "kv_bytes_per_token": SHAPES[SHAPE].kv_bytes_per_token},
         "answer_tokens": ANSWER_TOKENS,
         "stubbed": STUBBED,
-        "links": kept.links,
-        **figures(kept.turns, kept.links),
-        "missing": missing,
     }
 
 

@@ -40,7 +40,7 @@ def spent(pair: ServerPair, hosts: Hosts | None) -> Iterator[Spent]:
 
     def watch() -> None:
         while True:
-            found.memory_bytes = max(found.memory_bytes, sum(map(_memory_bytes, roles.values())))
+            found.memory_bytes = max(found.memory_bytes, sum(map(memory_bytes, roles.values())))
             if ended.wait(SAMPLE_S):
                 return
 
@@ -69,7 +69,8 @@ def _cpu_s(server: Process) -> Counter[str]:
     return seconds
 
 
-def _memory_bytes(server: Process) -> int:
+def memory_bytes(server: Process) -> int:
+    """That all its processes hold now, without what files back."""
     total = 0
     for pid in server.pids():
         with contextlib.suppress(OSError):
@@ -77,4 +78,13 @@ def _memory_bytes(server: Process) -> int:
             total += (
                 sum(int(kib) for kib in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.M)) * 1024
             )
+    return total
+
+
+def descriptors(server: Process) -> int:
+    """Open in all its processes."""
+    total = 0
+    for pid in server.pids():
+        with contextlib.suppress(OSError):
+            total += len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return total
