@@ -21,6 +21,11 @@ void Endpoint::close() {
   }
   for (auto& lane : lanes_) lane->stop();
   for (uint64_t id : connections) close_connection(id, Status::kCancelled, "closed here");
+  {
+    // A thread that waited may be at the end of one: its windows fail before they are closed.
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return connections_.empty() && ending_ == 0; });
+  }
   for (uint64_t id : windows) close_window(id);
   completions_.close();
 }
@@ -93,6 +98,7 @@ void Endpoint::forget(const std::shared_ptr<Connection>& connection) {
   connection->drop_channels();
   std::unique_lock lock(mutex_);
   connections_.erase(connection->id);
+  ended_.notify_all();
 }
 
 std::shared_ptr<Connection> Endpoint::find_connection(uint64_t id) {
@@ -197,6 +203,7 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
   std::shared_ptr<Connection> gone;
   {
     std::unique_lock lock(mutex_);
+    ++ending_;
     auto found = connections_.find(id);
     if (found != connections_.end()) {
       gone = found->second;
@@ -208,20 +215,26 @@ void Endpoint::connection_closed(uint64_t id, Status status, const std::string& 
   }
   for (const auto& window : orphans) window_failed(window, Status::kConnectionLost, 0, window->size(), detail);
   forgotten(id);
-  if (!gone) return;
-  if (!gone->announced) {
+  if (gone) tell_end(*gone, status, detail);
+  std::unique_lock lock(mutex_);
+  --ending_;
+  ended_.notify_all();  // with the lock: whoever waits may destroy this
+}
+
+void Endpoint::tell_end(const Connection& connection, Status status, const std::string& detail) {
+  if (!connection.announced) {
     // Who only came and went is nobody's business.
     if (status != Status::kConnectionLost && status != Status::kCancelled)
-      turned_away(gone->info().peer, status, detail);
+      turned_away(connection.info().peer, status, detail);
     return;
   }
   Event event;
   event.kind = EventKind::kClosed;
-  event.connection = id;
+  event.connection = connection.id;
   event.status = status;
   event.detail = detail;
-  event.offset = gone->traffic.sent;
-  event.length = gone->traffic.landed;
+  event.offset = connection.traffic.sent;
+  event.length = connection.traffic.landed;
   completions_.push(std::move(event));
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -93,7 +94,7 @@ class Endpoint {
   std::vector<Event> poll(size_t max_events);
   int fileno() const { return completions_.fd(); }
   CompletionQueue& completions() { return completions_; }
-  // Idempotent; every thread is joined and every descriptor closed when it returns.
+  // Idempotent; every thread is joined, every descriptor closed and the end of all told when it returns.
   void close();
 
   // -- for channels and connections
@@ -140,6 +141,7 @@ class Endpoint {
   bool make_place();
   std::vector<std::shared_ptr<Channel>> all_channels();
   void bury_doomed();
+  void tell_end(const Connection& connection, Status status, const std::string& detail);
 
   const EndpointOptions options_;
   CompletionQueue completions_;
@@ -148,6 +150,8 @@ class Endpoint {
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> connections_;
   std::unordered_map<uint64_t, std::shared_ptr<Window>> windows_;
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> post_owner_;
+  size_t ending_ = 0;  // connections whose end is being told
+  std::condition_variable_any ended_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   struct Doomed {
     std::shared_ptr<Connection> connection;
