@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sage_kv_connector.bench.ab.links import IPERF_S, two_hosts
+from sage_kv_connector.bench.ab.rounds import SHAPE
 from sage_kv_connector.cli.bench import bench
 from sage_kv_connector.launch.tiny_model import SHAPES
 
@@ -32,7 +33,7 @@ def test_the_smallest_suite(tmp_path: Path) -> None:
         assert case["requests"] == 4 and not case["failed"] and not case["wrong"] and case["judged"] == 4
         assert 0 < case["ttft_p50_s"] <= case["ttft_p99_s"] and case["throughput"] > 0
         assert case["cpu_s"]["decode"]["engine"] > 0 and case["memory_bytes"] > 1 << 28
-    kv_bytes = 4096 * SHAPES["bench"].kv_bytes_per_token
+    kv_bytes = 4096 * SHAPES[SHAPE].kv_bytes_per_token
     assert kv_bytes < cases["ours-bf16"]["wire_bytes"] < 1.02 * kv_bytes
     assert cases["ours-int4"]["wire_bytes"] < 0.35 * kv_bytes
     assert cases["alone"]["wire_bytes"] < 0.01 * kv_bytes

@@ -5,6 +5,9 @@
 KV is written as ever, decode attention is real, but answers mean nothing: true attention over 32K tokens
 takes minutes on a CPU. A token's KV hangs on the token alone, however a prompt is cut into chunks.
 
+``SAGE_KVT_FAST_LINEAR=1``: linear layers of 16 bit are computed in fp32 on a CPU without instructions for bf16, where
+oneDNN takes ten times as long.
+
 ``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
 accelerator, which it asks for its device index; lets SGLang's Mooncake backend send page indices
 without pinned memory and CUDA events.
@@ -48,6 +51,32 @@ def stub_prefill_attention() -> None:
     stubbed.sage_kvt_stub = True  # type: ignore[attr-defined]
     _custom_ops.cpu_attention_with_kv_cache = stubbed
     logger.warning("prefill attention is STUBBED for a transfer benchmark: answers mean nothing")
+
+
+def compute_linear_layers_in_fp32() -> None:
+    if os.environ.get("SAGE_KVT_FAST_LINEAR") != "1":
+        return
+    import torch
+    from vllm.model_executor.layers import utils
+
+    dispatched = utils.dispatch_cpu_unquantized_gemm
+    if torch.cpu._is_avx512_bf16_supported() or getattr(dispatched, "sage_kvt_fp32", False):
+        return
+
+    def dispatch(layer: Any, remove_weight: bool) -> None:
+        if layer.weight.is_meta or layer.weight.ndim != 2 or layer.weight.dtype == torch.float32:
+            dispatched(layer, remove_weight)
+            return
+        known = layer.weight.detach().float()
+
+        def linear(x: Any, weight: Any, bias: Any) -> Any:
+            added = None if bias is None else bias.float()
+            return torch.nn.functional.linear(x.float(), known, added).to(x.dtype)
+
+        layer.cpu_linear = linear
+
+    dispatch.sage_kvt_fp32 = True  # type: ignore[attr-defined]
+    utils.dispatch_cpu_unquantized_gemm = dispatch
 
 
 def let_mooncake_start_on_cpu() -> None:

@@ -124,6 +124,7 @@ def servers_env(*, real_attention: bool = False) -> dict[str, str]:
         SECRET_ENV: secrets.token_urlsafe(16),
         "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
         "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
+        "SAGE_KVT_FAST_LINEAR": "1",
     }
 
 
@@ -177,14 +178,19 @@ def start_pairs(
         except ServerError as error:
             if name in ours:
                 raise
-            lacking = what_to_install(missing_libraries(name.split()[0].lower()))
-            missing[name] = f"{lacking}: {error}" if lacking else str(error)
+            missing[name] = why_missing(name.split()[0].lower(), error)
             progress.print(f"{name} is left out: {missing[name]}", markup=False)
             continue
         stack.callback(pair.signal, signal.SIGCONT)
         pair.signal(signal.SIGSTOP)
         pairs.append(pair)
     return pairs
+
+
+def why_missing(module: str, error: ServerError) -> str:
+    """Why a peer's servers did not start: libraries that its ``module`` wants, if this machine lacks some."""
+    lacking = what_to_install(missing_libraries(module))
+    return f"{lacking}: {error}" if lacking else str(error)
 
 
 def random_prompt(tokens: int) -> list[int]:

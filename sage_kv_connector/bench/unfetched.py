@@ -20,7 +20,7 @@ from typing import Any
 
 from sage_kv_connector.bench.contender import CHECKOUT
 from sage_kv_connector.bench.idle import SETTLE_S, cpu_seconds
-from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
+from sage_kv_connector.bench.server_pairs import why_missing
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -59,8 +59,7 @@ def bench_unfetched(seconds: float, offers: int, *, peers: bool) -> dict[str, An
             except ServerError as error:
                 if contender == OURS:
                     raise
-                lacking = what_to_install(missing_libraries("nixl"))
-                missing[contender] = f"{lacking}: {error}" if lacking else str(error)
+                missing[contender] = why_missing("nixl", error)
     return {"seconds": seconds, "rows": rows, "missing": missing}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -19,18 +20,19 @@ from sage_kv_connector.bench.ab.links import LINKS, Hosts, iperf, two_hosts
 from sage_kv_connector.bench.ab.loads import made
 from sage_kv_connector.bench.ab.spent import spent
 from sage_kv_connector.bench.ab.suites import Case, Group, Suite
-from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env
+from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, why_missing
 from sage_kv_connector.console import progress
 from sage_kv_connector.launch.process import ServerError
 from sage_kv_connector.launch.tiny_model import SHAPES, build
 from sage_kv_connector.launch.vllm import VllmOptions
 
-SHAPE = "bench"
+SHAPE = "wide"
 #: Answers of one turn that are judged.
 JUDGED = 4
 #: A context holds the prompt, its answer, and what a conversation adds.
 ROOM = 4096
-WARM_UP_TOKENS = 256
+#: Of memory, that a server takes beside its KV cache.
+SERVER_BYTES = 3 << 29
 
 _One = TypeVar("_One")
 
@@ -63,6 +65,11 @@ def _lacking(group: Group, suite: Suite, arm: str, kept: Kept) -> list[tuple[Cas
     ]
 
 
+def _available_bytes() -> int:
+    (kib,) = re.findall(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(kib) << 10
+
+
 class _Turns:
     """Of one group of cases."""
 
@@ -86,7 +93,8 @@ class _Turns:
         self._order = random.Random(f"{seed} {group.link} {group.tokens}")
 
     def run(self) -> None:
-        if self._group.resident:
+        # All arms' servers stay up, and those not measured are stopped; where they don't fit, each turn starts its own.
+        if len(self._suite.arms) * 2 * (SERVER_BYTES + (self._group.kv_gib << 30)) < _available_bytes():
             with ExitStack() as stack:
                 pairs = [pair for arm in self._suite.arms for pair in self._started(arm, stack)]
                 for number in range(self._suite.rounds):
@@ -112,12 +120,11 @@ class _Turns:
             return []
         try:
             pair = started(arm, self._options, self._hosts, stack)
-            for _ in range(2):
-                pair.sequential(random_prompt(WARM_UP_TOKENS))
+            pair.sequential(random_prompt(max(self._group.tokens)))  # touches caches that were never written
         except ServerError as error:
             if not ARMS[arm].is_peer:
                 raise
-            self._give_up(arm, f"does not start: {error}")
+            self._give_up(arm, f"does not start: {why_missing(arm.split('-')[0], error)}")
             return []
         stack.callback(pair.signal, signal.SIGCONT)
         pair.signal(signal.SIGSTOP)
@@ -133,7 +140,7 @@ class _Turns:
         arm = pair.name
         if arm in self._given_up or (case, number) not in _lacking(self._group, self._suite, arm, self._kept):
             return
-        seed = f"{self._seed} {number}"
+        seed = f"{self._seed} {number} {case.dispatch}"  # no case meets what another left in a prefix cache
         queues = made(case.load, case.tokens, case.requests, seed, self._requests_s(case.tokens))
         with pair.turn():
             with spent(pair, self._hosts) as taken:

@@ -22,17 +22,12 @@ class Case(NamedTuple):
 
 
 class Group(NamedTuple):
-    """``loads``: name, and requests a round. ``kv_gib``: KV cache of each server, for the prompts that run at once.
-
-    ``resident``: all arms' servers stay up and those not measured are stopped; else each turn of an arm starts its own,
-    for caches that don't fit beside each other.
-    """
+    """``loads``: name, and requests a round. ``kv_gib``: KV cache of each server, for the prompts that run at once."""
 
     link: str
     tokens: tuple[int, ...]
     loads: tuple[tuple[str, int], ...]
     kv_gib: int = 1
-    resident: bool = True
     dispatches: tuple[str, ...] = ("sequential",)
 
     def cases(self) -> Iterator[Case]:
@@ -65,14 +60,14 @@ SUITES = {
     ),
     "full": Suite(
         (
-            Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, False, _BOTH),
-            Group("node", (32768,), _LOADS, 3, False, _BOTH),
-            Group("1g", (32768,), (("open-50", 8), ("open-80", 8), ("open-110", 8)), 3, False),
-            Group("1g", (65536,), _LOADS, 5, False),
-            Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 8, False),
-            Group("1g", (8192,), (("closed-16", 32),), 3, False, _BOTH),
-            Group("10g", (8192, 32768), _LOADS, 3, False),
-            Group("100m", (8192,), (("closed-1", 2), ("closed-4", 4)), 2, False),
+            Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, _BOTH),
+            Group("node", (32768,), _LOADS, 3, _BOTH),
+            Group("1g", (32768,), (("open-50", 8), ("open-80", 8), ("open-110", 8)), 3),
+            Group("1g", (65536,), _LOADS, 5),
+            Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 8),
+            Group("1g", (8192,), (("closed-16", 32),), 3, _BOTH),
+            Group("10g", (8192, 32768), _LOADS, 3),
+            Group("100m", (8192,), (("closed-1", 2), ("closed-4", 4)), 2),
         ),
         _ALL,
         3,
