@@ -30,11 +30,15 @@ logger = logging.getLogger(f"{PACKAGE}.test_log_lines")
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """Ours, vLLM's and the root, as they were before."""
+    """Ours, vLLM's and the root, as they were before. Ours begins as it does in a process of its own."""
     kept = [
         (one, list(one.handlers), one.level, one.propagate)
         for one in map(logging.getLogger, (PACKAGE, "vllm", ""))
     ]
+    ours = logging.getLogger(PACKAGE)
+    ours.handlers[:] = []
+    ours.setLevel(logging.NOTSET)
+    ours.propagate = True
     yield
     for one, handlers, level, propagate in kept:
         one.handlers[:] = handlers
