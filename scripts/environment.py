@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--fuzz] [--mutation] [--card] COMMAND [ARG ...]
+    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--fuzz] [--mutation] [--card] [--accuracy] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
-parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser. ``--sglang`` is
+parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser,
+``--accuracy`` what evaluates models. ``--sglang`` is
 a second environment, ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the
 one built for ``.venv``. ``--measured`` is another pair, ``.venv-measured`` and ``.venv-sglang-measured``, in
 which every Python process and the extension count the lines that run (scripts/coverage_table.py).
@@ -46,7 +47,7 @@ MEASURED_BUILD = (
     f"--config-settings=build-dir={MEASURED / 'extension'}",
 )
 #: Options that add a layer.
-ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation", "--card": "card"}
+ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation", "--card": "card", "--accuracy": "accuracy"}
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
 
