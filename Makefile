@@ -6,7 +6,7 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
+.PHONY: coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -102,6 +102,11 @@ test-fuzz:
 # Changes of the engine, one at a time: what notices them? ARGS="--mutants 200 --json"
 mutate:
 	$(RUN) --mutation python -m scripts.mutate $(ARGS)
+
+# What wire formats cost in accuracy, on real small models over running pairs (docs/accuracy.md).
+# ARGS="--quick", "--models smollm2 --json --state FILE"
+accuracy:
+	@$(PYTHON) scripts/environment.py --accuracy python -m scripts.accuracy $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

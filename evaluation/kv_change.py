@@ -20,14 +20,14 @@ from scripts.format_round_trip import Variant, round_trip
 #: Tokens that share the scales of a channel with 2 bits.
 GROUP = 64
 LEVELS_OF_2_BITS = 3
-#: ``zero``: nothing; ``int2``: 2 bits with a scale and a zero point by channel of keys, by token of values; ``cast``: fp8_e4m3
-#: with scale 1, as an fp8 cache has it; the others are the wire's formats.
+#: ``zero``: nothing; ``int2``: 2 bits with a scale and a zero point by channel of keys, by token of values; ``cast``:
+#: fp8_e4m3 with scale 1, as an fp8 cache has it; the others are the wire's formats.
 KINDS = ("bf16", "zero", "int2", "cast", "int4", "fp8_e4m3")
 
 
 @dataclass(frozen=True)
 class KVChange:
-    """``k``, ``v``: a kind for each plane; ``edge``: the kind of both in the first and last ``edge_layers`` of ``layers``."""
+    """``k``, ``v``: a kind for each plane; ``edge``: of both in the first and last ``edge_layers`` of ``layers``."""
 
     when: Literal["sent", "written"]
     k: str
@@ -42,7 +42,9 @@ class KVChange:
             if kind not in KINDS and not (name == "edge" and kind is None):
                 raise ValueError(f"{name} is {kind!r}, allowed: {', '.join(KINDS)}")
         if self.edge is not None and self.layers < 2 * self.edge_layers:
-            raise ValueError(f"layers is {self.layers}, must be at least twice edge_layers, {self.edge_layers}")
+            raise ValueError(
+                f"layers is {self.layers}, must be at least twice edge_layers, {self.edge_layers}"
+            )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -32,7 +32,7 @@ MOST_PERPLEXITY = 60.0
 class Model:
     """A model by its package. ``parts``: files of packages that, one after the other, are its GGUF.
 
-    ``bos``: texts begin with the tokenizer's first special token. ``sha256``: of the whole GGUF, where its package says it.
+    ``bos``: texts begin with the tokenizer's BOS token. ``sha256``: of the whole GGUF, where its package says it.
     """
 
     name: str

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.kv_change import KVChange
-from sage_kv_connector.launch.process import Process, ServerError, core_halves, running
+from sage_kv_connector.launch.process import Process, ServerError, core_halves
 from sage_kv_connector.launch.vllm import PREFILL_PARAMS, VllmOptions, gauge, vllm_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,18 +23,25 @@ PLUGINS = ROOT / "evaluation" / "plugins"
 CHANGE_VARIABLE = "SAGE_KVT_EVALUATION_KV"
 #: Seconds that nothing of a pair is given up in: both may be stopped for long, and go on.
 PATIENCE_S = 7200
+TIMES = ("lease", "deadline", "peer_timeout", "unmatched_timeout", "connect_timeout")
+#: Memory of prefill's cache, so that it still knows one pair's prompts when the next one asks.
+PREFILL_GIB = 2
 #: Most likely next tokens that decode tells beside the one it took.
 TOP = 64
 #: Seconds that counters may take to show what was done.
 COUNTED_S = 60.0
+#: Requests of a pair under way; one pass of prefill must be able to take all of them.
+AT_ONCE = 4
+#: Tokens of a page: the smallest that vLLM's vector kernels take, so that short prompts share what they begin with.
+BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way of sending KV.
 
-    ``target_dtype``: the connector's option of decode. ``decode_cache``: decode's ``--kv-cache-dtype``. ``changes``: what
-    the plugin does to KV of (prefill, decode).
+    ``target_dtype``: the connector's option of decode. ``decode_cache``: decode's ``--kv-cache-dtype``. ``changes``:
+    what the plugin does to KV of (prefill, decode).
     """
 
     name: str
@@ -70,6 +77,9 @@ class Counts(NamedTuple):
         return Counts(*(now - then for now, then in zip(self, before, strict=True)))
 
 
+NOTHING = Counts(0, 0, 0, 0, 0, 0)
+
+
 class Pair:
     """Both servers of a running pair."""
 
@@ -94,10 +104,14 @@ class Pair:
         said = _complete(self.decode, asked)["choices"][0]["logprobs"]
         steps = [
             Step(_id(token), logprob, {_id(other): value for other, value in top.items()})
-            for token, logprob, top in zip(said["tokens"], said["token_logprobs"], said["top_logprobs"], strict=True)
+            for token, logprob, top in zip(
+                said["tokens"], said["token_logprobs"], said["top_logprobs"], strict=True
+            )
         ]
         if forced and [step.token for step in steps] != list(forced):
-            raise ServerError(f"{self.decode.name} was told {list(forced)} and took {[s.token for s in steps]}")
+            raise ServerError(
+                f"{self.decode.name} was told {list(forced)} and took {[s.token for s in steps]}"
+            )
         return steps
 
     def counts(self) -> Counts:
@@ -125,34 +139,87 @@ class Pair:
         _complete(self.decode, {"prompt": [5, 6], "max_tokens": 1})
 
 
-@contextmanager
-def running_pair(arm: Arm, model: Path, most_tokens: int, directory: Path) -> Iterator[Pair]:
-    """Start both servers, and stop them. Raises ServerError where one does not start."""
-    times = ",".join(
-        f"{name}={PATIENCE_S}"
-        for name in ("lease_s", "deadline_s", "peer_timeout_s", "unmatched_timeout_s", "connect_timeout_s")
-    )
-    servers = []
-    roles = ("prefill", f"sage_kvt:host=127.0.0.1,{times}"), (
-        "decode",
-        f"sage_kvt:host=127.0.0.1,target_dtype={arm.target_dtype},{times}",
-    )
-    for (role, words), change, cores in zip(roles, arm.changes, core_halves(), strict=True):
+class Pairs:
+    """Runs one pair after the other. Prefill stays up for the next one where it is the same: it knows their prompts."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory``: takes the servers' logs."""
+        self._directory = directory
+        self._prefill: Process | None = None
+        self._prefill_is: object = None
+
+    def __enter__(self) -> Pairs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop_prefill()
+
+    @contextmanager
+    def pair(self, arm: Arm, model: Path, most_tokens: int) -> Iterator[Pair]:
+        """Start what does not run yet, and stop decode. Raises ServerError where one does not start."""
+        changed, written = arm.changes
+        if (wanted := (model, changed, most_tokens)) != self._prefill_is:
+            self._stop_prefill()
+            self._prefill = self._server("prefill", model, most_tokens, "sage_kvt:host=127.0.0.1", changed)
+            self._prefill_is = wanted
+            self._prefill.start()
+        assert self._prefill is not None
+        words = f"sage_kvt:host=127.0.0.1,target_dtype={arm.target_dtype}"
+        decode = self._server(
+            "decode", model, most_tokens, words, written, "--kv-cache-dtype", arm.decode_cache
+        )
+        try:
+            decode.start()
+            for server in (self._prefill, decode):
+                server.wait_until_healthy(PATIENCE_S)
+            yield Pair(self._prefill, decode)
+        finally:
+            decode.stop()
+
+    def _stop_prefill(self) -> None:
+        if self._prefill is not None:
+            self._prefill.stop()
+        self._prefill_is = None
+
+    def _server(
+        self, role: str, model: Path, most_tokens: int, words: str, change: KVChange | None, *extra: str
+    ) -> Process:
         env = {
             "PYTHONPATH": os.pathsep.join([str(PLUGINS), str(ROOT), os.environ.get("PYTHONPATH", "")]),
             CHANGE_VARIABLE: change.to_json() if change else "",
             "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(PATIENCE_S),
             "VLLM_RPC_TIMEOUT": str(PATIENCE_S * 1000),
         }
+        # Decode must be handed everything. Prefill may know it, unless what it knows was changed after it was used.
+        caching = role == "prefill" and change is None
         extra = (
-            "--dtype", "bfloat16", "--max-num-batched-tokens", str(most_tokens), "--no-enable-prefix-caching",
-            "--no-async-scheduling", "--max-logprobs", str(TOP), "--max-num-seqs", "16",
-            *(("--kv-cache-dtype", arm.decode_cache) if role == "decode" else ()),
+            "--dtype", engine_dtype(), "--max-num-batched-tokens", str(AT_ONCE * most_tokens),
+            "--enable-prefix-caching" if caching else "--no-enable-prefix-caching",
+            "--no-async-scheduling", "--max-logprobs", str(TOP), "--max-num-seqs", "16", *extra,
         )  # fmt: skip
-        options = VllmOptions(model, directory, most_tokens, extra=extra, env=env)
-        servers.append(vllm_server(f"{arm.name}-{role}", options, words, cores))
-    with running(*servers):
-        yield Pair(*servers)
+        size = PREFILL_GIB if caching else 1
+        options = VllmOptions(model, self._directory, most_tokens, size, BLOCK_SIZE, extra=extra, env=env)
+        times = "".join(f",{name}_s={PATIENCE_S}" for name in TIMES)
+        return vllm_server(f"accuracy-{role}", options, words + times, core_halves()[role == "decode"])
+
+
+def cpu_flags() -> set[str]:
+    """What this CPU can do, in Linux's words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+
+
+def engine_dtype() -> str:
+    """What both servers compute and cache in: float32 where the CPU has no bf16, as that is then six times as fast.
+
+    All formats go over the wire as they would from bf16: elements are rounded to the wire's dtype once.
+    """
+    return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def has_fp8_cache() -> bool:
+    """Whether vLLM keeps an fp8 cache on this CPU."""
+    return bool(cpu_flags() & {"avx512f", "amx_tile"})
 
 
 def _id(token: str) -> int:
@@ -163,7 +230,9 @@ def _sample(server: Process, name: str, *labels: str) -> float:
     """The sum of a metric's samples with these labels at a server's /metrics."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=PATIENCE_S) as response:
         lines = response.read().decode().splitlines()
-    with_labels = [line for line in lines if line.startswith(f"{name}{{") and all(map(line.__contains__, labels))]
+    with_labels = [
+        line for line in lines if line.startswith(f"{name}{{") and all(map(line.__contains__, labels))
+    ]
     return sum(float(line.rpartition(" ")[2]) for line in with_labels)
 
 
@@ -175,7 +244,9 @@ def _complete(server: Process, asked: dict[str, Any]) -> dict[str, Any]:
         response = connection.getresponse()
         said = response.read()
         if response.status != 200:
-            raise ServerError(f"{server.name} answered {response.status}: {said[:2000].decode(errors='replace')}")
+            raise ServerError(
+                f"{server.name} answered {response.status}: {said[:2000].decode(errors='replace')}"
+            )
         answer: dict[str, Any] = json.loads(said)
         return answer
     except (OSError, http.client.HTTPException) as error:

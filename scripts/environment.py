@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--fuzz] [--mutation] [--card] [--accuracy] COMMAND [ARG ...]
+    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--fuzz] [--mutation] [--card] [--accuracy]
+        COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--fuzz`` what finds inputs that break a
 parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser,
@@ -47,7 +48,13 @@ MEASURED_BUILD = (
     f"--config-settings=build-dir={MEASURED / 'extension'}",
 )
 #: Options that add a layer.
-ADDITIONS = {"--peers": "peers", "--fuzz": "fuzz", "--mutation": "mutation", "--card": "card", "--accuracy": "accuracy"}
+ADDITIONS = {
+    "--peers": "peers",
+    "--fuzz": "fuzz",
+    "--mutation": "mutation",
+    "--card": "card",
+    "--accuracy": "accuracy",
+}
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
 

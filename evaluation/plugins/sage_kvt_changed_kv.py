@@ -49,7 +49,15 @@ def _change_what_is_sent(attention: Any, change: Any) -> None:
     real = attention.forward
 
     def forward(
-        self: Any, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, metadata: Any, *rest: Any, **more: Any
+        self: Any,
+        layer: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        kv_cache: Any,
+        metadata: Any,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
         answer = real(self, layer, query, key, value, kv_cache, metadata, *rest, **more)
         if metadata is None:  # a warm-up
@@ -60,7 +68,9 @@ def _change_what_is_sent(attention: Any, change: Any) -> None:
         changed_key, changed_value = key[:tokens].clone(), value[:tokens].clone()
         for first, last, length in zip(starts, starts[1:], whole, strict=False):
             if last - first != length:
-                raise RuntimeError(f"{last - first} of {length} tokens are computed in this pass, must be all")
+                raise RuntimeError(
+                    f"{last - first} of {length} tokens are computed in this pass, must be all"
+                )
             changed_key[first:last] = change.apply("k", _number(layer), key[first:last])
             changed_value[first:last] = change.apply("v", _number(layer), value[first:last])
         self.do_kv_cache_update(layer, changed_key, changed_value, kv_cache, metadata.slot_mapping[:tokens])

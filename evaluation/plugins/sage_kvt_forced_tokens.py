@@ -15,7 +15,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 
-class ForcedTokens(LogitsProcessor):
+class ForcedTokens(LogitsProcessor):  # type: ignore[misc]
     """Each row of a batch with the tokens it must have, and those that it has so far."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
