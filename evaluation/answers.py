@@ -26,12 +26,16 @@ class Void(RuntimeError):
 
 
 class Question(NamedTuple):
-    """A prompt; decode's tokens are ``forced``, or up to ``tokens`` greedy ones before one of ``stop``."""
+    """A prompt; decode's tokens are ``forced``, or up to ``tokens`` greedy ones before one of ``stop``.
+
+    ``wanted``: tokens whose log-probabilities are asked for; without, those of the most likely ones come.
+    """
 
     prompt: tuple[int, ...]
     forced: tuple[int, ...] = ()
     tokens: int = 1
     stop: tuple[int, ...] = ()
+    wanted: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -81,10 +85,13 @@ class Answers:
         """Each question's steps. Raises ServerError, and Void where not all KV was handed over."""
         wanted = list(dict.fromkeys(questions))
         missing = [question for question in wanted if question.key not in self._known]
-        begun = time.monotonic()
-        for first in range(0, len(missing), BLOCK):
-            self._ask_block(missing[first : first + BLOCK])
-            done = min(first + BLOCK, len(missing))
+        # vLLM 0.32 gives a whole batch the log-probabilities of wanted tokens where one request has such.
+        kinds = [[q for q in missing if q.wanted], [q for q in missing if not q.wanted]]
+        blocks = [kind[first : first + BLOCK] for kind in kinds for first in range(0, len(kind), BLOCK)]
+        begun, done = time.monotonic(), 0
+        for block in blocks:
+            self._ask_block(block)
+            done += len(block)
             left = (time.monotonic() - begun) / done * (len(missing) - done)
             rest = f", about {seconds_text(left)} left" if left else ""
             progress.print(f"{self._run}: {done} of {len(missing)} answers{rest}")
@@ -117,13 +124,14 @@ def check(counts: Counts, questions: list[Question]) -> None:
         raise Void(
             f"decode computed {counts.recomputed_tokens} tokens of {counts.failed_loads} failed hand-overs itself"
         )
-    if counts.hand_overs != len(questions) or not tokens - len(questions) <= counts.tokens <= tokens:
+    if counts.hand_overs != len(questions) or counts.tokens != tokens:
         counted = f"{counts.hand_overs} hand-overs with {counts.tokens} tokens were counted"
         raise Void(f"{counted}, must be {len(questions)} with {tokens}")
 
 
 def _hand_over(pair: Pair, question: Question) -> list[Step]:
-    return pair.hand_over(question.prompt, forced=question.forced, tokens=question.tokens, stop=question.stop)
+    asked = question._asdict()
+    return pair.hand_over(asked.pop("prompt"), **asked)
 
 
 def _line(step: Step) -> list[Any]:

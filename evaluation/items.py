@@ -36,6 +36,14 @@ def boolq(line: Item) -> Item | None:
     return {"query": query, "choices": ["no", "yes"], "gold": int(line["answer"] == "True")}
 
 
+def first_words(line: Item) -> Item | None:
+    """A question whose options are shortened to their first words; None where two of them begin alike."""
+    item = lettered(line)
+    if item is not None:
+        item["choices"] = [choice.split()[0] for choice in item["choices"]]
+    return item if item is not None and len(set(item["choices"])) == len(item["choices"]) else None
+
+
 def lettered(line: Item) -> Item | None:
     """A question whose options are lines such as ``A. bank``; None where the answer is not one of them."""
     options = [text.strip() for text in line["options"].strip().splitlines()]
@@ -51,7 +59,7 @@ def lettered(line: Item) -> Item | None:
 
 FILES: dict[str, tuple[str, Callable[[Item], Item | None]]] = {
     "boolq": ("BoolQ/dev.jsonl", boolq),
-    "commonsense_qa": ("CommonsenseQA/validation.jsonl", lettered),
+    "commonsense_qa": ("CommonsenseQA/validation.jsonl", first_words),
     "openbookqa": ("OpenBookQA/test.jsonl", lettered),
 }
 

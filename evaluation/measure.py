@@ -20,6 +20,8 @@ from evaluation.models import Model, converted, first_tokens
 from evaluation.pair import NOTHING, Counts, Pairs
 
 TASKS = ("boolq", "commonsense_qa", "openbookqa", "ruler_niah")
+#: Tasks whose items take several hand-overs each, so that half of them are asked.
+COSTLY = ("openbookqa",)
 TASK_FILES = Path(__file__).resolve().parent / "tasks"
 #: Tokens handed over before each passage's continuation, in turn, and of the continuation.
 PREFIXES = (384, 640, 1024)
@@ -29,7 +31,7 @@ GENERATED = 64  #: room that prompts leave to what decode adds
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is asked. ``questions``: items of each task of questions. ``needles``: RULER's prompts, of
+    """How much is asked. ``questions``: items of each task of questions, half of it where one takes several hand-overs. ``needles``: RULER's prompts, of
     ``needle_tokens`` tokens. ``passages``: whose continuations are scored."""
 
     questions: int
@@ -114,8 +116,8 @@ def _score(measured: Measured, lm: Any, task: str, amount: Amount, folder: Path,
         config["process_results"] = _found
         given = {"test": made}
     else:
-        made = items.questions(task)
-        given = {"examples": made[: items.EXAMPLES], "test": made[items.EXAMPLES :][: amount.questions]}
+        made, count = items.questions(task), math.ceil(amount.questions / (2 if task in COSTLY else 1))
+        given = {"examples": made[: items.EXAMPLES], "test": made[items.EXAMPLES :][:count]}
     files = {
         split: str(items.write(part, directory / f"{measured.model}-{task}-{split}.jsonl"))
         for split, part in given.items()

@@ -87,11 +87,18 @@ class Pair:
         self.prefill, self.decode = prefill, decode
 
     def hand_over(
-        self, prompt: Sequence[int], *, forced: Sequence[int] = (), tokens: int = 1, stop: Sequence[int] = ()
+        self,
+        prompt: Sequence[int],
+        *,
+        forced: Sequence[int] = (),
+        tokens: int = 1,
+        stop: Sequence[int] = (),
+        wanted: Sequence[int] = (),
     ) -> list[Step]:
         """What decode generates over KV from prefill: greedy, up to ``tokens`` tokens, or those of ``forced``.
 
-        Greedy generation ends before a token of ``stop``. Raises ServerError.
+        Greedy generation ends before a token of ``stop``. ``wanted``: tokens, up to 128, that ``top`` of each step has
+        instead of the most likely ones. Raises ServerError.
         """
         asked = {"prompt": list(prompt), "max_tokens": 1, "kv_transfer_params": PREFILL_PARAMS}
         params = _complete(self.prefill, asked)["kv_transfer_params"]
@@ -99,6 +106,7 @@ class Pair:
             raise ServerError(f"{self.prefill.name} handed over nothing of a prompt of {len(prompt)} tokens")
         asked = {"prompt": list(prompt), "max_tokens": len(forced) or tokens, "kv_transfer_params": params}
         asked |= {"logprobs": TOP, "return_tokens_as_token_ids": True, "ignore_eos": not stop}
+        asked |= {"logprob_token_ids": list(wanted), "logprobs": len(wanted)} if wanted else {}
         asked |= {"stop_token_ids": list(stop)} if stop else {}
         asked |= {"vllm_xargs": {"forced_tokens": list(forced)}} if forced else {}
         said = _complete(self.decode, asked)["choices"][0]["logprobs"]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """lm-eval's language model over a running pair: every score is what decode computes over KV that was handed over.
 
-Log-likelihoods of a prompt are computed by prefill and never see that KV, so none is asked for. A continuation of one
-token is looked up among the log-probabilities of decode's first token; where it is not one of the most likely, and for
-longer ones, decode is told to generate it, and says what it gave to each token.
+Log-likelihoods of a prompt are computed by prefill and never see that KV, so none is asked for. Continuations of one
+token are scored by the log-probabilities of decode's first token. Longer ones decode is told to generate, and says what
+it gave to each token.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class PairLM(LM):  # type: ignore[misc]
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, would greedy decoding say it) of each (context, continuation). Raises ServerError."""
         pairs = [self.split(*request.args) for request in requests]
-        first = self._answers.ask([Question(tuple(prompt)) for prompt, said in pairs if len(said) == 1])
-        longer = [
-            Question(tuple(prompt), tuple(said))
-            for prompt, said in pairs
-            if len(said) != 1 or said[0] not in first[Question(tuple(prompt))][0].top
-        ]
-        told = self._answers.ask(longer)
+        choices: dict[tuple[int, ...], list[int]] = {}
+        for prompt, said in pairs:
+            if len(said) == 1:
+                choices.setdefault(tuple(prompt), []).append(said[0])
+        first = {prompt: Question(prompt, wanted=tuple(wanted)) for prompt, wanted in choices.items()}
+        longer = [Question(tuple(prompt), tuple(said)) for prompt, said in pairs if len(said) != 1]
+        answers = self._answers.ask([*first.values(), *longer])
         scores = []
         for prompt, said in pairs:
-            steps = told.get(Question(tuple(prompt), tuple(said)))
-            if steps is None:
-                step = first[Question(tuple(prompt))][0]
+            if len(said) == 1:
+                (step,) = answers[first[tuple(prompt)]]
                 scores.append((step.top[said[0]], step.token == said[0]))
             else:
+                steps = answers[Question(tuple(prompt), tuple(said))]
                 greedy = all(step.logprob >= max(step.top.values()) for step in steps)
                 scores.append((sum(step.logprob for step in steps), greedy))
         return scores
