@@ -31,8 +31,10 @@ GENERATED = 64  #: room that prompts leave to what decode adds
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is asked. ``questions``: items of each task of questions, half of it where one takes several hand-overs. ``needles``: RULER's prompts, of
-    ``needle_tokens`` tokens. ``passages``: whose continuations are scored."""
+    """How much is asked. ``questions``: items of each task of questions, half of it where one takes several hand-overs.
+
+    ``needles``: RULER's prompts, of ``needle_tokens`` tokens. ``passages``: whose continuations are scored.
+    """
 
     questions: int
     needles: int

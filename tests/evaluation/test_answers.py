@@ -19,7 +19,13 @@ class PlannedPair(Pair):
         self._counts = NOTHING
 
     def hand_over(
-        self, prompt: Sequence[int], *, forced: Sequence[int] = (), tokens: int = 1, stop: Sequence[int] = ()
+        self,
+        prompt: Sequence[int],
+        *,
+        forced: Sequence[int] = (),
+        tokens: int = 1,
+        stop: Sequence[int] = (),
+        wanted: Sequence[int] = (),
     ) -> list[Step]:
         self.asked += 1
         came = Counts(1, len(prompt) - self.lost, 100, 200, self.lost, int(self.lost > 0))
@@ -47,9 +53,8 @@ def test_a_run_goes_on_from_its_file(tmp_path: Path) -> None:
         first = answers.ask(QUESTIONS)
     again = PlannedPair()
     with asked(again, State(path)) as answers:
-        assert {q: s[0].token for q, s in answers.ask([*QUESTIONS, Question((9,))]).items()}[
-            Question((9,))
-        ] == 9
+        new = Question((9,))
+        assert answers.ask([*QUESTIONS, new])[new][0].token == 9
         assert again.asked == 1, "only what is new is asked"
         assert answers.counts == Counts(3, 6, 300, 600, 0, 0)
         assert [step.token for step in answers.ask(QUESTIONS)[QUESTIONS[0]]] == [first[QUESTIONS[0]][0].token]
@@ -78,10 +83,7 @@ def test_what_decode_computed_itself_is_void_and_not_kept(tmp_path: Path) -> Non
 
 
 def test_questions_that_differ_have_other_keys() -> None:
-    questions = [
-        Question((1, 2)),
-        Question((1,), (2,)),
-        Question((1, 2), tokens=2),
-        Question((1, 2), stop=(2,)),
-    ]
+    prompt = Question((1, 2))
+    questions = [prompt, Question((1,), (2,)), prompt._replace(tokens=2), prompt._replace(stop=(2,))]
+    questions.append(prompt._replace(wanted=(2,)))
     assert len({question.key for question in questions}) == len(questions)
