@@ -28,7 +28,7 @@ coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
-PARALLEL_TESTS = tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py
+PARALLEL_TESTS = tests/config tests/contract tests/cpp tests/engine tests/evaluation tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_docs.py
 test-unit:
 ifdef ARGS
 	$(RUN) python -m pytest -q $(if $(findstring tests,$(ARGS)),,tests) $(ARGS)

@@ -17,6 +17,13 @@ CONSIDERED = ("int4 keys", "int4 values", "fp8 keys, int4 values", "int4 keys, f
 EDGE_LAYERS = 2
 
 
+def missing() -> dict[str, str]:
+    """What this machine cannot run, and why."""
+    if has_fp8_cache():
+        return {}
+    return {"bf16 to fp8 cache": "vLLM keeps an fp8 cache only on CPUs with AVX-512 or AMX: emulated instead"}
+
+
 def arm(name: str, layers: int) -> Arm:
     """By its name, for a model of so many layers. Raises KeyError for another name."""
     sent = {

@@ -69,6 +69,7 @@ def compared(base: Measured, other: Measured, shape: Shape) -> dict[str, Any]:
         "hand_overs": other.counts.hand_overs,
         "tokens_handed_over": other.counts.tokens,
         "recomputed_tokens": other.counts.recomputed_tokens,
+        "wire_bytes": other.counts.wire_bytes,
     }
 
 
@@ -133,6 +134,8 @@ def rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             text += f", {one['bytes_ratio']:.3f} of the bytes, perplexity × {one['perplexity_ratio']['value']:.4f}"
             text += f", KL {one['kl']['value']:.5f}, {one['same_next_token']:.1%} next tokens the same"
         yield f"{one['model']}, {one['name']}", text
+    for name, why in report.get("missing", {}).items():
+        yield name, why
     for name, why in report["void"].items():
         yield name, f"VOID: {why}"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers import State
-from evaluation.arms import BASE, CONSIDERED, CONTROLS, FORMATS, MIXED, arm
+from evaluation.arms import BASE, CONSIDERED, CONTROLS, FORMATS, MIXED, arm, missing
 from evaluation.measure import Amount, Measured, measure
 from evaluation.models import MODELS, converted
 from evaluation.pair import Pairs, engine_dtype
@@ -70,6 +70,7 @@ def main() -> int:
             for name in given.models
         },
         **result(measured, shapes),
+        "missing": missing(),
         "engine_dtype": engine_dtype(),
         "versions": {name: version(name) for name in PACKAGES},
         "commit": _commit(),
