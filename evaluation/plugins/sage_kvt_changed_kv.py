@@ -82,8 +82,8 @@ def _change_what_is_sent(attention: Any, change: Any) -> None:
 def _change_what_is_written(attention: Any, change: Any) -> None:
     real = attention.do_kv_cache_update
 
-    def do_kv_cache_update(self: Any, layer: Any, key: Any, value: Any, *rest: Any) -> None:
+    def do_kv_cache_update(self: Any, layer: Any, key: Any, value: Any, *rest: Any, **more: Any) -> None:
         number = _number(layer)
-        real(self, layer, change.apply("k", number, key), change.apply("v", number, value), *rest)
+        real(self, layer, change.apply("k", number, key), change.apply("v", number, value), *rest, **more)
 
     attention.do_kv_cache_update = do_kv_cache_update
