@@ -33,13 +33,15 @@ GENERATED = 64  #: room that prompts leave to what decode adds
 class Amount:
     """How much is asked. ``questions``: items of each task of questions, half of it where one takes several hand-overs.
 
-    ``needles``: RULER's prompts, of ``needle_tokens`` tokens. ``passages``: whose continuations are scored.
+    ``needles``: RULER's prompts, of ``needle_tokens`` tokens. ``passages``: whose continuations are scored, whichever
+    ``tasks`` are asked.
     """
 
     questions: int
     needles: int
     needle_tokens: int
     passages: int
+    tasks: tuple[str, ...] = TASKS
 
     def part(self, of: int) -> Amount:
         """The same, but the first 1/``of`` of the items."""
@@ -48,6 +50,7 @@ class Amount:
             math.ceil(self.needles / of),
             self.needle_tokens,
             math.ceil(self.passages / of),
+            self.tasks,
         )
 
 
@@ -86,7 +89,7 @@ def measure(model: Model, name: str, amount: Amount, state: State, pairs: Pairs,
         lm = PairLM(answers, tokenizer, first_tokens(model, tokenizer))
         try:
             _follow(measured, answers, lm, amount.passages)
-            for task in TASKS:
+            for task in amount.tasks:
                 _score(measured, lm, task, amount, folder, directory)
         except Void as void:
             measured.void = str(void)

@@ -25,7 +25,7 @@ from typing import Any
 
 from evaluation.answers import State
 from evaluation.arms import BASE, CONSIDERED, CONTROLS, FORMATS, MIXED, arm, missing
-from evaluation.measure import Amount, Measured, measure
+from evaluation.measure import TASKS, Amount, Measured, measure
 from evaluation.models import MODELS, converted
 from evaluation.pair import Pairs, engine_dtype
 from evaluation.report import Shape, result, rows
@@ -48,6 +48,7 @@ def main() -> int:
         full.needles if given.needles is None else given.needles,
         given.needle_tokens or full.needle_tokens,
         given.passages or full.passages,
+        tuple(given.tasks),
     )
     state, begun = State(given.state), time.monotonic()
     names = [BASE, *(name for name in given.formats if name != BASE)]
@@ -105,6 +106,9 @@ def _arguments() -> argparse.Namespace:
         help="one; may be given again; default: wire formats, mixed caches and controls",
     )
     parser.add_argument("--considered", action="store_true", help="also formats that are not built, emulated")
+    parser.add_argument(
+        "--tasks", action="append", choices=TASKS, help="one; may be given again; default: all"
+    )
     parser.add_argument("--limit", type=int, help="items of each task of questions")
     parser.add_argument("--needles", type=int, help="prompts of RULER")
     parser.add_argument("--needle-tokens", type=int, help="their length, 2048 to 16384")
@@ -113,6 +117,7 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if unknown := [name for name in given.models if name not in MODELS]:
         parser.error(f"--models has {unknown}, allowed: {', '.join(MODELS)}")
+    given.tasks = given.tasks or list(TASKS)
     given.formats = given.formats or [*FORMATS, MIXED, *CONTROLS, *(CONSIDERED if given.considered else ())]
     return given
 
