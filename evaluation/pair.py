@@ -196,7 +196,6 @@ class Pairs:
             "PYTHONPATH": os.pathsep.join([str(PLUGINS), str(ROOT), os.environ.get("PYTHONPATH", "")]),
             CHANGE_VARIABLE: change.to_json() if change else "",
             "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(PATIENCE_S),
-            "VLLM_RPC_TIMEOUT": str(PATIENCE_S * 1000),
         }
         # Decode must be handed everything. Prefill may know it, unless what it knows was changed after it was used.
         caching = role == "prefill" and change is None
