@@ -6,7 +6,7 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: ab report coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry shell build wheel clean
+.PHONY: ab report coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -28,7 +28,7 @@ coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
 # Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
-PARALLEL_TESTS = tests/bench tests/config tests/contract tests/cpp tests/engine tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_bench_device_count.py tests/test_config.py tests/test_device_check.py tests/test_docs.py tests/test_vllm_interfaces.py
+PARALLEL_TESTS = tests/bench tests/config tests/contract tests/cpp tests/engine tests/evaluation tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_bench_device_count.py tests/test_config.py tests/test_device_check.py tests/test_docs.py tests/test_vllm_interfaces.py
 test-unit:
 ifdef ARGS
 	$(RUN) python -m pytest -q $(if $(findstring tests,$(ARGS)),,tests) $(ARGS)
@@ -111,6 +111,11 @@ test-fuzz:
 # Changes of the engine, one at a time: what notices them? ARGS="--mutants 200 --json"
 mutate:
 	$(RUN) --mutation python -m scripts.mutate $(ARGS)
+
+# What wire formats cost in accuracy, on real small models over running pairs (docs/accuracy.md).
+# ARGS="--quick", "--models smollm2 --json --state FILE"
+accuracy:
+	@$(PYTHON) scripts/environment.py --accuracy python -m scripts.accuracy $(ARGS)
 
 lint:
 	$(RUN) sh scripts/lint.sh

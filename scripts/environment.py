@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the project's environment, which is made when it is not there yet.
 
-    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--report] [--fuzz] [--mutation] [--card] COMMAND …
+    python3 scripts/environment.py [--measured] [--sglang] [--peers] [--report] [--accuracy] [--fuzz] [--mutation]
+        [--card] COMMAND [ARG ...]
 
-``--peers`` adds the transports we are measured against, ``--report`` what draws plots, ``--fuzz`` what finds inputs
-that break a parser, ``--mutation`` what says which test reaches a line, ``--card`` what drives a browser. ``--sglang``
-is a second environment, ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the
-one built for ``.venv``. ``--measured`` is another pair, ``.venv-measured`` and ``.venv-sglang-measured``, in
-which every Python process and the extension count the lines that run (scripts/coverage_table.py).
+``--peers`` adds the transports we are measured against, ``--report`` what draws plots, ``--accuracy`` what evaluates
+models, ``--fuzz`` what finds inputs that break a parser, ``--mutation`` what says which test reaches a line,
+``--card`` what drives a browser. ``--sglang`` is a second environment, ``.venv-sglang``, as SGLang's pins conflict
+with vLLM's; the package in it is the one built for ``.venv``. ``--measured`` is another pair,
+``.venv-measured`` and ``.venv-sglang-measured``, in which every Python process and the extension count
+the lines that run (scripts/coverage_table.py).
 
 An environment is a light ``.venv`` in the checkout over layers of packages that lie
 outside of it, under ``$SAGE_KVT_CACHE`` (default ``~/.cache/sage_kv_connector``), one
@@ -49,6 +51,7 @@ MEASURED_BUILD = (
 ADDITIONS = {
     "--peers": "peers",
     "--report": "report",
+    "--accuracy": "accuracy",
     "--fuzz": "fuzz",
     "--mutation": "mutation",
     "--card": "card",
