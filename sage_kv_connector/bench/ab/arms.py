@@ -115,7 +115,8 @@ ARMS = {
     "nixl-pull": Arm(_nixl_pull),
     "nixl-push": Arm(_nixl_push),
     "mooncake": Arm(_mooncake, dispatches=_BOTH),
-    ALONE: Arm(_alone, pair=_Alone),
+    # Its decode's tokens are stubbed with another's prefill in the same step, so they are no one server's answer.
+    ALONE: Arm(_alone, lossless=False, pair=_Alone),
 }
 
 
