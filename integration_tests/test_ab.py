@@ -35,7 +35,7 @@ def test_the_smallest_suite(tmp_path: Path) -> None:
         assert case["cpu_s"]["decode"]["engine"] > 0 and case["memory_bytes"] > 1 << 28
     assert cases["ours-bf16"]["wrong"] == 0
     kv_bytes = 4096 * SHAPES[SHAPE].kv_bytes_per_token
-    assert kv_bytes < cases["ours-bf16"]["wire_bytes"] < 1.02 * kv_bytes
+    assert kv_bytes < cases["ours-bf16"]["wire_bytes"] < 1.1 * kv_bytes  # headers, and what was sent again
     assert cases["ours-int4"]["wire_bytes"] < 0.35 * kv_bytes
     assert cases["alone"]["wire_bytes"] < 0.01 * kv_bytes
     assert 100e6 < result["links"]["1g"]["payload_bytes_s"] < 125e6
