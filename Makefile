@@ -39,7 +39,7 @@ endif
 
 # What fits into some minutes; other seeds by make simulate.
 test-simulation:
-	$(RUN) python -m scripts.simulate --schedules 20000 --seed 30000000
+	$(RUN) python -m scripts.simulate --schedules 12000 --seed 30000000
 
 # The wheel in a fresh environment without a compiler.
 test-wheel:

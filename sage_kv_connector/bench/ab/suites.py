@@ -49,7 +49,7 @@ _ALL = ("ours-bf16", "ours-fp8", "ours-int4", "nixl-pull", "nixl-push", "mooncak
 _LOADS = (("closed-1", 3), ("closed-4", 8), ("rag", 8))
 
 SUITES = {
-    "ci": Suite((Group("1g", (4096,), (("closed-2", 4),)),), ("ours-bf16", "ours-int4", "alone"), 1),
+    "ci": Suite((Group("1g", (4096,), (("closed-2", 4),)),), ("ours-bf16", "ours-int4"), 1),
     "quick": Suite(
         (
             Group("1g", (8192,), _LOADS, dispatches=_BOTH),
