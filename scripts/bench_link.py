@@ -11,7 +11,6 @@ and iproute2. ``python -m scripts.bench_link --gbit 1 --json``
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import queue
@@ -19,11 +18,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from sage_kv_connector.bench.ab.links import DECODE, PREFILL, two_hosts
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
 from sage_kv_connector.contract.cache_view import CanonicalPlane, KVCacheView, group_view
 from sage_kv_connector.contract.element_order import packed_cpu_planes
@@ -36,7 +35,6 @@ from sage_kv_connector.engine.pages.target import PagesTarget, one_run
 from sage_kv_connector.engine.transfer.subscription import Wanted
 
 LAYERS, HEADS, DIM, PAGE = 8, 4, 128, 128
-PREFILL, DECODE = "10.231.77.1", "10.231.77.2"
 DTYPES = ("auto", "fp8_e4m3", "int4")
 
 
@@ -146,50 +144,10 @@ def decode(tokens: int, about: dict[str, Any]) -> None:
         side.core.close()
 
 
-@contextlib.contextmanager
-def link(gbit: float) -> Iterator[tuple[list[str], list[str]]]:
-    """Two namespaces joined by a limited veth pair; yields the command prefix of each."""
-    names = [f"sagekvt{role}{os.getpid()}" for role in ("p", "d")]
-
-    def run(*words: str) -> None:
-        subprocess.run(words, check=True)
-
-    try:
-        for name in names:
-            run("ip", "netns", "add", name)
-        run(
-            "ip",
-            "link",
-            "add",
-            "sagekvt0",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "sagekvt1",
-            "netns",
-            names[1],
-        )
-        for name, device, address in zip(names, ("sagekvt0", "sagekvt1"), (PREFILL, DECODE), strict=True):
-            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", device)
-            run("ip", "-n", name, "link", "set", device, "up")
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        rate = f"{int(gbit * 1000)}mbit"
-        run(
-            "tc", "-n", names[0], "qdisc", "add", "dev", "sagekvt0", "root", "tbf",
-            "rate", rate, "burst", "1mb", "latency", "50ms",
-        )  # fmt: skip
-        yield tuple(["ip", "netns", "exec", name] for name in names)  # type: ignore[misc]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
-
-
 def measure(gbit: float, tokens: int, repeats: int, security: list[str]) -> dict[str, Any]:
     levels = ["none", *security]
     kinds = [("auto", level) for level in levels] if security else [(dtype, "none") for dtype in DTYPES]
-    with link(gbit) as (there, here):
+    with two_hosts(gbit * 1000) as hosts:
         base = [sys.executable, "-m", "scripts.bench_link", "--tokens", str(tokens)]
         base += ["--security", ",".join(levels)]
         env = {**os.environ, SECRET_ENV: "bench-link"}
@@ -199,9 +157,9 @@ def measure(gbit: float, tokens: int, repeats: int, security: list[str]) -> dict
             "text": True,
             "env": env,
         }
-        source = subprocess.Popen([*there, *base, "--role", "prefill"], **pipes)
+        source = subprocess.Popen([*hosts.prefill.enter, *base, "--role", "prefill"], **pipes)
         about = source.stdout.readline()
-        target = subprocess.Popen([*here, *base, "--role", "decode", "--about", about], **pipes)
+        target = subprocess.Popen([*hosts.decode.enter, *base, "--role", "decode", "--about", about], **pipes)
         rows: dict[str, list[dict[str, float]]] = {}
         plain: dict[str, list[float]] = {}
         try:
