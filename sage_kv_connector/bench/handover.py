@@ -8,7 +8,6 @@ decode's is always real.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, start_pairs
+from sage_kv_connector.bench.server_pairs import (
+    ServerPair,
+    random_prompt,
+    servers_env,
+    start_pairs,
+    with_baselines,
+)
 from sage_kv_connector.console import progress
 from sage_kv_connector.contract.prompt import Prompt
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -50,11 +54,7 @@ def bench_handover(
 
     A peer whose servers do not start, or fail a request, is in ``missing``. Raises ServerError for ours.
     """
-    if not (CHECKOUT / "baselines").is_dir():
-        raise ServerError(
-            "the peers' programs are not part of the installed package: run this from a checkout"
-        )
-    sys.path.insert(0, str(CHECKOUT))
+    with_baselines()
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:
         ours = {
             protected(level): f"backend={backend},host=127.0.0.1,target_dtype={target_dtype},security={level}"

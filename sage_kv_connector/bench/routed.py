@@ -8,7 +8,6 @@ servers at once from the second request on, as NIXL's push mode is; "ours, prefi
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,8 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, start_pairs
+from sage_kv_connector.bench.server_pairs import (
+    ServerPair,
+    random_prompt,
+    servers_env,
+    start_pairs,
+    with_baselines,
+)
 from sage_kv_connector.console import progress
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import Process, ServerError, running
@@ -37,11 +41,7 @@ def bench_routed(tokens: Sequence[int], repeats: int, backend: str, *, peers: bo
 
     A peer that can't run is in ``missing`` with the reason. Raises ServerError where ours fails.
     """
-    if not (CHECKOUT / "baselines").is_dir():
-        raise ServerError(
-            "the peers' programs are not part of the installed package: run this from a checkout"
-        )
-    sys.path.insert(0, str(CHECKOUT))
+    with_baselines()
     missing: dict[str, str] = {}
     rows = []
     with tempfile.TemporaryDirectory(prefix="sage-kvt-bench-") as name, ExitStack() as stack:

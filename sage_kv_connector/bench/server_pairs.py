@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sage_kv_connector.bench.contender import CHECKOUT
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
@@ -55,7 +57,7 @@ class ServerPair:
             self.signal(signal.SIGSTOP)
 
     def sequential(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
-        """Prefill, then decode, as a sequential router does it; see ``_taken``."""
+        """Prefill, then decode, as a sequential router does it; see ``taken``."""
         if self.bootstrap_port is None or self.name.startswith("ours"):
             first = complete(
                 self.prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False
@@ -67,10 +69,10 @@ class ServerPair:
                 self.prefill.url, prompt, max_tokens=1, kv_transfer_params=prefill_params, stream=False
             )
         answer = complete(self.decode.url, prompt, max_tokens=max_tokens, kv_transfer_params=decode_params)
-        return _taken(first.total_s, answer.ttft_s, answer)
+        return taken(first.total_s, answer.ttft_s, answer)
 
     def concurrent(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
-        """Both at once; see ``_taken``."""
+        """Both at once; see ``taken``."""
         prefill_params, decode_params = self._bootstrap()
         with ThreadPoolExecutor(1) as beside:
             begun = time.perf_counter()
@@ -79,7 +81,7 @@ class ServerPair:
                 self.decode.url, prompt, max_tokens=max_tokens, kv_transfer_params=decode_params
             )
             prefill_s = first.result() - begun
-        return _taken(prefill_s, answer.ttft_s - prefill_s, answer)
+        return taken(prefill_s, answer.ttft_s - prefill_s, answer)
 
     def _prefill(self, prompt: list[int], params: dict[str, Any]) -> float:
         """When it answered."""
@@ -106,7 +108,7 @@ class ServerPair:
         return bootstrap_params(self.bootstrap_port, f"xfer-{secrets.token_hex(16)}", self.prefill.host)
 
 
-def _taken(prefill_s: float, ttft_s: float, answer: Answer) -> dict[str, Any]:
+def taken(prefill_s: float, ttft_s: float, answer: Answer) -> dict[str, Any]:
     """``prefill_s``: until prefill answered; ``ttft_s``: from then to decode's first token; ``rest_s``: to the last."""
     return {
         "prefill_s": prefill_s,
@@ -114,6 +116,13 @@ def _taken(prefill_s: float, ttft_s: float, answer: Answer) -> dict[str, Any]:
         "rest_s": answer.total_s - answer.ttft_s,
         "token_ids": answer.token_ids,
     }
+
+
+def with_baselines(lacks: str = "the peers' programs are") -> None:
+    """Makes ``baselines`` importable. Raises ServerError where the checkout does not have it."""
+    if not (CHECKOUT / "baselines").is_dir():
+        raise ServerError(f"{lacks} not part of the installed package: run this from a checkout")
+    sys.path.insert(0, str(CHECKOUT))
 
 
 def servers_env(*, real_attention: bool = False) -> dict[str, str]:

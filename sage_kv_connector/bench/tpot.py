@@ -8,7 +8,6 @@ steps in both, so the ratio of these two is what the hand-overs took.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 import time
@@ -18,8 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.server_pairs import ServerPair, random_prompt, servers_env, start_pairs
+from sage_kv_connector.bench.server_pairs import (
+    ServerPair,
+    random_prompt,
+    servers_env,
+    start_pairs,
+    with_baselines,
+)
 from sage_kv_connector.console import progress
 from sage_kv_connector.launch.process import ServerError
 from sage_kv_connector.launch.tiny_model import SHAPES
@@ -39,9 +43,7 @@ def bench_tpot(tokens: int, a_second: float, rounds: int, backend: str) -> dict[
     Medians over rounds, of ratios within a round. ``right``: the answers from both sources are equal, and all
     KV of the others landed. Raises ServerError where a server fails.
     """
-    if not (CHECKOUT / "baselines").is_dir():
-        raise ServerError("the comparison is not part of the installed package: run this from a checkout")
-    sys.path.insert(0, str(CHECKOUT))
+    with_baselines("the comparison is")
     from baselines.sides import PeerPair, ServerSide
 
     ours = ServerSide(f"sage_kvt:backend={backend},host=127.0.0.1")

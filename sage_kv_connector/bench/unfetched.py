@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,9 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sage_kv_connector.bench.contender import CHECKOUT
 from sage_kv_connector.bench.idle import SETTLE_S, cpu_seconds
-from sage_kv_connector.bench.server_pairs import why_missing
+from sage_kv_connector.bench.server_pairs import why_missing, with_baselines
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.console import progress
 from sage_kv_connector.integrations.common.free_port import free_port
@@ -64,11 +62,7 @@ def bench_unfetched(seconds: float, offers: int, *, peers: bool) -> dict[str, An
 
 
 def _nixl() -> tuple[dict[str, Any], dict[str, str]]:
-    if not (CHECKOUT / "baselines").is_dir():
-        raise ServerError(
-            "the peers' programs are not part of the installed package: run this from a checkout"
-        )
-    sys.path.insert(0, str(CHECKOUT))
+    with_baselines()
     from baselines.vllm_nixl import nixl
 
     prefill = nixl("cma", (free_port(), free_port())).prefill

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sage_kv_connector.bench.ab.links import DEVICE, Hosts
-from sage_kv_connector.bench.contender import CHECKOUT
-from sage_kv_connector.bench.server_pairs import Place, ServerPair, pair_of
+from sage_kv_connector.bench.server_pairs import Place, ServerPair, pair_of, taken
 from sage_kv_connector.integrations.common.free_port import free_port
-from sage_kv_connector.launch.process import ServerError, running
+from sage_kv_connector.launch.process import running
 from sage_kv_connector.launch.vllm import VllmOptions, complete
 
 if TYPE_CHECKING:
@@ -29,12 +27,7 @@ class _Alone(ServerPair):
 
     def sequential(self, prompt: list[int], max_tokens: int = 2) -> dict[str, Any]:
         answer = complete(self.decode.url, prompt, max_tokens=max_tokens)
-        return {
-            "prefill_s": 0.0,
-            "ttft_s": answer.ttft_s,
-            "rest_s": answer.total_s - answer.ttft_s,
-            "token_ids": answer.token_ids,
-        }
+        return taken(0.0, answer.ttft_s, answer)
 
 
 @dataclass(frozen=True)
@@ -45,10 +38,7 @@ class Arm:
     lossless: bool = True
     dispatches: tuple[str, ...] = ("sequential",)
     pair: type[ServerPair] = ServerPair
-
-    @property
-    def is_peer(self) -> bool:
-        return self.sides in (_nixl_pull, _nixl_push, _mooncake)
+    is_peer: bool = False
 
 
 def _ours(dtype: str) -> Callable[[Addresses], PeerPair]:
@@ -112,21 +102,12 @@ ARMS = {
     "ours-bf16": Arm(_ours("auto"), dispatches=_BOTH),
     "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=_BOTH),
     "ours-int4": Arm(_ours("int4"), lossless=False, dispatches=_BOTH),
-    "nixl-pull": Arm(_nixl_pull),
-    "nixl-push": Arm(_nixl_push),
-    "mooncake": Arm(_mooncake, dispatches=_BOTH),
+    "nixl-pull": Arm(_nixl_pull, is_peer=True),
+    "nixl-push": Arm(_nixl_push, is_peer=True),
+    "mooncake": Arm(_mooncake, dispatches=_BOTH, is_peer=True),
     # Its decode's tokens are stubbed with another's prefill in the same step, so they are no one server's answer.
     ALONE: Arm(_alone, lossless=False, pair=_Alone),
 }
-
-
-def with_baselines() -> None:
-    """Raises ServerError where the peers' files are missing."""
-    if not (CHECKOUT / "baselines").is_dir():
-        raise ServerError(
-            "the peers' programs are not part of the installed package: run this from a checkout"
-        )
-    sys.path.insert(0, str(CHECKOUT))
 
 
 def versions() -> dict[str, str]:

@@ -87,6 +87,14 @@ def two_hosts(mbit: float) -> Iterator[Hosts]:
             _quiet("ip", "netns", "del", host.namespace)
 
 
+@contextlib.contextmanager
+def linked(name: str) -> Iterator[Hosts | None]:
+    """The two hosts of a link of ``LINKS``; none on one node. Raises LinkError."""
+    mbit = LINKS[name]
+    with two_hosts(mbit) if mbit else contextlib.nullcontext() as hosts:
+        yield hosts
+
+
 def _reach(host: Host, device: str, net: str) -> None:
     """From here, past the link, at the address that the host has on it."""
     _run("ip", "link", "add", device, "type", "veth", "peer", "here", "netns", host.namespace)

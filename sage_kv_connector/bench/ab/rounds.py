@@ -8,7 +8,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from typing import TypeVar
 from sage_kv_connector.bench.ab.arms import ARMS, started
 from sage_kv_connector.bench.ab.drive import drive, judge
 from sage_kv_connector.bench.ab.kept import Kept, Left
-from sage_kv_connector.bench.ab.links import LINKS, Hosts, iperf, two_hosts
+from sage_kv_connector.bench.ab.links import Hosts, iperf, linked
 from sage_kv_connector.bench.ab.loads import made
 from sage_kv_connector.bench.ab.spent import spent
 from sage_kv_connector.bench.ab.suites import Case, Group, Suite
@@ -44,9 +44,8 @@ def run_suite(suite: Suite, seed: str, kept: Kept) -> dict[str, str]:
     for group in suite.groups:
         if not any(_lacking(group, suite, arm, kept) for arm in suite.arms):
             continue
-        mbit = LINKS[group.link]
         with (
-            two_hosts(mbit) if mbit else nullcontext() as hosts,
+            linked(group.link) as hosts,
             tempfile.TemporaryDirectory(prefix="sage-kvt-ab-") as name,
         ):
             if hosts is not None:
@@ -61,8 +60,12 @@ def _lacking(group: Group, suite: Suite, arm: str, kept: Kept) -> list[tuple[Cas
         (case, number)
         for number in range(suite.rounds)
         for case in group.cases()
-        if case.dispatch in ARMS[arm].dispatches and not kept.has(case, arm, number)
+        if _is_lacking(case, arm, number, kept)
     ]
+
+
+def _is_lacking(case: Case, arm: str, number: int, kept: Kept) -> bool:
+    return case.dispatch in ARMS[arm].dispatches and not kept.has(case, arm, number)
 
 
 def _available_bytes() -> int:
@@ -138,7 +141,7 @@ class _Turns:
 
     def _turn(self, pair: ServerPair, case: Case, number: int) -> None:
         arm = pair.name
-        if arm in self._given_up or (case, number) not in _lacking(self._group, self._suite, arm, self._kept):
+        if arm in self._given_up or not _is_lacking(case, arm, number, self._kept):
             return
         seed = f"{self._seed} {number} {case.dispatch}"  # no case meets what another left in a prefix cache
         queues = made(case.load, case.tokens, case.requests, seed, self._requests_s(case.tokens))

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.bench.ab.arms import versions, with_baselines
+from sage_kv_connector.bench.ab.arms import versions
 from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
 from sage_kv_connector.bench.ab.figures import figures
 from sage_kv_connector.bench.ab.kept import Kept
 from sage_kv_connector.bench.ab.rounds import SHAPE, run_suite
 from sage_kv_connector.bench.ab.suites import SUITES
 from sage_kv_connector.bench.contender import CHECKOUT
+from sage_kv_connector.bench.server_pairs import with_baselines
 from sage_kv_connector.launch.tiny_model import SHAPES
 
 STUBBED = "prefill attention, on all servers alike; linear layers take fp32 where the CPU has no bf16"

@@ -14,19 +14,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sage_kv_connector.bench.ab.arms import started, with_baselines
+from sage_kv_connector.bench.ab.arms import started
 from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS, Done, drive, judge
-from sage_kv_connector.bench.ab.links import LINKS, two_hosts
-from sage_kv_connector.bench.ab.loads import Request, made
+from sage_kv_connector.bench.ab.links import linked
+from sage_kv_connector.bench.ab.loads import made
 from sage_kv_connector.bench.ab.rounds import SHAPE
 from sage_kv_connector.bench.ab.spent import descriptors, memory_bytes
-from sage_kv_connector.bench.server_pairs import ServerPair, servers_env
+from sage_kv_connector.bench.server_pairs import ServerPair, servers_env, with_baselines
 from sage_kv_connector.console import progress
 from sage_kv_connector.launch.process import ServerError
 from sage_kv_connector.launch.tiny_model import build
@@ -52,9 +52,8 @@ def bench_stable(
     Raises ServerError, LinkError.
     """
     with_baselines()
-    mbit = LINKS[link]
     with (
-        two_hosts(mbit) if mbit else nullcontext() as hosts,
+        linked(link) as hosts,
         tempfile.TemporaryDirectory(prefix="sage-kvt-stable-") as name,
         ExitStack() as stack,
     ):
@@ -114,7 +113,7 @@ def _arrivals(
         (queue,) = made("closed-1", tokens, 1, f"{seed} {number}", None)
         (done,) = drive(pair, [queue], "sequential")
         if number % JUDGED_EACH == 0:
-            judge(pair, [[Request(queue[0].prompt)]], [done], 1, random.Random(0))
+            judge(pair, [queue], [done], 1, random.Random(0))
         return done | {"at_s": at_s}
 
     watcher = threading.Thread(target=watch)
