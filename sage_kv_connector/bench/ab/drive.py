@@ -51,6 +51,11 @@ def drive(pair: ServerPair, queues: Sequence[Queue], dispatch: str) -> list[Done
     return [one for answers in done for one in answers]
 
 
+def wrong_answers(done: Sequence[Done], *, lossless: bool) -> int | None:
+    """Judged ones that one server is sure of and that differ from its own; none is wrong where bits may be lost."""
+    return sum(one["equal"] < 1 and one["sure"] for one in done if "equal" in one) if lossless else None
+
+
 def judge(
     pair: ServerPair, queues: Sequence[Queue], done: Sequence[Done], most: int, source: random.Random
 ) -> None:

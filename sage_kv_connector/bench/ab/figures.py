@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector.bench.ab.arms import ARMS, OURS
+from sage_kv_connector.bench.ab.drive import wrong_answers
 from sage_kv_connector.bench.ab.kept import Turn
 
 RESAMPLES = 1000
@@ -76,7 +77,6 @@ def _case(
     done = [one for turn in turns for one in turn["done"]]
     timed = _timed(turns)
     judged = [one for one in done if "equal" in one]
-    wrong = sum(one["equal"] < 1 and one["sure"] for one in judged) if ARMS[arm].lossless else None
     wire = [turn["spent"]["wire_bytes"] for turn in turns]
     utilization = None
     if link in links:
@@ -102,7 +102,7 @@ def _case(
         "memory_bytes": max(turn["spent"]["memory_bytes"] for turn in turns),
         "failed": sum("error" in one for one in done),
         "judged": len(judged),
-        "wrong": wrong,
+        "wrong": wrong_answers(done, lossless=ARMS[arm].lossless),
         "agreement": float(np.mean([one["equal"] for one in judged])) if judged else None,
     }
 

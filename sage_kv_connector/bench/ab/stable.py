@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from sage_kv_connector.bench.ab.arms import started
-from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS, Done, drive, judge
+from sage_kv_connector.bench.ab.arms import ARMS, started
+from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS, Done, drive, judge, wrong_answers
 from sage_kv_connector.bench.ab.links import linked
 from sage_kv_connector.bench.ab.loads import made
 from sage_kv_connector.bench.ab.rounds import SHAPE
@@ -76,7 +76,7 @@ def bench_stable(
         "requests": len(done),
         "failed": sum("error" in one for one in done),
         "judged": sum("equal" in one for one in done),
-        "wrong": sum(one.get("equal", 1.0) < 1 and one.get("sure", False) for one in done),
+        "wrong": wrong_answers(done, lossless=ARMS[arm].lossless),
         "rows": rows,
         "slopes": slopes(rows),
     }
@@ -181,7 +181,7 @@ def stable_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The result as a table for people."""
     yield (
         "requests",
-        f"{result['requests']}, {result['failed']} failed, {result['wrong']} of {result['judged']} wrong",
+        f"{result['requests']}, {result['failed']} failed, {result['wrong'] or 0} of {result['judged']} wrong",
     )
     for key, slope in result["slopes"].items():
         low, high = slope["interval"]
