@@ -10,14 +10,17 @@ from typing import Annotated
 import typer
 
 from sage_kv_connector.cli.bench_failure import said_of
-from sage_kv_connector.cli.options import AsJson, words
+from sage_kv_connector.cli.options import AsJson, lengths, words
 from sage_kv_connector.console import emit
 
 
 def ab(
     suite: Annotated[str, typer.Option(help="ci, quick (a quarter of an hour) or full (hours)")] = "quick",
-    arms: Annotated[str, typer.Option(help="some of the suite's arms, separated by commas")] = "",
-    links: Annotated[str, typer.Option(help="some of node,10g,1g,100m")] = "",
+    arms: Annotated[str, typer.Option(help="other than the suite's, separated by commas")] = "",
+    links: Annotated[str, typer.Option(help="only these of node,10g,1g,100m")] = "",
+    tokens: Annotated[str, typer.Option(help="only prompts of these lengths, separated by commas")] = "",
+    loads: Annotated[str, typer.Option(help="only these of the suite's loads, such as closed-4,rag")] = "",
+    dispatches: Annotated[str, typer.Option(help="only these of sequential,concurrent")] = "",
     rounds: Annotated[int | None, typer.Option(min=1, help="other than the suite's")] = None,
     seed: Annotated[str, typer.Option(help="of prompts, arrivals and the order of arms")] = "0",
     state: Annotated[Path | None, typer.Option(help="a file of what is done: a run goes on from it")] = None,
@@ -25,18 +28,24 @@ def ab(
     as_json: AsJson = False,
 ) -> None:
     """Real vLLM servers over links and loads: throughput, TTFT, TPOT, link, CPU and memory of ours and the peers."""
-    from sage_kv_connector.bench.ab.arms import ARMS
+    from sage_kv_connector.bench.ab.arms import ARMS, DISPATCHES
     from sage_kv_connector.bench.ab.links import LINKS, LinkError
     from sage_kv_connector.bench.ab.run import ab_rows, bench_ab
-    from sage_kv_connector.bench.ab.suites import SUITES
+    from sage_kv_connector.bench.ab.suites import SUITES, Only
     from sage_kv_connector.launch.process import ServerError
 
     if suite not in SUITES:
         raise typer.BadParameter(f"--suite {suite!r}: allowed are {', '.join(SUITES)}")
-    chosen_arms = words(arms, "--arms", tuple(ARMS)) if arms else []
-    chosen_links = words(links, "--links", tuple(LINKS)) if links else []
+    only = Only(
+        links=words(links, "--links", tuple(LINKS)) if links else (),
+        tokens=lengths(tokens) if tokens else (),
+        loads=loads.split(",") if loads else (),
+        dispatches=words(dispatches, "--dispatches", DISPATCHES) if dispatches else (),
+        arms=words(arms, "--arms", tuple(ARMS)) if arms else (),
+        rounds=rounds,
+    )
     with said_of(ServerError, LinkError, ValueError):
-        result = bench_ab(suite, arms=chosen_arms, links=chosen_links, rounds=rounds, seed=seed, state=state)
+        result = bench_ab(suite, only=only, seed=seed, state=state)
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     emit(result, as_json=as_json, title="ab", rows=ab_rows(result))

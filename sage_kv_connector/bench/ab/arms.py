@@ -97,14 +97,15 @@ def _alone(between: Addresses) -> PeerPair:
     )
 
 
-_BOTH = ("sequential", "concurrent")
+#: How a router may send requests: to prefill and then to decode, or to both at once.
+DISPATCHES = ("sequential", "concurrent")
 ARMS = {
-    "ours-bf16": Arm(_ours("auto"), dispatches=_BOTH),
-    "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=_BOTH),
-    "ours-int4": Arm(_ours("int4"), lossless=False, dispatches=_BOTH),
+    "ours-bf16": Arm(_ours("auto"), dispatches=DISPATCHES),
+    "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=DISPATCHES),
+    "ours-int4": Arm(_ours("int4"), lossless=False, dispatches=DISPATCHES),
     "nixl-pull": Arm(_nixl_pull, is_peer=True),
     "nixl-push": Arm(_nixl_push, is_peer=True),
-    "mooncake": Arm(_mooncake, dispatches=_BOTH, is_peer=True),
+    "mooncake": Arm(_mooncake, dispatches=DISPATCHES, is_peer=True),
     # Its decode's tokens are stubbed with another's prefill in the same step, so they are no one server's answer.
     ALONE: Arm(_alone, lossless=False, pair=_Alone),
 }

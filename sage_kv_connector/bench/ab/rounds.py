@@ -27,8 +27,8 @@ from sage_kv_connector.launch.tiny_model import SHAPES, build
 from sage_kv_connector.launch.vllm import VllmOptions
 
 SHAPE = "wide"
-#: Answers of one turn that are judged.
-JUDGED = 4
+#: Answers of one turn that are judged: as many as the server that judges computes in a while, within bounds.
+JUDGED_TOKENS, JUDGED = 65536, range(2, 5)
 #: A context holds the prompt, its answer, and what a conversation adds.
 ROOM = 4096
 #: Of memory, that a server takes beside its KV cache.
@@ -66,6 +66,10 @@ def _lacking(group: Group, suite: Suite, arm: str, kept: Kept) -> list[tuple[Cas
 
 def _is_lacking(case: Case, arm: str, number: int, kept: Kept) -> bool:
     return case.dispatch in ARMS[arm].dispatches and not kept.has(case, arm, number)
+
+
+def _judged(tokens: int) -> int:
+    return min(JUDGED[-1], max(JUDGED[0], JUDGED_TOKENS // tokens))
 
 
 def _available_bytes() -> int:
@@ -150,7 +154,7 @@ class _Turns:
                 done = drive(pair, queues, case.dispatch)
             failed = [one["error"] for one in done if "error" in one]
             try:
-                judge(pair, queues, done, JUDGED, random.Random(seed))
+                judge(pair, queues, done, _judged(case.tokens), random.Random(seed))
             except ServerError as error:
                 failed.append(str(error))
             if failed and ARMS[arm].is_peer:  # it may hold pages for good, and block the next request

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
 from sage_kv_connector.bench.ab.figures import figures
 from sage_kv_connector.bench.ab.kept import Kept
 from sage_kv_connector.bench.ab.rounds import SHAPE, run_suite
-from sage_kv_connector.bench.ab.suites import SUITES
+from sage_kv_connector.bench.ab.suites import EVERYTHING, SUITES, Only
 from sage_kv_connector.bench.contender import CHECKOUT
 from sage_kv_connector.bench.server_pairs import with_baselines
 from sage_kv_connector.launch.tiny_model import SHAPES
@@ -28,31 +28,24 @@ STUBBED = "prefill attention, on all servers alike; linear layers take fp32 wher
 def bench_ab(
     suite_name: str,
     *,
-    arms: Sequence[str] = (),
-    links: Sequence[str] = (),
-    rounds: int | None = None,
+    only: Only = EVERYTHING,
     seed: str = "0",
     state: Path | None = None,
 ) -> dict[str, Any]:
     """``cases`` and ``ratios`` (``figures``), and where, when and with what they were measured.
 
-    ``arms``, ``links`` and ``rounds`` narrow a suite. ``state``: a file from which a run goes on. Raises ServerError,
-    LinkError, and ValueError where ``state`` keeps another run.
+    ``only`` narrows a suite. ``state``: a file from which a run goes on, with more of the suite if wanted. Raises
+    ServerError, LinkError, and ValueError where ``state`` keeps another run or nothing of the suite is left.
     """
     with_baselines()
-    whole = SUITES[suite_name]
-    suite = whole._replace(
-        arms=tuple(arms) or whole.arms,
-        rounds=rounds or whole.rounds,
-        groups=tuple(group for group in whole.groups if not links or group.link in links),
-    )
+    suite = SUITES[suite_name].narrowed(only)
     run = {"suite": suite_name, "seed": seed, "commit": _commit(), "versions": versions()}
     kept = Kept(state, run)
     missing = run_suite(suite, seed, kept)
     return {
         **about(),
         **run,
-        "arms": list(suite.arms),
+        "only": {name: list(value) for name, value in only._asdict().items() if name != "rounds" and value},
         "rounds": suite.rounds,
         "links": kept.links,
         **figures(kept.turns, kept.links),

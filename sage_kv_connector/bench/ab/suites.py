@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 
@@ -37,10 +37,50 @@ class Group(NamedTuple):
                     yield Case(self.link, tokens, load, dispatch, requests)
 
 
+class Only(NamedTuple):
+    """What is wanted of a suite: an empty field means all of it, no ``rounds`` as many as it has."""
+
+    links: Collection[str] = ()
+    tokens: Collection[int] = ()
+    loads: Collection[str] = ()
+    dispatches: Collection[str] = ()
+    arms: Collection[str] = ()
+    rounds: int | None = None
+
+
+EVERYTHING = Only()
+
+
 class Suite(NamedTuple):
     groups: tuple[Group, ...]
     arms: tuple[str, ...]
     rounds: int
+
+    def narrowed(self, only: Only) -> Suite:
+        """Raises ValueError where nothing of it is left. Arms that it lacks are taken all the same."""
+        groups = tuple(
+            group._replace(
+                tokens=tuple(one for one in group.tokens if one in (only.tokens or group.tokens)),
+                loads=tuple(one for one in group.loads if one[0] in (only.loads or (one[0],))),
+                dispatches=tuple(
+                    one for one in group.dispatches if one in (only.dispatches or group.dispatches)
+                ),
+            )
+            for group in self.groups
+            if group.link in (only.links or (group.link,))
+        )
+        groups = tuple(group for group in groups if any(group.cases()))
+        if not groups:
+            raise ValueError(f"the suite has no case with all of {_words(only)}; it has\n{self.listing()}")
+        return Suite(groups, tuple(only.arms) or self.arms, only.rounds or self.rounds)
+
+    def listing(self) -> str:
+        """Its cases, a line each."""
+        return "\n".join(case.name for group in self.groups for case in group.cases())
+
+
+def _words(only: Only) -> str:
+    return ", ".join(f"{name} {value}" for name, value in only._asdict().items() if value)
 
 
 _BOTH = ("sequential", "concurrent")

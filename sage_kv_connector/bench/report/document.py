@@ -13,8 +13,8 @@ import yaml
 from sage_kv_connector.bench.report.goals import Verdict, verdicts
 from sage_kv_connector.bench.report.plots import draw
 
-#: In the folder of results: runs of the comparison, best last; and why goals were missed, by a goal's text.
-RUNS = ("ab-quick.json", "ab-full.json")
+#: In the folder of results: runs of the comparison; and why goals were missed, by a goal's text.
+RUNS = "ab-*.json"
 CAUSES = "causes.yaml"
 HEADS = (
     "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
@@ -28,9 +28,9 @@ class ReportError(ValueError):
 
 def write_report(results: Path, document: Path) -> dict[str, Any]:
     """Writes ``document``, its pictures beside it in ``images``; returns which goals were met. Raises ReportError."""
-    runs = {name: json.loads((results / name).read_text()) for name in RUNS if (results / name).exists()}
+    runs = {path.name: json.loads(path.read_text()) for path in sorted(results.glob(RUNS))}
     if not runs:
-        raise ReportError(f"{results} has none of {', '.join(RUNS)}: make one with `sage-kvt bench ab --out`")
+        raise ReportError(f"{results} has no {RUNS}: make one with `sage-kvt bench ab --out`")
     causes: dict[str, str] = yaml.safe_load((results / CAUSES).read_text()) or {}
     lines = list(_head(runs))
     merged: dict[str, Any] = {"cases": [], "ratios": []}
@@ -171,6 +171,9 @@ def _repeat(runs: dict[str, Any]) -> Iterator[str]:
     for name, run in runs.items():
         words = (
             f"--suite {run['suite']} --seed {run['seed']} --rounds {run['rounds']} --out docs/results/{name}"
+        )
+        words += "".join(
+            f" --{name} {','.join(map(str, chosen))}" for name, chosen in run.get("only", {}).items()
         )
         yield f'make ab ARGS="{words}"'
     yield "make report"
