@@ -3,8 +3,8 @@
 
     make accuracy ARGS="[--quick] [--json] [--state FILE] [--models smollm2,gemma3] [--formats fp8_e4m3,int4]"
 
-JSON: models, tasks, formats (name, model, bytes_ratio, loss, interval, …), control (the same), void (reasons),
-versions, commit, date, machine.
+JSON: arguments, models, tasks, formats (name, model, bytes_ratio, loss, interval, …), control (the same), void
+(reasons), versions, commit, date, machine.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def main() -> int:
         "missing": missing(),
         "engine_dtype": engine_dtype(),
         "versions": {name: version(name) for name in PACKAGES},
+        "arguments": _repeatable(sys.argv[1:]),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
@@ -121,6 +122,12 @@ def _arguments() -> argparse.Namespace:
     given.tasks = given.tasks or list(TASKS)
     given.formats = given.formats or [*FORMATS, MIXED, *CONTROLS, *(CONSIDERED if given.considered else ())]
     return given
+
+
+def _repeatable(words: list[str]) -> list[str]:
+    """Without the file of a run that was stopped."""
+    at = words.index("--state") if "--state" in words else len(words)
+    return words[:at] + words[at + 2 :]
 
 
 def _commit() -> str:

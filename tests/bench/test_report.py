@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from sage_kv_connector.bench.report import document
+from sage_kv_connector.bench.report import accuracy, plots, stability
 from sage_kv_connector.bench.report.document import ReportError, write_report
 from sage_kv_connector.bench.report.goals import verdicts
+from sage_kv_connector.bench.report.stability import WATCHED
 
 CASE = {"link": "1g", "tokens": 32768, "load": "closed-4", "dispatch": "sequential", "arm": "ours-int4"}
 
@@ -38,8 +42,53 @@ def result(cases: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[st
     }  # fmt: skip
 
 
-def found(cases: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[str, Any]:
-    return {one.goal.text: one for one in verdicts({"cases": cases, "ratios": ratios})}
+def found(
+    cases: list[dict[str, Any]], ratios: list[dict[str, Any]], stable: Any = (), formats: Any = ()
+) -> dict[str, Any]:
+    results = {"cases": cases, "ratios": ratios, "stable": stable, "formats": formats}
+    return {one.goal.text: one for one in verdicts(results)}
+
+
+def long_run(**more: Any) -> dict[str, Any]:
+    slope = {"an_hour": 0.5, "interval": [-0.1, 1.1], "of_median": 0.25}
+    row = {
+        "minute": 1,
+        "requests": 3,
+        "ttft_p50_s": 2.0,
+        "ttft_p99_s": 3.0,
+        "memory_bytes": 1,
+        "descriptors": 9,
+    }
+    return {
+        "arm": "ours-bf16", "link": "1g", "tokens": 32768, "seconds": 7200, "share": 0.8, "requests": 9, "failed": 0,
+        "judged": 3, "wrong": 0, "saturation_requests_s": 0.2, "slopes": dict.fromkeys(WATCHED, slope), "rows": [row],
+    } | more  # fmt: skip
+
+
+def wire_format(**more: Any) -> dict[str, Any]:
+    figure = {"value": 1.01, "interval": [1.0, 1.02]}
+    return {
+        "name": "int4", "model": "small", "bytes_ratio": 0.28, "loss": 0.02, "interval": [0.01, 0.03],
+        "probability_loss": 0.0, "probability_interval": [0.0, 0.1], "perplexity_ratio": figure, "kl": figure,
+        "same_next_token": 0.9,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[MagicMock]]:
+    """Pictures without matplotlib: what each was told, by file."""
+    made: dict[str, list[MagicMock]] = {}
+
+    @contextmanager
+    def picture(path: Path, titles: Sequence[str]) -> Iterator[tuple[MagicMock, list[MagicMock]]]:
+        made[path.name] = [MagicMock() for _ in titles]
+        for axis in made[path.name]:
+            axis.get_legend_handles_labels.return_value = ([], [])
+        yield MagicMock(), made[path.name]
+
+    for module in (plots, stability, accuracy):
+        monkeypatch.setattr(module, "picture", picture)
+    return made
 
 
 def test_the_worst_case_decides() -> None:
@@ -74,8 +123,60 @@ def test_a_wrong_answer_is_a_miss() -> None:
     assert not found([case(failed=2)], [])[text].met
 
 
-def test_a_report_names_each_miss_and_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "draw", lambda cases, folder: iter([("a picture", folder / "one.svg")]))
+@pytest.mark.parametrize(("low", "met"), [(-0.1, True), (0.019, True), (0.021, False)])
+def test_what_surely_rises_is_a_miss(low: float, met: bool) -> None:
+    """The slope's low end is a share of the median: here half of it."""
+    slopes = {"memory_bytes": {"an_hour": 1.0, "interval": [low, 2.0], "of_median": 0.5}}
+    text = "two hours at 80 % of saturation: memory surely rises, an hour"
+    assert found([], [], [long_run(slopes=slopes)])[text].met is met
+
+
+def test_minutes_are_not_two_hours() -> None:
+    goal = found([], [], [long_run(seconds=600)])["two hours at 80 % of saturation: failed or wrong"]
+    assert goal.met is None
+
+
+def test_accuracy_is_judged_by_each_model() -> None:
+    formats = [wire_format(), wire_format(model="other", loss=0.001)]
+    goal = found([], [], formats=formats)["accuracy: loss of int4 on the average of tasks"]
+    assert (
+        goal.met is False and goal.worst == ("small, interval 1.00% to 3.00%", 0.02) and len(goal.found) == 2
+    )
+
+
+def test_long_runs_and_accuracy_have_their_tables_and_pictures(
+    tmp_path: Path, drawn: dict[str, list[MagicMock]]
+) -> None:
+    measured = {
+        "formats": [wire_format(loss=0.0)], "control": [wire_format(name="zeroed")], "void": {}, "date": "a day",
+        "missing": {"an fp8 cache": "no AVX-512"}, "commit": "abc", "engine_dtype": "float32",
+        "arguments": ["--json", "--formats", "bf16 to fp8 cache"],
+    }  # fmt: skip
+    for name, content in (
+        ("ab-quick", result([case(cpu_s={"prefill": {}, "decode": {}})], [])),
+        ("stable-32k", long_run()),
+        ("accuracy", measured),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "causes.yaml").write_text("")
+    write_report(tmp_path, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        "| ours-bf16, 1g, 32768 tokens, 120 min | 80% of 0.200/s | 9 | 0 | 0 of 3 | +25.00% (-5.00% to +55.00%) |"
+        in text
+    )
+    assert "![ours-bf16, 1g, 32768 tokens, 120 min](images/stable-32k.svg)" in text
+    assert "| small | int4 | 0.280 | 0.00% (1.00% to 3.00%) |" in text
+    assert "| small | control: zeroed |" in text and "Left out: an fp8 cache: no AVX-512" in text
+    assert "make accuracy ARGS=\"--json --formats 'bf16 to fp8 cache'\" > docs/results/accuracy.json" in text
+    stable = 'make bench ARGS="stable --arm ours-bf16 --link 1g --tokens 32768 --minutes 120 --share 0.8'
+    assert f"{stable} --out docs/results/stable-32k.json" in text
+    memory = drawn["stable-32k.svg"][2]
+    assert memory.plot.call_args.args == ([1], [2.0**-30])
+    assert drawn["accuracy.svg"][0].errorbar.call_args.args == ([0.28], [1.01])
+
+
+def test_a_report_names_each_miss_and_its_cause(tmp_path: Path, drawn: dict[str, list[MagicMock]]) -> None:
     ratios = [ratio("ttft_p50", 1.5), ratio("ttft_p99", 0.5)]
     (tmp_path / "ab-quick.json").write_text(
         json.dumps(result([case(cpu_s={"prefill": {}, "decode": {}})], ratios))
@@ -95,7 +196,8 @@ def test_a_report_names_each_miss_and_its_cause(tmp_path: Path, monkeypatch: pyt
     assert "**missed** in 1 of 1" in row and row.endswith("| the engine's own steps |")
     assert "Left out: nixl-push, 1g, 32768: does not start" in text and "with a log" not in text
     assert "ttft_p50 of ours-int4 is 1.50 of nixl-pull's (1.40 to 1.60, sure)" in text
-    assert "![a picture](images/ab-quick/one.svg)" in text
+    assert "![1g, 32768 tokens, sequential](images/ab-quick/ab-1g-32768-sequential.svg)" in text
+    assert [bar.args[1] for bar in drawn["ab-1g-32768-sequential.svg"][0].bar.call_args_list] == [[9000.0]]
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path) -> None:

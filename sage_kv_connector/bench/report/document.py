@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/report.md, from the JSON of ``sage-kvt bench ab`` and the causes of what was missed."""
+"""docs/report.md: comparisons, long runs and accuracy from their JSON, and the causes of what was missed."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sage_kv_connector.bench.report.accuracy import accuracy
 from sage_kv_connector.bench.report.goals import Verdict, verdicts
 from sage_kv_connector.bench.report.plots import draw
+from sage_kv_connector.bench.report.stability import stability
 
-#: In the folder of results: runs of the comparison; and why goals were missed, by a goal's text.
-RUNS = "ab-*.json"
+#: JSON objects by the name of their file.
+Runs = dict[str, Any]
+
+#: In the folder of results: comparisons, long runs, accuracy; and why goals were missed, by a goal's text.
+RUNS, STABLE, ACCURACY = "ab-*.json", "stable-*.json", "accuracy.json"
 CAUSES = "causes.yaml"
 HEADS = (
     "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
@@ -28,31 +34,40 @@ class ReportError(ValueError):
 
 def write_report(results: Path, document: Path) -> dict[str, Any]:
     """Writes ``document``, its pictures beside it in ``images``; returns which goals were met. Raises ReportError."""
-    runs = {path.name: json.loads(path.read_text()) for path in sorted(results.glob(RUNS))}
+    runs, stable, measured = (_read(results, pattern) for pattern in (RUNS, STABLE, ACCURACY))
     if not runs:
         raise ReportError(f"{results} has no {RUNS}: make one with `sage-kvt bench ab --out`")
     causes: dict[str, str] = yaml.safe_load((results / CAUSES).read_text()) or {}
-    lines = list(_head(runs))
-    merged: dict[str, Any] = {"cases": [], "ratios": []}
-    for run in runs.values():
-        for key in merged:
-            merged[key] += run[key]
-    judged = verdicts(merged)
-    lines += _goals(judged, causes)
+    judged = verdicts(
+        {
+            "cases": [case for run in runs.values() for case in run["cases"]],
+            "ratios": [ratio for run in runs.values() for ratio in run["ratios"]],
+            "stable": list(stable.values()),
+            "formats": [one for run in measured.values() for one in run["formats"]],
+        }
+    )
+    pictures = document.parent / "images"
+    lines = [*_head(runs), *_goals(judged, causes)]
     for name, run in runs.items():
-        lines += ["", f"## {name.removesuffix('.json').removeprefix('ab-').capitalize()} suite", *_about(run)]
         stem = name.removesuffix(".json")
-        for title, path in draw(run["cases"], document.parent / "images" / stem):
+        lines += ["", f"## {stem.removeprefix('ab-').capitalize()} suite", *_about(run)]
+        for title, path in draw(run["cases"], pictures / stem):
             lines += ["", f"![{title}]({path.relative_to(document.parent)})"]
-        lines += _cases(run)
-        lines += _lost(run)
-        lines += _missing(run)
-    lines += ["", *_repeat(runs)]
+        lines += [*_cases(run), *_lost(run), *_missing(run)]
+    if stable:
+        lines += ["", *stability(stable, pictures, document.parent)]
+    for run in measured.values():
+        lines += ["", *accuracy(run, pictures, document.parent)]
+    lines += ["", *_repeat(runs, stable, measured)]
     document.write_text("\n".join(lines) + "\n")
     return {"document": str(document), "goals": {one.goal.text: one.met for one in judged}}
 
 
-def _head(runs: dict[str, Any]) -> Iterator[str]:
+def _read(results: Path, pattern: str) -> Runs:
+    return {path.name: json.loads(path.read_text()) for path in sorted(results.glob(pattern))}
+
+
+def _head(runs: Runs) -> Iterator[str]:
     stubbed = dict.fromkeys(run["stubbed"] for run in runs.values())
     yield "# Report: the same engine with our connector and with its peers'"
     yield ""
@@ -162,7 +177,7 @@ def _missing(run: dict[str, Any]) -> Iterator[str]:
         yield f"Left out: {name}: {why.splitlines()[0]}"
 
 
-def _repeat(runs: dict[str, Any]) -> Iterator[str]:
+def _repeat(runs: Runs, stable: Runs, measured: Runs) -> Iterator[str]:
     yield "## Again"
     yield ""
     yield "As root, with iproute2 and iperf3, from a checkout:"
@@ -176,5 +191,10 @@ def _repeat(runs: dict[str, Any]) -> Iterator[str]:
             f" --{name} {','.join(map(str, chosen))}" for name, chosen in run.get("only", {}).items()
         )
         yield f'make ab ARGS="{words}"'
+    for name, run in stable.items():
+        words = f"--arm {run['arm']} --link {run['link']} --tokens {run['tokens']} --minutes {run['seconds'] / 60:g}"
+        yield f'make bench ARGS="stable {words} --share {run["share"]} --out docs/results/{name}"'
+    for name, run in measured.items():
+        yield f'make accuracy ARGS="{shlex.join(run["arguments"])}" > docs/results/{name}'
     yield "make report"
     yield "```"

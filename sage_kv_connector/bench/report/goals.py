@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was promised of the comparison with peers, and what a run of ``sage-kvt bench ab`` says of it."""
+"""What was promised, and what runs of ``sage-kvt bench ab``, ``bench stable`` and ``make accuracy`` say of it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
+from sage_kv_connector.bench.report import stability
 
 LONG = (32768, 65536, 131072)
 BASELINE = "nixl-pull"
+#: How long a run is that shows stability.
+STABLE_S = 7200
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``figures``: of a result, the case of each and its figure. The figure must be at least or at most ``bound``."""
+    """``figures``: of all results, the case of each and its figure. The figure must be at least or at most ``bound``.
+
+    Results: ``cases`` and ``ratios`` of comparisons, ``stable`` runs, ``formats`` of accuracy.
+    """
 
     text: str
     figures: Callable[[Row], Iterator[tuple[str, float]]]
@@ -99,6 +105,35 @@ def _bad(case: Row) -> float:
     return float(case["failed"] + (case["wrong"] or 0))
 
 
+def _stable(figure: Callable[[Row], float | None]) -> Callable[[Row], Iterator[tuple[str, float]]]:
+    """Of long runs of ours."""
+
+    def found(result: Row) -> Iterator[tuple[str, float]]:
+        for run in result["stable"]:
+            value = figure(run)
+            if run["seconds"] >= STABLE_S and value is not None:
+                yield stability.name(run), value
+
+    return found
+
+
+def _rise(key: str) -> Callable[[Row], float | None]:
+    """Of a slope the low end, as a share of the median an hour: above zero it surely rises."""
+    return lambda run: stability.shares(run["slopes"][key])[0] if key in run["slopes"] else None
+
+
+def _losses(name: str) -> Callable[[Row], Iterator[tuple[str, float]]]:
+    """On the average of the tasks, by model."""
+
+    def found(result: Row) -> Iterator[tuple[str, float]]:
+        for one in result["formats"]:
+            if one["name"] == name:
+                low, high = one["interval"]
+                yield f"{one['model']}, interval {low:.2%} to {high:.2%}", one["loss"]
+
+    return found
+
+
 _OURS = ("ours-bf16", "ours-fp8", "ours-int4")
 _SLOW: Where = {
     "link": ("1g",),
@@ -154,6 +189,17 @@ GOALS = (
         for text, what in (("TTFT", "ttft_p50"), ("TPOT", "tpot"))
     ),
     Goal("requests of ours that failed or were wrong", _cases(_bad, {"arm": _OURS}), 0, False),
+    *(
+        Goal(f"accuracy: loss of {name} on the average of tasks", _losses(name), bound, False)
+        for name, bound in (("fp8_e4m3", 0.002), ("int4", 0.01))
+    ),
+    Goal("two hours at 80 % of saturation: failed or wrong", _stable(_bad), 0, False),
+    *(
+        Goal(
+            f"two hours at 80 % of saturation: {text} surely rises, an hour", _stable(_rise(key)), 0.01, False
+        )
+        for key, text in stability.WATCHED.items()
+    ),
 )
 
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report says of ``make accuracy``: bytes on the wire against what they cost, as a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sage_kv_connector.bench.report.plots import picture
+
+COLOURS = ("#08306b", "#a63603", "#2171b5", "#e6550d")
+HEADS = (
+    "model", "on the wire", "bytes", "loss on tasks", "of the right choice's probability", "perplexity ×", "KL, nats",
+    "next token the same",
+)  # fmt: skip
+PANELS = ("KL of the next token, nats", "perplexity, times bf16's")
+PICTURE = "accuracy.svg"
+
+
+def accuracy(run: Mapping[str, Any], folder: Path, beside: Path) -> Iterator[str]:
+    """Lines of the report; the picture goes into ``folder``, named from ``beside``."""
+    yield "## Accuracy"
+    yield ""
+    yield "Real small models over running pairs, scored by what decode computes from KV that was handed over:"
+    yield f"[accuracy](accuracy.md). {run['date']}, commit {run['commit'][:12]}, engine in {run['engine_dtype']}."
+    yield ""
+    yield f"| {' | '.join(HEADS)} |"
+    yield f"|{'---|' * len(HEADS)}"
+    for one in (*run["formats"], *run["control"]):
+        yield "| " + " | ".join(_cells(one, run["control"])) + " |"
+    for name, why in (*run["missing"].items(), *run["void"].items()):
+        yield ""
+        yield f"Left out: {name}: {why}"
+    single = [one for one in run["formats"] if "kl" in one]
+    _curve(single, folder / PICTURE)
+    yield ""
+    yield f"![Bytes against loss]({(folder / PICTURE).relative_to(beside)})"
+
+
+def _cells(one: Mapping[str, Any], controls: Sequence[Any]) -> Iterator[str]:
+    yield one["model"]
+    yield ("control: " if one in controls else "") + one["name"]
+    yield f"{one['bytes_ratio']:.3f}" if "bytes_ratio" in one else "–"
+    for value, interval in (("loss", "interval"), ("probability_loss", "probability_interval")):
+        low, high = one[interval]
+        yield f"{one[value]:.2%} ({low:.2%} to {high:.2%})"
+    for figure, digits in (("perplexity_ratio", 4), ("kl", 5)):
+        yield _figure(one[figure], digits) if figure in one else "–"
+    yield f"{one['same_next_token']:.1%}" if "same_next_token" in one else "–"
+
+
+def _figure(of: Mapping[str, Any], digits: int) -> str:
+    low, high = of["interval"]
+    return f"{of['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _curve(formats: Sequence[Mapping[str, Any]], path: Path) -> None:
+    models = list(dict.fromkeys(one["model"] for one in formats))
+    with picture(path, PANELS) as (figure, axes):
+        for axis, key in zip(axes, ("kl", "perplexity_ratio"), strict=True):
+            for model, colour in zip(models, COLOURS, strict=False):
+                of = [one for one in formats if one["model"] == model]
+                xs, ys = [one["bytes_ratio"] for one in of], [one[key]["value"] for one in of]
+                reach = [
+                    [max(0.0, y - one[key]["interval"][0]) for y, one in zip(ys, of, strict=True)],
+                    [max(0.0, one[key]["interval"][1] - y) for y, one in zip(ys, of, strict=True)],
+                ]
+                axis.errorbar(xs, ys, yerr=reach, fmt="o", color=colour, capsize=3, label=model)
+                for x, y, one in zip(xs, ys, of, strict=True):
+                    axis.annotate(one["name"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axis.set_xlabel("bytes, of bf16's")
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="lower center", ncols=max(1, len(models)), frameon=False
+        )
+        figure.tight_layout(rect=(0, 0.08, 1, 1))
