@@ -12,7 +12,14 @@ namespace {
 #define SAGE_KVT_LANES 16
 #endif
 constexpr int kLanes = SAGE_KVT_LANES;
-constexpr int kWide = 64;  // bytes of an integer vector
+// Bytes of an integer vector: as many as a register has. GCC takes comparisons of wider ones apart, lane by lane.
+#if defined(__AVX512BW__)
+constexpr int kWide = 64;
+#elif defined(__AVX2__)
+constexpr int kWide = 32;
+#else
+constexpr int kWide = 16;
+#endif
 
 // Rows of canonical order: where they lie already, or in scratch.
 struct RowRun {
