@@ -28,7 +28,7 @@ def failed(begun_s: float) -> dict[str, Any]:
 
 def turn(arm: str, done: list[dict[str, Any]], number: int = 0, case: Case = CASE) -> dict[str, Any]:
     cpu = {"prefill": {"engine": 3.0}, "decode": {"engine": 2.0, "transport": 1.0}}
-    spent = {"cpu_s": cpu, "memory_bytes": 10 + number, "wire_bytes": 150}
+    spent = {"cpu_s": cpu, "memory_bytes": 10 + number, "wire_bytes": 150, "busy_bytes": 96, "busy_s": 1.0}
     return {**case._asdict(), "arm": arm, "round": number, "done": done, "spent": spent}
 
 
@@ -43,6 +43,7 @@ def test_requests_of_all_rounds_count() -> None:
     assert case["after_prefill_p50_s"] == pytest.approx(1.2) and case["tpot_s"] == pytest.approx(0.1)
     assert case["throughput"] == pytest.approx(4000 / 7)  # 4 s and 3 s
     assert case["utilization"] == pytest.approx(300 / 7 / 100) and case["wire_bytes"] == 75
+    assert case["busy_utilization"] == pytest.approx(0.96)
     assert case["cpu_s"] == {"prefill": {"engine": 1.5}, "decode": {"engine": 1.0, "transport": 0.5}}
     assert case["memory_bytes"] == 11
 

@@ -28,7 +28,14 @@ def ratio(what: str, value: float, **more: Any) -> dict[str, Any]:
 def case(**more: Any) -> dict[str, Any]:
     times = dict.fromkeys(("ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "after_prefill_p50_s"), 2.0)
     cpu = {"prefill": {"engine": 1.0, "conversion": 0.1}, "decode": {"conversion": 0.1, "transport": 0.2}}
-    figures = {"throughput": 9000.0, "tpot_s": 0.0, "utilization": 0.97, "wire_bytes": 10, "cpu_s": cpu}
+    figures = {
+        "throughput": 9000.0,
+        "tpot_s": 0.0,
+        "utilization": 0.9,
+        "busy_utilization": 0.97,
+        "wire_bytes": 10,
+        "cpu_s": cpu,
+    }
     answers = {"failed": 0, "wrong": None, "judged": 4, "agreement": 0.5, "goodput": None, "requests": 4}
     return CASE | times | figures | answers | {"memory_bytes": 1} | more
 

@@ -78,9 +78,13 @@ def _case(
     timed = _timed(turns)
     judged = [one for one in done if "equal" in one]
     wire = [turn["spent"]["wire_bytes"] for turn in turns]
-    utilization = None
+    utilization = busy_utilization = None
     if link in links:
-        utilization = sum(wire) / sum(map(_wall_s, turns)) / links[link]["link_bytes_s"]
+        most = links[link]["link_bytes_s"]
+        utilization = sum(wire) / sum(map(_wall_s, turns)) / most
+        busy_s = sum(turn["spent"]["busy_s"] for turn in turns)
+        moved = sum(turn["spent"]["busy_bytes"] for turn in turns)
+        busy_utilization = moved / busy_s / most if busy_s else None
     unloaded = _median(_timed(by_arm.get((link, tokens, UNLOADED, "sequential", BASELINE), [])).ttft)
     target_s = GOOD * unloaded if unloaded else None
     cpu: dict[str, Counter[str]] = {"prefill": Counter(), "decode": Counter()}
@@ -97,6 +101,7 @@ def _case(
         "goodput": float((timed.ttft <= target_s).sum() / len(done)) if target_s else None,
         "target_ttft_s": target_s,
         "utilization": utilization,
+        "busy_utilization": busy_utilization,
         "wire_bytes": None if utilization is None else int(sum(wire) / len(done)),
         "cpu_s": {role: {part: s / len(done) for part, s in parts.items()} for role, parts in cpu.items()},
         "memory_bytes": max(turn["spent"]["memory_bytes"] for turn in turns),

@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from sage_kv_connector.bench.ab.links import Hosts
@@ -18,17 +20,23 @@ from sage_kv_connector.bench.server_pairs import ServerPair
 from sage_kv_connector.launch.process import Process
 
 SAMPLE_S = 0.5
+IDLE = 0.1
 #: How our threads' names begin, as the kernel cuts them. Peers' threads have no names: theirs are the engine's.
 PARTS = {"sage-kvt-conv": "conversion", "sage-kvt": "transport"}
 
 
 @dataclass
 class Spent:
-    """``cpu_s``: by role and part. ``memory_bytes``: the most that both servers held at once, without files."""
+    """``cpu_s``: by role and part. ``memory_bytes``: the most that both servers held at once, without files.
+
+    ``busy_bytes`` of ``wire_bytes`` crossed the link in the ``busy_s`` in which it surely carried KV.
+    """
 
     cpu_s: dict[str, dict[str, float]] = field(default_factory=dict)
     memory_bytes: int = 0
     wire_bytes: int | None = None
+    busy_bytes: int = 0
+    busy_s: float = 0.0
 
 
 @contextmanager
@@ -38,14 +46,17 @@ def spent(pair: ServerPair, hosts: Hosts | None) -> Iterator[Spent]:
     ended = threading.Event()
     roles = {"prefill": pair.prefill, "decode": pair.decode}
 
+    sent: list[tuple[float, int]] = []
+
     def watch() -> None:
         while True:
             found.memory_bytes = max(found.memory_bytes, sum(map(memory_bytes, roles.values())))
+            if hosts:
+                sent.append((time.monotonic(), hosts.sent_bytes()))
             if ended.wait(SAMPLE_S):
                 return
 
     before = {role: _cpu_s(server) for role, server in roles.items()}
-    sent = hosts.sent_bytes() if hosts else 0
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
@@ -55,7 +66,23 @@ def spent(pair: ServerPair, hosts: Hosts | None) -> Iterator[Spent]:
         watcher.join()
         after = {role: _cpu_s(server) for role, server in roles.items()}
         found.cpu_s = {role: dict(after[role] - before[role]) for role in roles}
-        found.wire_bytes = hosts.sent_bytes() - sent if hosts else None
+        if hosts:
+            sent.append((time.monotonic(), hosts.sent_bytes()))
+            found.wire_bytes = sent[-1][1] - sent[0][1]
+            found.busy_bytes, found.busy_s = busy(sent)
+
+
+def busy(sent: Sequence[tuple[float, int]]) -> tuple[int, float]:
+    """Bytes and seconds in which a link carried something all the time. ``sent``: when, and bytes so far.
+
+    A sample's interval counts if it and both beside it carried more than ``IDLE`` of the fullest one: in one that has
+    an idle neighbour something may have begun or ended.
+    """
+    steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(sent)]
+    rates = [moved / seconds if seconds else 0.0 for seconds, moved in steps]
+    carries = [rate > IDLE * max(rates) for rate in rates]
+    inner = [steps[i] for i in range(1, len(steps) - 1) if all(carries[i - 1 : i + 2])]
+    return sum(moved for _, moved in inner), sum(seconds for seconds, _ in inner)
 
 
 def _cpu_s(server: Process) -> Counter[str]:

@@ -24,7 +24,8 @@ RUNS, STABLE, ACCURACY = "ab-*.json", "stable-*.json", "accuracy.json"
 CAUSES = "causes.yaml"
 HEADS = (
     "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
-    "TPOT, ms", "of iperf3", "MB a request", "CPU s a request (transport, conversion)", "good", "answers",
+    "TPOT, ms", "of iperf3", "while it carries", "MB a request", "CPU s a request (transport, conversion)", "good",
+    "answers",
 )  # fmt: skip
 
 
@@ -131,7 +132,8 @@ def _cells(case: dict[str, Any]) -> Iterator[str]:
         ("tpot_s", 1e3),
     ):
         yield "–" if case[key] is None else f"{case[key] * scale:.3g}"
-    yield "–" if case["utilization"] is None else f"{case['utilization']:.2f}"
+    for key in ("utilization", "busy_utilization"):
+        yield "–" if case[key] is None else f"{case[key]:.2f}"
     yield "–" if case["wire_bytes"] is None else f"{case['wire_bytes'] / 1e6:.0f}"
     parts: dict[str, float] = {}
     for of in case["cpu_s"].values():
