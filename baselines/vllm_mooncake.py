@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's MooncakeConnector over tcp, with Mooncake's transfer engine or with TENT, its successor in the same library.
+"""vLLM's MooncakeConnector over tcp, with Mooncake's transfer engine.
 
 As released it ends at its start without an accelerator, whose index it asks for; a plugin of ours answers that
 (``plugins/``). Its wheel wants libraries of the system for RDMA, also for tcp. It takes its own address from
@@ -19,12 +19,10 @@ def version() -> str:
     return version_of("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine")
 
 
-def mooncake(bootstrap_port: int, addresses: Addresses | None = None, *, tent: bool = False) -> PeerPair:
-    """``tent``: by the variable that the library reads when it is loaded."""
+def mooncake(bootstrap_port: int, addresses: Addresses | None = None) -> PeerPair:
     between = addresses or Addresses()
     common = {"kv_connector": "MooncakeConnector", "kv_connector_extra_config": {"mooncake_protocol": "tcp"}}
     env = {"SAGE_KVT_MOONCAKE_ON_CPU": "1", "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(bootstrap_port)}
-    env |= {"MC_USE_TENT": "1"} if tent else {}
     return PeerPair(
         ServerSide(common | {"kv_role": "kv_producer"}, env | _host(between.prefill)),
         ServerSide(common | {"kv_role": "kv_consumer"}, env | _host(between.decode)),

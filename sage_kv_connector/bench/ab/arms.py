@@ -89,12 +89,6 @@ def _mooncake(between: Addresses) -> PeerPair:
     return mooncake(free_port(), between)
 
 
-def _mooncake_tent(between: Addresses) -> PeerPair:
-    from baselines.vllm_mooncake import mooncake
-
-    return mooncake(free_port(), between, tent=True)
-
-
 def _alone(between: Addresses) -> PeerPair:
     from baselines.sides import PeerPair, ServerSide
 
@@ -112,7 +106,6 @@ ARMS = {
     "nixl-pull": Arm(_nixl_pull, is_peer=True),
     "nixl-push": Arm(_nixl_push, is_peer=True),
     "mooncake": Arm(_mooncake, dispatches=DISPATCHES, is_peer=True),
-    "mooncake-tent": Arm(_mooncake_tent, dispatches=DISPATCHES, is_peer=True),
     # Its decode's tokens are stubbed with another's prefill in the same step, so they are no one server's answer.
     ALONE: Arm(_alone, lossless=False, pair=_Alone),
 }

@@ -25,7 +25,6 @@ COLOURS = {
     "nixl-pull": "#a63603",
     "nixl-push": "#e6550d",
     "mooncake": "#fdae6b",
-    "mooncake-tent": "#fdd0a2",
     "alone": "#969696",
 }
 
