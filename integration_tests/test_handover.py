@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from integration_tests.cluster import Cluster, gauges, new_prompt
@@ -46,6 +48,26 @@ def test_decode_asks_only_for_what_its_prefix_cache_lacks(cluster: Cluster) -> N
     assert answer.token_ids == cluster.alone(longer)
     assert records[0]["nbytes"] == 640 * 4096
     assert records[0]["sha256"] == records[1]["sha256"]
+
+
+def test_questions_about_one_document_fetch_it_once(cluster: Cluster) -> None:
+    document = new_prompt(30 * 128)
+    prompts = [document + new_prompt(200) for _ in range(4)]
+    params = [cluster.prefilled(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = pool.map(
+            lambda prompt, given: complete(
+                cluster.decode_tcp.url, prompt, max_tokens=8, kv_transfer_params=given
+            ),
+            prompts,
+            params,
+        )
+    assert [answer.token_ids for answer in answers] == [cluster.alone(prompt) for prompt in prompts]
+    records = cluster.audited(len(prompts))
+    assert (
+        sum(record["nbytes"] for record in records if record["side"] == "consumer")
+        == (30 + 2 * len(prompts)) * 128 * 4096
+    )
 
 
 def test_a_prompt_that_decode_knows_already_moves_at_most_its_last_page(cluster: Cluster) -> None:

@@ -37,6 +37,7 @@ from sage_kv_connector.integrations.vllm.prompts import leave_out, prompt_of
 from sage_kv_connector.integrations.vllm.remote_prefill import RemotePrefill, parse_remote
 from sage_kv_connector.integrations.vllm.request_trace import RequestTraces
 from sage_kv_connector.integrations.vllm.scheduler_offers import PrefillOffer, SchedulerOffers
+from sage_kv_connector.integrations.vllm.shared_fetches import SharedFetches
 from sage_kv_connector.integrations.vllm.shared_request import names_of
 from sage_kv_connector.integrations.vllm.specs import (
     first_in_window,
@@ -61,6 +62,7 @@ class SchedulerSide:
         self._exact = any(recurrent(spec) for spec in specs)
         self._left_out = 1 if self._exact or any(sliding_window(spec) for spec in specs) else 0
         self._offers = SchedulerOffers(vllm_config, kv_cache_config)
+        self._fetches = SharedFetches(vllm_config, kv_cache_config)
         self._transfer_ids: set[str] = set()
         self._room_uses = RoomUses()
         ranks = int(self._parallel.tensor_parallel_size) * int(self._parallel.pipeline_parallel_size)
@@ -121,11 +123,15 @@ class SchedulerSide:
         else:
             self._next.unpaired += 1
 
-    def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
+    def num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """None: vLLM shall ask again in its next step."""
         self._offers_prefill(request)  # releases before 0.22 have no on_new_request
         remote, missing = self._remote(request), 0
         if remote is not None:
-            missing = max(0, self._handed_over(request, remote) - computed)
+            tokens = self._handed_over(request, remote)
+            missing = max(0, tokens - computed)
+            if missing and self._fetches.waits(request, remote, computed, tokens):
+                return None, False
         self._offers.expect(request.request_id, computed + missing)
         return missing, missing > 0
 
@@ -147,17 +153,20 @@ class SchedulerSide:
         trace = self._traces.of_load(request)
         self._next.loads.append(Load(request.request_id, remote, pages, digest, trace))
         self._loading[request.request_id] = remote
+        self._fetches.begins(request, remote, tokens - external, tokens)
 
     def build_meta(self, output: Any) -> SageKVConnectorMetadata:
         meta, self._next = self._next, SageKVConnectorMetadata()
         meta.idle = not (output.total_num_scheduled_tokens or output.finished_req_ids)
         self._held.stepped()
+        self._fetches.stepped()
         self._offers.report(meta, output)
         return meta
 
     def update_connector_output(self, output: Any) -> None:
         for request_id in output.finished_recving or ():
             self._loading.pop(request_id, None)
+            self._fetches.ends(request_id)
         self._transfer_ids.difference_update(self._held.hear(output))
 
     def request_finished(
@@ -165,6 +174,7 @@ class SchedulerSide:
     ) -> tuple[bool, dict[str, Any] | None]:
         request_id = request.request_id
         self._offers.forget(request_id)
+        self._fetches.ends(request_id)
         if self._loading.pop(request_id, None) is not None:
             self._next.cancelled_loads.append(request_id)
             return False, None
