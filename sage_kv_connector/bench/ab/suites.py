@@ -104,7 +104,7 @@ SUITES = {
             Group("node", (32768,), _LOADS, 3, _BOTH),
             Group("1g", (32768,), (("open-50", 8), ("open-80", 8), ("open-110", 8)), 3),
             Group("1g", (65536,), _LOADS, 5),
-            Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 8),
+            Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 6),
             Group("1g", (8192,), (("closed-16", 32),), 3, _BOTH),
             Group("10g", (8192, 32768), _LOADS, 3),
             Group("100m", (8192,), (("closed-1", 2), ("closed-4", 4)), 2),
