@@ -30,6 +30,7 @@ from evaluation.models import MODELS, converted
 from evaluation.pair import Pairs, engine_dtype
 from evaluation.report import Shape, result, rows
 from sage_kv_connector.console import emit, progress, seconds_text
+from sage_kv_connector.launch.process import unwind_on_sigterm
 
 FULL = Amount(questions=250, needles=8, needle_tokens=2048, passages=24)
 QUICK = Amount(questions=40, needles=2, needle_tokens=1024, passages=6)
@@ -145,4 +146,5 @@ def _cpu() -> str:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

@@ -31,7 +31,7 @@ from statistics import median
 from baselines.sides import PLUGINS
 from sage_kv_connector.config import SECRET_ENV
 from sage_kv_connector.demo.result import fresh_prompts
-from sage_kv_connector.launch.process import core_halves, running
+from sage_kv_connector.launch.process import core_halves, running, unwind_on_sigterm
 from sage_kv_connector.launch.sglang import (
     DECODE,
     ON_CPU,
@@ -143,4 +143,5 @@ def signal_pair(pair: Servers, number: int) -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     main()

@@ -42,7 +42,7 @@ from integration_tests.telemetry_phases import (
     run_phase,
     run_restarted,
 )
-from sage_kv_connector.launch.process import ServerError, console_script
+from sage_kv_connector.launch.process import ServerError, console_script, unwind_on_sigterm
 from scripts.in_sglang import said_in_sglang
 
 PHASES = {"vllm": (PAIR, RESTARTED, TWO_API_SERVERS), "sglang": (PAIR, RESTARTED)}
@@ -249,4 +249,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

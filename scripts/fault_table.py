@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from integration_tests.fault_servers import Row, run
-from sage_kv_connector.launch.process import ServerError
+from sage_kv_connector.launch.process import ServerError, unwind_on_sigterm
 from scripts.in_sglang import said_in_sglang
 
 ENGINES = ("vllm", "sglang")
@@ -110,4 +110,5 @@ def line_of(row: Row) -> str:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

@@ -26,7 +26,7 @@ from pathlib import Path
 from integration_tests import request_kinds as kinds
 from integration_tests.request_pair import Row
 from integration_tests.request_setups import SETUPS, Workshop
-from sage_kv_connector.launch.process import ServerError
+from sage_kv_connector.launch.process import ServerError, unwind_on_sigterm
 from scripts.in_sglang import said_in_sglang
 
 #: Those of integration_tests/request_sglang_setups.py, which this environment may be unable to import.
@@ -126,4 +126,5 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

@@ -30,7 +30,7 @@ from integration_tests.cluster import PREFILL_PARAMS, holdings, new_prompt, shar
 from integration_tests.fault_servers import HELD_S, PATIENCE_S
 from integration_tests.fault_vllm import VllmServers, vllm_servers
 from integration_tests.request_pair import Pair
-from sage_kv_connector.launch.process import Process, ServerError
+from sage_kv_connector.launch.process import Process, ServerError, unwind_on_sigterm
 from sage_kv_connector.launch.vllm import complete
 
 LENGTHS = (16, 40, 130, 300, 700, 1500)
@@ -249,4 +249,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

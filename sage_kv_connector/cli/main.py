@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import platform
-import signal
-import sys
 
 import typer
 
@@ -22,6 +20,7 @@ from sage_kv_connector.cli.store import store
 from sage_kv_connector.cli.top import top
 from sage_kv_connector.cli.trace import trace
 from sage_kv_connector.console import emit
+from sage_kv_connector.launch.process import unwind_on_sigterm
 
 app = typer.Typer(help="KV cache transport between prefill and decode.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -33,8 +32,7 @@ for command in (doctor, demo, explain, exporter, probe, store, top, trace):
 @app.callback()
 def end_well() -> None:
     """KV cache transport between prefill and decode."""
-    # A SIGTERM unwinds like Ctrl-C, so that servers that a command started are stopped with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    unwind_on_sigterm()
 
 
 @app.command()

@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import signal
-import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -191,14 +189,13 @@ def _vllm_behind_gateway(model: str | None, path: Path) -> Iterator[None]:
     """A prefill and a decode server and their router, which the gateway is told of by its own variables."""
     import tempfile
 
-    from sage_kv_connector.launch.process import ServerError, core_halves, running
+    from sage_kv_connector.launch.process import ServerError, core_halves, running, unwind_on_sigterm
     from sage_kv_connector.launch.vllm import VllmOptions, router, vllm_server
 
     if model is None:
         progress.print("--kv-engine vllm needs --model, a name or a path that vLLM can load")
         raise typer.Exit(2)
-    # uvicorn raises the signal that ended it again; it must unwind, so that the servers end, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    unwind_on_sigterm()  # uvicorn raises the signal that ended it again
     word = f"sage_kvt:config_file={path.resolve()}"
     with tempfile.TemporaryDirectory(prefix="sage-kvt-serve-") as logs:
         halves = core_halves()

@@ -21,6 +21,11 @@ START_TIMEOUT_S = 300.0
 LOG_TAIL_LINES = 30
 
 
+def unwind_on_sigterm() -> None:
+    """SIGTERM unwinds this program like Ctrl-C from now on, so that servers that it started are stopped with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 class ServerError(RuntimeError):
     """A process did not start or ended; the message holds the tail of its log."""
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 #: Name → Mb/s from prefill to decode.
 LINKS: dict[str, float | None] = {"node": None, "10g": 10_000, "1g": 1_000, "100m": 100}
 #: The link's device at both hosts.
 DEVICE = "kvlink"
+#: How the names of a run's namespaces and devices begin; its process id follows.
+TAG = "kvab"
 PREFILL, DECODE = "10.231.77.1", "10.231.77.2"
 IPERF_S = 3
 
@@ -58,8 +62,10 @@ class Measured(NamedTuple):
 
 @contextlib.contextmanager
 def two_hosts(mbit: float) -> Iterator[Hosts]:
-    """Raises LinkError where namespaces can't be made."""
-    tag = f"kvab{os.getpid()}"
+    """Raises LinkError where namespaces can't be made. What a run left that was killed is removed first."""
+    for left in left_over(_quiet("ip", "netns", "list")):
+        _remove(left)
+    tag = f"{TAG}{os.getpid()}"
     hosts = Hosts(Host(PREFILL, f"{tag}p"), Host(DECODE, f"{tag}d"))
     try:
         for host in hosts:
@@ -81,10 +87,22 @@ def two_hosts(mbit: float) -> Iterator[Hosts]:
         )  # fmt: skip
         yield hosts
     finally:
-        for host in hosts:
-            for pid in _quiet("ip", "netns", "pids", host.namespace).split():
-                _quiet("kill", "-9", pid)
-            _quiet("ip", "netns", "del", host.namespace)
+        _remove(tag)
+
+
+def left_over(namespaces: str) -> set[str]:
+    """Tags of runs that are no more, in what ``ip netns list`` shows."""
+    tags = re.findall(rf"^({TAG}(\d+))[pd]\b", namespaces, re.MULTILINE)
+    return {tag for tag, pid in tags if not Path(f"/proc/{pid}").exists()}
+
+
+def _remove(tag: str) -> None:
+    """The namespaces, what runs in them, and the devices that lead there, at once: addresses are the same each time."""
+    for number, namespace in enumerate((f"{tag}p", f"{tag}d")):
+        for pid in _quiet("ip", "netns", "pids", namespace).split():
+            _quiet("kill", "-9", pid)
+        _quiet("ip", "link", "del", f"{tag}{number}")
+        _quiet("ip", "netns", "del", namespace)
 
 
 @contextlib.contextmanager
