@@ -203,6 +203,10 @@ def test_a_report_names_each_miss_and_its_cause(tmp_path: Path, drawn: dict[str,
     assert "**missed** in 1 of 1" in row and row.endswith("| the engine's own steps |")
     assert "Left out: nixl-push, 1g, 32768: does not start" in text and "with a log" not in text
     assert "ttft_p50 of ours-int4 is 1.50 of nixl-pull's (1.40 to 1.60, sure)" in text
+    narrowed = (
+        "--links 1g --tokens 32768 --loads closed-4 --dispatches sequential --arms ours-int4 --state ab.jsonl"
+    )
+    assert f"--suite quick --seed 0 --rounds 2 {narrowed} --out docs/results/ab-quick.json" in text
     assert "![1g, 32768 tokens, sequential](images/ab-quick/ab-1g-32768-sequential.svg)" in text
     assert [bar.args[1] for bar in drawn["ab-1g-32768-sequential.svg"][0].bar.call_args_list] == [[9000.0]]
 

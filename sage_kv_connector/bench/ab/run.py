@@ -45,7 +45,6 @@ def bench_ab(
     return {
         **about(),
         **run,
-        "only": {name: list(value) for name, value in only._asdict().items() if name != "rounds" and value},
         "rounds": suite.rounds,
         "links": kept.links,
         **figures(kept.turns, kept.links),

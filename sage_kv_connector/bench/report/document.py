@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from sage_kv_connector.bench.ab.figures import CASE
+from sage_kv_connector.bench.ab.suites import SUITES
 from sage_kv_connector.bench.report.accuracy import accuracy
 from sage_kv_connector.bench.report.goals import Verdict, verdicts
 from sage_kv_connector.bench.report.plots import draw
@@ -51,7 +53,7 @@ def write_report(results: Path, document: Path) -> dict[str, Any]:
     lines = [*_head(runs), *_goals(judged, causes)]
     for name, run in runs.items():
         stem = name.removesuffix(".json")
-        lines += ["", f"## {stem.removeprefix('ab-').capitalize()} suite", *_about(run)]
+        lines += ["", f"## {stem.removeprefix('ab-').capitalize()}", *_about(run)]
         for title, path in draw(run["cases"], pictures / stem):
             lines += ["", f"![{title}]({path.relative_to(document.parent)})"]
         lines += [*_cases(run), *_lost(run), *_missing(run)]
@@ -186,13 +188,8 @@ def _repeat(runs: Runs, stable: Runs, measured: Runs) -> Iterator[str]:
     yield ""
     yield "```bash"
     for name, run in runs.items():
-        words = (
-            f"--suite {run['suite']} --seed {run['seed']} --rounds {run['rounds']} --out docs/results/{name}"
-        )
-        words += "".join(
-            f" --{name} {','.join(map(str, chosen))}" for name, chosen in run.get("only", {}).items()
-        )
-        yield f'make ab ARGS="{words}"'
+        for words in _narrowed(name, run):
+            yield f'make ab ARGS="--suite {run["suite"]} --seed {run["seed"]} --rounds {run["rounds"]}{words}"'
     for name, run in stable.items():
         words = f"--arm {run['arm']} --link {run['link']} --tokens {run['tokens']} --minutes {run['seconds'] / 60:g}"
         yield f'make bench ARGS="stable {words} --share {run["share"]} --out docs/results/{name}"'
@@ -200,3 +197,22 @@ def _repeat(runs: Runs, stable: Runs, measured: Runs) -> Iterator[str]:
         yield f'make accuracy ARGS="{shlex.join(run["arguments"])}" > docs/results/{name}'
     yield "make report"
     yield "```"
+
+
+def _narrowed(name: str, run: dict[str, Any]) -> Iterator[str]:
+    """The other words of the commands that make a run's JSON: one for all of a suite, or one for each part of it."""
+    out = f" --out docs/results/{name}"
+    parts: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for case in run["cases"]:
+        parts.setdefault((case["link"], case["tokens"]), []).append(case)
+    measured = {tuple(case[key] for key in CASE) for case in run["cases"]}
+    whole = {case[:4] for group in SUITES[run["suite"]].groups for case in group.cases()}
+    if measured == whole:
+        yield out
+        return
+    for (link, tokens), cases in parts.items():
+        words = "".join(
+            f" --{option} {','.join(dict.fromkeys(case[key] for case in cases))}"
+            for key, option in (("load", "loads"), ("dispatch", "dispatches"), ("arm", "arms"))
+        )
+        yield f" --links {link} --tokens {tokens}{words} --state ab.jsonl{out}"
