@@ -77,7 +77,7 @@ def wire_format(**more: Any) -> dict[str, Any]:
     return {
         "name": "int4", "model": "small", "bytes_ratio": 0.28, "loss": 0.02, "interval": [0.01, 0.03],
         "probability_loss": 0.0, "probability_interval": [0.0, 0.1], "perplexity_ratio": figure, "kl": figure,
-        "same_next_token": 0.9,
+        "same_next_token": 0.9, "tasks": {"one": {"items": 300}, "two": {"items": 300}},
     } | more  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def test_minutes_are_not_two_hours() -> None:
 
 def test_accuracy_is_judged_by_each_model() -> None:
     formats = [wire_format(), wire_format(model="other", loss=0.001)]
+    formats.append(wire_format(model="a few items", loss=0.5, tasks={"one": {"items": 60}}))
     goal = found([], [], formats=formats)["accuracy: loss of int4 on the average of tasks"]
     assert (
         goal.met is False and goal.worst == ("small, interval 1.00% to 3.00%", 0.02) and len(goal.found) == 2

@@ -12,6 +12,8 @@ from sage_kv_connector.bench.report import stability
 
 LONG = (32768, 65536, 131072)
 BASELINE = "nixl-pull"
+#: Items from which on a loss of tasks' scores says anything.
+RESOLVING_ITEMS = 500
 #: How long a run is that shows stability.
 STABLE_S = 7200
 
@@ -123,11 +125,12 @@ def _rise(key: str) -> Callable[[Row], float | None]:
 
 
 def _losses(name: str) -> Callable[[Row], Iterator[tuple[str, float]]]:
-    """On the average of the tasks, by model."""
+    """On the average of the tasks, by model, where there were enough items to tell."""
 
     def found(result: Row) -> Iterator[tuple[str, float]]:
         for one in result["formats"]:
-            if one["name"] == name:
+            items = sum(task["items"] for task in one.get("tasks", {}).values())
+            if one["name"] == name and items >= RESOLVING_ITEMS:
                 low, high = one["interval"]
                 yield f"{one['model']}, interval {low:.2%} to {high:.2%}", one["loss"]
 
