@@ -8,9 +8,6 @@ takes minutes on a CPU. A token's KV hangs on the token alone, however a prompt 
 ``SAGE_KVT_FAST_LINEAR=1``: linear layers of 16 bit are computed in fp32 on a CPU without instructions for bf16, where
 oneDNN takes ten times as long.
 
-``SAGE_KVT_TOUCH_CACHE=1``: the whole KV cache is written once when a server starts. Else whoever writes a page first
-waits for the kernel to find memory for it, but for peers that pin the cache.
-
 ``SAGE_KVT_MOONCAKE_ON_CPU=1``: lets vLLM's MooncakeConnector start without an
 accelerator, which it asks for its device index; lets SGLang's Mooncake backend send page indices
 without pinned memory and CUDA events.
@@ -80,25 +77,6 @@ def compute_linear_layers_in_fp32() -> None:
 
     dispatch.sage_kvt_fp32 = True  # type: ignore[attr-defined]
     utils.dispatch_cpu_unquantized_gemm = dispatch
-
-
-def touch_caches() -> None:
-    if os.environ.get("SAGE_KVT_TOUCH_CACHE") != "1":
-        return
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    real = GPUModelRunner.initialize_kv_cache_tensors
-    if getattr(real, "sage_kvt_touch", False):
-        return
-
-    def touched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        caches = real(self, *args, **kwargs)
-        for cache in {one.data_ptr(): one for one in caches.values()}.values():
-            cache.zero_()
-        return caches
-
-    touched.sage_kvt_touch = True  # type: ignore[attr-defined]
-    GPUModelRunner.initialize_kv_cache_tensors = touched
 
 
 def let_mooncake_start_on_cpu() -> None:

@@ -134,7 +134,6 @@ def servers_env(*, real_attention: bool = False) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")]),
         "SAGE_KVT_PREFILL_STUB": "0" if real_attention else "1",
         "SAGE_KVT_FAST_LINEAR": "1",
-        "SAGE_KVT_TOUCH_CACHE": "1",
     }
 
 

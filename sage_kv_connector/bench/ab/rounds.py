@@ -127,7 +127,7 @@ class _Turns:
             return []
         try:
             pair = started(arm, self._options, self._hosts, stack)
-            pair.sequential(random_prompt(max(self._group.tokens)))  # connections are made, code is loaded
+            pair.sequential(random_prompt(max(self._group.tokens)))  # touches caches that were never written
         except ServerError as error:
             if not ARMS[arm].is_peer:
                 raise
