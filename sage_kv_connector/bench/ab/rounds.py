@@ -140,7 +140,8 @@ class _Turns:
     def _give_up(self, arm: str, why: str) -> None:
         """For the rest of this group."""
         self._given_up.add(arm)
-        self._missing.setdefault(f"{arm}, {self._group.link}, {self._group.tokens}", why)
+        tokens = ", ".join(map(str, self._group.tokens))
+        self._missing.setdefault(f"{arm}, {self._group.link}, {tokens} tokens", why)
         progress.print(f"{arm} is left out from here: {why}", markup=False)
 
     def _turn(self, pair: ServerPair, case: Case, number: int) -> None:
