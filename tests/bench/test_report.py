@@ -13,7 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from sage_kv_connector.bench.report import accuracy, plots, stability
-from sage_kv_connector.bench.report.document import ReportError, write_report
+from sage_kv_connector.bench.report.document import READMES, ReportError, write_report
+from sage_kv_connector.bench.report.first_screen import BEGIN, END, with_table
 from sage_kv_connector.bench.report.goals import verdicts
 from sage_kv_connector.bench.report.stability import WATCHED
 
@@ -210,6 +211,39 @@ def test_a_report_names_each_miss_and_its_cause(tmp_path: Path, drawn: dict[str,
     assert f"--suite quick --seed 0 --rounds 2 {narrowed} --out docs/results/ab-quick.json" in text
     assert "![1g, 32768 tokens, sequential](images/ab-quick/ab-1g-32768-sequential.svg)" in text
     assert [bar.args[1] for bar in drawn["ab-1g-32768-sequential.svg"][0].bar.call_args_list] == [[9000.0]]
+
+
+def test_a_readmes_table_is_written_between_its_marks_only(
+    tmp_path: Path, drawn: dict[str, list[MagicMock]]
+) -> None:
+    ratios = [
+        ratio("throughput", 3.06),
+        ratio("throughput", 2.0, arm="ours-bf16", load="rag", best=False),
+        ratio("throughput", 7.0, peer="mooncake"),
+        ratio("throughput", 8.0, tokens=8192),
+        ratio("ttft_p50", 0.1),
+    ]
+    (tmp_path / "ab-quick.json").write_text(
+        json.dumps(result([case(cpu_s={"prefill": {}, "decode": {}})], ratios))
+    )
+    (tmp_path / "causes.yaml").write_text("")
+    marked = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    (tmp_path / "README.md").write_text(marked)
+    (tmp_path / "README.zh.md").write_text("without marks\n")
+    write_report(tmp_path, tmp_path / "docs" / "report.md")
+    rows = "| 32K tokens, closed-4 |  |  | 3.1 × |\n| 32K tokens, rag | 2.0 × |  |  |"
+    table = f"| | bf16 | fp8 | int4 |\n|---|---|---|---|\n{rows}"
+    assert (tmp_path / "README.md").read_text() == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
+    assert (tmp_path / "README.zh.md").read_text() == "without marks\n"
+
+
+def test_the_readmes_tables_are_those_of_the_results() -> None:
+    root = Path(__file__).resolve().parents[2]
+    runs = [json.loads(path.read_text()) for path in sorted((root / "docs" / "results").glob("ab-*.json"))]
+    ratios = [one for run in runs for one in run["ratios"]]
+    for name in READMES:
+        text = (root / name).read_text()
+        assert BEGIN in text and with_table(text, ratios) == text, "make report"
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from sage_kv_connector.bench.ab.figures import CASE
 from sage_kv_connector.bench.ab.suites import SUITES
 from sage_kv_connector.bench.report.accuracy import accuracy
+from sage_kv_connector.bench.report.first_screen import with_table
 from sage_kv_connector.bench.report.goals import Verdict, verdicts
 from sage_kv_connector.bench.report.plots import draw
 from sage_kv_connector.bench.report.stability import stability
@@ -24,6 +25,8 @@ Runs = dict[str, Any]
 #: In the folder of results: comparisons, long runs, accuracy; and why goals were missed, by a goal's text.
 RUNS, STABLE, ACCURACY = "ab-*.json", "stable-*.json", "accuracy.json"
 CAUSES = "causes.yaml"
+#: In the folder above the page's: they have a table of the comparison, too.
+READMES = ("README.md", "README.zh.md")
 HEADS = (
     "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
     "TPOT, ms", "of iperf3", "while it carries", "MB a request", "CPU s a request (transport, conversion)", "good",
@@ -36,19 +39,21 @@ class ReportError(ValueError):
 
 
 def write_report(results: Path, document: Path) -> dict[str, Any]:
-    """Writes ``document``, its pictures beside it in ``images``; returns which goals were met. Raises ReportError."""
+    """Writes ``document``, pictures beside it in ``images``, tables of ``READMES``; returns which goals were met.
+
+    Raises ReportError.
+    """
     runs, stable, measured = (_read(results, pattern) for pattern in (RUNS, STABLE, ACCURACY))
     if not runs:
         raise ReportError(f"{results} has no {RUNS}: make one with `sage-kvt bench ab --out`")
     causes: dict[str, str] = yaml.safe_load((results / CAUSES).read_text()) or {}
-    judged = verdicts(
-        {
-            "cases": [case for run in runs.values() for case in run["cases"]],
-            "ratios": [ratio for run in runs.values() for ratio in run["ratios"]],
-            "stable": list(stable.values()),
-            "formats": [one for run in measured.values() for one in run["formats"]],
-        }
-    )
+    merged = {
+        "cases": [case for run in runs.values() for case in run["cases"]],
+        "ratios": [ratio for run in runs.values() for ratio in run["ratios"]],
+        "stable": list(stable.values()),
+        "formats": [one for run in measured.values() for one in run["formats"]],
+    }
+    judged = verdicts(merged)
     pictures = document.parent / "images"
     lines = [*_head(runs), *_goals(judged, causes)]
     for name, run in runs.items():
@@ -62,7 +67,10 @@ def write_report(results: Path, document: Path) -> dict[str, Any]:
     for run in measured.values():
         lines += ["", *accuracy(run, pictures, document.parent)]
     lines += ["", *_repeat(runs, stable, measured)]
+    document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text("\n".join(lines) + "\n")
+    for readme in filter(Path.exists, (document.parent.parent / name for name in READMES)):
+        readme.write_text(with_table(readme.read_text(), merged["ratios"]))
     return {"document": str(document), "goals": {one.goal.text: one.met for one in judged}}
 
 
