@@ -10,11 +10,8 @@ JSON: arguments, models, tasks, formats (name, model, bytes_ratio, loss, interva
 from __future__ import annotations
 
 import argparse
-import datetime
 import logging
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +26,7 @@ from evaluation.measure import TASKS, Amount, Measured, measure
 from evaluation.models import MODELS, converted
 from evaluation.pair import Pairs, engine_dtype
 from evaluation.report import Shape, result, rows
+from sage_kv_connector.bench.provenance import provenance
 from sage_kv_connector.console import emit, progress, seconds_text
 from sage_kv_connector.launch.process import unwind_on_sigterm
 
@@ -77,9 +75,7 @@ def main() -> int:
         "engine_dtype": engine_dtype(),
         "versions": {name: version(name) for name in PACKAGES},
         "arguments": _repeatable(sys.argv[1:]),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        **provenance(),
         "seconds": round(time.monotonic() - begun),
     }
     emit(report, as_json=given.json, title="accuracy over a running pair", rows=rows(report))
@@ -129,20 +125,6 @@ def _repeatable(words: list[str]) -> list[str]:
     """Without the file of a run that was stopped."""
     at = words.index("--state") if "--state" in words else len(words)
     return words[:at] + words[at + 2 :]
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip()
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 if __name__ == "__main__":

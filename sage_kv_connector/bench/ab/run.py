@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ from sage_kv_connector.bench.ab.figures import figures
 from sage_kv_connector.bench.ab.kept import Kept
 from sage_kv_connector.bench.ab.rounds import SHAPE, run_suite
 from sage_kv_connector.bench.ab.suites import EVERYTHING, SUITES, Only
-from sage_kv_connector.bench.contender import CHECKOUT
+from sage_kv_connector.bench.provenance import commit, provenance
 from sage_kv_connector.bench.server_pairs import with_baselines
 from sage_kv_connector.launch.tiny_model import SHAPES
 
@@ -39,7 +34,7 @@ def bench_ab(
     """
     with_baselines()
     suite = SUITES[suite_name].narrowed(only)
-    run = {"suite": suite_name, "seed": seed, "commit": _commit(), "versions": versions()}
+    run = {"suite": suite_name, "seed": seed, "commit": commit(), "versions": versions()}
     kept = Kept(state, run)
     missing = run_suite(suite, seed, kept)
     return {
@@ -55,35 +50,11 @@ def bench_ab(
 def about() -> dict[str, Any]:
     """With what a run was made, where and when."""
     return {
-        "commit": _commit(),
+        **provenance(),
         "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
         "model": {"shape": SHAPES[SHAPE]._asdict(), "kv_bytes_per_token": SHAPES[SHAPE].kv_bytes_per_token},
         "answer_tokens": ANSWER_TOKENS,
         "stubbed": STUBBED,
-    }
-
-
-def _commit() -> str:
-    """Of the checkout; "+" where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def _machine() -> dict[str, Any]:
-    cpus = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpus[1] if cpus else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory,
-        "kernel": platform.release(),
     }
 
 
