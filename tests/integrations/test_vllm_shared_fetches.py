@@ -124,6 +124,6 @@ def test_prefill_that_may_not_have_begun_delays_only_its_own(side: SchedulerSide
 @pytest.mark.parametrize("why", ["no prefix cache", "other hashes"])
 def test_without_pages_hashes_nobody_waits(why: str) -> None:
     side = made_side(cached=why != "no prefix cache")
-    more = {"block_hashes": [b"one"]} if why == "other hashes" else {}
+    more: dict[str, Any] = {"block_hashes": [b"one"]} if why == "other hashes" else {}
     assert asks(side, request("first", "DOCUMENT", **more))
     assert asks(side, request("second", "DOCUMENT", **more))
