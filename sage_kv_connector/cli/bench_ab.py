@@ -28,10 +28,10 @@ def ab(
     as_json: AsJson = False,
 ) -> None:
     """Real vLLM servers over links and loads: throughput, TTFT, TPOT, link, CPU and memory of ours and the peers."""
-    from sage_kv_connector.bench.ab.arms import ARMS, DISPATCHES
+    from sage_kv_connector.bench.ab.arms import ARMS
     from sage_kv_connector.bench.ab.links import LINKS, LinkError
     from sage_kv_connector.bench.ab.run import ab_rows, bench_ab
-    from sage_kv_connector.bench.ab.suites import SUITES, Only
+    from sage_kv_connector.bench.ab.suites import DISPATCHES, SUITES, Only
     from sage_kv_connector.launch.process import ServerError
 
     if suite not in SUITES:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sage_kv_connector.bench.ab.links import DEVICE, Hosts
+from sage_kv_connector.bench.ab.suites import DISPATCHES
 from sage_kv_connector.bench.server_pairs import Place, ServerPair, pair_of, taken
 from sage_kv_connector.integrations.common.free_port import free_port
 from sage_kv_connector.launch.process import running
@@ -97,8 +98,6 @@ def _alone(between: Addresses) -> PeerPair:
     )
 
 
-#: How a router may send requests: to prefill and then to decode, or to both at once.
-DISPATCHES = ("sequential", "concurrent")
 ARMS = {
     "ours-bf16": Arm(_ours("auto"), dispatches=DISPATCHES),
     "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=DISPATCHES),

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+#: How a router may send requests: to prefill and then to decode, or to both at once.
+DISPATCHES = ("sequential", "concurrent")
+
 
 class Case(NamedTuple):
     """What all arms do alike. ``requests``: in one round."""
@@ -83,7 +86,6 @@ def _words(only: Only) -> str:
     return ", ".join(f"{name} {value}" for name, value in only._asdict().items() if value)
 
 
-_BOTH = ("sequential", "concurrent")
 _MAIN = ("ours-bf16", "ours-int4", "nixl-pull", "mooncake")
 _ALL = ("ours-bf16", "ours-fp8", "ours-int4", "nixl-pull", "nixl-push", "mooncake", "alone")
 _LOADS = (("closed-1", 3), ("closed-4", 8), ("rag", 8))
@@ -92,20 +94,20 @@ SUITES = {
     "ci": Suite((Group("1g", (4096,), (("closed-2", 4),)),), ("ours-bf16", "ours-int4"), 1),
     "quick": Suite(
         (
-            Group("1g", (8192,), _LOADS, dispatches=_BOTH),
-            Group("node", (8192,), _LOADS, dispatches=_BOTH),
+            Group("1g", (8192,), _LOADS, dispatches=DISPATCHES),
+            Group("node", (8192,), _LOADS, dispatches=DISPATCHES),
         ),
         _MAIN,
         2,
     ),
     "full": Suite(
         (
-            Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, _BOTH),
-            Group("node", (32768,), _LOADS, 3, _BOTH),
+            Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, DISPATCHES),
+            Group("node", (32768,), _LOADS, 3, DISPATCHES),
             Group("1g", (32768,), (("open-50", 8), ("open-80", 8), ("open-110", 8)), 3),
             Group("1g", (65536,), _LOADS, 5),
             Group("1g", (131072,), (("closed-1", 2), ("closed-4", 4), ("rag", 4)), 6),
-            Group("1g", (8192,), (("closed-16", 32),), 3, _BOTH),
+            Group("1g", (8192,), (("closed-16", 32),), 3, DISPATCHES),
             Group("10g", (8192, 32768), _LOADS, 3),
             Group("100m", (8192,), (("closed-1", 2), ("closed-4", 4)), 2),
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sage_kv_connector.bench.report.plots import picture
+from sage_kv_connector.bench.report.plots import legend_below, picture
 
 COLOURS = ("#08306b", "#a63603", "#2171b5", "#e6550d")
 HEADS = (
@@ -70,7 +70,4 @@ def _curve(formats: Sequence[Mapping[str, Any]], path: Path) -> None:
                 for x, y, one in zip(xs, ys, of, strict=True):
                     axis.annotate(one["name"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
             axis.set_xlabel("bytes, of bf16's")
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="lower center", ncols=max(1, len(models)), frameon=False
-        )
-        figure.tight_layout(rect=(0, 0.08, 1, 1))
+        legend_below(figure, axes)

@@ -66,6 +66,13 @@ def picture(path: Path, titles: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         plt.close(figure)
 
 
+def legend_below(figure: Any, axes: Any) -> None:
+    """What the first axes drew, in one row under all of them."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=max(1, len(labels)), frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+
+
 def _bars(cases: Sequence[Row], path: Path) -> None:
     panels = [panel for panel in PANELS if any(case[panel[0]] is not None for case in cases)]
     loads = list(dict.fromkeys(case["load"] for case in cases))
@@ -79,7 +86,4 @@ def _bars(cases: Sequence[Row], path: Path) -> None:
                 places = [place + (number - (len(arms) - 1) / 2) * width for place in range(len(loads))]
                 axis.bar(places, heights, width, color=COLOURS[arm], label=arm)
             axis.set_xticks(range(len(loads)), loads)
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(arms), frameon=False
-        )
-        figure.tight_layout(rect=(0, 0.08, 1, 1))
+        legend_below(figure, axes)

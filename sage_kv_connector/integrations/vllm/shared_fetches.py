@@ -26,11 +26,12 @@ class _Fetch(NamedTuple):
 
     def shared(self, hashes: list[Any], first: int) -> int:
         """How many pages from ``first`` on are among these."""
-        if first < self.first:
+        ahead = first - self.first
+        pages = min(len(self.hashes) - ahead, len(hashes) - first)
+        if ahead < 0 or pages <= 0:
             return 0
-        mine, theirs = self.hashes[first - self.first :], hashes[first:]
         return bisect_left(
-            range(min(len(mine), len(theirs))), True, key=lambda page: mine[page] != theirs[page]
+            range(pages), True, key=lambda page: self.hashes[ahead + page] != hashes[first + page]
         )
 
     def is_as_soon_as(self, other: RemotePrefill) -> bool:
@@ -75,13 +76,15 @@ class SharedFetches:
 
     def waits(self, request: Any, remote: RemotePrefill, computed: int, tokens: int) -> bool:
         """Whether it had better wait: at least a half of what it lacks is being fetched, and little besides."""
-        if not self._fetches:
+        hashes = self._hashes(request) if self._fetches else []
+        if not hashes:
             return False
-        hashes = self._hashes(request)
-        first = computed // self._page_tokens if hashes else 0
-        wanted = tokens // self._page_tokens - first if hashes else 0
+        first = computed // self._page_tokens
+        wanted = tokens // self._page_tokens - first
+        if wanted <= 0:
+            return False
         for request_id, fetch in self._fetches.items():
-            if wanted <= 0 or not fetch.is_as_soon_as(remote):
+            if not fetch.is_as_soon_as(remote):
                 continue
             shared = fetch.shared(hashes, first)
             if shared and 2 * shared >= max(wanted, len(fetch.hashes)):
@@ -98,5 +101,5 @@ class SharedFetches:
         """One for each full page; none where vLLM hashes other lengths."""
         if not self._page_tokens:
             return []
-        hashes = list(getattr(request, "block_hashes", ()))
+        hashes: list[Any] = getattr(request, "block_hashes", [])
         return hashes if len(hashes) == int(request.num_prompt_tokens) // self._page_tokens else []
