@@ -45,11 +45,11 @@ def first_words(line: Item) -> Item | None:
 
 
 def lettered(line: Item) -> Item | None:
-    """A question whose options are lines such as ``A. bank``; None where the answer is not one of them."""
+    """A question whose options are lines such as ``A. bank``; None where one is not, or the answer is none of them."""
     options = [text.strip() for text in line["options"].strip().splitlines()]
-    if line["answer"].strip() not in options:
+    choices = [option.partition(". ")[2].strip() for option in options]
+    if line["answer"].strip() not in options or not all(choices):
         return None
-    choices = [option.partition(". ")[2] for option in options]
     return {
         "query": f"Question: {line['question'].strip()}\nAnswer:",
         "choices": choices,

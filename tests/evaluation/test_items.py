@@ -25,6 +25,13 @@ def test_a_lettered_question_has_its_choices_without_letters() -> None:
     assert items.lettered(QUESTION | {"answer": "B. something else"}) is None
 
 
+@pytest.mark.parametrize("stray", [".", "D.", "D. ", "mall"])
+def test_a_question_with_a_line_that_is_no_option_is_left_out(stray: str) -> None:
+    line = QUESTION | {"options": f"{stray}\n{QUESTION['options'].strip()}"}
+    assert items.lettered(line) is None
+    assert items.first_words(line) is None
+
+
 def test_choices_that_begin_alike_cannot_be_told_by_their_first_words() -> None:
     found = items.first_words(QUESTION)
     assert found is not None and found["choices"] == ["river", "bank", "mall"] and found["gold"] == 1
