@@ -6,35 +6,33 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: ab report coverage demo test test-coverage test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
+.PHONY: ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
 demo:
 	$(RUN) $(if $(findstring sglang,$(ARGS)),--sglang) sage-kvt demo $(ARGS)
 
-test: test-unit test-simulation test-cpp test-card test-fuzz test-vendor-headers test-wheel test-engines
-
-# The same; all but what is about speed or the wheel counts the lines that it runs, and a table of them comes last.
-test-coverage:
+# All but what is about speed or the wheel counts the lines that it runs; a table of them comes last.
+test:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table --reset
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
 	$(MAKE) MEASURED=--measured test-card test-engines
-	$(MAKE) coverage ARGS=
+	$(MAKE) coverage
 
-# Lines of Python and C++ that make test-coverage ran, or that parts of it ran with MEASURED=--measured. ARGS="--least 20 --json"
+# Lines of Python and C++ that make test ran, or that parts of it ran with MEASURED=--measured. ARGS="--least 20 --json"
 coverage:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table $(ARGS)
 
-# Rooms whose tests share nothing run side by side; those that measure CPU time or wait for peers run alone.
-PARALLEL_TESTS = tests/bench tests/config tests/contract tests/cpp tests/engine tests/evaluation tests/format tests/fuzz tests/hardware tests/integrations tests/kernels tests/sglang tests/simulation tests/telemetry tests/vendors tests/test_architecture.py tests/test_bench_device_count.py tests/test_config.py tests/test_device_check.py tests/test_docs.py tests/test_vllm_interfaces.py
+# Two at a time, but for tests that measure CPU time, or what else a user of this machine holds.
+ALONE = tests/backends/test_resources.py tests/backends/test_peer_process.py tests/backends/shm tests/test_bench_control.py tests/test_bench_device.py tests/test_bench_peers.py tests/test_bench_rate.py tests/test_bench_routed.py tests/test_bench_telemetry.py tests/test_bench_unfetched.py
 test-unit:
 ifdef ARGS
 	$(RUN) python -m pytest -q $(if $(findstring tests,$(ARGS)),,tests) $(ARGS)
 else
-	$(RUN) python -m pytest -q -n 2 --dist worksteal --durations 15 $(PARALLEL_TESTS)
-	$(RUN) python -m pytest -q --durations 15 tests $(PARALLEL_TESTS:%=--ignore %)
+	$(RUN) python -m pytest -q -n 2 --dist worksteal --durations 15 tests $(ALONE:%=--ignore %)
+	$(RUN) python -m pytest -q --durations 15 $(ALONE)
 endif
 
 # What fits into some minutes; other seeds by make simulate.
@@ -82,7 +80,11 @@ matrix:
 ab:
 	$(RUN) --peers python -m scripts.ab $(ARGS)
 
-# docs/report.md from the JSON in docs/results.
+# The figures of docs/performance.md into docs/results; link needs root. ARGS="transfer store"
+performance:
+	$(RUN) --peers python -m scripts.performance $(ARGS)
+
+# docs/report.md and the tables of docs/performance.md from the JSON in docs/results.
 report:
 	$(RUN) --report sage-kvt bench report $(ARGS)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many lines of the package the tests ran, in Python (coverage.py) and in C++ (gcov, read by gcovr).
 
-    make coverage ARGS="[--least N] [--json]"     what was counted since --reset, by make test-coverage or a part of it
+    make coverage ARGS="[--least N] [--json]"     what was counted since --reset, by make test or a part of it
     python -m scripts.coverage_table --reset      forget it
 
 Tests count in the environments of ``scripts/environment.py --measured``: each process of theirs, servers and what
@@ -72,9 +72,7 @@ def main() -> int:
         floor, python = python_files()
         files = {"Python": python, "C++": cpp_files()}
     except Nothing as nothing:
-        print(
-            f"{nothing}: run make test-coverage first, or make test-unit MEASURED=--measured", file=sys.stderr
-        )
+        print(f"{nothing}: run make test first, or make test-unit MEASURED=--measured", file=sys.stderr)
         return 2
     if given.json:
         print(json.dumps(result(files, floor)))

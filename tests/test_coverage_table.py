@@ -133,7 +133,7 @@ def test_both_languages_are_counted(
     (cpp,) = languages["C++"]["files"].items()
     assert cpp == ("sage_kv_connector/csrc/shm/ran.cc", {"lines": 6, "covered": 5, "percent": 83.3})
     assert "Python 33.3 %" in said.err and "C++" not in said.err
-    # What was counted stays for parts of make test-coverage that run later.
+    # What was counted stays for parts of make test that run later.
     assert status_of(monkeypatch, "--least", "1") == 1
     assert capsys.readouterr().out.splitlines()[-1].split() == ["vendors/never.py", "3", "0", "0.0"]
 
