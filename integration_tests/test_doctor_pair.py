@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,18 +27,12 @@ def test_pairs_that_hand_nothing_over(scratch: Path, model: Path) -> None:
         "secret": ("sage_kvt:backend=tcp,host=127.0.0.1", "another secret"),
         "address": ("sage_kvt:backend=tcp,host=127.0.0.1,advertise_host=192.0.2.1", "one secret"),
     }
-    with ExitStack() as stack:
-        servers = {}
-        for name, (connector, secret) in given.items():
-            options = VllmOptions(
-                model, scratch, 2048, extra=("--dtype", "float32"), env={SECRET_ENV: secret}
-            )
-            servers[name] = vllm_server(f"pair-{name}", options, connector)
-            stack.enter_context(running(servers[name]))
-        plain = vllm_server(
-            "pair-plain", VllmOptions(model, scratch, 2048, extra=("--dtype", "float32")), None
-        )
-        stack.enter_context(running(plain))
+    servers = {}
+    for name, (connector, secret) in given.items():
+        options = VllmOptions(model, scratch, 2048, extra=("--dtype", "float32"), env={SECRET_ENV: secret})
+        servers[name] = vllm_server(f"pair-{name}", options, connector)
+    plain = vllm_server("pair-plain", VllmOptions(model, scratch, 2048, extra=("--dtype", "float32")), None)
+    with running(*servers.values(), plain):
         for there, here, cause in (
             (servers["prefill"], servers["secret"], "bad_secret"),
             (servers["address"], servers["prefill"], "unreachable"),

@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from integration_tests.cluster import PREFILL_PARAMS, bare_word, new_prompt
-from sage_kv_connector.launch.process import console_script, running
+from sage_kv_connector.launch.process import console_script, core_halves, running
 from sage_kv_connector.launch.vllm import VllmOptions, complete, vllm_server
 from sage_kv_connector.telemetry.reading import sources
 from sage_kv_connector.telemetry.recording.publishing import DIRECTORY_ENV
@@ -39,10 +38,9 @@ def test_transfers_are_seen_live_one_by_one_and_in_the_log(
     env = {DIRECTORY_ENV: str(place), "VLLM_LOGGING_LEVEL": "DEBUG"}
     options = VllmOptions(model, scratch, 2048, extra=("--dtype", "float32"), env=env)
     given = bare_word(log_format="json")
-    prefill, decode = (vllm_server(f"live-{side}", options, given) for side in ("prefill", "decode"))
-    with ExitStack() as servers:
-        for server in (prefill, decode):
-            servers.enter_context(running(server))
+    sides = zip(("prefill", "decode"), core_halves(), strict=True)
+    prefill, decode = (vllm_server(f"live-{side}", options, given, cores) for side, cores in sides)
+    with running(prefill, decode):
         prompts = [new_prompt(300) for _ in range(2)]
         first, unfetched = (
             complete(prefill.url, prompt, max_tokens=1, kv_transfer_params=PREFILL_PARAMS, stream=False)
