@@ -12,9 +12,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from sage_kv_connector.bench.marked import END
 from sage_kv_connector.bench.report import accuracy, plots, stability
 from sage_kv_connector.bench.report.document import READMES, ReportError, write_report
-from sage_kv_connector.bench.report.first_screen import BEGIN, END, with_table
+from sage_kv_connector.bench.report.first_screen import BEGIN, with_table
 from sage_kv_connector.bench.report.goals import verdicts
 from sage_kv_connector.bench.report.stability import WATCHED
 

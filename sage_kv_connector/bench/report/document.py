@@ -13,9 +13,11 @@ import yaml
 
 from sage_kv_connector.bench.ab.figures import CASE
 from sage_kv_connector.bench.ab.suites import SUITES
+from sage_kv_connector.bench.goal import NoCause, Verdict
+from sage_kv_connector.bench.performance.page import with_figures
 from sage_kv_connector.bench.report.accuracy import accuracy
 from sage_kv_connector.bench.report.first_screen import with_table
-from sage_kv_connector.bench.report.goals import Verdict, verdicts
+from sage_kv_connector.bench.report.goals import verdicts
 from sage_kv_connector.bench.report.plots import draw
 from sage_kv_connector.bench.report.stability import stability
 
@@ -27,6 +29,8 @@ RUNS, STABLE, ACCURACY = "ab-*.json", "stable-*.json", "accuracy.json"
 CAUSES = "causes.yaml"
 #: In the folder above the page's: they have a table of the comparison, too.
 READMES = ("README.md", "README.zh.md")
+#: Beside the page: what single benchmarks say.
+PERFORMANCE = "performance.md"
 HEADS = (
     "link", "tokens", "load", "dispatch", "arm", "tokens/s", "TTFT p50, s", "p99, s", "after prefill p50, s",
     "TPOT, ms", "of iperf3", "while it carries", "MB a request", "CPU s a request (transport, conversion)", "good",
@@ -39,10 +43,17 @@ class ReportError(ValueError):
 
 
 def write_report(results: Path, document: Path) -> dict[str, Any]:
-    """Writes ``document``, pictures beside it in ``images``, tables of ``READMES``; returns which goals were met.
+    """Writes ``document``, pictures beside it in ``images``, tables of ``READMES`` and ``PERFORMANCE``.
 
-    Raises ReportError.
+    Returns which goals of comparisons, long runs and accuracy were met. Raises ReportError.
     """
+    try:
+        return _write(results, document)
+    except NoCause as cause:
+        raise ReportError(f"{CAUSES}: {cause}") from None
+
+
+def _write(results: Path, document: Path) -> dict[str, Any]:
     runs, stable, measured = (_read(results, pattern) for pattern in (RUNS, STABLE, ACCURACY))
     if not runs:
         raise ReportError(f"{results} has no {RUNS}: make one with `sage-kvt bench ab --out`")
@@ -71,6 +82,9 @@ def write_report(results: Path, document: Path) -> dict[str, Any]:
     document.write_text("\n".join(lines) + "\n")
     for readme in filter(Path.exists, (document.parent.parent / name for name in READMES)):
         readme.write_text(with_table(readme.read_text(), merged["ratios"]))
+    performance = document.parent / PERFORMANCE
+    if performance.exists():
+        performance.write_text(with_figures(performance.read_text(), results, causes))
     return {"document": str(document), "goals": {one.goal.text: one.met for one in judged}}
 
 
@@ -93,21 +107,11 @@ def _goals(judged: Sequence[Verdict], causes: dict[str, str]) -> Iterator[str]:
     yield "| promised | bound | worst case measured | | |"
     yield "|---|---|---|---|---|"
     for one in judged:
-        bound = f"{'≥' if one.goal.at_least else '≤'} {one.goal.bound:g}"
         if one.worst is None:
-            yield f"| {one.goal.text} | {bound} | – | not measured | |"
+            yield f"| {one.goal.text} | {one.bound} | – | not measured | |"
             continue
         where, figure = one.worst
-        cause = ""
-        if not one.met:
-            cause = causes.get(one.goal.text, "")
-            if not cause:
-                raise ReportError(
-                    f"{CAUSES}: {one.goal.text!r} was missed ({figure:.3g} in {where}) and has no cause"
-                )
-        missed = sum(not one.goal.met(figure) for _, figure in one.found)
-        verdict = "met" if one.met else f"**missed** in {missed} of {len(one.found)}"
-        yield f"| {one.goal.text} | {bound} | {figure:.3g} ({where}) | {verdict} | {cause} |"
+        yield f"| {one.goal.text} | {one.bound} | {figure:.3g} ({where}) | {one.said()} | {one.cause(causes)} |"
 
 
 def _about(run: dict[str, Any]) -> Iterator[str]:

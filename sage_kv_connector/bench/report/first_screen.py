@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sage_kv_connector.bench.marked import begin, written
 from sage_kv_connector.bench.report.goals import BASELINE, LONG
 
-BEGIN, END = "<!-- bench report writes this -->", "<!-- up to here -->"
+BEGIN = begin()
 ARMS = {"ours-bf16": "bf16", "ours-fp8": "fp8", "ours-int4": "int4"}
 LINK, DISPATCH, LOADS = "1g", "sequential", ("closed-4", "rag")
 
@@ -16,12 +17,8 @@ Row = dict[str, Any]
 
 
 def with_table(text: str, ratios: Sequence[Row]) -> str:
-    """``text`` with what is between the marks written anew; as it is, without marks."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        return text
-    return "\n".join([head + BEGIN, *_table(ratios), END + tail])
+    """``text`` with its table written anew; as it is, without marks."""
+    return written(text, BEGIN, _table(ratios))
 
 
 def _table(ratios: Sequence[Row]) -> Iterator[str]:

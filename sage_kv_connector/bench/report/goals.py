@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sage_kv_connector.bench.ab.drive import ANSWER_TOKENS
+from sage_kv_connector.bench.goal import Found, Goal, Row, Verdict
 from sage_kv_connector.bench.report import stability
 
 LONG = (32768, 65536, 131072)
@@ -17,41 +17,6 @@ RESOLVING_ITEMS = 500
 #: How long a run is that shows stability.
 STABLE_S = 7200
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """``figures``: of all results, the case of each and its figure. The figure must be at least or at most ``bound``.
-
-    Results: ``cases`` and ``ratios`` of comparisons, ``stable`` runs, ``formats`` of accuracy.
-    """
-
-    text: str
-    figures: Callable[[Row], Iterator[tuple[str, float]]]
-    bound: float
-    at_least: bool
-
-    def met(self, figure: float) -> bool:
-        return figure >= self.bound if self.at_least else figure <= self.bound
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``worst``: of all ``found`` the figure that is least as promised; none where nothing was measured."""
-
-    goal: Goal
-    found: Sequence[tuple[str, float]]
-
-    @property
-    def worst(self) -> tuple[str, float] | None:
-        by = min if self.goal.at_least else max
-        return by(self.found, key=lambda one: one[1]) if self.found else None
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.worst is None else self.goal.met(self.worst[1])
-
 
 def _name(row: Row) -> str:
     return f"{row['link']}, {row['tokens']} tokens, {row['load']}, {row['dispatch']}"
@@ -60,12 +25,10 @@ def _name(row: Row) -> str:
 Where = Mapping[str, tuple[Any, ...]]
 
 
-def _ratios(
-    what: str, arm: str, where: Where, peer: str | None = None
-) -> Callable[[Row], Iterator[tuple[str, float]]]:
+def _ratios(what: str, arm: str, where: Where, peer: str | None = None) -> Callable[[Row], Found]:
     """Against ``peer``, or the best; of cases whose fields are among those of ``where``."""
 
-    def found(result: Row) -> Iterator[tuple[str, float]]:
+    def found(result: Row) -> Found:
         for row in result["ratios"]:
             rival = row["best"] if peer is None else row["peer"] == peer
             if (row["what"], row["arm"]) == (what, arm) and rival and _among(row, where):
@@ -74,10 +37,8 @@ def _ratios(
     return found
 
 
-def _cases(
-    figure: Callable[[Row], float | None], where: Where
-) -> Callable[[Row], Iterator[tuple[str, float]]]:
-    def found(result: Row) -> Iterator[tuple[str, float]]:
+def _cases(figure: Callable[[Row], float | None], where: Where) -> Callable[[Row], Found]:
+    def found(result: Row) -> Found:
         for case in result["cases"]:
             value = figure(case)
             if value is not None and _among(case, where):
@@ -107,10 +68,10 @@ def _bad(case: Row) -> float:
     return float(case["failed"] + (case["wrong"] or 0))
 
 
-def _stable(figure: Callable[[Row], float | None]) -> Callable[[Row], Iterator[tuple[str, float]]]:
+def _stable(figure: Callable[[Row], float | None]) -> Callable[[Row], Found]:
     """Of long runs of ours."""
 
-    def found(result: Row) -> Iterator[tuple[str, float]]:
+    def found(result: Row) -> Found:
         for run in result["stable"]:
             value = figure(run)
             if run["seconds"] >= STABLE_S and value is not None:
@@ -124,10 +85,10 @@ def _rise(key: str) -> Callable[[Row], float | None]:
     return lambda run: stability.shares(run["slopes"][key])[0] if key in run["slopes"] else None
 
 
-def _losses(name: str) -> Callable[[Row], Iterator[tuple[str, float]]]:
+def _losses(name: str) -> Callable[[Row], Found]:
     """On the average of the tasks, by model, where there were enough items to tell."""
 
-    def found(result: Row) -> Iterator[tuple[str, float]]:
+    def found(result: Row) -> Found:
         for one in result["formats"]:
             items = sum(task["items"] for task in one.get("tasks", {}).values())
             if one["name"] == name and items >= RESOLVING_ITEMS:
