@@ -64,7 +64,8 @@ def main() -> int:
             measured.append(measure(model, name, part, state, pairs, directory))
             shapes[model.name, name] = _shape(converted(model), name)
             left = (time.monotonic() - begun) / (number + 1) * (len(todo) - number - 1)
-            progress.print(f"{model.name}, {name} is done; about {seconds_text(left)} left in all")
+            how = f"says nothing: {measured[-1].void}" if measured[-1].void else "is done"
+            progress.print(f"{model.name}, {name} {how}; about {seconds_text(left)} left in all")
     report: dict[str, Any] = {
         "models": {
             MODELS[name].name: {"package": MODELS[name].package, "version": MODELS[name].version}

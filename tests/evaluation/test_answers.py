@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.answers import Answers, Question, State, Void
+from evaluation.answers import Answers, Question, State, Void, check
 from evaluation.pair import NOTHING, Counts, Pair, Step
 
 
@@ -80,6 +80,18 @@ def test_what_decode_computed_itself_is_void_and_not_kept(tmp_path: Path) -> Non
     ):
         answers.ask(QUESTIONS)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("tokens", "right"), [(5, True), (3, True), (4, False), (2, False), (6, False)])
+def test_all_tokens_came_or_all_but_the_last_of_each_prompt(tokens: int, right: bool) -> None:
+    counts = Counts(2, tokens, 100, 200, 0, 0)
+    if right:
+        check(counts, QUESTIONS)
+    else:
+        with pytest.raises(
+            Void, match=f"2 hand-overs with {tokens} tokens were counted, must be 2 with 5, or with 3"
+        ):
+            check(counts, QUESTIONS)
 
 
 def test_questions_that_differ_have_other_keys() -> None:
