@@ -79,7 +79,10 @@ def wire_format(**more: Any) -> dict[str, Any]:
     return {
         "name": "int4", "model": "small", "bytes_ratio": 0.28, "loss": 0.02, "interval": [0.01, 0.03],
         "probability_loss": 0.0, "probability_interval": [0.0, 0.1], "perplexity_ratio": figure, "kl": figure,
-        "same_next_token": 0.9, "tasks": {"one": {"items": 300}, "two": {"items": 300}},
+        "same_next_token": 0.9, "tasks": {
+            "one": {"items": 300, "bf16": 0.5, "score": 0.25, "mcnemar": 0.04},
+            "two": {"items": 300, "bf16": 0.5, "score": 0.5, "mcnemar": 1.0},
+        },
     } | more  # fmt: skip
 
 
@@ -157,8 +160,10 @@ def test_accuracy_is_judged_by_each_model() -> None:
 def test_long_runs_and_accuracy_have_their_tables_and_pictures(
     tmp_path: Path, drawn: dict[str, list[MagicMock]]
 ) -> None:
+    few = {"one": {"items": 75, "bf16": 0.4, "score": 0.0, "mcnemar": 0.001}}
+    zeroed = wire_format(name="zeroed", tasks=few)
     measured = {
-        "formats": [wire_format(loss=0.0)], "control": [wire_format(name="zeroed")], "void": {}, "date": "a day",
+        "formats": [wire_format(loss=0.0)], "control": [zeroed], "void": {}, "date": "a day",
         "missing": {"an fp8 cache": "no AVX-512"}, "commit": "abc", "engine_dtype": "float32",
         "arguments": ["--json", "--formats", "bf16 to fp8 cache"],
     }  # fmt: skip
@@ -177,6 +182,8 @@ def test_long_runs_and_accuracy_have_their_tables_and_pictures(
     )
     assert "![ours-bf16, 1g, 32768 tokens, 120 min](images/stable-32k.svg)" in text
     assert "| small | int4 | 0.280 | 0.00% (1.00% to 3.00%) |" in text
+    assert "| small | one | 300 | 50.0% | 25.0% (0.04) | 0.0% of 75, bf16 40.0% (0.001) |" in text
+    assert "| small | two | 300 | 50.0% | 50.0% | – |" in text
     assert "| small | control: zeroed |" in text and "Left out: an fp8 cache: no AVX-512" in text
     assert "make accuracy ARGS=\"--json --formats 'bf16 to fp8 cache'\" > docs/results/accuracy.json" in text
     stable = 'make bench ARGS="stable --arm ours-bf16 --link 1g --tokens 32768 --minutes 120 --share 0.8'

@@ -29,6 +29,7 @@ def accuracy(run: Mapping[str, Any], folder: Path, beside: Path) -> Iterator[str
     yield f"|{'---|' * len(HEADS)}"
     for one in (*run["formats"], *run["control"]):
         yield "| " + " | ".join(_cells(one, run["control"])) + " |"
+    yield from _tasks([one for one in (*run["formats"], *run["control"]) if "tasks" in one])
     for name, why in (*run["missing"].items(), *run["void"].items()):
         yield ""
         yield f"Left out: {name}: {why}"
@@ -48,6 +49,34 @@ def _cells(one: Mapping[str, Any], controls: Sequence[Any]) -> Iterator[str]:
     for figure, digits in (("perplexity_ratio", 4), ("kl", 5)):
         yield _figure(one[figure], digits) if figure in one else "–"
     yield f"{one['same_next_token']:.1%}" if "same_next_token" in one else "–"
+
+
+def _tasks(single: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Scores by model and task: with bf16, and with each format; in brackets McNemar's p, where it is below 1.
+
+    A control has fewer items, which are compared with bf16's of the same.
+    """
+    names = list(dict.fromkeys(one["name"] for one in single))
+    yield ""
+    yield f"| model | task | items | bf16 | {' | '.join(names)} |"
+    yield f"|{'---|' * (len(names) + 4)}"
+    for model in dict.fromkeys(one["model"] for one in single):
+        of = {one["name"]: one["tasks"] for one in single if one["model"] == model}
+        for task in dict.fromkeys(task for tasks in of.values() for task in tasks):
+            found = {name: tasks[task] for name, tasks in of.items() if task in tasks}
+            largest = max(found.values(), key=lambda each: int(each["items"]))
+            cells = [_score(found.get(name), largest["items"]) for name in names]
+            first = (model, task, str(largest["items"]), f"{largest['bf16']:.1%}")
+            yield f"| {' | '.join((*first, *cells))} |"
+
+
+def _score(of: Mapping[str, Any] | None, items: int) -> str:
+    if of is None:
+        return "–"
+    said = f"{of['score']:.1%}"
+    if of["items"] < items:
+        said += f" of {of['items']}, bf16 {of['bf16']:.1%}"
+    return said if of["mcnemar"] >= 1 else f"{said} ({of['mcnemar']:.2g})"
 
 
 def _figure(of: Mapping[str, Any], digits: int) -> str:
