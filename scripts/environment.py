@@ -212,18 +212,23 @@ def known_layers(venv_folder: Path) -> list[Path]:
 
 
 def make_venv(folder: Path, layers: list[Path]) -> None:
-    """A venv without packages of its own that sees the layers and has their console scripts."""
+    """A venv without packages of its own that sees the layers and has their console scripts.
+
+    Layers that are added to those it has change nothing else in it: what was built there stays.
+    """
     stamp = folder / "layers"
     wanted = "\n".join(map(str, layers)) + "\n"
     python = folder / "bin" / "python"
-    if stamp.exists() and stamp.read_text() == wanted and python.exists():
+    known = known_layers(folder)
+    if not (known and set(known) <= set(layers) and python.exists()):
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=False, symlinks=True)
+        if is_measured(folder):  # read after the layers, in every process of it
+            (purelib(folder) / "measured.pth").write_text("import counted_process\n")
+            (purelib(folder) / "counted_process.py").symlink_to(ROOT / "scripts" / "counted_process.py")
+    elif stamp.read_text() == wanted:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=False, symlinks=True)
     (purelib(folder) / "layers.pth").write_text(wanted)
-    if is_measured(folder):  # read after the layers, in every process of it
-        (purelib(folder) / "measured.pth").write_text("import counted_process\n")
-        (purelib(folder) / "counted_process.py").symlink_to(ROOT / "scripts" / "counted_process.py")
     for layer_folder in layers:
         scripts = layer_folder / "bin" if (layer_folder / "bin").is_dir() else Path(sys.executable).parent
         for script in scripts.iterdir():
@@ -268,9 +273,12 @@ def build_package(venv_folder: Path) -> None:
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("building the data plane")
-    if is_measured(venv_folder):
-        for counts in MEASURED.rglob("*.gcda"):  # of the sources as they were
+    counted = MEASURED / "counted"
+    if is_measured(venv_folder) and not (counted.exists() and counted.read_text() == digest):
+        for counts in MEASURED.rglob("*.gcda"):  # of other sources
             counts.unlink()
+        MEASURED.mkdir(parents=True, exist_ok=True)
+        counted.write_text(digest)
     pip = [
         venv_folder / "bin" / "python",
         "-m",
