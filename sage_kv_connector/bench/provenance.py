@@ -34,6 +34,14 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def machine_text(machine: dict[str, Any]) -> str:
+    """What ``provenance`` keeps of a machine, for a page."""
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Linux {machine['kernel']}"
+    )
+
+
 def _machine() -> dict[str, Any]:
     cpus = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

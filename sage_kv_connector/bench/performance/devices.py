@@ -25,7 +25,7 @@ def stages(results: Results) -> Iterator[str]:
         yield f"**{two(one['to_slowest_stage'])}** ({one['slowest_stage']})"
         yield "equal" if one["bit_identical"] else "**WRONG**"
 
-    yield from table(heads, ([*row(one)] for one in results))
+    yield from table(heads, map(row, results))
 
 
 def _to_slowest(row: Row) -> Found:

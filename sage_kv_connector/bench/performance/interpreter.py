@@ -35,7 +35,7 @@ def control(results: Results) -> Iterator[str]:
         yield from (f"{of[name]['layer_us']:.0f}" if of[name]["layer_us"] else "–" for name in backends)
         yield "equal" if all(row["right"] for row in of.values()) else "**WRONG**"
 
-    yield from table(heads, ([*cells(key, of)] for key, of in rows.items()))
+    yield from table(heads, (cells(key, of) for key, of in rows.items()))
     first = {one["backend"]: one for result in results for one in result["first_byte"]}
     yield ""
     heads = ["a page of 4 KiB is in its place at decode", *(f"{name}, µs (p99)" for name in first)]
@@ -98,7 +98,7 @@ def beside(results: Results) -> Iterator[str]:
         yield f"**{two(one['ratio'])}**"
         yield "right" if one["right"] else "**WRONG**"
 
-    yield from table(heads, ([*row(one)] for one in results))
+    yield from table(heads, map(row, results))
 
 
 def _speed(row: Row) -> Found:
@@ -163,4 +163,4 @@ def sessions(results: Results) -> Iterator[str]:
         yield f"{of['ask_us'] / 1e3:.2f} ms"
         yield f"{of['ask_us_of_one'] / 1e3:.2f} ms"
 
-    yield from table(heads, ([*row(of)] for of in one["rows"]))
+    yield from table(heads, map(row, one["rows"]))

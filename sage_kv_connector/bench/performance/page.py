@@ -10,6 +10,7 @@ from pathlib import Path
 from sage_kv_connector.bench.goal import Row, Verdict
 from sage_kv_connector.bench.marked import begin, written
 from sage_kv_connector.bench.performance.sections import SECTIONS, Section, shown
+from sage_kv_connector.bench.provenance import machine_text
 
 
 def kept(results: Path, name: str) -> Path:
@@ -30,11 +31,9 @@ def _lines(section: Section, path: Path, causes: Mapping[str, str]) -> Iterator[
         yield from _commands(section.commands)
         return
     measured = json.loads(path.read_text())
-    machine, found = measured["machine"], [run["result"] for run in measured["runs"]]
-    yield (
-        f"Of {measured['date'][:10]}, commit {measured['commit']}; {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, Linux {machine['kernel']}. By:"
-    )
+    found = [run["result"] for run in measured["runs"]]
+    where = machine_text(measured["machine"])
+    yield f"Of {measured['date'][:10]}, commit {measured['commit']}; {where}. By:"
     yield from _commands([run["command"] for run in measured["runs"]])
     yield from section.table(found)
     yield ""

@@ -35,7 +35,7 @@ def hand_overs(results: Results) -> Iterator[str]:
         yield f"{of['binding']['of_ttft']:.2%}"
         yield "equal" if all(of["token_ids_equal"].values()) else "**WRONG**"
 
-    yield from table(heads, ([*row(tokens, of)] for tokens, of in one["tokens"].items()))
+    yield from table(heads, (row(tokens, of) for tokens, of in one["tokens"].items()))
     yield from left_out(results)
 
 
@@ -73,7 +73,7 @@ def routed(results: Results) -> Iterator[str]:
         yield two(of[OURS]["to_first"])
         yield "equal" if all(row["right"] for row in of.values()) else "**WRONG**"
 
-    yield from table(heads, ([*cells(tokens, of)] for tokens, of in rows.items()))
+    yield from table(heads, (cells(tokens, of) for tokens, of in rows.items()))
     yield from left_out(results)
 
 
@@ -99,7 +99,7 @@ def running(results: Results) -> Iterator[str]:
         yield f"**{two(one['to_cached'])}**"
         yield "equal" if one["right"] else "**WRONG**"
 
-    yield from table(heads, ([*row(one)] for one in results))
+    yield from table(heads, map(row, results))
 
 
 def idle(results: Results) -> Iterator[str]:
@@ -154,7 +154,7 @@ def converted_share(results: Results) -> Iterator[str]:
         yield two(of["conversion"]["thread_s"])
         yield f"**{of['conversion']['of_request']:.2%}**"
 
-    yield from table(heads, ([*row(tokens, of)] for tokens, of in one["tokens"].items()))
+    yield from table(heads, (row(tokens, of) for tokens, of in one["tokens"].items()))
 
 
 def _of_request(found: Row) -> Found:

@@ -11,7 +11,7 @@ Row = dict[str, Any]
 Results = Sequence[Row]
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     """Lines of a Markdown table."""
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"

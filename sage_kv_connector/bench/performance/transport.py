@@ -31,7 +31,7 @@ def transfers(results: Results) -> Iterator[str]:
         yield f"{one['small_op_us_p50']:.1f} ({one['small_op_us_p99']:.0f})"
         yield "equal" if one["verified"] else "**WRONG**"
 
-    yield from table(heads, ([*row(one)] for one in results))
+    yield from table(heads, map(row, results))
     yield from left_out(results)
 
 
@@ -81,7 +81,7 @@ def conversions(results: Results) -> Iterator[str]:
             yield f"{first[key]:.1f}" if first[key] else "–"
         yield "equal" if all(one["results"][name]["bit_identical"] for one in results) else "**WRONG**"
 
-    yield from table(heads, ([*row(name)] for name in results[0]["results"]))
+    yield from table(heads, map(row, results[0]["results"]))
 
 
 def _of_a_copy(found: Row) -> Found:
@@ -106,7 +106,7 @@ def stores(results: Results) -> Iterator[str]:
             for verb in ("put", "get"):
                 yield f"{two(one[name][f'{verb}_gbytes_per_s'])} ({two(one[name][f'{verb}_to_memcpy'])})"
 
-    yield from table(heads, ([*row(one)] for one in results))
+    yield from table(heads, map(row, results))
 
 
 def links(results: Results) -> Iterator[str]:

@@ -15,6 +15,7 @@ from sage_kv_connector.bench.ab.figures import CASE
 from sage_kv_connector.bench.ab.suites import SUITES
 from sage_kv_connector.bench.goal import NoCause, Verdict
 from sage_kv_connector.bench.performance.page import with_figures
+from sage_kv_connector.bench.provenance import machine_text
 from sage_kv_connector.bench.report.accuracy import accuracy
 from sage_kv_connector.bench.report.first_screen import with_table
 from sage_kv_connector.bench.report.goals import verdicts
@@ -115,15 +116,14 @@ def _goals(judged: Sequence[Verdict], causes: dict[str, str]) -> Iterator[str]:
 
 
 def _about(run: dict[str, Any]) -> Iterator[str]:
-    machine, versions = run["machine"], run["versions"]
+    versions = run["versions"]
     links = ", ".join(
         f"{name}: iperf3 {of['payload_bytes_s'] * 8 / 1e9:.3f} Gb/s" for name, of in run["links"].items()
     )
     yield ""
     yield (
         f"{run['date']}, commit {run['commit']}, seed {run['seed']}, {run['rounds']} rounds. "
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"Linux {machine['kernel']}. "
+        f"{machine_text(run['machine'])}. "
         f"{', '.join(versions.values())}. {run['model']['kv_bytes_per_token'] / 1024:.0f} KiB of KV a token. {links}."
     )
 
