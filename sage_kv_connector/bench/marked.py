@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a page that ``bench report`` writes, between two marks."""
+"""What ``bench report`` writes into pages: tables, and parts between two marks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 END = "<!-- up to here -->"
 
@@ -20,3 +20,11 @@ def written(text: str, mark: str, lines: Iterable[str]) -> str:
     if not found or not end:
         return text
     return "\n".join([head + mark, *lines, END + tail])
+
+
+def table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"

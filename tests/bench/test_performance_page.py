@@ -14,10 +14,10 @@ import yaml
 from typer.main import get_command
 
 from sage_kv_connector.bench.goal import Goal, NoCause
-from sage_kv_connector.bench.marked import END, begin
+from sage_kv_connector.bench.marked import END, begin, table
 from sage_kv_connector.bench.performance import page
 from sage_kv_connector.bench.performance.sections import BENCH, SECTIONS, Section
-from sage_kv_connector.bench.performance.table import Results, table
+from sage_kv_connector.bench.performance.table import Results
 from sage_kv_connector.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sage_kv_connector.bench.goal import Found, Goal
-from sage_kv_connector.bench.performance.table import Results, Row, table, two
+from sage_kv_connector.bench.marked import table
+from sage_kv_connector.bench.performance.table import Results, Row, two
 
 
 def stages(results: Results) -> Iterator[str]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sage_kv_connector.bench.goal import Found, Goal
-from sage_kv_connector.bench.performance.table import Results, Row, table, two
+from sage_kv_connector.bench.marked import table
+from sage_kv_connector.bench.performance.table import Results, Row, two
 from sage_kv_connector.console import bytes_text
 
 SIDES = ("prefill", "decode")

@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markdown tables of the page's figures."""
+"""What the page's tables have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 Row = dict[str, Any]
 #: A command's JSON, in the order in which the section names the commands.
 Results = Sequence[Row]
-
-
-def table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{'---|' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def left_out(results: Results) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sage_kv_connector.bench.marked import table
 from sage_kv_connector.bench.report.plots import legend_below, picture
 
 COLOURS = ("#08306b", "#a63603", "#2171b5", "#e6550d")
@@ -25,10 +26,7 @@ def accuracy(run: Mapping[str, Any], folder: Path, beside: Path) -> Iterator[str
     yield "Real small models over running pairs, scored by what decode computes from KV that was handed over:"
     yield f"[accuracy](accuracy.md). {run['date']}, commit {run['commit'][:12]}, engine in {run['engine_dtype']}."
     yield ""
-    yield f"| {' | '.join(HEADS)} |"
-    yield f"|{'---|' * len(HEADS)}"
-    for one in (*run["formats"], *run["control"]):
-        yield "| " + " | ".join(_cells(one, run["control"])) + " |"
+    yield from table(HEADS, (_cells(one, run["control"]) for one in (*run["formats"], *run["control"])))
     yield from _tasks([one for one in (*run["formats"], *run["control"]) if "tasks" in one])
     for name, why in (*run["missing"].items(), *run["void"].items()):
         yield ""

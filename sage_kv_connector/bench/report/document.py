@@ -14,6 +14,7 @@ import yaml
 from sage_kv_connector.bench.ab.figures import CASE
 from sage_kv_connector.bench.ab.suites import SUITES
 from sage_kv_connector.bench.goal import NoCause, Verdict
+from sage_kv_connector.bench.marked import table
 from sage_kv_connector.bench.performance.page import with_figures
 from sage_kv_connector.bench.provenance import machine_text
 from sage_kv_connector.bench.report.accuracy import accuracy
@@ -130,10 +131,7 @@ def _about(run: dict[str, Any]) -> Iterator[str]:
 
 def _cases(run: dict[str, Any]) -> Iterator[str]:
     yield ""
-    yield f"| {' | '.join(HEADS)} |"
-    yield f"|{'---|' * len(HEADS)}"
-    for case in run["cases"]:
-        yield "| " + " | ".join(_cells(case)) + " |"
+    yield from table(HEADS, map(_cells, run["cases"]))
 
 
 def _cells(case: dict[str, Any]) -> Iterator[str]:
