@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many lines of the package the tests ran, in Python (coverage.py) and in C++ (gcov, read by gcovr).
+"""How many lines of the package the tests ran, in Python (SlipCover, read by coverage.py) and in C++ (gcov, by gcovr).
 
     make coverage ARGS="[--least N] [--json]"     what was counted since --reset, by make test or a part of it
     python -m scripts.coverage_table --reset      forget it

@@ -141,7 +141,6 @@ def activated(venv_folder: Path) -> dict[str, str]:
     environment = os.environ | {"PATH": path, "VIRTUAL_ENV": str(venv_folder)}
     if is_measured(venv_folder):
         COUNTED.parent.mkdir(parents=True, exist_ok=True)
-        environment |= {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
         environment |= {"SAGE_KVT_CHECKOUT": str(ROOT), "SAGE_KVT_COUNTED": str(COUNTED)}
     return environment
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of lines that tests ran, over files that were really counted: small ones, by coverage.py and by gcov."""
+"""The table of lines that tests ran, over files that were really counted: small ones, by SlipCover and by gcov."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from scripts.coverage_table import Lines
 SCRIPTS = Path(coverage_table.__file__).parent
 #: Two of its three statements run.
 MODULE = "a = 1\nif a == 2:\n    a = 3\n"
+RAN = "import ran"
 #: Both instances of the template have the same lines, and only one runs.
 SOURCE = """
 template <int N>
@@ -56,34 +57,30 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "room" / "ran.py").write_text(MODULE)
     (tmp_path / "vendors" / "never.py").write_text(MODULE)
     settings = tmp_path / "pyproject.toml"
-    settings.write_text("[tool.coverage.run]\nparallel = true\n[tool.coverage.report]\nfail_under = 50\n")
+    settings.write_text("[tool.coverage.report]\nfail_under = 50\n")
     monkeypatch.setattr(coverage_table, "ROOT", tmp_path)
     monkeypatch.setattr(coverage_table, "MEASURED", tmp_path / "build")
     monkeypatch.setattr(coverage_table, "COUNTED", counted(tmp_path))
     return tmp_path
 
 
-def environment(checkout: Path) -> dict[str, str]:
-    """Nothing else counts: not those who measure this test."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    return env | {"COVERAGE_FILE": str(counted(checkout))}
+def counting(checkout: Path, code: str) -> subprocess.Popen[bytes]:
+    """A process of Python that counts; nothing else counts its lines: not those who measure this test."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SAGE_KVT_")}
+    env |= {"SAGE_KVT_CHECKOUT": str(checkout), "SAGE_KVT_COUNTED": str(counted(checkout))}
+    folders = [str(checkout / "sage_kv_connector" / "room"), str(SCRIPTS)]
+    begun = f"import sys; sys.path[:0] = {folders!r}; import counted_process"
+    return subprocess.Popen([sys.executable, "-c", f"{begun}; {code}"], cwd=checkout, env=env)
 
 
-def run_python(checkout: Path) -> None:
-    words = [sys.executable, "-m", "coverage", "run", f"--rcfile={checkout / 'pyproject.toml'}"]
-    subprocess.run(
-        [*words, "sage_kv_connector/room/ran.py"], cwd=checkout, env=environment(checkout), check=True
-    )
+def run_python(checkout: Path, code: str = RAN) -> None:
+    with counting(checkout, code) as process:
+        assert process.wait() == 0
 
 
 def kill_python(checkout: Path) -> None:
     """As run_python, in a process that runs on and is killed when it has written something."""
-    code = (
-        "import counted_process, runpy, time; runpy.run_path('sage_kv_connector/room/ran.py'); time.sleep(60)"
-    )
-    env = environment(checkout)
-    env |= {"COVERAGE_PROCESS_START": str(checkout / "pyproject.toml"), "PYTHONPATH": str(SCRIPTS)}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=checkout, env=env) as process:
+    with counting(checkout, f"{RAN}; import time; time.sleep(60)") as process:
         try:
             until = time.monotonic() + 60
             while not has_written(checkout):
@@ -149,6 +146,26 @@ def test_a_killed_process_has_counted(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kill_python(checkout)
+    run_cpp(checkout)
+    assert status_of(monkeypatch, "--json") == 1
+    room = json.loads(capsys.readouterr().out)["languages"]["Python"]["parts"]["sage_kv_connector/room"]
+    assert room["covered"] == 2
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(f"import os; {RAN}; os._exit(0)", id="leaves at once"),
+        pytest.param(
+            f"import os\nif os.fork() == 0:\n    {RAN}\nelse:\n    os.wait()", id="in a process that was forked"
+        ),
+        pytest.param(f"import runpy; runpy.run_module('ran', run_name='__main__')", id="python -m"),
+    ],
+)
+def test_lines_are_counted_however_a_process_runs_and_ends(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str
+) -> None:
+    run_python(checkout, f"exec({code!r})")
     run_cpp(checkout)
     assert status_of(monkeypatch, "--json") == 1
     room = json.loads(capsys.readouterr().out)["languages"]["Python"]["parts"]["sage_kv_connector/room"]

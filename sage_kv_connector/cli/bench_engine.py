@@ -95,7 +95,8 @@ def telemetry(
     blocks: Annotated[str, typer.Option(help="bytes of a block, separated by commas")] = "4096,65536,1048576",
     mib: Annotated[int, typer.Option(min=1, help="MiB of a transfer")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="tokens of a hand-over")] = 2048,
-    rounds: Annotated[int, typer.Option(min=1, help="each with and without telemetry, in both halves")] = 11,
+    pairs: Annotated[int, typer.Option(min=2, help="made anew, with and without telemetry")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="of each pair")] = 11,
     as_json: AsJson = False,
 ) -> None:
     """What counting and timing cost: transfers and hand-overs with telemetry and without, in turns."""
@@ -105,6 +106,6 @@ def telemetry(
     sizes = lengths(blocks, "--blocks")
     if odd := [size for size in sizes if (mib << 20) % size]:
         raise typer.BadParameter(f"--blocks {odd[0]}: {mib} MiB must be a multiple of it")
-    result = bench_telemetry(chosen, sizes, mib << 20, tokens, rounds)
+    result = bench_telemetry(chosen, sizes, mib << 20, tokens, pairs, rounds)
     emit(result, as_json=as_json, title="telemetry", rows=telemetry_rows(result))
     raise typer.Exit(int(not all(row["right"] for row in result["rows"])))

@@ -89,8 +89,9 @@ class TransportEngine:
         await asyncio.to_thread(self.close)
 
     async def send_kv_chunk(self, chunk: KVChunk, dest: DeviceSpec) -> TransferStats:
-        """Offer ``chunk`` to ``dest`` and return when it was fetched; its memory is free then.
+        """Offer ``chunk`` to ``dest`` and return when all of it was sent; its memory is free then.
 
+        Whether it arrived is the receiver's to say: one that cancels at that moment discards it.
         Raises TransferError when nobody fetched it within the lease, or the transfer failed.
         """
         loop = asyncio.get_running_loop()

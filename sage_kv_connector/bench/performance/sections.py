@@ -68,7 +68,7 @@ SECTIONS = {
         transport.CONVERSION_GOALS,
     ),
     "conversion-share": Section(
-        ("bench handover --tokens 32768 --repeats 1 --backend tcp --target-dtype fp8_e4m3 --real-attention",),
+        ("bench handover --tokens 16384 --repeats 1 --backend tcp --target-dtype fp8_e4m3 --real-attention",),
         servers.converted_share,
         servers.SHARE_GOALS,
     ),
@@ -90,7 +90,7 @@ SECTIONS = {
         devices.stages,
         devices.STAGE_GOALS,
     ),
-    "telemetry": Section(("bench telemetry --rounds 9",), transport.counting, transport.COUNTING_GOALS),
+    "telemetry": Section(("bench telemetry --pairs 8 --rounds 21",), transport.counting, transport.COUNTING_GOALS),
 }
 
 

@@ -154,7 +154,7 @@ def counting(results: Results) -> Iterator[str]:
     def cell(row: Row | None) -> str:
         if row is None:
             return "–"
-        low, high = row["quartiles"]
+        low, high = row["interval"]
         return f"{row['overhead']:+.1%} ({low:+.1%} to {high:+.1%})"
 
     yield from table(
