@@ -157,7 +157,8 @@ def test_a_killed_process_has_counted(
     [
         pytest.param(f"import os; {RAN}; os._exit(0)", id="leaves at once"),
         pytest.param(
-            f"import os\nif os.fork() == 0:\n    {RAN}\nelse:\n    os.wait()", id="in a process that was forked"
+            f"import os\nif os.fork() == 0:\n    {RAN}\nelse:\n    os.wait()",
+            id="in a process that was forked",
         ),
         pytest.param(f"import runpy; runpy.run_module('ran', run_name='__main__')", id="python -m"),
     ],

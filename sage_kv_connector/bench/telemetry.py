@@ -158,9 +158,7 @@ def bench_telemetry(
     times = f"{pairs} times {rounds} rounds"
     for backend in backends:
         for block in blocks:
-            progress.print(
-                f"{backend}: {bytes_text(total)} in blocks of {bytes_text(block)}, {times}"
-            )
+            progress.print(f"{backend}: {bytes_text(total)} in blocks of {bytes_text(block)}, {times}")
             rows.append(_transfer(backend, block, total, pairs, rounds))
         progress.print(f"{backend}: hand-overs of {tokens} tokens, {times}")
         rows.append(_handover("hand-over", backend, tokens, pairs, rounds, _telemetry))

@@ -90,7 +90,9 @@ SECTIONS = {
         devices.stages,
         devices.STAGE_GOALS,
     ),
-    "telemetry": Section(("bench telemetry --pairs 8 --rounds 21",), transport.counting, transport.COUNTING_GOALS),
+    "telemetry": Section(
+        ("bench telemetry --pairs 8 --rounds 21",), transport.counting, transport.COUNTING_GOALS
+    ),
 }
 
 
