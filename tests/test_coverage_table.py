@@ -160,7 +160,7 @@ def test_a_killed_process_has_counted(
             f"import os\nif os.fork() == 0:\n    {RAN}\nelse:\n    os.wait()",
             id="in a process that was forked",
         ),
-        pytest.param(f"import runpy; runpy.run_module('ran', run_name='__main__')", id="python -m"),
+        pytest.param("import runpy; runpy.run_module('ran', run_name='__main__')", id="python -m"),
     ],
 )
 def test_lines_are_counted_however_a_process_runs_and_ends(

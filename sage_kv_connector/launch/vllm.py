@@ -140,11 +140,20 @@ def complete(
         return _read_stream(response, begun)
 
 
+#: By so much, in log-probability, a server must prefer each token of its answer to be sure of it.
+SURE = 0.1
+
+
 class Judged(NamedTuple):
     """A greedy answer, and by how much the first token leads the second, in log-probability, where it leads least."""
 
     token_ids: list[int]
     margin: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether another answer is wrong; else rounding may decide, which depends on what else is in a step."""
+        return self.margin > SURE
 
 
 def judged(url: str, prompt: Sequence[int], max_tokens: int) -> Judged:

@@ -16,8 +16,6 @@ from sage_kv_connector.launch.vllm import complete, judged
 
 #: Tokens of an answer. Decode's first comes with the hand-over, the others say TPOT.
 ANSWER_TOKENS = 8
-#: Log-probability by which one server must prefer each token of its answer for another answer to be wrong.
-SURE = 0.1
 
 #: ``begun_s``: from the load's begin; ``error``, or what ``ServerPair`` says of a request, and ``ended_s``.
 Done = dict[str, Any]
@@ -70,4 +68,4 @@ def judge(
         complete(pair.prefill.url, request.prompt, max_tokens=1)
         alone = judged(pair.prefill.url, request.prompt, ANSWER_TOKENS)
         equal = sum(mine == its for mine, its in zip(one["token_ids"], alone.token_ids, strict=False))
-        one |= {"equal": equal / ANSWER_TOKENS, "sure": alone.margin > SURE}
+        one |= {"equal": equal / ANSWER_TOKENS, "sure": alone.sure}
