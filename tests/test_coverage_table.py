@@ -23,6 +23,15 @@ SCRIPTS = Path(coverage_table.__file__).parent
 #: Two of its three statements run.
 MODULE = "a = 1\nif a == 2:\n    a = 3\n"
 RAN = "import ran"
+FORKED = f"""
+import os, time
+if os.fork():
+    os.wait()
+else:
+    {RAN}
+    time.sleep(4)
+    os.kill(os.getpid(), 9)
+"""
 #: Both instances of the template have the same lines, and only one runs.
 SOURCE = """
 template <int N>
@@ -156,10 +165,7 @@ def test_a_killed_process_has_counted(
     "code",
     [
         pytest.param(f"import os; {RAN}; os._exit(0)", id="leaves at once"),
-        pytest.param(
-            f"import os\nif os.fork() == 0:\n    {RAN}\nelse:\n    os.wait()",
-            id="in a process that was forked",
-        ),
+        pytest.param(FORKED, id="is forked, and killed"),
         pytest.param("import runpy; runpy.run_module('ran', run_name='__main__')", id="python -m"),
     ],
 )
