@@ -74,11 +74,10 @@ def _overhead(pairs: Sequence[list[float]]) -> tuple[float, list[float]]:
     drawn = np.random.default_rng(0)
     of_pairs, of_rounds = ratios.shape
     again = [
-        _cost(drawn.choice(ratios[pair], of_rounds) for pair in drawn.integers(of_pairs, size=of_pairs))
+        _cost(drawn.choice(rounds, of_rounds) for rounds in drawn.choice(ratios, of_pairs))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(again, [2.5, 97.5])
-    return _cost(ratios), [float(low), float(high)]
+    return _cost(ratios), [float(np.percentile(again, end)) for end in (2.5, 97.5)]
 
 
 def _cost(pairs: Iterable[NDArray[np.float64]]) -> float:
