@@ -54,13 +54,20 @@ class Lines:
         return self._probes.instrument(code) if counts else code
 
     def write(self) -> None:
+        """Those that were not written yet; prints why if they can't be, and tries them again next time."""
         with self._writing:
-            seen = {file: set(lines) for file, lines in list(self._probes.newly_seen.items())}
-            new = {file: lines - self._written[file] for file, lines in seen.items()}
-            new = {file: lines for file, lines in new.items() if lines}
-            if new:
+            new = {}
+            for file, lines in list(self._probes.newly_seen.items()):
+                if unwritten := set(lines) - self._written[file]:
+                    new[file] = unwritten
+            if not new:
+                return
+            try:
                 self._data.add_lines(new)
                 self._data.write()
+            except CoverageException as error:
+                print(f"counted lines were not written: {error}", file=sys.stderr)
+                return
             for file, lines in new.items():
                 self._written[file] |= lines
 
@@ -92,7 +99,7 @@ def begin(lines: Lines) -> None:
     def end() -> None:
         ended.set()
         thread.join()
-        write(lines)
+        lines.write()  # the data plane writes its own at its end
 
     thread.start()
     atexit.register(end)
@@ -105,10 +112,7 @@ def write_now_and_then(lines: Lines, ended: Event) -> None:
 
 def write(lines: Lines) -> None:
     """Lines of Python, then those of C++ if the data plane is there; both add to what was written before."""
-    try:
-        lines.write()
-    except CoverageException as error:
-        print(f"counted lines were not written: {error}", file=sys.stderr)
+    lines.write()
     module = sys.modules.get(DATA_PLANE)
     if module is not None and module.__file__ is not None:
         ctypes.CDLL(module.__file__).sage_kvt_write_counts()

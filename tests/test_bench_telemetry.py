@@ -33,6 +33,7 @@ def test_telemetry_and_spans_have_their_rows() -> None:
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert [row["what"] for row in rows] == ["transfer", "hand-over", "hand-over with spans"]
     assert all(row["right"] and row["with_s"] > 0 for row in rows)
+    assert all(row["overhead"] > -1 and row["cpu_overhead"] > -1 for row in rows)
     assert all(low <= cost <= high for row in rows for cost, (low, high) in both_costs(row))
 
 
