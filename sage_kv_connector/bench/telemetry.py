@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sage_kv_connector.bench.contender import Contender
 from sage_kv_connector.bench.control import PAGE, Handover, Side
 from sage_kv_connector.bench.discarding_collector import DiscardingCollector
+from sage_kv_connector.bench.interval import interval
 from sage_kv_connector.console import bytes_text, progress
 
 WARM_UP = 2
@@ -47,8 +48,7 @@ Round = tuple[Taken, Taken]
 def _interleaved(rounds: int, seconds: Callable[[bool], Taken]) -> list[Round]:
     """Of each round: what it took with, and without."""
     found = []
-    for number in range(WARM_UP + rounds):
-        order = (True, False) if number % 2 else (False, True)
+    for order in _orders(WARM_UP + rounds):
         taken = {on: seconds(on) for on in order}
         found.append((taken[True], taken[False]))
     return found[WARM_UP:]
@@ -56,15 +56,15 @@ def _interleaved(rounds: int, seconds: Callable[[bool], Taken]) -> list[Round]:
 
 def _figures(pairs: Sequence[list[Round]]) -> dict[str, Any]:
     """``pairs``: the rounds of each."""
-    overhead, interval = _overhead([[on.wall / off.wall for on, off in rounds] for rounds in pairs])
-    cpu_overhead, cpu_interval = _overhead([[on.cpu / off.cpu for on, off in rounds] for rounds in pairs])
+    overhead, spread = _overhead([[on.wall / off.wall for on, off in rounds] for rounds in pairs])
+    cpu_overhead, cpu_spread = _overhead([[on.cpu / off.cpu for on, off in rounds] for rounds in pairs])
     return {
         "with_s": median(on.wall for rounds in pairs for on, _ in rounds),
         "without_s": median(off.wall for rounds in pairs for _, off in rounds),
         "overhead": overhead,
-        "interval": interval,
+        "interval": spread,
         "cpu_overhead": cpu_overhead,
-        "cpu_interval": cpu_interval,
+        "cpu_interval": cpu_spread,
     }
 
 
@@ -77,16 +77,16 @@ def _overhead(pairs: Sequence[list[float]]) -> tuple[float, list[float]]:
         _cost(drawn.choice(rounds, of_rounds) for rounds in drawn.choice(ratios, of_pairs))
         for _ in range(RESAMPLES)
     ]
-    return _cost(ratios), [float(np.percentile(again, end)) for end in (2.5, 97.5)]
+    return _cost(ratios), interval(again)
 
 
 def _cost(pairs: Iterable[NDArray[np.float64]]) -> float:
     return float(np.exp(np.mean([np.log(np.median(rounds)) for rounds in pairs]))) - 1
 
 
-def _orders(pairs: int) -> Iterator[tuple[bool, bool]]:
-    """Which is made first, with telemetry or without."""
-    return islice(cycle(((True, False), (False, True))), pairs)
+def _orders(times: int) -> Iterator[tuple[bool, bool]]:
+    """Which comes first each time, with telemetry or without: they take turns."""
+    return islice(cycle(((True, False), (False, True))), times)
 
 
 def _transfer(backend: str, block: int, total: int, pairs: int, rounds: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sage_kv_connector.bench.ab.arms import ARMS, OURS
 from sage_kv_connector.bench.ab.drive import wrong_answers
 from sage_kv_connector.bench.ab.kept import Turn
+from sage_kv_connector.bench.interval import interval
 
 RESAMPLES = 1000
 #: A request is good if its first token comes within this many times what the baseline takes unloaded.
@@ -175,4 +176,4 @@ def _interval(what: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> list[f
 
     times = _timed(ours), _timed(theirs)
     ratios = [again(ours, times[0]) / again(theirs, times[1]) for _ in range(RESAMPLES)]
-    return [float(end) for end in np.percentile(ratios, [2.5, 97.5])]
+    return interval(ratios)

@@ -26,6 +26,7 @@ from sage_kv_connector.bench.ab.links import linked
 from sage_kv_connector.bench.ab.loads import made
 from sage_kv_connector.bench.ab.rounds import SHAPE
 from sage_kv_connector.bench.ab.spent import descriptors, memory_bytes
+from sage_kv_connector.bench.interval import interval
 from sage_kv_connector.bench.server_pairs import ServerPair, servers_env, with_baselines
 from sage_kv_connector.console import progress
 from sage_kv_connector.launch.process import ServerError
@@ -172,8 +173,11 @@ def slopes(rows: Sequence[Row]) -> dict[str, Row]:
             if len(set(hours[chosen])) > 1:
                 again.append(float(np.polyfit(hours[chosen], values[chosen], 1)[0]))
         rise, middle = float(np.polyfit(hours, values, 1)[0]), float(np.median(values))
-        low, high = (float(end) for end in np.percentile(again, [2.5, 97.5]))
-        found[key] = {"an_hour": rise, "interval": [low, high], "of_median": rise / middle if middle else 0.0}
+        found[key] = {
+            "an_hour": rise,
+            "interval": interval(again),
+            "of_median": rise / middle if middle else 0.0,
+        }
     return found
 
 
