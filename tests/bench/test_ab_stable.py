@@ -19,6 +19,7 @@ def row(minute: int, **more: float) -> dict[str, Any]:
         "ttft_p99_s": 2.0,
         "memory_bytes": 1000,
         "descriptors": 50,
+        "machine_s": 0.003,
         **more,
     }
 
@@ -56,9 +57,14 @@ def test_a_row_is_a_minute_of_arrivals() -> None:
         return {"at_s": at_s, "prefill_s": 0.5, "ttft_s": ttft_s, "rest_s": 0.7}
 
     done = [one(1, 0.5), one(59, 1.5), {"at_s": 70, "error": "no"}, one(130, 2.5)]
-    held = [{"at_s": at_s, "memory_bytes": at_s, "descriptors": 7} for at_s in (10, 50, 110, 170)]
+    held = [
+        {"at_s": at_s, "memory_bytes": at_s, "descriptors": 7, "machine_s": at_s / 10}
+        for at_s in (10, 50, 110, 170)
+    ]
     rows = list(_rows(done, held))
-    assert [(r["minute"], r["requests"], r["ttft_p50_s"], r["memory_bytes"]) for r in rows] == [
-        (0, 2, 1.5, 50),
-        (2, 1, 3.0, 170),
+    assert [
+        (r["minute"], r["requests"], r["ttft_p50_s"], r["memory_bytes"], r["machine_s"]) for r in rows
+    ] == [
+        (0, 2, 1.5, 50, 3.0),
+        (2, 1, 3.0, 170, 17.0),
     ]

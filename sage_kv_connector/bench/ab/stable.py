@@ -3,7 +3,8 @@
 
 Saturation is what a closed loop of four gets at the beginning. Then requests arrive by Poisson. Each minute is a row;
 a slope is that of a line through the rows, its interval from rows drawn anew. The first tenth of the time is left out
-of slopes: caches fill meanwhile.
+of slopes: caches fill meanwhile. Beside the servers the machine itself is watched, by the CPU time of a fixed piece of
+work: where that rises, times rise with it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -41,6 +43,9 @@ JUDGED_EACH = 20
 ROW_S = 60.0
 SETTLING = 0.1
 RESAMPLES = 1000
+#: What slopes are of.
+WATCHED = "ttft_p50_s", "ttft_p99_s", "memory_bytes", "descriptors", "machine_s"
+FIXED_WORK = bytes(2**23)
 
 Row = dict[str, Any]
 
@@ -107,8 +112,14 @@ def _arrivals(
     def watch() -> None:
         servers = pair.prefill, pair.decode
         while not ended.wait(10.0):
-            sizes = sum(map(memory_bytes, servers)), sum(map(descriptors, servers))
-            held.append({"at_s": time.monotonic() - begun, "memory_bytes": sizes[0], "descriptors": sizes[1]})
+            held.append(
+                {
+                    "at_s": time.monotonic() - begun,
+                    "memory_bytes": sum(map(memory_bytes, servers)),
+                    "descriptors": sum(map(descriptors, servers)),
+                    "machine_s": _fixed_work_s(),
+                }
+            )
 
     def ask(number: int, at_s: float) -> Done:
         (queue,) = made("closed-1", tokens, 1, f"{seed} {number}", None)
@@ -138,6 +149,13 @@ def _arrivals(
     return [one.result() for one in asked], held
 
 
+def _fixed_work_s() -> float:
+    """CPU seconds of it."""
+    begun = time.thread_time()
+    zlib.crc32(FIXED_WORK)
+    return time.thread_time() - begun
+
+
 def _rows(done: Sequence[Done], held: Sequence[Row]) -> Iterator[Row]:
     """By minute of arrival; minutes without an answer have none."""
     for minute in range(int(max(one["at_s"] for one in done) / ROW_S) + 1):
@@ -154,6 +172,7 @@ def _rows(done: Sequence[Done], held: Sequence[Row]) -> Iterator[Row]:
             "tpot_s": float(np.median([one["rest_s"] / (ANSWER_TOKENS - 1) for one in within])),
             "memory_bytes": max(one["memory_bytes"] for one in sizes),
             "descriptors": max(one["descriptors"] for one in sizes),
+            "machine_s": float(np.median([one["machine_s"] for one in sizes])),
         }
 
 
@@ -165,7 +184,7 @@ def slopes(rows: Sequence[Row]) -> dict[str, Row]:
     drawn = np.random.default_rng(0)
     hours = np.array([row["minute"] / 60 for row in kept])
     found = {}
-    for key in ("ttft_p50_s", "ttft_p99_s", "memory_bytes", "descriptors"):
+    for key in WATCHED:
         values = np.array([float(row[key]) for row in kept])
         again: list[float] = []
         while len(again) < RESAMPLES:
