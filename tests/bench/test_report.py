@@ -17,7 +17,7 @@ from sage_kv_connector.bench.report import accuracy, plots, stability
 from sage_kv_connector.bench.report.document import READMES, ReportError, write_report
 from sage_kv_connector.bench.report.first_screen import BEGIN, with_table
 from sage_kv_connector.bench.report.goals import verdicts
-from sage_kv_connector.bench.report.stability import WATCHED
+from sage_kv_connector.bench.report.stability import SLOPES
 
 CASE = {"link": "1g", "tokens": 32768, "load": "closed-4", "dispatch": "sequential", "arm": "ours-int4"}
 
@@ -67,10 +67,11 @@ def long_run(**more: Any) -> dict[str, Any]:
         "ttft_p99_s": 3.0,
         "memory_bytes": 1,
         "descriptors": 9,
+        "machine_s": 0.003,
     }
     return {
         "arm": "ours-bf16", "link": "1g", "tokens": 32768, "seconds": 7200, "share": 0.8, "requests": 9, "failed": 0,
-        "judged": 3, "wrong": 0, "saturation_requests_s": 0.2, "slopes": dict.fromkeys(WATCHED, slope), "rows": [row],
+        "judged": 3, "wrong": 0, "saturation_requests_s": 0.2, "slopes": dict.fromkeys(SLOPES, slope), "rows": [row],
     } | more  # fmt: skip
 
 
@@ -188,8 +189,8 @@ def test_long_runs_and_accuracy_have_their_tables_and_pictures(
     assert "make accuracy ARGS=\"--json --formats 'bf16 to fp8 cache'\" > docs/results/accuracy.json" in text
     stable = 'make bench ARGS="stable --arm ours-bf16 --link 1g --tokens 32768 --minutes 120 --share 0.8'
     assert f"{stable} --out docs/results/stable-32k.json" in text
-    memory = drawn["stable-32k.svg"][2]
-    assert memory.plot.call_args.args == ([1], [2.0**-30])
+    _, _, memory, _, machine = drawn["stable-32k.svg"]
+    assert memory.plot.call_args.args == ([1], [2.0**-30]) and machine.plot.call_args.args == ([1], [3.0])
     assert drawn["accuracy.svg"][0].errorbar.call_args.args == ([0.28], [1.01])
 
 

@@ -15,6 +15,7 @@ PANELS: tuple[tuple[tuple[str, ...], str, float], ...] = (
     (("requests",), "requests that arrived in the minute", 1.0),
     (("memory_bytes",), "memory of both servers, GiB", 2.0**-30),
     (("descriptors",), "descriptors of both servers", 1.0),
+    (("machine_s",), "the machine: CPU time of a fixed piece of work, ms", 1e3),
 )
 COLOURS = ("#08306b", "#a63603")
 WATCHED = {
@@ -23,6 +24,8 @@ WATCHED = {
     "memory_bytes": "memory",
     "descriptors": "descriptors",
 }
+#: Columns of the table: beside what may not grow, how slow the machine itself grew meanwhile.
+SLOPES = {**WATCHED, "machine_s": "the machine's slowness"}
 
 
 def name(run: Mapping[str, Any]) -> str:
@@ -36,13 +39,14 @@ def stability(runs: Mapping[str, Any], folder: Path, beside: Path) -> Iterator[s
     yield ""
     yield "Requests arrive by Poisson at a share of what four clients at once got at the beginning. A slope is that of"
     yield "a line through the minutes after the first tenth: an hour, as a share of the median, with its 95 % interval."
+    yield "The machine's slowness is the CPU time of a fixed piece of work beside the servers: times rise with it."
     yield ""
-    yield f"| run | at | requests | failed | wrong | {' | '.join(WATCHED.values())} |"
-    yield f"|{'---|' * (5 + len(WATCHED))}"
+    yield f"| run | at | requests | failed | wrong | {' | '.join(SLOPES.values())} |"
+    yield f"|{'---|' * (5 + len(SLOPES))}"
     for run in runs.values():
         rate = f"{run['share']:.0%} of {run['saturation_requests_s']:.3f}/s"
         wrong = "–" if run["wrong"] is None else f"{run['wrong']} of {run['judged']}"
-        slopes = " | ".join(_slope(run["slopes"].get(key)) for key in WATCHED)
+        slopes = " | ".join(_slope(run["slopes"].get(key)) for key in SLOPES)
         yield f"| {name(run)} | {rate} | {run['requests']} | {run['failed']} | {wrong} | {slopes} |"
     for file, run in runs.items():
         path = folder / f"{file.removesuffix('.json')}.svg"
