@@ -112,7 +112,7 @@ class Failure(NamedTuple):
 
 def printable(text: str) -> str:
     """What a peer or a client said, so that it can't break a log line."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def excerpt(text: object) -> str:

@@ -177,7 +177,7 @@ class Consumer:
         """Pages or memory as they are: one window over the target; or over the peer's pages, which are read."""
         generation, plan = subscription.generation, session.plan
         assert plan is not None
-        subscription.nbytes = (subscription.read or subscription.wanted.target).nbytes
+        subscription.nbytes = subscription.read.nbytes if subscription.read else subscription.kv_bytes
         receiver = partial(self._on_event, subscription, session)
         try:
             window = subscription.open_window(session)

@@ -57,7 +57,8 @@ class Subscription:
         self.replaces = 0  #: the generation of the try before
         self.retries: list[tuple[float, Reason]] = []  #: when, and why the try before came to nothing
         self.lost: Reason | None = None  #: why the try before came to nothing
-        self.nbytes = 0
+        self.kv_bytes = wanted.target.nbytes  #: in the cache
+        self.nbytes = 0  #: on the wire
         self.peer = ""  #: whom it is asked of
         self.session: Session | None = None
         self.window = 0

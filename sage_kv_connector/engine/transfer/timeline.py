@@ -58,7 +58,7 @@ def incoming(subscription: Subscription, outcome: Outcome) -> TransferRecord:
         wire_dtype=subscription.wire_dtype,
         priority=PRIORITY,
         nbytes=subscription.nbytes,
-        kv_bytes=subscription.wanted.target.nbytes,
+        kv_bytes=subscription.kv_bytes,
         began=time.time() - (ended - begun),
         seconds=ended - begun,
         stages=stages(begun, marks, ended),

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine writes down of its transfers: sums by label, the last ones whole, the hottest chunks.
 
-The control thread writes, anybody reads: a short lock, no allocation that grows with traffic.
+The control thread writes, anybody reads: a short lock, no allocation that grows with traffic. Records of transfers are
+added up some at a time, or when somebody reads: one alone would find the core's caches cold, and cost several times as
+much.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sage_kv_connector.contract.prompt import Prompt
@@ -33,10 +36,22 @@ OTHER = "other"
 #: Transfers and notes that are kept whole, the newest.
 MAX_TRANSFERS, MAX_NOTES = 128, 32
 MOST_HOT = 10
+#: Records that are added up at once, at the latest.
+ADDED_AT_ONCE = 16
 
 #: Counters of requests for which nothing was handed over, by code.
 _FAILED = ("failed_loads_total", "failed_offers_total")
-_PEER_AT = {name: metric.labels.index("peer") for name, metric in METRICS.items() if "peer" in metric.labels}
+_COUNTERS, _HISTOGRAMS = (
+    {name: metric for name, metric in METRICS.items() if metric.kind is kind}
+    for kind in (Kind.COUNTER, Kind.HISTOGRAM)
+)
+#: Of counters that have one: where the peer stands among the labels.
+_PEER_AT = {
+    name: metric.labels.index("peer") for name, metric in _COUNTERS.items() if "peer" in metric.labels
+}
+
+
+Labels = tuple[str, ...]
 
 
 class LinkBytes(NamedTuple):
@@ -55,10 +70,14 @@ class Recorder:
     def __init__(self, spans: Spans | None = None) -> None:
         self._spans = spans
         self._lock = threading.Lock()
-        self._sums: dict[SeriesKey, float] = {}
-        self._times: dict[SeriesKey, Histogram] = {}
+        #: By metric, then by labels.
+        self._sums: dict[str, defaultdict[Labels, float]] = {name: defaultdict(float) for name in _COUNTERS}
+        self._times: dict[str, defaultdict[Labels, Histogram]] = {
+            name: defaultdict(Histogram) for name in _HISTOGRAMS
+        }
         self._peers: OrderedDict[str, None] = OrderedDict()
         self._transfers: deque[TransferRecord] = deque(maxlen=MAX_TRANSFERS)
+        self._not_added: list[TransferRecord] = []  #: the newest of them, which are not in the sums yet
         self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
         self._hot = HotChunks()
         self._pair = PairWatch()
@@ -70,20 +89,23 @@ class Recorder:
 
     def add(self, metric: str, labels: tuple[str, ...] = (), value: float = 1) -> None:
         """To a counter; ``labels`` in the order of ``METRICS``."""
-        with self._lock:
-            self._add(metric, labels, value)
+        with self._settled():
+            known = METRICS[metric]
+            if metric not in _COUNTERS or len(labels) != len(known.labels):
+                raise ValueError(f"{metric} is a {known.kind} with labels {known.labels}, given {labels}")
+            self._sums[metric][labels] += value
             if metric in _FAILED:
                 self._note(self._pair.failed(labels[0]))
         self.on_changed()
 
     def unpaired(self, requests: int) -> None:
         """So many requests came that ask for no hand-over."""
-        with self._lock:
+        with self._settled():
             self._note(self._pair.unpaired(requests))
 
     def links(self, read: Callable[[], Iterable[LinkBytes]]) -> list[LinkBytes]:
         """What connections moved so far. ``read`` is called with the lock, so that none closes in between."""
-        with self._lock:
+        with self._settled():
             moved = list(read())
             for link in moved:
                 self._moved(link)
@@ -91,7 +113,7 @@ class Recorder:
 
     def closed(self, link: LinkBytes) -> None:
         """All that a connection moved. Its backend knows it no more."""
-        with self._lock:
+        with self._settled():
             self._moved(link)
             self._told.pop((link.backend, link.connection), None)
 
@@ -100,7 +122,11 @@ class Recorder:
         if self._spans is not None and record.peer:
             self._spans.put(LOAD if record.side == "decode" else SEND, record)
         with self._lock:
-            self._ended(record)
+            self.ended_transfers += 1
+            self._transfers.append(record)
+            self._not_added.append(record)
+            if len(self._not_added) >= ADDED_AT_ONCE:
+                self._add_up()
         self.on_changed()
         return record
 
@@ -131,14 +157,18 @@ class Recorder:
 
     def best(self, peer: str, backend: str) -> float:
         """Bytes a second of the fastest transfer over a link, 0 before there was one."""
-        with self._lock:
+        with self._settled():
             return self._best.get((peer if peer in self._peers else OTHER, backend), 0.0)
 
     # -- reading
 
     def samples(self) -> list[Sample]:
-        with self._lock:
-            found = [Sample(key.metric, key.labels, value) for key, value in self._sums.items()]
+        with self._settled():
+            found = [
+                Sample(metric, labels, value)
+                for metric, sums in self._sums.items()
+                for labels, value in sums.items()
+            ]
             found += [
                 Sample("link_capacity_bytes_per_second", (*link, "best"), rate)
                 for link, rate in self._best.items()
@@ -151,10 +181,11 @@ class Recorder:
         return found
 
     def times(self) -> list[Times]:
-        with self._lock:
+        with self._settled():
             return [
-                Times(key.metric, key.labels, tuple(one.counts), tuple(one.seconds))
-                for key, one in self._times.items()
+                Times(metric, labels, tuple(one.counts), tuple(one.seconds))
+                for metric, times in self._times.items()
+                for labels, one in times.items()
             ]
 
     def transfers(self) -> tuple[TransferRecord, ...]:
@@ -163,30 +194,44 @@ class Recorder:
             return tuple(self._transfers)
 
     def notes(self) -> tuple[Note, ...]:
-        with self._lock:
+        with self._settled():
             return tuple(self._notes)
 
     def hot_chunks(self) -> tuple[HotChunk, ...]:
         with self._lock:
             return self._hot.hottest(MOST_HOT)
 
+    # -- inside
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """The lock, and every transfer that ended in the sums."""
+        with self._lock:
+            self._add_up()
+            yield
+
     # -- inside, with the lock
+
+    def _add_up(self) -> None:
+        for record in self._not_added:
+            self._ended(record)
+        self._not_added.clear()
 
     def _ended(self, record: TransferRecord) -> None:
         peer = self._known(record.peer)
         labels = (record.side, peer, record.backend, record.wire_dtype, str(record.priority))
-        self._add("transfers_total", (*labels, record.code), 1)
-        self._transfers.append(record)
-        self.ended_transfers += 1
+        sums, times = self._sums, self._times
+        sums["transfers_total"][(*labels, record.code)] += 1
         if record.code != "ok":
-            self._add("lost_seconds_total", (record.side, record.code), record.seconds)
+            sums["lost_seconds_total"][record.side, record.code] += record.seconds
             return
         self._pair.worked()
-        self._add("transferred_bytes_total", labels, record.nbytes)
-        self._add("kv_bytes_total", labels, record.kv_bytes)
-        self._time("transfer_seconds", (record.side, record.backend), record.seconds)
+        sums["transferred_bytes_total"][labels] += record.nbytes
+        sums["kv_bytes_total"][labels] += record.kv_bytes
+        times["transfer_seconds"][record.side, record.backend].add(record.seconds)
+        of_stage = times["stage_seconds"]
         for stage, seconds in record.stages:
-            self._time("stage_seconds", (record.side, stage), seconds)
+            of_stage[record.side, stage].add(seconds)
         wire_s = dict(record.stages).get("wire", 0.0)
         if wire_s > 0:
             link = (peer, record.backend)
@@ -196,25 +241,13 @@ class Recorder:
         if note is not None:
             self._notes.append(note)
 
-    def _add(self, metric: str, labels: tuple[str, ...], value: float) -> None:
-        known = METRICS[metric]
-        if known.kind is not Kind.COUNTER or len(labels) != len(known.labels):
-            raise ValueError(f"{metric} is a {known.kind} with labels {known.labels}, given {labels}")
-        key = SeriesKey(metric, labels)
-        self._sums[key] = self._sums.get(key, 0) + value
-
     def _moved(self, link: LinkBytes) -> None:
         key, peer = (link.backend, link.connection), self._known(link.peer)
         sent, landed = self._told.get(key, (0, 0))
-        self._add("link_bytes_total", (peer, link.backend, "sent"), max(0, link.sent - sent))
-        self._add("link_bytes_total", (peer, link.backend, "landed"), max(0, link.landed - landed))
+        moved = self._sums["link_bytes_total"]
+        moved[peer, link.backend, "sent"] += max(0, link.sent - sent)
+        moved[peer, link.backend, "landed"] += max(0, link.landed - landed)
         self._told[key] = (link.sent, link.landed)
-
-    def _time(self, metric: str, labels: tuple[str, ...], seconds: float) -> None:
-        key = SeriesKey(metric, labels)
-        if (known := self._times.get(key)) is None:
-            known = self._times[key] = Histogram()
-        known.add(seconds)
 
     def _known(self, peer: str) -> str:
         if not peer:
@@ -226,23 +259,21 @@ class Recorder:
         return peer
 
     def _forget(self, peer: str) -> None:
-        for key in [key for key in self._sums if _peer_of(key) == peer]:
-            value = self._sums.pop(key)
-            other = of_other(key)
-            self._sums[other] = self._sums.get(other, 0) + value
+        for metric, at in _PEER_AT.items():
+            sums = self._sums[metric]
+            for labels in [labels for labels in sums if labels[at] == peer]:
+                value = sums.pop(labels)
+                sums[_of_other(labels, at)] += value
         for link in [link for link in self._best if link[0] == peer]:
             rate = self._best.pop(link)
             self._best[(OTHER, link[1])] = max(rate, self._best.get((OTHER, link[1]), 0.0))
 
 
-def _peer_of(key: SeriesKey) -> str | None:
-    at = _PEER_AT.get(key.metric)
-    return None if at is None else key.labels[at]
-
-
 def of_other(key: SeriesKey) -> SeriesKey:
     """The series that goes on with the numbers of one whose peer lost its own; itself if it has no peer."""
     at = _PEER_AT.get(key.metric)
-    if at is None:
-        return key
-    return SeriesKey(key.metric, (*key.labels[:at], OTHER, *key.labels[at + 1 :]))
+    return key if at is None else SeriesKey(key.metric, _of_other(key.labels, at))
+
+
+def _of_other(labels: Labels, at: int) -> Labels:
+    return (*labels[:at], OTHER, *labels[at + 1 :])
