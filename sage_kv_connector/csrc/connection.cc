@@ -23,6 +23,14 @@ bool Connection::take_message(const Channel& channel, std::string* message) {
   return true;
 }
 
+bool Connection::take_note(const Channel& channel, std::string* note) {
+  std::lock_guard lock(mutex_);
+  if (notes_.empty() || !channel.first) return false;
+  *note = std::move(notes_.front());
+  notes_.pop_front();
+  return true;
+}
+
 bool Connection::take_grant(const Channel& channel, Grant* grant) {
   std::lock_guard lock(mutex_);
   if (grants_.empty() || !channel.first) return false;
@@ -32,14 +40,30 @@ bool Connection::take_grant(const Channel& channel, Grant* grant) {
   return true;
 }
 
-bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk) {
+Connection::Queue::const_iterator Connection::next_for(bool path) const {
+  if (!authorized) return queue_.end();
+  return std::find_if(queue_.begin(), queue_.end(), [&](const auto& entry) { return carries(path, *entry.second); });
+}
+
+bool Connection::take_returned(bool path, std::shared_ptr<Post>* post, Chunk* chunk) {
+  const auto found =
+      std::find_if(returned_.begin(), returned_.end(), [&](const Returned& one) { return carries(path, *one.post); });
+  if (found == returned_.end()) return false;
+  *post = std::move(found->post);
+  *chunk = std::move(found->chunk);
+  returned_.erase(found);
+  return true;
+}
+
+bool Connection::take_chunk(bool path, uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post,
+                            Chunk* chunk) {
   std::lock_guard lock(mutex_);
-  while (!queue_.empty() && authorized) {
-    const auto first = queue_.begin();
-    const auto found = first->second;
+  if (take_returned(path, post, chunk)) return true;
+  for (auto next = next_for(path); next != queue_.end(); next = next_for(path)) {
+    const auto found = next->second;
     *chunk = found->cut(max_bytes, max_pieces);
     const bool refused = found->status != Status::kOk;
-    if (found->all_cut() || found->waits() || refused) queue_.erase(first);
+    if (found->all_cut() || found->waits() || refused) queue_.erase(next);
     if (chunk->length > 0) {
       if (found->began_ns == 0) found->began_ns = now_ns();
       chunk->ack_later = found->waits() && !found->needs_acks();
@@ -50,6 +74,16 @@ bool Connection::take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_p
     if (refused && found->chunks_in_flight == 0) finish_locked(found);
   }
   return false;
+}
+
+void Connection::give_back(const std::shared_ptr<Post>& post, Chunk chunk, bool plain) {
+  std::lock_guard lock(mutex_);
+  post->plain |= plain;
+  if (closed_) return;
+  if (post->status == Status::kOk)
+    returned_.push_back({post, std::move(chunk)});
+  else
+    chunk_over(post);
 }
 
 void Connection::chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length) {
@@ -65,6 +99,7 @@ void Connection::chunk_failed(const std::shared_ptr<Post>& post, Status status, 
     post->status = status;
     post->detail = detail;
     queue_.erase({post->priority, post->id});
+    post->chunks_in_flight -= std::erase_if(returned_, [&](const auto& one) { return one.post == post; });
   }
   chunk_over(post);
 }
@@ -80,7 +115,7 @@ bool Connection::inbox_full() const {
 
 bool Connection::has_work() const {
   std::lock_guard lock(mutex_);
-  return !messages_.empty() || !grants_.empty() || !queue_.empty();
+  return !messages_.empty() || !notes_.empty() || !grants_.empty() || !queue_.empty() || !returned_.empty();
 }
 
 size_t Connection::queued_messages() const {
@@ -90,8 +125,11 @@ size_t Connection::queued_messages() const {
 
 bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
-  if (!queue_.empty() && authorized) return true;
-  return (!messages_.empty() || !grants_.empty()) && channel.first;
+  const bool path = channel.is_path();
+  if (next_for(path) != queue_.end()) return true;
+  if (std::any_of(returned_.begin(), returned_.end(), [&](const auto& one) { return carries(path, *one.post); }))
+    return true;
+  return (!messages_.empty() || !notes_.empty() || !grants_.empty()) && channel.first;
 }
 
 bool Connection::queue_message(std::string message) {
@@ -101,6 +139,15 @@ bool Connection::queue_message(std::string message) {
   message_bytes_ += message.size();
   messages_.push_back(std::move(message));
   return true;
+}
+
+void Connection::queue_note(std::string note) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) return;
+    notes_.push_back(std::move(note));
+  }
+  kick();
 }
 
 void Connection::queue_grant(const Grant& grant) {
@@ -138,6 +185,7 @@ std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
   auto post = found->second;
   if (post->status == Status::kOk) post->status = Status::kCancelled;
   queue_.erase({post->priority, post->id});
+  post->chunks_in_flight -= std::erase_if(returned_, [&](const auto& one) { return one.post == post; });
   return post;
 }
 
@@ -196,7 +244,7 @@ bool Connection::add_channel(std::shared_ptr<Channel> channel) {
   std::lock_guard lock(mutex_);
   if (sealed_) return false;
   channel->first = channels_.empty();
-  channels_.push_back(std::move(channel));
+  channels_.insert(channel->is_path() ? channels_.begin() : channels_.end(), std::move(channel));
   return true;
 }
 
@@ -237,8 +285,10 @@ void Connection::close() {
     std::lock_guard lock(mutex_);
     if (closed_.exchange(true)) return;
     messages_.clear();
+    notes_.clear();
     grants_.clear();
     queue_.clear();
+    returned_.clear();
     while (!posts_.empty()) {
       auto post = posts_.begin()->second;
       if (post->status == Status::kOk) post->status = Status::kConnectionLost;

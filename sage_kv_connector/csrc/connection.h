@@ -60,10 +60,14 @@ class Connection {
 
   // -- work for channels
 
-  // False if none waits; messages and grants go over the first channel only, chunks once authorized.
+  // False if none waits; messages, notes and grants go over the first channel only, chunks once authorized. While there
+  // are paths, they take all chunks that they can carry.
   bool take_message(const Channel& channel, std::string* message);
+  bool take_note(const Channel& channel, std::string* note);
   bool take_grant(const Channel& channel, Grant* grant);
-  bool take_chunk(uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk);
+  bool take_chunk(bool path, uint64_t max_bytes, size_t max_pieces, std::shared_ptr<Post>* post, Chunk* chunk);
+  // A chunk that was taken did not get there, and may: another channel takes it. `plain`: no path can carry its post.
+  void give_back(const std::shared_ptr<Post>& post, Chunk chunk, bool plain = false);
   // A chunk ended: where it was, or why it did not get there.
   void chunk_sent(const std::shared_ptr<Post>& post, uint64_t offset, uint64_t length);
   void chunk_failed(const std::shared_ptr<Post>& post, Status status, const std::string& detail);
@@ -74,6 +78,8 @@ class Connection {
   // -- orders of the layer above; false or nullptr once closed
 
   bool queue_message(std::string message);
+  // What one endpoint tells the other, and not the layer above.
+  void queue_note(std::string note);
   bool queue_post(const std::shared_ptr<Post>& post);
   // The last one of a window stands for those before it.
   void queue_grant(const Grant& grant);
@@ -93,8 +99,11 @@ class Connection {
   void kick() const;
   // The first channel's lane is awake when its peer is to be looked after.
   void wake_in_time() const;
-  // False once sealed: the caller shuts the channel.
+  // False once sealed: the caller shuts the channel. A path comes before the others.
   bool add_channel(std::shared_ptr<Channel> channel);
+  // So many paths can carry chunks: from the first on, the other channels leave chunks to them.
+  void path_opened() { ++paths_; }
+  void path_closed() { --paths_; }
   void drop_channels();
   void drop_channel(const Channel& channel);
   // From now on add_channel refuses; returns what is there. The first caller says why CLOSED comes.
@@ -107,14 +116,25 @@ class Connection {
   bool closed() const { return closed_; }
 
  private:
+  // One of the queue that this channel may carry; queue_.end() if there is none.
+  using Queue = std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>>;
+  Queue::const_iterator next_for(bool path) const;
+  bool carries(bool path, const Post& post) const { return path ? !post.plain : post.plain || paths_ == 0; }
+  bool take_returned(bool path, std::shared_ptr<Post>* post, Chunk* chunk);
   void chunk_over(const std::shared_ptr<Post>& post);
   void finish_locked(const std::shared_ptr<Post>& post);
 
   mutable std::mutex mutex_;
-  std::deque<std::string> messages_;
+  std::deque<std::string> messages_, notes_;
   size_t message_bytes_ = 0;
   std::map<uint64_t, uint64_t> grants_;  // parts by window
-  std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>> queue_;
+  Queue queue_;
+  struct Returned {
+    std::shared_ptr<Post> post;
+    Chunk chunk;
+  };
+  std::deque<Returned> returned_;  // chunks that count as in flight
+  std::atomic<int> paths_{0};
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
   std::vector<std::shared_ptr<Channel>> channels_;
   ConnectionInfo info_;

@@ -9,7 +9,7 @@ Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spi
     lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { bury_doomed(); }, options.stepped));
 }
 
-Endpoint::~Endpoint() { close(); }
+Endpoint::~Endpoint() { Endpoint::close(); }
 
 void Endpoint::close() {
   std::vector<uint64_t> connections, windows;

@@ -66,8 +66,8 @@ class Endpoint {
   // -- set-up; errors are std::invalid_argument (bad argument) or std::system_error
   virtual std::string listen(const std::string& address) = 0;
   virtual uint64_t connect(const std::string& address, double timeout_s) = 0;
-  uint64_t register_memory(uint64_t address, uint64_t length) { return regions_.add(address, length); }
-  void deregister_memory(uint64_t region) { regions_.remove(region); }
+  virtual uint64_t register_memory(uint64_t address, uint64_t length) { return regions_.add(address, length); }
+  virtual void deregister_memory(uint64_t region) { regions_.remove(region); }
   virtual void authorize(uint64_t connection);
   ConnectionInfo info(uint64_t connection);
   // Close the connection with kSilent if its peer gives no sign of life for so long; until `unwatch`.
@@ -95,7 +95,7 @@ class Endpoint {
   int fileno() const { return completions_.fd(); }
   CompletionQueue& completions() { return completions_; }
   // Idempotent; every thread is joined, every descriptor closed and the end of all told when it returns.
-  void close();
+  virtual void close();
 
   // -- for channels and connections
   // An incoming one counts as unauthorized. Where there are too many of those the oldest goes, if its place is not safe

@@ -59,7 +59,9 @@ class Channel {
   virtual bool stuck() const = 0;
   virtual void expire() = 0;  // the deadline is over
   virtual void ping() = 0;    // have the peer's lane show that it lives
-  // It carried nothing yet, and its connection does without: it ends alone.
+  // Chunks go over such channels first, and nothing else does.
+  virtual bool is_path() const { return false; }
+  // Its connection does without: it ends alone.
   virtual bool expendable() const { return false; }
   // It is due.
   void on_time(uint64_t now);

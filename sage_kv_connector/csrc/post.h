@@ -33,6 +33,7 @@ struct Post {
   uint64_t window = 0, generation = 0;
   int priority = 0;
   bool checksum = true;
+  bool plain = false;                    // no path can carry it: its memory, or its window's, is not registered
   uint64_t total = 0;                    // bytes
   uint64_t queued_ns = 0, began_ns = 0;  // when it was posted, and its first chunk cut
   size_t chunks_in_flight = 0;

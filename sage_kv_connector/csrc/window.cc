@@ -42,6 +42,16 @@ Status Window::reserve(uint64_t offset, uint64_t length, uint64_t generation_) {
   return Status::kOk;
 }
 
+void Window::release(uint64_t offset, uint64_t length) {
+  std::lock_guard lock(mutex_);
+  const uint64_t end = offset + length;
+  const auto range = std::prev(taken_.upper_bound(offset));
+  const auto [first, last] = *range;
+  taken_.erase(range);
+  if (first < offset) taken_[first] = offset;
+  if (end < last) taken_[end] = last;
+}
+
 bool Window::begin_copy() {
   std::lock_guard lock(mutex_);
   if (closed_) return false;

@@ -31,6 +31,9 @@ class Window {
   // Reserve [offset, offset + length) for a chunk. kOk, or why it is refused; a byte is taken once only.
   Status reserve(uint64_t offset, uint64_t length, uint64_t generation);
 
+  // What was reserved did not come, and may come again.
+  void release(uint64_t offset, uint64_t length);
+
   // A copy runs between begin_copy and end_copy; false once the window is closed.
   bool begin_copy();
   void end_copy();

@@ -11,7 +11,21 @@ namespace {
 
 constexpr uint64_t kPeersWindow = 99;
 constexpr int64_t kPageTokens = 4;
-enum Move : uint8_t { kGrant, kCut, kSent, kChunk, kTorn, kAnswer, kFail, kAdvance, kEnd, kClose, kMoves };
+enum Move : uint8_t {
+  kGrant,
+  kCut,
+  kSent,
+  kChunk,
+  kTorn,
+  kAnswer,
+  kFail,
+  kAdvance,
+  kEnd,
+  kClose,
+  kBack,
+  kLost,
+  kMoves
+};
 
 // The two sides' transports, without a channel: what comes and goes is said here.
 struct Machinery {
@@ -109,7 +123,7 @@ int attack(const uint8_t* data, size_t size) {
       }
       case kCut: {
         auto& [found, chunk] = flying.emplace_back();
-        if (!connection->take_chunk(1 + input.byte(), kMaxPieces, &found, &chunk)) {
+        if (!connection->take_chunk(false, 1 + input.byte(), kMaxPieces, &found, &chunk)) {
           flying.pop_back();
           break;
         }
@@ -172,6 +186,21 @@ int attack(const uint8_t* data, size_t size) {
         if (what & 128) encoder->close();
         if (what & 32) endpoint.close_window(window->id);
         break;
+      case kBack:
+        if (flying.empty()) break;
+        cut -= flying.front().second.length;
+        connection->give_back(flying.front().first, std::move(flying.front().second));
+        flying.erase(flying.begin());
+        break;
+      case kLost: {  // it may come again, once
+        const uint64_t offset = input.number<uint16_t>(), length = input.byte();
+        if (window->reserve(offset, length, 1) != Status::kOk) break;
+        window->release(offset, length);
+        CHECK(window->reserve(offset, length, 1) == Status::kOk);
+        CHECK(window->reserve(offset, length, 1) == Status::kOverlap);
+        window->release(offset, length);
+        break;
+      }
       case kMoves:
         break;
     }

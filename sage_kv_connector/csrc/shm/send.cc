@@ -62,7 +62,7 @@ bool ShmChannel::send_chunk() {
     if (!has_credit()) return false;
     uint64_t most = endpoint_.options().chunk_bytes;
     if (!direct) most = std::min(most, endpoint_.shm().arena_bytes / 4);
-    if (!connection->take_chunk(most, kMaxPieces, &next_.post, &next_.chunk)) return false;
+    if (!connection->take_chunk(is_path(), most, kMaxPieces, &next_.post, &next_.chunk)) return false;
   }
   size_t slot = next_slot_;
   while (flight_[slot].busy) slot = (slot + 1) % kSlots;

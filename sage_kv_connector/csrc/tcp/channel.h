@@ -67,6 +67,7 @@ class TcpChannel : public Channel {
   bool on_payload(size_t received);
   bool open_body(size_t received);
   bool finish_body();
+  bool on_note();
   bool forged();
   size_t start_bytes() const;
   size_t end_bytes() const { return sizeof(FrameTrailer) + (open_ ? sizeof(Tag) : 0); }
@@ -83,7 +84,8 @@ class TcpChannel : public Channel {
   bool connecting_, incoming_;
   const bool joins_;  // as another lane of its connection, once the acceptor answered
   bool established_ = false;
-  bool announce_;  // CONNECTED is still to be said
+  bool noted_ = false;  // a note came before the connection was authorized
+  bool announce_;       // CONNECTED is still to be said
   uint32_t armed_events_;
 
   // sending

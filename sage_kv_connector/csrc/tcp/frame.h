@@ -3,11 +3,21 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace sage_kvt {
 
-enum class FrameType : uint8_t { kPreface = 1, kMessage = 2, kData = 3, kJoin = 4, kPing = 5, kPong = 6, kGrant = 7 };
+enum class FrameType : uint8_t {
+  kPreface = 1,
+  kMessage = 2,
+  kData = 3,
+  kJoin = 4,
+  kPing = 5,
+  kPong = 6,
+  kGrant = 7,
+  kNote = 8
+};
 
 struct FrameHeader {
   uint32_t magic;
@@ -33,6 +43,7 @@ static_assert(sizeof(FrameTrailer) == 16);
 
 constexpr uint32_t kFrameMagic = 0x54564B53;  // "SKVT"
 constexpr uint8_t kFlagChecksum = 1;
+constexpr size_t kMaxNoteBytes = 4096;
 
 using Token = std::array<uint8_t, 16>;
 // What a protected frame carries behind its header, and behind its body.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "crc32c.h"
 #include "tcp/channel.h"
@@ -143,7 +144,8 @@ bool TcpChannel::finish_body() {
   state_ = Receive::kHeader;
   in_have_ = 0;
   const auto& h = in_start_.header;
-  const bool message = h.type == static_cast<uint8_t>(FrameType::kMessage);
+  const auto type = static_cast<FrameType>(h.type);
+  const bool message = type == FrameType::kMessage || type == FrameType::kNote;
   auto window = std::move(in_window_);
   if (!message && !window) return true;  // discarded: nothing of it is believed
   if (open_) {
@@ -154,6 +156,7 @@ bool TcpChannel::finish_body() {
       return forged();
     }
   }
+  if (type == FrameType::kNote) return on_note();
   if (message)
     endpoint_.emit_message(*connection, std::move(in_message_));
   else if (in_end_.trailer.aborted || in_end_.trailer.generation != h.generation)
@@ -165,6 +168,12 @@ bool TcpChannel::finish_body() {
   else
     endpoint_.window_landed(*connection, window, h.offset, h.length);
   return true;
+}
+
+bool TcpChannel::on_note() {
+  if (endpoint_.on_note(connection, in_message_)) return true;
+  broken(Status::kProtocolError, "a note of " + std::to_string(in_message_.size()) + " bytes is not valid");
+  return false;
 }
 
 // Nothing of a header is believed before its tag.
@@ -204,6 +213,14 @@ bool TcpChannel::on_header() {
     }
     case FrameType::kData:
       return on_data_header();
+    case FrameType::kNote:
+      // Who connected may hear one before it trusts the peer, which did so first.
+      if (!connection->authorized && (incoming_ || std::exchange(noted_, true))) break;
+      if (h.length == 0 || h.length > kMaxNoteBytes) break;
+      in_message_.assign(h.length, '\0');
+      if (open_ && !open_->begin(h)) return forged();
+      state_ = Receive::kMessage;
+      return true;
     case FrameType::kJoin:
       if (incoming_) break;
       endpoint_.join(connection, h.token, h.offset);

@@ -70,8 +70,9 @@ bool TcpChannel::begin_frame() {
   }
   out_header_ = FrameHeader{};
   out_header_.magic = kFrameMagic;
-  if (connection->take_message(*this, &out_message_)) {
-    out_header_.type = static_cast<uint8_t>(FrameType::kMessage);
+  const bool message = connection->take_message(*this, &out_message_);
+  if (message || connection->take_note(*this, &out_message_)) {
+    out_header_.type = static_cast<uint8_t>(message ? FrameType::kMessage : FrameType::kNote);
     out_header_.length = out_message_.size();
     out_header_.header_crc = frame_header_crc(out_header_);
     const bool sealed = seals();
@@ -79,11 +80,11 @@ bool TcpChannel::begin_frame() {
     std::vector<iovec> body;
     if (!out_message_.empty()) body.push_back({out_message_.data(), out_message_.size()});
     start_frame(body, sealed);
-    ++endpoint_.counters.messages_sent;
+    if (message) ++endpoint_.counters.messages_sent;
     return true;
   }
   Chunk chunk;
-  if (!connection->take_chunk(endpoint_.options().chunk_bytes, kMaxPieces, &out_post_, &chunk)) return false;
+  if (!connection->take_chunk(is_path(), endpoint_.options().chunk_bytes, kMaxPieces, &out_post_, &chunk)) return false;
   out_header_.type = static_cast<uint8_t>(FrameType::kData);
   const bool sums = out_post_->checksum && !seals();  // a tag stands for it
   out_header_.flags = sums ? kFlagChecksum : 0;

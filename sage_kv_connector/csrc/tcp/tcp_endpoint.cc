@@ -90,7 +90,7 @@ bool equal_in_constant_time(const Token& a, const Token& b) {
 
 TcpEndpoint::TcpEndpoint(const EndpointOptions& options, const TcpOptions& tcp) : Endpoint(options), tcp_(tcp) {}
 
-TcpEndpoint::~TcpEndpoint() { close(); }
+TcpEndpoint::~TcpEndpoint() { Endpoint::close(); }
 
 void TcpEndpoint::set_options(int fd) {
   const int on = 1;
@@ -186,14 +186,15 @@ void TcpEndpoint::established(TcpChannel& channel) {
   emit(EventKind::kAccepted, channel.connection->id, channel.connection->info().peer);
 }
 
+bool TcpEndpoint::dialled(uint64_t connection) {
+  std::lock_guard lock(mutex_);
+  return dialled_.count(connection) > 0;
+}
+
 void TcpEndpoint::authorize(uint64_t id) {
   auto connection = find_connection(id);
   if (!connection || connection->authorized) return;
-  bool dialled;
-  {
-    std::lock_guard lock(mutex_);
-    dialled = dialled_.count(id) > 0;
-  }
+  const bool dialled = this->dialled(id);
   if (!dialled && options().lanes > 1) {
     Pending pending{id, Token{}, static_cast<uint64_t>(options().lanes - 1)};
     auto channels = connection->channels();

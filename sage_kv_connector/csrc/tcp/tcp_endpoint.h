@@ -42,11 +42,18 @@ class TcpEndpoint : public Endpoint {
   // The first frame of an incoming socket: a new connection, or a lane that joins one (false if refused).
   void established(TcpChannel& channel);
   bool adopt(TcpChannel& channel, const FrameStart& preface);
+  // What the peer's endpoint says to this one; false if it makes no sense. A channel's mutex is held.
+  virtual bool on_note(const std::shared_ptr<Connection>&, const std::string&) { return false; }
   // The acceptor lets us open more lanes with this token: once, and not before we trust it too.
   void join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes);
 
- private:
+ protected:
   void forgotten(uint64_t connection) override;
+  bool is_protected(uint64_t connection) { return keys_of(connection) != nullptr; }
+  // Whether this side connected.
+  bool dialled(uint64_t connection);
+
+ private:
   void accepted(int fd);
   void set_options(int fd);
   // Begins to connect to the first address that can be tried; `used` says which.

@@ -92,7 +92,7 @@ bool SteppedChannel::send_some() {
   } else {
     Chunk chunk;
     std::shared_ptr<Post> post;
-    if (!connection->take_chunk(endpoint_.options().chunk_bytes, kMaxPieces, &post, &chunk)) return false;
+    if (!connection->take_chunk(is_path(), endpoint_.options().chunk_bytes, kMaxPieces, &post, &chunk)) return false;
     packet.kind = Packet::Kind::kChunk;
     packet.window = post->window;
     packet.offset = chunk.offset;
