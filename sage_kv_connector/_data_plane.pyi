@@ -53,6 +53,21 @@ class TcpEndpoint(Endpoint):
         self, connection: int, encrypts: bool, send_keys: bytes, receive_keys: bytes, last_plain: bytes
     ) -> None: ...
 
+def rdma_lacks() -> str: ...
+
+class RdmaEndpoint(TcpEndpoint):
+    def __init__(
+        self,
+        *,
+        lanes: int,
+        chunk_bytes: int,
+        spin_us: int,
+        local_address: str,
+        measures: bool,
+    ) -> None: ...
+    def unregistered(self) -> str: ...
+    def end_paths(self, connection: int) -> int: ...
+
 class ShmEndpoint(Endpoint):
     def __init__(
         self,

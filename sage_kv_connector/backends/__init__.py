@@ -8,6 +8,7 @@ backend's, its value ``module:Class``. Ours win over one of the same name.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 #: Name → module and class. To add a backend, add its folder and a line.
 BACKENDS = {
     "pcie": "sage_kv_connector.backends.pcie.backend:PcieBackend",
+    "rdma": "sage_kv_connector.backends.rdma.backend:RdmaBackend",
     "shm": "sage_kv_connector.backends.shm.backend:ShmBackend",
     "tcp": "sage_kv_connector.backends.tcp.backend:TcpBackend",
 }
@@ -28,7 +30,10 @@ ENTRY_POINTS = "sage_kv_connector.backends"
 
 
 class BackendClass(Protocol):
-    """What a row of ``BACKENDS`` names: a class that makes backends from the options."""
+    """What a row of ``BACKENDS`` names: a class that makes backends from the options.
+
+    It may have a static ``lacks()``: why this machine can't have it, "" if it can.
+    """
 
     capabilities: Capabilities
 
@@ -75,14 +80,25 @@ def backend_class(name: str) -> BackendClass:
     return found
 
 
+def lacks(name: str) -> str:
+    """Why this machine can't have a backend, "" if it can. Raises ValueError as ``backend_class``."""
+    ask: Callable[[], str] | None = getattr(backend_class(name), "lacks", None)
+    return ask() if ask is not None else ""
+
+
 def ranked_backends() -> tuple[str, ...]:
-    """Those that can be loaded, in the order in which ``backend=auto`` prefers them."""
+    """Those that this machine can have, in the order in which ``backend=auto`` prefers them."""
     found: dict[str, int] = {}
     for name in backend_names():
         try:
-            found[name] = backend_class(name).capabilities.rank
+            why = lacks(name)
         except ValueError as error:
             logger.warning("%s; it is left out", error)
+            continue
+        if why:
+            logger.debug("backend %s is left out: %s", name, why)
+        else:
+            found[name] = backend_class(name).capabilities.rank
     return tuple(sorted(found, key=lambda name: found[name]))
 
 

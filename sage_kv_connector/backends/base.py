@@ -12,8 +12,7 @@ are checked on both sides against what was registered and opened.
 
 How the bytes cross is the backend's own business: shm lets the receiver read
 straight from the sender's pages (or goes through a shared arena), tcp gathers
-and scatters on a socket, verbs would turn the window's ``window_descriptor``
-into RDMA WRITEs.
+and scatters on a socket, rdma has the receiver's card read from the sender's pages.
 
 Integrity
 ---------
@@ -141,6 +140,7 @@ class Capabilities(NamedTuple):
     reached, at ``NAME://HOST:PORT``; else it listens on ``NAME://``. ``device_memory``: windows and posts may
     lie on a device (``DeviceBackend``), and only then is it of use. ``pages``: its lanes know pages (``PagedBackend``).
     ``parts``: they convert on the way (``ConvertingBackend``). ``protects``: see ``ProtectingBackend``.
+    ``mode_changes``: what ``connection_info`` says of mode and reason may change while a connection lives.
     """
 
     name: str
@@ -150,6 +150,7 @@ class Capabilities(NamedTuple):
     pages: bool = False
     parts: bool = False
     protects: bool = False
+    mode_changes: bool = False
 
 
 class BackendOptions(NamedTuple):
@@ -171,7 +172,7 @@ class ConnectionInfo(NamedTuple):
     """What was found out when a connection was set up."""
 
     peer: str  #: the peer's address, for people
-    mode: str  #: "direct" | "arena" (shm), "stream" (tcp), ... for people and reports
+    mode: str  #: "direct" | "arena" (shm), "stream" (tcp), "rdma", ... for people and reports
     reason: str  #: why this mode and not a better one; empty for the best
     crosses_wire: bool  #: bytes cross a wire or a staging buffer: integrity=auto checksums them
     lanes: int

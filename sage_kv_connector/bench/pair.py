@@ -26,13 +26,22 @@ import numpy.typing as npt
 
 from sage_kv_connector import _data_plane
 from sage_kv_connector.backends import create_backend, loopback_address
-from sage_kv_connector.backends.base import Backend, BackendOptions, Event, EventKind, Segments
+from sage_kv_connector.backends.base import (
+    Backend,
+    BackendOptions,
+    ConnectionInfo,
+    Event,
+    EventKind,
+    Segments,
+)
 from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
 from sage_kv_connector.bench.cpu_time import cpu_of_threads
 
 SMALL_BYTES = 4096
 SMALL_OPS = 300
 TIMEOUT_S = 60.0
+#: The first path of a connection is there in a small part of it.
+WAY_S = 10.0
 SEED = 11
 
 
@@ -127,7 +136,7 @@ class Receiver:
         pipe.send("protected")
         self._backend.authorize(self._connection)
         pipe.recv()  # the sender authorized us too
-        info = self._backend.connection_info(self._connection)
+        info = self._settled_info()
         self.mode = info.mode
         self._checksum = info.crosses_wire
         self._port = 0
@@ -164,6 +173,15 @@ class Receiver:
     def limit(self) -> dict[str, Any]:
         crosses_nodes = self._backend.capabilities.crosses_nodes
         return self._limit_socket() if crosses_nodes else self._limit_readv()
+
+    def _settled_info(self) -> ConnectionInfo:
+        """Once there is no better way that may still come, or none came."""
+        deadline = time.monotonic() + WAY_S
+        while (info := self._backend.connection_info(self._connection)).reason:
+            if not self._backend.capabilities.mode_changes or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        return info
 
     def _cpu_s(self) -> float:
         """CPU time of both processes until now."""

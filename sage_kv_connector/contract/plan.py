@@ -14,7 +14,7 @@ from sage_kv_connector.contract.failure import Failure, Stage
 class TransportPlan(msgspec.Struct, frozen=True):
     """What a session between two peers settled, once, at its start.
 
-    ``mode`` is how the backend places bytes ("direct", "arena", "stream");
+    ``mode`` is how the backend places bytes at that moment ("direct", "arena", "stream");
     ``reason`` says why it is not a better one. ``checksum``: a CRC32C on each chunk; with ``security``
     "authenticated" or "encrypted" a tag stands in its place.
     """

@@ -16,6 +16,9 @@
 #include "machine_limits.h"
 #include "shm/channel.h"
 #include "tcp/tcp_endpoint.h"
+#ifdef SAGE_KVT_RDMA
+#include "rdma/rdma_endpoint.h"
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -229,6 +232,23 @@ NB_MODULE(_data_plane, m) {
             wipe();
           },
           "connection"_a, "encrypts"_a, "send_keys"_a, "receive_keys"_a, "last_plain"_a);
+
+#ifdef SAGE_KVT_RDMA
+  m.def("rdma_lacks", &rdma_lacks, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<RdmaEndpoint, TcpEndpoint>(m, "RdmaEndpoint")
+      .def(
+          "__init__",
+          [](RdmaEndpoint* self, int lanes, uint64_t chunk_bytes, uint64_t spin_us, const std::string& local_address,
+             bool measures) {
+            new (self) RdmaEndpoint(options_of(lanes, chunk_bytes, spin_us, measures), TcpOptions{0, local_address},
+                                    RdmaOptions{});
+          },
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "local_address"_a, "measures"_a)
+      .def("unregistered", &RdmaEndpoint::unregistered)
+      .def("end_paths", &RdmaEndpoint::end_paths, "connection"_a, nb::call_guard<nb::gil_scoped_release>());
+#else
+  m.def("rdma_lacks", [] { return std::string("this build has no rdma: rdma-core's headers were missing"); });
+#endif
 
   nb::class_<ShmEndpoint, Endpoint>(m, "ShmEndpoint")
       .def(

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import numpy as np
 
-from sage_kv_connector.backends import backend_class, backend_names, create_backend, loopback_address
+from sage_kv_connector.backends import backend_class, backend_names, create_backend, lacks, loopback_address
 from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
@@ -72,6 +72,8 @@ def _backend(name: str) -> Finding:
         return Finding(
             f"backend {name}", "missing", "for a KV cache on a device; `sage-kvt probe` lists devices"
         )
+    if why := lacks(name):
+        return Finding(f"backend {name}", "missing", why)
     listener, connector = create_backend(name), create_backend(name)
     try:
         address = listener.listen(loopback_address(name))

@@ -121,11 +121,12 @@ class Observed:
             plan, link = session.plan, known.get((session.backend_name, session.connection))
             if plan is None or link is None:
                 continue
+            mode, reason = session.way()
             yield Link(
                 peer=session.label,
                 backend=plan.backend,
-                mode=plan.mode,
-                reason=plan.reason,
+                mode=mode,
+                reason=reason,
                 security=plan.security,
                 checksum=plan.checksum,
                 conversion=session.verdict.must_convert or "",

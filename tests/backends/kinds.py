@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sage_kv_connector.backends import BACKENDS, backend_names, create_backend, loopback_address
+from sage_kv_connector.backends import BACKENDS, backend_names, create_backend, lacks, loopback_address
 from sage_kv_connector.backends.base import Backend, BackendOptions
 from sage_kv_connector.backends.protecting_backend import LANE_KEYS_BYTES, ProtectingBackend, TrafficKeys
 from tests.backends.places import HOST, Memory
@@ -100,5 +100,9 @@ def _has_folder(name: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
-KINDS_OF = {name: kinds_of(name) for name in backend_names() if name in BACKENDS or _has_folder(name)}
+KINDS_OF = {
+    name: kinds_of(name)
+    for name in backend_names()
+    if (name in BACKENDS or _has_folder(name)) and not lacks(name)
+}
 KINDS = tuple(kind for kinds in KINDS_OF.values() for kind in kinds)

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from sage_kv_connector import backends
+from sage_kv_connector.config import KVTransportConfig
+from sage_kv_connector.doctor import examine
+from sage_kv_connector.doctor.finding import Finding
+from sage_kv_connector.engine.control.reachability import enabled_backends
 
 #: What a module may hold, and what is said of it.
 BROKEN = {
@@ -20,6 +24,15 @@ BROKEN = {
     "class Backend: pass": "AttributeError: .* has no attribute 'capabilities'",
     "class Backend: capabilities = property(lambda self: None)": "TypeError: capabilities is <property",
 }
+
+
+LACKING = """
+from sage_kv_connector.backends.base import Capabilities
+
+class Backend:
+    capabilities = Capabilities("carrier", rank=1, crosses_nodes=True)
+    lacks = staticmethod(lambda: "it has no card")
+"""
 
 
 @pytest.fixture
@@ -44,11 +57,25 @@ def test_broken_code_is_named_and_left_out(
     ship: Callable[[str], None], caplog: pytest.LogCaptureFixture, text: str, says: str
 ) -> None:
     ship(text)
-    ours = [name for name in backends.backend_names() if name != "carrier"]
+    ours = [name for name in backends.BACKENDS if not backends.lacks(name)]
     assert sorted(backends.ranked_backends()) == sorted(ours)
     assert "backend 'carrier': the entry point 'a_broken_carrier:Backend' of" in caplog.text
     with pytest.raises(ValueError, match=f"a_broken_carrier:Backend' of .* can't be loaded: {says}"):
         backends.backend_class("carrier")
+
+
+def test_what_this_machine_can_t_have_is_left_out_and_says_why_when_it_is_asked_for(
+    ship: Callable[[str], None],
+) -> None:
+    ship(LACKING)
+    assert "carrier" in backends.backend_names() and "carrier" not in backends.ranked_backends()
+    assert backends.lacks("carrier") == "it has no card" and backends.lacks("tcp") == ""
+    assert "carrier" not in enabled_backends(KVTransportConfig.load({}))
+    why = r"backend is 'carrier', which can't be used here: it has no card; allowed: auto, .*tcp"
+    with pytest.raises(ValueError, match=why):
+        enabled_backends(KVTransportConfig.load({"backend": "carrier"}))
+    (finding,) = [one for one in examine() if one.name == "backend carrier"]
+    assert finding == Finding("backend carrier", "missing", "it has no card")
 
 
 def test_the_metadata_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

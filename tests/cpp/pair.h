@@ -18,20 +18,30 @@
 #include "check.h"
 #include "shm/channel.h"
 #include "tcp/tcp_endpoint.h"
+#ifdef SAGE_KVT_RDMA
+#include "rdma/rdma_endpoint.h"
+#endif
 
 namespace sage_kvt {
 
-// The last two are protected, with the tag alone and encrypted.
-enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted };
+// Two are protected, with the tag alone and encrypted.
+enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted, kRdma };
 
 inline bool is_tcp(Kind kind) { return kind != Kind::kShmDirect && kind != Kind::kShmArena; }
 inline bool is_protected(Kind kind) { return kind == Kind::kTcpAuthenticated || kind == Kind::kTcpEncrypted; }
-inline int lanes_of(Kind kind) { return is_tcp(kind) && kind != Kind::kTcp ? 3 : 1; }
+// Of sockets; an rdma connection has one, and a path.
+inline int lanes_of(Kind kind) {
+  if (kind == Kind::kRdma) return 2;
+  return is_tcp(kind) && kind != Kind::kTcp ? 3 : 1;
+}
 
-// Those that are not protected alone where this machine has no libcrypto.
+// Those that are not protected alone where this machine has no libcrypto; rdma alone where it has a device.
 inline std::vector<Kind> kinds() {
   std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
   std::string why;
+#ifdef SAGE_KVT_RDMA
+  if (rdma_lacks().empty()) return {Kind::kRdma};
+#endif
   if (libcrypto(&why))
     all.insert(all.end(), {Kind::kTcpAuthenticated, Kind::kTcpEncrypted});
   else
@@ -66,6 +76,9 @@ inline uint64_t address_of(const Bytes& bytes) { return reinterpret_cast<uint64_
 inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) {
   EndpointOptions options;
   options.chunk_bytes = chunk_bytes;
+#ifdef SAGE_KVT_RDMA
+  if (kind == Kind::kRdma) return std::make_unique<RdmaEndpoint>(options, TcpOptions{}, RdmaOptions{});
+#endif
   options.lanes = lanes_of(kind);
   if (is_tcp(kind)) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
   return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});

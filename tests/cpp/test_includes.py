@@ -18,6 +18,7 @@ MAY = {
     "cpu": (),
     "conversion": ("cpu", "event.h"),
     "parts": (SHARED, "conversion", "paged"),
+    "rdma": (SHARED, "tcp"),
 }
 BACKENDS_MAY = (SHARED,)
 

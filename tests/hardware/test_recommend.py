@@ -31,7 +31,7 @@ def test_wsl2_falls_back_to_pcie_then_tcp() -> None:
     choice = recommend(profile_of("wsl2"), ("shm", "tcp"))
     assert choice.config["backend"] == "tcp" and choice.would_choose == "pcie"
     assert any(reason.startswith("WSL2") for reason in choice.reasons)
-    assert "pcie is not part of this release: tcp is the next best" in choice.reasons
+    assert "pcie can't be used here, it is not part of this release: tcp is the next best" in choice.reasons
     bare = profile_of("wsl2").model_copy(update={"devices": []})
     assert recommend(bare, LATER).backend == "tcp"
 
@@ -49,6 +49,14 @@ def test_soft_roce_is_no_rdma() -> None:
     choice = recommend(profile, LATER)
     assert (choice.would_choose, choice.preset) == ("auto", "low-latency")
     assert any(reason.startswith("rxe0 is soft-RoCE") for reason in choice.reasons)
+
+
+def test_what_the_machine_lacks_is_not_recommended() -> None:
+    profile = profile_of("ascend_a2")
+    choice = recommend(profile, LATER, {"rdma": "librdmacm.so.1 was not found"})
+    assert recommend(profile, LATER).backend == choice.would_choose == "rdma" and choice.backend == "pcie"
+    assert recommend(profile, LATER).config["backend"] == "auto", "peers on the same node need more than rdma"
+    assert "rdma can't be used here, librdmacm.so.1 was not found: pcie is the next best" in choice.reasons
 
 
 def test_few_cores_get_one_lane() -> None:

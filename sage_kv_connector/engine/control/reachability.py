@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sage_kv_connector.backends import backend_class, ranked_backends
+from sage_kv_connector.backends import backend_class, lacks, ranked_backends
 from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
 from sage_kv_connector.backends.protecting_backend import ProtectingBackend
 from sage_kv_connector.config import KVTransportConfig, Security
@@ -36,6 +36,9 @@ def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> t
         raise ValueError(
             f"backend is {chosen!r}, which needs a KV cache on a device; this one is in host memory"
         )
+    if chosen != "auto" and (why := lacks(chosen)):
+        usable = ", ".join(("auto", *ranked_backends()))
+        raise ValueError(f"backend is {chosen!r}, which can't be used here: {why}; allowed: {usable}")
     if chosen != "auto" and not moves_devices:
         return (chosen,)
     direct = on_device and config.zero_copy

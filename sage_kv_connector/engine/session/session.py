@@ -100,12 +100,19 @@ class Session:
             )
         logger.info("session with %s over %s: %s", self.label, place, self.plan)
 
+    def way(self) -> tuple[str, str]:
+        """How bytes go now, and why not better: ``mode`` and ``reason`` of the plan, unless these change."""
+        assert self.plan is not None
+        if not self.backend.capabilities.mode_changes:
+            return self.plan.mode, self.plan.reason
+        info = self.backend.connection_info(self.connection)
+        return info.mode, info.reason
+
     def mode(self, *, converted: bool, read: bool) -> str:
         """Of one transfer, as TransferStats has it."""
-        assert self.plan is not None
         if converted and self.backend.capabilities.device_memory:
             return "read" if read else "staged"
-        return self.plan.mode
+        return self.way()[0]
 
     def log_once(self, text: str) -> None:
         if text not in self._said and len(self._said) < MAX_SAID:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sage_kv_connector.backends import backend_names
@@ -18,19 +19,28 @@ FAST_NETWORK = 25e9 / 8
 SLOW_NETWORK = 10e9 / 8
 
 
-def recommend(profile: HardwareProfile, available: Collection[str] | None = None) -> Recommendation:
-    """Options that this release accepts. ``available`` are the backends it has, all that are here if None.
+def recommend(
+    profile: HardwareProfile,
+    available: Collection[str] | None = None,
+    lacking: Mapping[str, str] = MappingProxyType({}),
+) -> Recommendation:
+    """Options that this release accepts. ``available`` are the backends it has, all that are here if None; ``lacking``:
+    those that the machine can't have, and why.
 
-    What the hardware would be best used with, but this release has not, is said in the reasons.
+    What the hardware would be best used with, but can't be, is said in the reasons.
     """
     reasons: list[str] = []
-    available = backend_names() if available is None else available
+    available = set(backend_names() if available is None else available) - set(lacking)
     wanted = _backends(profile, reasons)
     backend = next(name for name in wanted if name == "auto" or name in available)
     for missing in wanted[: wanted.index(backend)]:
-        reasons.append(f"{missing} is not part of this release: {backend} is the next best")
+        why = lacking.get(missing) or "it is not part of this release"
+        reasons.append(f"{missing} can't be used here, {why}: {backend} is the next best")
     preset = _preset(profile, reasons)
     config: dict[str, Any] = {"preset": preset, "backend": backend}
+    if backend == "rdma":
+        config["backend"] = "auto"
+        reasons.append("auto takes rdma across nodes, and what is nearer on a node")
     settings = presets()[preset]["settings"]
     if settings.get("overlap_streams", 0) > 1 and 0 < profile.platform.cpus <= 4:
         config["overlap_streams"] = 1

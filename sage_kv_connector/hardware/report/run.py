@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from sage_kv_connector.backends import BACKENDS, lacks
 from sage_kv_connector.hardware.probing.machine import TOOL_SECONDS, Machine, WithoutTools
 from sage_kv_connector.hardware.probing.profile import HardwareProfile
 from sage_kv_connector.hardware.probing.recording import RecordedMachine, RecordingMachine
@@ -42,5 +43,6 @@ def run_probe(
             recorder.save(record, about)
     if measured:
         measure(profile)
-    profile.recommendation = recommend(profile)
+    lacking = {} if from_recording else {name: why for name in BACKENDS if (why := lacks(name))}
+    profile.recommendation = recommend(profile, lacking=lacking)
     return profile

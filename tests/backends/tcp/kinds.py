@@ -12,7 +12,7 @@ from tests.backends.tcp.wire import parse_address
 BOUNDS = (("chunk_bytes", 100), ("spin_us", 10**9), ("socket_buffer", -1))
 
 
-def _stranger(address: str) -> Stranger:
+def stranger(address: str) -> Stranger:
     return Stranger(socket.AF_INET, socket.SOCK_STREAM, parse_address(address))
 
 
@@ -25,7 +25,7 @@ _kind = partial(
     listen_on="tcp://127.0.0.1:0",
     mode="stream",
     crosses_wire=True,
-    stranger=_stranger,
+    stranger=stranger,
     kernel_answers=True,
     forge=forge_native,
 )

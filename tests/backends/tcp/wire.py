@@ -42,7 +42,7 @@ def trailer(crc: int, generation: int, *, aborted: int = 0) -> bytes:
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host, _, port = address.partition("://")[2].rpartition(":")
     return host, int(port)
 
 

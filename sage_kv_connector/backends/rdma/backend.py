@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RoCE, InfiniBand, iWARP: the receiver's card reads from the sender's pages. Sockets carry messages, and the rest.
+
+A connection is one of tcp, with *paths* beside its sockets, one from each card of this machine. While there is a path,
+chunks go over paths. What was under way over one that breaks goes another way: over the next path, else over
+the sockets.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar, Self
+
+from sage_kv_connector import _data_plane
+from sage_kv_connector.backends.base import BackendOptions, Capabilities
+from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend, default_lanes
+from sage_kv_connector.backends.protecting_backend import TrafficKeys
+
+DEFAULT_CHUNK_BYTES = 1 << 20
+
+
+class RdmaBackend(NativeBackend):
+    """Addresses are ``rdma://HOST:PORT``, as of tcp; where the cards are is found out over the connection.
+
+    Raises OSError without an RDMA device, RuntimeError without rdma-core.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "rdma", rank=25, crosses_nodes=True, pages=True, parts=True, protects=True, mode_changes=True
+    )
+    _endpoint: _data_plane.RdmaEndpoint
+
+    def __init__(
+        self,
+        *,
+        lanes: int = 1,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        spin_us: int = DEFAULT_SPIN_US,
+        local_address: str = "",
+        measures: bool = True,
+    ) -> None:
+        if why := self.lacks():
+            raise OSError(f"backend rdma can't be used here: {why}")
+        super().__init__(
+            _data_plane.RdmaEndpoint(
+                lanes=lanes,
+                chunk_bytes=chunk_bytes,
+                spin_us=spin_us,
+                local_address=local_address,
+                measures=measures,
+            )
+        )
+
+    @classmethod
+    def from_options(cls, options: BackendOptions) -> Self:
+        return cls(
+            lanes=options.lanes or default_lanes(),
+            chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
+            local_address=options.local_address,
+            measures=options.measures,
+        )
+
+    @staticmethod
+    @cache
+    def lacks() -> str:
+        """Why this machine can't have it, "" if it can."""
+        return _data_plane.rdma_lacks()
+
+    def protection_lacks(self) -> str:
+        return _data_plane.libcrypto()[1]
+
+    def protect(self, connection: int, keys: TrafficKeys, last_plain: bytes = b"") -> None:
+        """As of tcp: what is sealed goes over the sockets."""
+        self._endpoint.protect(connection, *keys, last_plain)

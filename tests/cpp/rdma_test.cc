@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// What only paths do: they break while chunks are under way, and nothing is lost, wrong or counted twice. Without an
+// RDMA device there is nothing to run.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "pair.h"
+
+#ifdef SAGE_KVT_RDMA
+
+using namespace sage_kvt;
+
+namespace {
+
+constexpr size_t kSize = 4u << 20;
+constexpr uint64_t kChunk = 64u << 10;
+
+RdmaEndpoint& rdma(const std::unique_ptr<Endpoint>& endpoint) { return static_cast<RdmaEndpoint&>(*endpoint); }
+
+void wait_for_paths(Pair& pair, int paths = 1) {
+  const int lanes = 1 + paths;
+  for (int i = 0;
+       pair.sender->info(pair.to_receiver).lanes < lanes || pair.receiver->info(pair.to_sender).lanes < lanes; ++i) {
+    CHECK(i < 20000);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// One transfer, in the middle of which `harm` is done. What arrived is what was sent, and counts once.
+void transfer(Pair& pair, unsigned seed, const std::function<void()>& harm) {
+  const Bytes source = random_bytes(kSize, seed);
+  Bytes target(kSize);
+  const uint64_t sent = pair.sender->counters.bytes_sent, landed = pair.receiver->counters.bytes_landed;
+  const uint64_t window = pair.open(target, seed + 1);
+  const uint64_t post = pair.post(window, source, seed + 1);
+  const uint64_t half = landed + kSize / 2;
+  pair.received.until([&] { return pair.receiver->counters.bytes_landed > half; });
+  harm();
+  pair.received.wait_for(EventKind::kWindowDone, window);
+  const Event& ended = pair.sent.wait_for(EventKind::kSent, post);
+  CHECK(ended.status == Status::kOk && ended.length == kSize);
+  CHECK(target == source);
+  CHECK(pair.receiver->counters.bytes_landed == landed + kSize);
+  CHECK(pair.sender->counters.bytes_sent >= sent + kSize);
+  CHECK(pair.receiver->close_window(window) == kSize);
+}
+
+void a_path_that_breaks_loses_nothing(int rounds) {
+  Pair pair(Kind::kRdma, kChunk);
+  for (int i = 0; i < rounds; ++i) {
+    wait_for_paths(pair);
+    auto& side = i % 2 ? pair.sender : pair.receiver;
+    transfer(pair, static_cast<unsigned>(i),
+             [&] { CHECK(rdma(side).end_paths(i % 2 ? pair.to_receiver : pair.to_sender) == 1); });
+  }
+}
+
+void both_sides_may_break_it() {
+  Pair pair(Kind::kRdma, kChunk);
+  transfer(pair, 1, [&] {
+    rdma(pair.sender).end_paths(pair.to_receiver);
+    rdma(pair.receiver).end_paths(pair.to_sender);
+  });
+}
+
+void chunks_go_over_the_path() {
+  Pair pair(Kind::kRdma, kChunk);
+  transfer(pair, 1, [] {});
+  CHECK(pair.sender->info(pair.to_receiver).mode == "rdma" && pair.receiver->info(pair.to_sender).mode == "rdma");
+  CHECK(rdma(pair.sender).unregistered().empty());
+}
+
+// Memory with a hole can be a region of ours, and is refused by a card.
+class Holed {
+ public:
+  Holed() {
+    void* made = ::mmap(nullptr, 2 * kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(made != MAP_FAILED);
+    begin = static_cast<uint8_t*>(made);
+    ::munmap(begin + kSize, kSize);
+  }
+  ~Holed() { ::munmap(begin, kSize); }
+  uint64_t address() const { return reinterpret_cast<uint64_t>(begin); }
+  uint8_t* begin;
+};
+
+void what_a_card_refuses_goes_by_sockets(bool sends) {
+  Pair pair(Kind::kRdma, kChunk);
+  Holed holed;
+  const Bytes bytes = random_bytes(kSize, 7);
+  Bytes other(bytes);
+  auto& from = pair.sender;
+  auto& to = pair.receiver;
+  (sends ? from : to)->register_memory(holed.address(), 2 * kSize);
+  (sends ? to : from)->register_memory(address_of(other), kSize);
+  if (sends) std::memcpy(holed.begin, bytes.data(), kSize), std::fill(other.begin(), other.end(), 0);
+  const uint64_t source = sends ? holed.address() : address_of(other),
+                 target = sends ? address_of(other) : holed.address();
+  CHECK(!rdma(sends ? from : to).unregistered().empty());
+  const uint64_t window = to->open_window(pair.to_sender, {{target, kSize}}, 1, false);
+  const uint64_t post = from->post(pair.to_receiver, to->describe(window), {{source, 0, kSize}}, 1, 0, true);
+  pair.received.wait_for(EventKind::kWindowDone, window);
+  CHECK(pair.sent.wait_for(EventKind::kSent, post).status == Status::kOk);
+  CHECK(std::memcmp(reinterpret_cast<void*>(target), bytes.data(), kSize) == 0);
+}
+
+// Its owner writes there again as soon as the window is closed: nothing that was under way may land later.
+void nothing_is_written_after_a_window_is_closed(int rounds) {
+  Pair pair(Kind::kRdma, kChunk);
+  const Bytes source = random_bytes(kSize, 3);
+  Bytes target(kSize);
+  pair.sender->register_memory(address_of(source), kSize);
+  pair.receiver->register_memory(address_of(target), kSize);
+  for (int i = 0; i < rounds; ++i) {
+    const auto generation = static_cast<uint64_t>(i + 1);
+    const uint64_t landed = pair.receiver->counters.bytes_landed;
+    const uint64_t window =
+        pair.receiver->open_window(pair.to_sender, {{address_of(target), kSize}}, generation, false);
+    const uint64_t post = pair.sender->post(pair.to_receiver, pair.receiver->describe(window),
+                                            {{address_of(source), 0, kSize}}, generation, 0, true);
+    pair.received.until([&] { return pair.receiver->counters.bytes_landed > landed + kSize / 4; });
+    pair.receiver->close_window(window);
+    std::fill(target.begin(), target.end(), static_cast<uint8_t>(i));
+    pair.sent.wait_for(EventKind::kSent, post);
+    for (const uint8_t byte : target) CHECK(byte == static_cast<uint8_t>(i));
+  }
+}
+
+// The longest time without a byte, in milliseconds, while `work` is done.
+double longest_silence_ms(Endpoint& receiver, const std::function<void()>& work) {
+  std::atomic<bool> over{false};
+  double longest = 0;
+  std::thread watcher([&] {
+    uint64_t landed = receiver.counters.bytes_landed, since = now_ns();
+    while (!over) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      if (const uint64_t now = receiver.counters.bytes_landed; now != landed) {
+        longest = std::max(longest, static_cast<double>(now_ns() - since) / 1e6);
+        landed = now;
+        since = now_ns();
+      }
+    }
+  });
+  work();
+  over = true;
+  watcher.join();
+  return longest;
+}
+
+// Two cards. The link of one goes down in the middle of a transfer, and comes back.
+void a_link_that_goes_down_loses_nothing(const std::string& interface, int rounds) {
+  const auto set_link = [&](const char* state) {
+    CHECK(std::system(("ip link set " + interface + " " + state).c_str()) == 0);
+  };
+  auto pair = std::make_unique<Pair>(Kind::kRdma, kChunk, false);
+  pair->receiver->authorize(pair->to_sender);
+  pair->sender->authorize(pair->to_receiver);
+  for (int i = 0; i < rounds; ++i) {
+    wait_for_paths(*pair, 2);
+    const auto seed = static_cast<unsigned>(i);
+    const double undisturbed = longest_silence_ms(*pair->receiver, [&] { transfer(*pair, 2 * seed, [] {}); });
+    const double disturbed =
+        longest_silence_ms(*pair->receiver, [&] { transfer(*pair, 2 * seed + 1, [&] { set_link("down"); }); });
+    std::fprintf(stderr, "longest silence: %.1f ms, with a link that goes down %.1f ms\n", undisturbed, disturbed);
+    set_link("up");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 8;
+  if (const std::string why = rdma_lacks(); !why.empty()) {
+    std::fprintf(stderr, "left out: %s\n", why.c_str());
+    return 0;
+  }
+  if (argc > 2) {
+    RUN(a_link_that_goes_down_loses_nothing, argv[2], rounds);
+    return 0;
+  }
+  RUN(chunks_go_over_the_path);
+  RUN(a_path_that_breaks_loses_nothing, rounds);
+  RUN(both_sides_may_break_it);
+  RUN(what_a_card_refuses_goes_by_sockets, true);
+  RUN(what_a_card_refuses_goes_by_sockets, false);
+  RUN(nothing_is_written_after_a_window_is_closed, rounds);
+  return 0;
+}
+
+#else
+
+int main() { return 0; }
+
+#endif

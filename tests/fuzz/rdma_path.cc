@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a peer does over a path: words, notices in cells, bytes anywhere in them; and what the card tells: reads that
+// end, or break the path. Notes that are no notes.
+#include <optional>
+
+#include "../cpp/check.h"
+#include "attacked_connection.h"
+#include "fake_queue_pair.h"
+#include "rdma/channel.h"
+#include "rdma/notes.h"
+#include "system_calls.h"
+#include "tcp/tcp_endpoint.h"
+
+namespace sage_kvt::fuzz {
+namespace {
+
+// Bits of an input's first byte.
+constexpr uint8_t kDialled = 1, kTrusted = 2, kPosts = 4, kSums = 8, kNoKeys = 16;
+enum Move : uint8_t {
+  kWord,
+  kNotice,
+  kCell,
+  kEnd,
+  kRead,
+  kBreak,
+  kNote,
+  kTakeEvents,
+  kAuthorize,
+  kCloseWindow,
+  kCancel,
+  kLater,
+  kMoves
+};
+
+SteppedEndpoint<TcpEndpoint>& endpoint() {
+  static auto* made = new SteppedEndpoint<TcpEndpoint>(stepped_options(1), TcpOptions{});
+  return *made;
+}
+
+// Of a path that ended: its peer may say anything of the chunks that were under way.
+struct Owner : PathOwner {
+  void path_ended(const RdmaChannel& channel, rdma_cm_id*, Flights flights, const Results& results) override {
+    CHECK(fake_pair().destroyed && !left);
+    for (const auto& result : results) CHECK(result.status <= UINT8_MAX);
+    left = std::move(flights);
+    connection = channel.connection;
+  }
+  void settle(Input& input) {
+    if (!left) return;
+    for (auto& flight : *left) {
+      if (!flight.post) continue;
+      if (const uint8_t how = input.byte(); how & 1)
+        connection->give_back(flight.post, std::move(flight.chunk));
+      else
+        end_flight(*connection, std::move(flight), how & 2 ? input.number<uint64_t>() : 0);
+    }
+    left.reset();
+  }
+  std::optional<Flights> left;
+  std::shared_ptr<Connection> connection;
+};
+
+void write_notice(Input& input, const AttackedConnection& attacked) {
+  CellNotice notice{};
+  const uint8_t how = input.byte();
+  const uint32_t cell = input.byte() % kCells;
+  notice.number = how & 1 ? input.number<uint64_t>() : input.byte();
+  notice.window = attacked.window_named(input.byte());
+  notice.offset = input.number<uint16_t>();
+  notice.length = input.number<uint16_t>();
+  if (how & 2) notice.offset = input.number<uint64_t>();
+  if (how & 4) notice.length = input.number<uint64_t>();
+  notice.generation = how & 8 ? input.number<uint64_t>() : kGeneration;
+  notice.flags = how >> 4 & 3;
+  notice.crc = input.number<uint32_t>();
+  std::vector<RemotePiece> pieces(notice.flags & kNoticeHoldsBytes ? 0 : input.byte() % 8);
+  uint64_t left = notice.length;
+  for (auto& piece : pieces) {
+    piece.address = input.number<uint64_t>();
+    piece.length = static_cast<uint32_t>(&piece == &pieces.back() ? left : std::min<uint64_t>(left, input.byte() * 8u));
+    left -= piece.length;
+  }
+  notice.pieces = static_cast<uint16_t>(pieces.size());
+  if (how & 64) notice.pieces = input.number<uint16_t>();
+  uint8_t* to = fake_pair().cells + cell * kCellBytes;
+  std::memcpy(to, &notice, sizeof notice);
+  if (!pieces.empty()) std::memcpy(to + sizeof notice, pieces.data(), pieces.size() * sizeof(RemotePiece));
+  fake_pair().completions.push_back({QueuePair::Done::What::kTold, 0, {Told::kChunk, cell, 0}, ""});
+}
+
+void move(Input& input, AttackedConnection& attacked, Owner& owner) {
+  auto& pair = fake_pair();
+  const uint8_t what = input.byte();
+  switch (static_cast<Move>(what % kMoves)) {
+    case kWord:
+      pair.completions.push_back(
+          {QueuePair::Done::What::kTold, 0, PathWord::unpacked(what & 128 ? input.number<uint32_t>() : 1u << 24), ""});
+      break;
+    case kNotice:
+      write_notice(input, attacked);
+      break;
+    case kCell: {
+      const size_t at = input.number<uint32_t>() % (kCells * kCellBytes);
+      const auto bytes = input.bytes(std::min<size_t>(input.byte(), kCells * kCellBytes - at));
+      if (!bytes.empty()) std::memcpy(pair.cells + at, bytes.data(), bytes.size());
+      break;
+    }
+    case kEnd:
+      pair.completions.push_back(
+          {QueuePair::Done::What::kTold, 0, {Told::kEnded, input.byte() % 2u, input.byte()}, ""});
+      break;
+    case kRead:
+      if (!pair.destroyed) pair.read(1 + what / kMoves, input.byte());
+      break;
+    case kBreak:
+      if (what & 128)
+        pair.takes_orders = false;
+      else
+        pair.completions.push_back({QueuePair::Done::What::kBroken, 0, {}, "broken"});
+      break;
+    case kNote: {
+      const auto bytes = input.bytes(input.number<uint16_t>());
+      const std::string note(bytes.begin(), bytes.end());
+      if (const auto invitation = invitation_of(note))
+        CHECK(note_of(*invitation).size() == note.size() && invitation->addresses.size() <= kMostAddresses);
+      if (const auto ended = path_ended_of(note)) CHECK(note_of(*ended) == note);
+      break;
+    }
+    case kTakeEvents:
+      attacked.take_events();
+      break;
+    case kAuthorize:
+      attacked.authorize();
+      break;
+    case kCloseWindow:
+      // It waits for reads that are under way, which the card would end.
+      if (!pair.destroyed) pair.read(SIZE_MAX, input.byte());
+      attacked.turn();
+      if (pair.reads.empty()) attacked.close_window();
+      break;
+    case kCancel:
+      attacked.cancel();
+      break;
+    case kLater:
+      owner.settle(input);
+      break;
+    case kMoves:
+      break;
+  }
+  if (!(what & 64)) attacked.turn();
+}
+
+}  // namespace
+
+int attack(const uint8_t* data, size_t size) {
+  Input input(data, size);
+  endpoint();
+  machine().reset();
+  const uint8_t flags = input.byte();
+  {
+    Owner owner;
+    AttackedConnection attacked(endpoint(), !(flags & kDialled));
+    if (flags & kTrusted) attacked.authorize();
+    auto first = std::make_shared<RdmaChannel>(attacked.connection(), owner, new_fake_pair(), 1, flags & kDialled);
+    fake_pair().has_keys = !(flags & kNoKeys);
+    endpoint().attach(first);
+    if (flags & kPosts) attacked.post(flags & kSums);
+    while (!input.empty()) move(input, attacked, owner);
+    for (bool moved = true; moved;) {
+      moved = attacked.turn();
+      if (!fake_pair().destroyed && !fake_pair().reads.empty()) fake_pair().read(SIZE_MAX, 1);
+      attacked.take_events();
+    }
+    owner.settle(input);
+    attacked.end();
+    owner.settle(input);
+  }
+  CHECK(machine().open.empty());
+  return 0;
+}
+
+}  // namespace sage_kvt::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return sage_kvt::fuzz::attack(data, size); }
