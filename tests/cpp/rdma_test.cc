@@ -14,7 +14,8 @@ using namespace sage_kvt;
 
 namespace {
 
-constexpr size_t kSize = 4u << 20;
+// More than a path has under way at a time.
+constexpr size_t kSize = 12u << 20;
 constexpr uint64_t kChunk = 64u << 10;
 
 RdmaEndpoint& rdma(const std::unique_ptr<Endpoint>& endpoint) { return static_cast<RdmaEndpoint&>(*endpoint); }
@@ -35,8 +36,8 @@ void transfer(Pair& pair, unsigned seed, const std::function<void()>& harm) {
   const uint64_t sent = pair.sender->counters.bytes_sent, landed = pair.receiver->counters.bytes_landed;
   const uint64_t window = pair.open(target, seed + 1);
   const uint64_t post = pair.post(window, source, seed + 1);
-  const uint64_t half = landed + kSize / 2;
-  pair.received.until([&] { return pair.receiver->counters.bytes_landed > half; });
+  const uint64_t some = landed + kSize / 4;
+  pair.received.until([&] { return pair.receiver->counters.bytes_landed > some; });
   harm();
   pair.received.wait_for(EventKind::kWindowDone, window);
   const Event& ended = pair.sent.wait_for(EventKind::kSent, post);
@@ -55,6 +56,22 @@ void a_path_that_breaks_loses_nothing(int rounds) {
     transfer(pair, static_cast<unsigned>(i),
              [&] { CHECK(rdma(side).end_paths(i % 2 ? pair.to_receiver : pair.to_sender) == 1); });
   }
+}
+
+// The sender hears nothing any more while the receiver takes all that is under way; then the path breaks.
+void what_ended_and_was_not_heard_of_counts_once() {
+  Pair pair(Kind::kRdma, kChunk);
+  transfer(pair, 1, [&] {
+    const auto channel = pair.sender->find_connection(pair.to_receiver)->channels().front();
+    CHECK(channel->is_path());
+    std::lock_guard deaf(channel->mutex);
+    const auto& landed = pair.receiver->counters.bytes_landed;
+    for (uint64_t before = landed, still = 0; still < 20; before = landed) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      still = before == landed ? still + 1 : 0;
+    }
+    static_cast<RdmaChannel&>(*channel).end("deaf");
+  });
 }
 
 void both_sides_may_break_it() {
@@ -182,6 +199,7 @@ int main(int argc, char** argv) {
   }
   RUN(chunks_go_over_the_path);
   RUN(a_path_that_breaks_loses_nothing, rounds);
+  RUN(what_ended_and_was_not_heard_of_counts_once);
   RUN(both_sides_may_break_it);
   RUN(what_a_card_refuses_goes_by_sockets, true);
   RUN(what_a_card_refuses_goes_by_sockets, false);
