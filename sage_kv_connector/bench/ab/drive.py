@@ -57,7 +57,7 @@ def wrong_answers(done: Sequence[Done], *, lossless: bool) -> int | None:
 def judge(
     pair: ServerPair, queues: Sequence[Queue], done: Sequence[Done], most: int, source: random.Random
 ) -> None:
-    """Adds ``equal`` (share of its tokens) and ``sure`` to at most ``most`` answers.
+    """Adds ``equal`` (share of its tokens), ``margin`` and ``sure`` to at most ``most`` answers.
 
     Prefill's server is asked twice: the first time it computes what it has evicted, the second time one token, as
     decode did.
@@ -68,4 +68,4 @@ def judge(
         complete(pair.prefill.url, request.prompt, max_tokens=1)
         alone = judged(pair.prefill.url, request.prompt, ANSWER_TOKENS)
         equal = sum(mine == its for mine, its in zip(one["token_ids"], alone.token_ids, strict=False))
-        one |= {"equal": equal / ANSWER_TOKENS, "sure": alone.sure}
+        one |= {"equal": equal / ANSWER_TOKENS, "margin": alone.margin, "sure": alone.sure}

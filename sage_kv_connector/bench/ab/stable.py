@@ -83,6 +83,8 @@ def bench_stable(
         "failed": sum("error" in one for one in done),
         "judged": sum("equal" in one for one in done),
         "wrong": wrong_answers(done, lossless=ARMS[arm].lossless),
+        # Of each answer that differs: the share of its tokens that don't, and how sure one server is of its own.
+        "different": [(one["equal"], one["margin"]) for one in done if one.get("equal", 1) < 1],
         "rows": rows,
         "slopes": slopes(rows),
     }
