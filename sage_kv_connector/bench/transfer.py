@@ -33,7 +33,12 @@ class Peer(NamedTuple):
 PEERS = {
     "nixl": Peer("baselines.nixl_transfer", "cma", "tcp"),
     "mooncake": Peer("baselines.mooncake_transfer", "tcp", "tcp"),
+    "ib_write_bw": Peer("baselines.ib_write", "rdma", "rdma"),
 }
+
+
+#: What is said of bytes that were compared, or that nobody can compare.
+VERIFIED = {True: "", False: ", WRONG BYTES", None: ", which nobody compared"}
 
 
 def bench_transfer(
@@ -79,7 +84,7 @@ def bench_transfer(
         verified = {"ours": all(bool(one.ask("verify")["verified"]) for one in (ours, *protected.values()))}
         for name, contender in list(peers.items()):
             with _costs_its_own_row(name, peers, missing):
-                verified[name] = bool(contender.ask("verify")["verified"])
+                verified[name] = contender.ask("verify")["verified"]
         return {
             "backend": backend,
             "mode": ours.about["mode"],
@@ -135,8 +140,7 @@ def transfer_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for peer in result["peers"].values():
         yield (
             f"{peer['name']} {peer['version']}",
-            f"{figures(peer)}; ours is {peer['ours_to_peer']:.1f} × as fast"
-            + ("" if peer["verified"] else ", WRONG BYTES"),
+            f"{figures(peer)}; ours is {peer['ours_to_peer']:.1f} × as fast" + VERIFIED[peer["verified"]],
         )
     for name, why in result["missing"].items():
         yield name, f"left out: {why}"

@@ -31,11 +31,12 @@ for command in (
     bench.command()(command)
 
 
-def _contenders(text: str) -> list[str]:
+def _contenders(text: str, *more: str) -> list[str]:
     names = [name for name in text.split(",") if name]
-    unknown = sorted(set(names) - {"nixl", "mooncake", "limit"})
+    allowed = ("nixl", "mooncake", "limit", *more)
+    unknown = sorted(set(names) - set(allowed))
     if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: allowed are nixl, mooncake, limit")
+        raise typer.BadParameter(f"{', '.join(unknown)}: allowed are {', '.join(allowed)}")
     return names
 
 
@@ -44,7 +45,7 @@ def bench_transfer_command(
     backend: BackendChoice = "shm",
     block_bytes: Annotated[int, typer.Option(min=64, help="size of a shuffled block")] = 65536,
     total_bytes: Annotated[int, typer.Option(min=4096, help="bytes of one run")] = 256 << 20,
-    against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit")] = "limit",
+    against: Annotated[str, typer.Option(help="any of nixl,mooncake,limit,ib_write_bw")] = "limit",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 7,
     security: SecurityLevels = "none",
     as_json: AsJson = False,
@@ -59,7 +60,8 @@ def bench_transfer_command(
         )
     with said_of(ContenderError):
         levels = security_levels(security, backend)
-        result = bench_transfer(backend, block_bytes, total_bytes, _contenders(against), repeats, levels)
+        contenders = _contenders(against, "ib_write_bw")
+        result = bench_transfer(backend, block_bytes, total_bytes, contenders, repeats, levels)
     emit(result, as_json=as_json, title="transfer", rows=transfer_rows(result))
     raise typer.Exit(int(not result["verified"]))
 

@@ -76,8 +76,8 @@ def measure_port(device: str, port: int) -> tuple[list[Measurement], list[str]]:
         if path is None:
             notes.append(f"{tool} (perftest) is not here: not measured")
             continue
-        argv = [path, "-d", device, "-i", str(port), "-F", "-p", str(_free_port()), *options]
-        output, said = _against_itself(argv)
+        argv = [path, "-d", device, "-i", str(port), "-F", "-p", str(free_port()), *options]
+        output, said = against_itself(argv)
         if output is None:
             notes.append(f"{tool}: {said}")
             continue
@@ -95,13 +95,14 @@ def measure_port(device: str, port: int) -> tuple[list[Measurement], list[str]]:
     return found, notes
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of TCP, on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         number: int = server.getsockname()[1]
         return number
 
 
-def _against_itself(argv: list[str]) -> tuple[str | None, str]:
+def against_itself(argv: list[str], address: str = "127.0.0.1") -> tuple[str | None, str]:
     """Run a server and a client of perftest here; the client's output, or None and why."""
     server = subprocess.Popen(
         argv,
@@ -114,7 +115,7 @@ def _against_itself(argv: list[str]) -> tuple[str | None, str]:
         deadline = time.monotonic() + LIMIT
         while True:
             client = subprocess.run(
-                [*argv, "127.0.0.1"], capture_output=True, text=True, timeout=LIMIT, check=False
+                [*argv, address], capture_output=True, text=True, timeout=LIMIT, check=False
             )
             # The server needs a moment to listen; perftest's client does not wait for it.
             refused = "connect" in client.stderr.lower() and client.returncode != 0
