@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from sage_kv_connector.bench.pair import SMALL_BYTES, SMALL_OPS, say
-from sage_kv_connector.hardware.report.measure_rdma import against_itself, free_port, parse_perftest
+from sage_kv_connector.hardware.report.measure_rdma import against_itself, parse_perftest
+from sage_kv_connector.integrations.common.free_port import free_port
 
-#: perftest's default of what may be under way is more than a small ring of a software device.
+#: Whatever the processor's frequency does; by the connection manager, without which iWARP has no connection.
 OPTIONS = ("-F", "-R")
 
 

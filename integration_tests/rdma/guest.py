@@ -86,7 +86,6 @@ def _script(command: list[str], device: str, cwd: Path) -> str:
         "HOME": os.environ.get("HOME", "/root"),
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         "OUT": "/guest",
-        "RDMA_ADDRESS": ADDRESS,
     }
     said = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
     return f"""{said}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import gzip
-import os
 import shlex
 import shutil
 import subprocess
@@ -16,7 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-CACHE = Path(os.environ.get("SAGE_KVT_CACHE") or Path.home() / ".cache" / "sage_kv_connector") / "guest"
+from scripts import environment
+
+CACHE = environment.CACHE / "guest"
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "/bin/busybox": "busybox-static",

@@ -25,8 +25,8 @@ from xml.etree import ElementTree
 
 from integration_tests.rdma.guest import DEVICES, run
 from integration_tests.rdma.kernel import GuestError, lacks
+from scripts.environment import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTS = "SAGE_KVT_COUNTED" in os.environ
 BUILD = ROOT / "build" / ("measured/rdma" if COUNTS else "rdma")
 PROGRAMS = ("transfer_test", "paged_test", "part_streams_test", "races_test", "rdma_test")
@@ -45,7 +45,7 @@ def build() -> None:
 def tested(device: str, *, full: bool) -> dict[str, Any]:
     """``passed``, ``failed``, ``skipped``, ``minutes``; ``failures``: of each its name and what was said."""
     begun = time.monotonic()
-    command = ["sh", "integration_tests/rdma/in_guest.sh", str(BUILD / "tests/cpp")]
+    command = ["sh", "integration_tests/rdma/in_guest.sh", str(BUILD / "tests/cpp"), " ".join(PROGRAMS)]
     if full:
         command += ["-k", "rdma", "tests/backends"]
     with tempfile.TemporaryDirectory(prefix="sage-kvt-guest-") as name:
@@ -75,7 +75,7 @@ def _copy_counts(source: Path, target: Path) -> None:
 def _programs(folder: Path) -> tuple[Counter[str], dict[str, str]]:
     ended = {}
     for line in (folder / "programs").read_text().splitlines():
-        name, status, _ = line.split()
+        name, status = line.split()
         ended[name] = int(status)
     failures = {
         name: (folder / f"{name}.log").read_text(errors="replace")[-2000:]

@@ -9,18 +9,19 @@ the sockets.
 from __future__ import annotations
 
 from functools import cache
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from sage_kv_connector import _data_plane
-from sage_kv_connector.backends.base import BackendOptions, Capabilities
-from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend, default_lanes
-from sage_kv_connector.backends.protecting_backend import TrafficKeys
+from sage_kv_connector.backends.base import Capabilities
+from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend
+from sage_kv_connector.backends.tcp.backend import TcpBackend
 
 DEFAULT_CHUNK_BYTES = 1 << 20
 
 
-class RdmaBackend(NativeBackend):
-    """Addresses are ``rdma://HOST:PORT``, as of tcp; where the cards are is found out over the connection.
+class RdmaBackend(TcpBackend):
+    """Addresses are ``rdma://HOST:PORT``, as of tcp; where the cards are is found out over the connection. What is
+    protected goes over the sockets, as of tcp.
 
     Raises OSError without an RDMA device, RuntimeError without rdma-core.
     """
@@ -28,7 +29,7 @@ class RdmaBackend(NativeBackend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         "rdma", rank=25, crosses_nodes=True, pages=True, parts=True, protects=True, mode_changes=True
     )
-    _endpoint: _data_plane.RdmaEndpoint
+    default_chunk_bytes: ClassVar[int] = DEFAULT_CHUNK_BYTES
 
     def __init__(
         self,
@@ -41,23 +42,15 @@ class RdmaBackend(NativeBackend):
     ) -> None:
         if why := self.lacks():
             raise OSError(f"backend rdma can't be used here: {why}")
-        super().__init__(
+        NativeBackend.__init__(  # over an endpoint of its own
+            self,
             _data_plane.RdmaEndpoint(
                 lanes=lanes,
                 chunk_bytes=chunk_bytes,
                 spin_us=spin_us,
                 local_address=local_address,
                 measures=measures,
-            )
-        )
-
-    @classmethod
-    def from_options(cls, options: BackendOptions) -> Self:
-        return cls(
-            lanes=options.lanes or default_lanes(),
-            chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
-            local_address=options.local_address,
-            measures=options.measures,
+            ),
         )
 
     @staticmethod
@@ -65,10 +58,3 @@ class RdmaBackend(NativeBackend):
     def lacks() -> str:
         """Why this machine can't have it, "" if it can."""
         return _data_plane.rdma_lacks()
-
-    def protection_lacks(self) -> str:
-        return _data_plane.libcrypto()[1]
-
-    def protect(self, connection: int, keys: TrafficKeys, last_plain: bytes = b"") -> None:
-        """As of tcp: what is sealed goes over the sockets."""
-        self._endpoint.protect(connection, *keys, last_plain)

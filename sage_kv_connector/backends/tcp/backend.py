@@ -20,6 +20,7 @@ class TcpBackend(NativeBackend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         "tcp", rank=30, crosses_nodes=True, pages=True, parts=True, protects=True
     )
+    default_chunk_bytes: ClassVar[int] = DEFAULT_CHUNK_BYTES
     _endpoint: _data_plane.TcpEndpoint
 
     def __init__(
@@ -47,7 +48,7 @@ class TcpBackend(NativeBackend):
     def from_options(cls, options: BackendOptions) -> Self:
         return cls(
             lanes=options.lanes or default_lanes(),
-            chunk_bytes=options.chunk_bytes or DEFAULT_CHUNK_BYTES,
+            chunk_bytes=options.chunk_bytes or cls.default_chunk_bytes,
             local_address=options.local_address,
             measures=options.measures,
         )

@@ -76,7 +76,7 @@ def measure_port(device: str, port: int) -> tuple[list[Measurement], list[str]]:
         if path is None:
             notes.append(f"{tool} (perftest) is not here: not measured")
             continue
-        argv = [path, "-d", device, "-i", str(port), "-F", "-p", str(free_port()), *options]
+        argv = [path, "-d", device, "-i", str(port), "-F", "-p", str(_free_port()), *options]
         output, said = against_itself(argv)
         if output is None:
             notes.append(f"{tool}: {said}")
@@ -95,8 +95,7 @@ def measure_port(device: str, port: int) -> tuple[list[Measurement], list[str]]:
     return found, notes
 
 
-def free_port() -> int:
-    """Of TCP, on loopback."""
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         number: int = server.getsockname()[1]
         return number
