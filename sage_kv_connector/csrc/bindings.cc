@@ -243,9 +243,7 @@ NB_MODULE(_data_plane, m) {
             new (self) RdmaEndpoint(options_of(lanes, chunk_bytes, spin_us, measures), TcpOptions{0, local_address},
                                     RdmaOptions{});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "local_address"_a, "measures"_a)
-      .def("unregistered", &RdmaEndpoint::unregistered)
-      .def("end_paths", &RdmaEndpoint::end_paths, "connection"_a, nb::call_guard<nb::gil_scoped_release>());
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "local_address"_a, "measures"_a);
 #else
   m.def("rdma_lacks", [] { return std::string("this build has no rdma: rdma-core's headers were missing"); });
 #endif

@@ -45,12 +45,15 @@ Connection::Queue::const_iterator Connection::next_for(bool path) const {
   return std::find_if(queue_.begin(), queue_.end(), [&](const auto& entry) { return carries(path, *entry.second); });
 }
 
+std::deque<Connection::Returned>::const_iterator Connection::returned_for(bool path) const {
+  return std::find_if(returned_.begin(), returned_.end(), [&](const auto& one) { return carries(path, *one.post); });
+}
+
 bool Connection::take_returned(bool path, std::shared_ptr<Post>* post, Chunk* chunk) {
-  const auto found =
-      std::find_if(returned_.begin(), returned_.end(), [&](const Returned& one) { return carries(path, *one.post); });
+  const auto found = returned_for(path);
   if (found == returned_.end()) return false;
-  *post = std::move(found->post);
-  *chunk = std::move(found->chunk);
+  *post = found->post;
+  *chunk = found->chunk;
   returned_.erase(found);
   return true;
 }
@@ -98,10 +101,14 @@ void Connection::chunk_failed(const std::shared_ptr<Post>& post, Status status, 
   if (post->status == Status::kOk) {
     post->status = status;
     post->detail = detail;
-    queue_.erase({post->priority, post->id});
-    post->chunks_in_flight -= std::erase_if(returned_, [&](const auto& one) { return one.post == post; });
+    take_off(post);
   }
   chunk_over(post);
+}
+
+void Connection::take_off(const std::shared_ptr<Post>& post) {
+  queue_.erase({post->priority, post->id});
+  post->chunks_in_flight -= std::erase_if(returned_, [&](const auto& one) { return one.post == post; });
 }
 
 void Connection::chunk_over(const std::shared_ptr<Post>& post) {
@@ -126,9 +133,7 @@ size_t Connection::queued_messages() const {
 bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
   const bool path = channel.is_path();
-  if (next_for(path) != queue_.end()) return true;
-  if (std::any_of(returned_.begin(), returned_.end(), [&](const auto& one) { return carries(path, *one.post); }))
-    return true;
+  if (next_for(path) != queue_.end() || returned_for(path) != returned_.end()) return true;
   return (!messages_.empty() || !notes_.empty() || !grants_.empty()) && channel.first;
 }
 
@@ -184,8 +189,7 @@ std::shared_ptr<Post> Connection::stop_post(uint64_t post_id) {
   if (found == posts_.end()) return nullptr;
   auto post = found->second;
   if (post->status == Status::kOk) post->status = Status::kCancelled;
-  queue_.erase({post->priority, post->id});
-  post->chunks_in_flight -= std::erase_if(returned_, [&](const auto& one) { return one.post == post; });
+  take_off(post);
   return post;
 }
 

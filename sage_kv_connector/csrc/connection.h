@@ -120,7 +120,14 @@ class Connection {
   using Queue = std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>>;
   Queue::const_iterator next_for(bool path) const;
   bool carries(bool path, const Post& post) const { return path ? !post.plain : post.plain || paths_ == 0; }
+  struct Returned {
+    std::shared_ptr<Post> post;
+    Chunk chunk;
+  };
+  std::deque<Returned>::const_iterator returned_for(bool path) const;
   bool take_returned(bool path, std::shared_ptr<Post>* post, Chunk* chunk);
+  // Nothing more of it leaves.
+  void take_off(const std::shared_ptr<Post>& post);
   void chunk_over(const std::shared_ptr<Post>& post);
   void finish_locked(const std::shared_ptr<Post>& post);
 
@@ -129,10 +136,6 @@ class Connection {
   size_t message_bytes_ = 0;
   std::map<uint64_t, uint64_t> grants_;  // parts by window
   Queue queue_;
-  struct Returned {
-    std::shared_ptr<Post> post;
-    Chunk chunk;
-  };
   std::deque<Returned> returned_;  // chunks that count as in flight
   std::atomic<int> paths_{0};
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;

@@ -77,16 +77,22 @@ void Paths::on_resolved(rdma_cm_id* id, Setup& setup) {
   if (verbs_.resolve_route(id, kResolveMs) != 0) failed(id, std::strerror(errno));
 }
 
-void Paths::connect(rdma_cm_id* id, Setup& setup) {
-  const auto dial = dials_.find(setup.connection->id);
-  if (dial == dials_.end()) return failed(id, "its connection is gone");
-  setup.terms = setup.pair->terms(setup.path, dial->second.token);
+// Lies in `setup`, which has its queue pair. The number of retries is that of the side that dials.
+rdma_conn_param Paths::offered(Setup& setup, const Token& token) const {
+  setup.terms = setup.pair->terms(setup.path, token);
   rdma_conn_param param{};
   param.private_data = &setup.terms;
   param.private_data_len = sizeof setup.terms;
   param.initiator_depth = param.responder_resources = static_cast<uint8_t>(setup.pair->most_reads());
   param.retry_count = options_.retries;
   param.rnr_retry_count = 7;
+  return param;
+}
+
+void Paths::connect(rdma_cm_id* id, Setup& setup) {
+  const auto dial = dials_.find(setup.connection->id);
+  if (dial == dials_.end()) return failed(id, "its connection is gone");
+  auto param = offered(setup, dial->second.token);
   if (verbs_.connect(id, &param) != 0) failed(id, std::strerror(errno));
 }
 
@@ -100,10 +106,7 @@ void Paths::on_request(const Happened& happened) {
   if (happened.data.size() < sizeof peer) return turn_away("it does not say to which connection it belongs");
   std::memcpy(&peer, happened.data.data(), sizeof peer);
   const auto token = std::find_if(invited_.begin(), invited_.end(), [&](const auto& entry) {
-    unsigned difference = 0;
-    for (size_t i = 0; i < peer.token.size(); ++i)
-      difference |= static_cast<unsigned>(entry.second.token[i] ^ peer.token[i]);
-    return difference == 0;
+    return equal_in_constant_time(entry.second.token, peer.token);
   });
   const auto connection = token == invited_.end() ? nullptr : endpoint_.find_connection(token->first);
   if (!connection) return turn_away("its token is not known");
@@ -125,12 +128,7 @@ void Paths::on_request(const Happened& happened) {
     return turn_away(error.what());
   }
   setup.pair->meet(peer);
-  setup.terms = setup.pair->terms(peer.path, peer.token);
-  rdma_conn_param param{};
-  param.private_data = &setup.terms;
-  param.private_data_len = sizeof setup.terms;
-  param.initiator_depth = param.responder_resources = static_cast<uint8_t>(setup.pair->most_reads());
-  param.rnr_retry_count = 7;
+  auto param = offered(setup, peer.token);
   if (verbs_.accept(happened.id, &param) != 0) {
     setup.pair.reset();
     return turn_away("it could not be accepted");

@@ -52,7 +52,6 @@ class Paths : public PathOwner {
   void finish();
 
  private:
-  using Token = std::array<uint8_t, 16>;
   using Key = std::pair<uint64_t, uint32_t>;  // connection, path
   struct Route {
     SocketAddress from, to;
@@ -97,6 +96,7 @@ class Paths : public PathOwner {
   void on_event(const Happened& happened);
   void on_request(const Happened& happened);
   void set_options(rdma_cm_id* id);
+  rdma_conn_param offered(Setup& setup, const Token& token) const;
   void on_resolved(rdma_cm_id* id, Setup& setup);
   void connect(rdma_cm_id* id, Setup& setup);
   void established(const Happened& happened);

@@ -7,6 +7,12 @@
 
 namespace sage_kvt {
 
+bool equal_in_constant_time(const Token& a, const Token& b) {
+  unsigned difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
 uint32_t frame_header_crc(const FrameHeader& header) { return crc32c(0, &header, offsetof(FrameHeader, header_crc)); }
 
 FrameHeader control_frame(FrameType type, const Token& token, uint64_t number, uint64_t window) {

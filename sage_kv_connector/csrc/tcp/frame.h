@@ -46,6 +46,7 @@ constexpr uint8_t kFlagChecksum = 1;
 constexpr size_t kMaxNoteBytes = 4096;
 
 using Token = std::array<uint8_t, 16>;
+bool equal_in_constant_time(const Token& a, const Token& b);
 // What a protected frame carries behind its header, and behind its body.
 using Tag = std::array<uint8_t, 16>;
 

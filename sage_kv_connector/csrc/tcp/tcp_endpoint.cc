@@ -80,12 +80,6 @@ std::string show(const sockaddr* address, socklen_t size) {
   return address->sa_family == AF_INET6 ? std::string("[") + host + "]:" + port : std::string(host) + ":" + port;
 }
 
-bool equal_in_constant_time(const Token& a, const Token& b) {
-  unsigned difference = 0;
-  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 }  // namespace
 
 TcpEndpoint::TcpEndpoint(const EndpointOptions& options, const TcpOptions& tcp) : Endpoint(options), tcp_(tcp) {}
