@@ -18,8 +18,7 @@ def test_words_are_options_and_presets_lie_below_them() -> None:
     ("options", "says"),
     [
         ({"chunk_sizes": 1}, "chunk_sizes"),
-        ({"backend": "rdma"}, "backend is 'rdma'.*allowed: auto, pcie, shm, tcp"),
-        ({"backend": "carrier-pigeon"}, "backend"),
+        ({"backend": "carrier-pigeon"}, "backend is 'carrier-pigeon'.*allowed: auto, "),
         ({"lease_s": -1}, "lease_s"),
         ({"preset": "fast"}, "preset is 'fast' .from given.; allowed: high-bw, low-cost, low-latency, wan"),
     ],
