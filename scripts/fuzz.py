@@ -35,7 +35,7 @@ NATIVE = {
     "tcp_frames": (f"{CSRC}/tcp/receive.cc", f"{CSRC}/tcp/frame.cc", f"{CSRC}/window.cc"),
     "shm_ring": (f"{CSRC}/shm/ring.cc", f"{CSRC}/shm/receive.cc", f"{CSRC}/shm/placement.cc"),
     "shm_rendezvous": (f"{CSRC}/shm/shm_endpoint.cc",),
-    "rdma_path": (f"{CSRC}/rdma/receive.cc", f"{CSRC}/rdma/send.cc", f"{CSRC}/rdma/notes.cc"),
+    "path": (f"{CSRC}/path/receive.cc", f"{CSRC}/path/send.cc", f"{CSRC}/rdma/notes.cc"),
     "part_streams": (f"{CSRC}/parts/part_encoder.cc", f"{CSRC}/parts/part_decoder.cc"),
 }
 TARGETS = (*NATIVE, *PARSERS)

@@ -70,7 +70,7 @@ void what_ended_and_was_not_heard_of_counts_once() {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       still = before == landed ? still + 1 : 0;
     }
-    static_cast<RdmaChannel&>(*channel).end("deaf");
+    static_cast<PathChannel&>(*channel).end("deaf");
   });
 }
 

@@ -18,7 +18,7 @@ MAY = {
     "cpu": (),
     "conversion": ("cpu", "event.h"),
     "parts": (SHARED, "conversion", "paged"),
-    "rdma": (SHARED, "tcp"),
+    "rdma": (SHARED, "tcp", "path"),
 }
 BACKENDS_MAY = (SHARED,)
 

@@ -13,15 +13,6 @@ namespace {
 
 }  // namespace
 
-const MemoryKeys* find_keys(const KeyTable& table, uint64_t address, uint64_t length) {
-  auto next = std::upper_bound(table.begin(), table.end(), address,
-                               [](uint64_t at, const MemoryKeys& keys) { return at < keys.address; });
-  // Registrations may overlap; those that begin last are tried first.
-  while (next != table.begin())
-    if ((--next)->hold(address, length)) return &*next;
-  return nullptr;
-}
-
 VerbsDevice::VerbsDevice(const Verbs& verbs, ibv_context* context)
     : verbs_(verbs), context_(context), domain_(verbs.alloc_pd(context)) {
   if (!domain_) fail("can't make an RDMA protection domain");

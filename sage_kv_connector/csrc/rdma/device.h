@@ -9,22 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "path/memory_keys.h"
 #include "rdma/verbs.h"
 
 namespace sage_kvt {
-
-// Of memory from `address` on that one registration covers.
-struct MemoryKeys {
-  uint64_t address, end;
-  uint32_t local, remote;
-  bool hold(uint64_t from, uint64_t length) const { return from >= address && from < end && length <= end - from; }
-};
-
-// A moment's keys, by address.
-using KeyTable = std::vector<MemoryKeys>;
-
-// nullptr if no registration covers it.
-const MemoryKeys* find_keys(const KeyTable& table, uint64_t address, uint64_t length);
 
 // One device, with one protection domain for everything of ours. Peers may read all memory of an endpoint that is
 // registered, and write only what `add_written` registers.

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "rdma/cell.h"
+#include "path/cell.h"
 #include "tcp/tcp_endpoint.h"
 
 namespace sage_kvt {

@@ -70,7 +70,7 @@ void Paths::on_resolved(rdma_cm_id* id, Setup& setup) {
   const auto device = devices_.of(id->verbs);
   if (!device) return failed(id, "its device came after this process began");
   try {
-    setup.pair = std::make_unique<QueuePair>(verbs_, device, id);
+    setup.pair = std::make_unique<QueuePair>(verbs_, device, id, true);
   } catch (const std::exception& error) {
     return failed(id, error.what());
   }
@@ -123,7 +123,7 @@ void Paths::on_request(const Happened& happened) {
   set_options(happened.id);
   Setup setup{connection, nullptr, peer.path, false, {}};
   try {
-    setup.pair = std::make_unique<QueuePair>(verbs_, device, happened.id);
+    setup.pair = std::make_unique<QueuePair>(verbs_, device, happened.id, false);
   } catch (const std::exception& error) {
     return turn_away(error.what());
   }
@@ -151,8 +151,7 @@ void Paths::established(const Happened& happened) {
   if (const auto route = routes_.find(key); setup.dialled && route != routes_.end())
     if (const auto dial = dials_.find(key.first); dial != dials_.end())
       dial->second.routes[route->second].backoff_ns = 0;
-  auto channel =
-      std::make_shared<RdmaChannel>(setup.connection, *this, std::move(setup.pair), setup.path, setup.dialled);
+  auto channel = std::make_shared<PathChannel>(setup.connection, *this, std::move(setup.pair), setup.path);
   live_[happened.id] = {channel, key};
   endpoint_.set_reason(setup.connection, "");
   endpoint_.attach(channel);

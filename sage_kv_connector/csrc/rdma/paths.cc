@@ -213,7 +213,8 @@ void Paths::again(const Key& key, const std::string& why) {
   if (!other) endpoint_.set_reason(dial->second.connection, "no RDMA path: " + why);
 }
 
-void Paths::path_ended(const RdmaChannel& channel, rdma_cm_id* id, Flights flights, const Results& results) {
+void Paths::path_ended(const PathChannel& channel, Flights flights, const Results& results) {
+  rdma_cm_id* id = static_cast<const QueuePair&>(channel.wire()).id();
   const Key key{channel.connection->id, channel.path};
   auto left = std::make_shared<Left>(Left{channel.connection, std::move(flights)});
   submit([this, key, id, left, results, why = channel.why()] {

@@ -17,8 +17,9 @@
 #include <thread>
 #include <unordered_map>
 
-#include "rdma/channel.h"
+#include "path/channel.h"
 #include "rdma/notes.h"
+#include "rdma/queue_pair.h"
 
 namespace sage_kvt {
 
@@ -44,7 +45,7 @@ class Paths : public PathOwner {
   void authorized(const std::shared_ptr<Connection>& connection, bool dialled);
   // False if it makes no sense.
   bool on_note(const std::shared_ptr<Connection>& connection, const std::string& note);
-  void path_ended(const RdmaChannel& channel, rdma_cm_id* id, Flights flights, const Results& results) override;
+  void path_ended(const PathChannel& channel, Flights flights, const Results& results) override;
   void forget(uint64_t connection);
   // Ends the thread: nothing is dialled any more. Idempotent.
   void stop();
@@ -127,7 +128,7 @@ class Paths : public PathOwner {
   std::map<uint64_t, Invited> invited_;
   std::unordered_map<rdma_cm_id*, Setup> setups_;
   struct Live {
-    std::weak_ptr<RdmaChannel> channel;
+    std::weak_ptr<PathChannel> channel;
     Key key;
   };
   std::unordered_map<rdma_cm_id*, Live> live_;

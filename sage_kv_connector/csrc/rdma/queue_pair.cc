@@ -27,8 +27,8 @@ constexpr uint64_t kKindBits = uint64_t{3} << 62;
 
 }  // namespace
 
-QueuePair::QueuePair(const Verbs& verbs, std::shared_ptr<VerbsDevice> device, rdma_cm_id* id)
-    : verbs_(verbs), device_(std::move(device)), id_(id) {
+QueuePair::QueuePair(const Verbs& verbs, std::shared_ptr<VerbsDevice> device, rdma_cm_id* id, bool dialled)
+    : verbs_(verbs), device_(std::move(device)), id_(id), dialled_(dialled) {
   // Cells of both directions, the words that go out, and those that come in where they have no immediate data.
   const size_t bytes = 2 * kCells * kCellBytes + (kMostWords + kExpected) * sizeof(uint32_t);
   memory_.reset(
@@ -156,10 +156,13 @@ bool QueuePair::send_cell(size_t i, uint64_t bytes, const PathWord& word) {
   return post(&order, false) && tell(word);
 }
 
-bool QueuePair::read(uint64_t address, uint32_t key, const std::vector<ibv_sge>& into, bool last, uint64_t tag) {
+bool QueuePair::read(uint64_t address, uint32_t key, const std::vector<LocalPiece>& into, bool last, uint64_t tag) {
+  std::array<ibv_sge, kMostPieces> list;
+  std::transform(into.begin(), into.end(), list.begin(),
+                 [](const LocalPiece& piece) { return ibv_sge{piece.address, piece.length, piece.key}; });
   ibv_send_wr order{};
   order.wr_id = last ? kRead | tag : uint64_t{kOut};
-  order.sg_list = const_cast<ibv_sge*>(into.data());
+  order.sg_list = list.data();
   order.num_sge = static_cast<int>(into.size());
   order.opcode = IBV_WR_RDMA_READ;
   order.wr.rdma.remote_addr = address;
@@ -178,10 +181,22 @@ QueuePair::Done QueuePair::understood(const ibv_wc& entry) {
   const size_t i = entry.wr_id & ~kKindBits;
   const uint32_t word = entry.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? be32toh(entry.imm_data) : words()[kMostWords + i];
   if (!expect(i)) return {Done::What::kBroken, 0, {}, "it takes no orders any more"};
-  return {Done::What::kTold, 0, PathWord::unpacked(word), ""};
+  return told(PathWord::unpacked(word));
+}
+
+QueuePair::Done QueuePair::told(const PathWord& word) {
+  if (word.what != Told::kHello) return {Done::What::kTold, 0, word, ""};
+  if (std::exchange(greeted_, true)) return {Done::What::kBroken, 0, {}, "the peer said hello again"};
+  return {Done::What::kOpen, 0, {}, ""};
 }
 
 bool QueuePair::next(Done* done) {
+  if (dialled_ && !greeted_ && pair_) {
+    greeted_ = true;
+    const bool said = tell({Told::kHello});
+    *done = {said ? Done::What::kOpen : Done::What::kBroken, 0, {}, said ? "" : "the hello can't be sent"};
+    return true;
+  }
   if (found_.empty()) {
     ibv_wc entries[kCompletionsATurn];
     const int count = pair_ ? ibv_poll_cq(completions_, kCompletionsATurn, entries) : 0;
@@ -198,7 +213,7 @@ bool QueuePair::next(Done* done) {
 }
 
 bool QueuePair::arm() {
-  if (!found_.empty()) return false;
+  if (!found_.empty() || (dialled_ && !greeted_)) return false;
   if (!pair_ || ibv_req_notify_cq(completions_, 0) != 0) return true;
   // One that came before does not tell of itself.
   ibv_wc entries[kCompletionsATurn];

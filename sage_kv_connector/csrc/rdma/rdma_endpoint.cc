@@ -58,7 +58,7 @@ size_t RdmaEndpoint::end_paths(uint64_t id) {
     if (!channel->is_path()) continue;
     std::lock_guard lock(channel->mutex);
     ended += !channel->dead;
-    static_cast<RdmaChannel&>(*channel).end("ended here");
+    static_cast<PathChannel&>(*channel).end("ended here");
   }
   return ended;
 }

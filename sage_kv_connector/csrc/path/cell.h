@@ -47,14 +47,6 @@ struct PathWord {
 // A status of `kEnded` besides those of events: the chunk can't come this way.
 constexpr uint32_t kElsewhere = 0xff;
 
-// What the sides of a path tell each other when it is set up.
-struct PathTerms {
-  uint64_t cells;  // address
-  uint32_t key, path;
-  std::array<uint8_t, 16> token;
-};
-static_assert(sizeof(PathTerms) == 32);
-
 // How the last chunk of each cell ended at the receiver: what a sender may believe once the path is gone.
 struct Result {
   uint64_t number = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A path of an rdma connection: its life (channel.cc), what it sends (send.cc) and receives (receive.cc).
+// A path of a connection: its life (channel.cc), what it sends (send.cc) and receives (receive.cc).
 //
 // The sender writes a notice into a cell of the receiver; the receiver reads the bytes from the sender's pages straight
 // into its window, and says how that ended. So nobody but a window's owner writes into its memory, and once a window is
@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "lane.h"
-#include "rdma/queue_pair.h"
+#include "path/wire.h"
 #include "window.h"
 
 namespace sage_kvt {
 
 class Endpoint;
-class RdmaChannel;
+class PathChannel;
 
 // A chunk of ours that was told to the peer.
 struct Flight {
@@ -35,16 +35,15 @@ void end_flight(Connection& connection, Flight flight, uint64_t status);
 class PathOwner {
  public:
   virtual ~PathOwner() = default;
-  // A channel ended (its mutex held). Nothing of it is used any more but its id, which is to be destroyed. `flights`
-  // were under way, `results` are what the peer may believe of its own.
-  virtual void path_ended(const RdmaChannel& channel, rdma_cm_id* id, Flights flights, const Results& results) = 0;
+  // A channel ended (its mutex held), and its wire is destroyed. `flights` were under way, `results` are what the peer
+  // may believe of its own.
+  virtual void path_ended(const PathChannel& channel, Flights flights, const Results& results) = 0;
 };
 
-class RdmaChannel : public Channel {
+class PathChannel : public Channel {
  public:
-  RdmaChannel(std::shared_ptr<Connection> connection, PathOwner& owner, std::unique_ptr<QueuePair> pair, uint32_t path,
-              bool dialled);
-  ~RdmaChannel() override;
+  PathChannel(std::shared_ptr<Connection> connection, PathOwner& owner, std::unique_ptr<PathWire> wire, uint32_t path);
+  ~PathChannel() override;
 
   bool is_path() const override { return true; }
   bool progress() override;
@@ -57,10 +56,10 @@ class RdmaChannel : public Channel {
   void expire() override {}
   void ping() override {}
   bool expendable() const override { return true; }
-  std::vector<int> fds() const override { return {pair_->fd()}; }
+  std::vector<int> fds() const override { return {wire_->fd()}; }
 
   const uint32_t path;
-  const bool dialled;
+  const PathWire& wire() const { return *wire_; }
   // It can't go on (mutex held).
   void end(const std::string& why);
   // Why it ended, if it did.
@@ -82,17 +81,19 @@ class RdmaChannel : public Channel {
 
   bool take_completions();
   void on_told(const PathWord& word);
-  void open();
+  void set_open(bool open);
+  void take_read();
 
   bool send_some();
   bool send_chunk();
-  bool can_send() const { return open_ && free_ > 0 && bytes_in_flight_ < kMaxBytesInFlight && pair_->room(kSpare); }
+  bool can_send() const { return open_ && free_ > 0 && bytes_in_flight_ < kMaxBytesInFlight && wire_->room(kSpare); }
   bool write_notice(size_t cell, const Flight& flight);
   void on_ended(const PathWord& word);
 
   bool receive_some();
   void take(uint32_t cell);
   bool valid(const CellNotice& notice, const std::vector<RemotePiece>& pieces) const;
+  bool pin(Arrival& arrival);
   Status place_from_cell(const Arrival& arrival, std::string* detail);
   Status held(const Arrival& arrival, std::string* detail);
   bool order_reads(Arrival& arrival);
@@ -105,8 +106,8 @@ class RdmaChannel : public Channel {
 
   Endpoint& endpoint_;
   PathOwner& owner_;
-  const std::unique_ptr<QueuePair> pair_;
-  bool open_ = false, greeted_ = false;
+  const std::unique_ptr<PathWire> wire_;
+  bool open_ = false;
   std::string why_;
 
   // sending

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // A path's sending half: notices of chunks, and the ends of those that came.
+#include <algorithm>
 #include <cstring>
 
 #include "crc32c.h"
 #include "endpoint.h"
-#include "rdma/channel.h"
+#include "path/channel.h"
 
 namespace sage_kvt {
 
-bool RdmaChannel::send_some() {
+bool PathChannel::send_some() {
   bool moved = false;
-  for (; !acks_.empty() && pair_->room(2); moved = true) {
-    if (!pair_->tell(acks_.front())) {
+  for (; !acks_.empty() && wire_->room(2); moved = true) {
+    if (!wire_->tell(acks_.front())) {
       end("it takes no orders any more");
       return true;
     }
@@ -21,10 +22,10 @@ bool RdmaChannel::send_some() {
   return moved;
 }
 
-bool RdmaChannel::send_chunk() {
+bool PathChannel::send_chunk() {
   Flight flight;
-  if (!connection->take_chunk(true, endpoint_.options().chunk_bytes, kMaxPieces, &flight.post, &flight.chunk))
-    return false;
+  const uint64_t most = std::min(endpoint_.options().chunk_bytes, wire_->most_in_chunk());
+  if (!connection->take_chunk(true, most, kMaxPieces, &flight.post, &flight.chunk)) return false;
   size_t cell = next_cell_;
   while (flights_[cell].post) cell = (cell + 1) % kCells;
   flight.number = next_number_++;
@@ -40,7 +41,7 @@ bool RdmaChannel::send_chunk() {
   const uint64_t bytes =
       sizeof(CellNotice) + (held ? flight.chunk.length : flight.chunk.pieces.size() * sizeof(RemotePiece));
   flights_[cell] = std::move(flight);
-  if (!pair_->send_cell(cell, bytes, {Told::kChunk, static_cast<uint32_t>(cell)})) {
+  if (!wire_->send_cell(cell, bytes, {Told::kChunk, static_cast<uint32_t>(cell)})) {
     end("it takes no orders any more");
     return true;
   }
@@ -50,9 +51,9 @@ bool RdmaChannel::send_chunk() {
 }
 
 // False if the peer could not read it: some of its memory has no key.
-bool RdmaChannel::write_notice(size_t cell, const Flight& flight) {
+bool PathChannel::write_notice(size_t cell, const Flight& flight) {
   const auto& [post, chunk, number] = flight;
-  uint8_t* to = pair_->outgoing(cell);
+  uint8_t* to = wire_->outgoing(cell);
   uint8_t* body = to + sizeof(CellNotice);
   CellNotice notice{};
   notice.number = number;
@@ -68,7 +69,7 @@ bool RdmaChannel::write_notice(size_t cell, const Flight& flight) {
       body += piece.iov_len;
     }
   } else {
-    const auto keys = pair_->device().keys();
+    const auto keys = wire_->readable();
     notice.pieces = static_cast<uint16_t>(chunk.pieces.size());
     const MemoryKeys* known = nullptr;
     for (const auto& piece : chunk.pieces) {
@@ -89,7 +90,7 @@ bool RdmaChannel::write_notice(size_t cell, const Flight& flight) {
   return true;
 }
 
-void RdmaChannel::on_ended(const PathWord& word) {
+void PathChannel::on_ended(const PathWord& word) {
   Flight flight = std::move(flights_[word.cell]);
   flights_[word.cell] = {};
   ++free_;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a peer does over a path: words, notices in cells, bytes anywhere in them; and what the card tells: reads that
-// end, or break the path. Notes that are no notes.
+// What a peer does over a path: words, notices in cells, bytes anywhere in them; and what its wire tells: reads that
+// end or fail, rests, or that it broke. Notes that are no notes.
 #include <optional>
 
 #include "../cpp/check.h"
 #include "attacked_connection.h"
-#include "fake_queue_pair.h"
-#include "rdma/channel.h"
+#include "fake_wire.h"
+#include "path/channel.h"
 #include "rdma/notes.h"
 #include "system_calls.h"
 #include "tcp/tcp_endpoint.h"
@@ -15,7 +15,7 @@ namespace sage_kvt::fuzz {
 namespace {
 
 // Bits of an input's first byte.
-constexpr uint8_t kDialled = 1, kTrusted = 2, kPosts = 4, kSums = 8, kNoKeys = 16;
+constexpr uint8_t kDialled = 1, kTrusted = 2, kPosts = 4, kSums = 8, kNoKeys = 16, kStaged = 32;
 enum Move : uint8_t {
   kWord,
   kNotice,
@@ -23,6 +23,7 @@ enum Move : uint8_t {
   kEnd,
   kRead,
   kBreak,
+  kOpen,
   kNote,
   kTakeEvents,
   kAuthorize,
@@ -39,8 +40,8 @@ SteppedEndpoint<TcpEndpoint>& endpoint() {
 
 // Of a path that ended: its peer may say anything of the chunks that were under way.
 struct Owner : PathOwner {
-  void path_ended(const RdmaChannel& channel, rdma_cm_id*, Flights flights, const Results& results) override {
-    CHECK(fake_pair().destroyed && !left);
+  void path_ended(const PathChannel& channel, Flights flights, const Results& results) override {
+    CHECK(fake_wire().destroyed && !left);
     for (const auto& result : results) CHECK(result.status <= UINT8_MAX);
     left = std::move(flights);
     connection = channel.connection;
@@ -82,19 +83,19 @@ void write_notice(Input& input, const AttackedConnection& attacked) {
   }
   notice.pieces = static_cast<uint16_t>(pieces.size());
   if (how & 64) notice.pieces = input.number<uint16_t>();
-  uint8_t* to = fake_pair().cells + cell * kCellBytes;
+  uint8_t* to = fake_wire().cells + cell * kCellBytes;
   std::memcpy(to, &notice, sizeof notice);
   if (!pieces.empty()) std::memcpy(to + sizeof notice, pieces.data(), pieces.size() * sizeof(RemotePiece));
-  fake_pair().completions.push_back({QueuePair::Done::What::kTold, 0, {Told::kChunk, cell, 0}, ""});
+  fake_wire().completions.push_back({PathWire::Done::What::kTold, 0, {Told::kChunk, cell, 0}, ""});
 }
 
 void move(Input& input, AttackedConnection& attacked, Owner& owner) {
-  auto& pair = fake_pair();
+  auto& wire = fake_wire();
   const uint8_t what = input.byte();
   switch (static_cast<Move>(what % kMoves)) {
     case kWord:
-      pair.completions.push_back(
-          {QueuePair::Done::What::kTold, 0, PathWord::unpacked(what & 128 ? input.number<uint32_t>() : 1u << 24), ""});
+      wire.completions.push_back(
+          {PathWire::Done::What::kTold, 0, PathWord::unpacked(what & 128 ? input.number<uint32_t>() : 1u << 24), ""});
       break;
     case kNotice:
       write_notice(input, attacked);
@@ -102,22 +103,26 @@ void move(Input& input, AttackedConnection& attacked, Owner& owner) {
     case kCell: {
       const size_t at = input.number<uint32_t>() % (kCells * kCellBytes);
       const auto bytes = input.bytes(std::min<size_t>(input.byte(), kCells * kCellBytes - at));
-      if (!bytes.empty()) std::memcpy(pair.cells + at, bytes.data(), bytes.size());
+      if (!bytes.empty()) std::memcpy(wire.cells + at, bytes.data(), bytes.size());
       break;
     }
     case kEnd:
-      pair.completions.push_back(
-          {QueuePair::Done::What::kTold, 0, {Told::kEnded, input.byte() % 2u, input.byte()}, ""});
+      wire.completions.push_back({PathWire::Done::What::kTold, 0, {Told::kEnded, input.byte() % 2u, input.byte()}, ""});
       break;
     case kRead:
-      if (!pair.destroyed) pair.read(1 + what / kMoves, input.byte());
+      if (!wire.destroyed) wire.read(1 + what / kMoves, input.byte(), what & 128);
       break;
     case kBreak:
       if (what & 128)
-        pair.takes_orders = false;
+        wire.takes_orders = false;
       else
-        pair.completions.push_back({QueuePair::Done::What::kBroken, 0, {}, "broken"});
+        wire.completions.push_back({PathWire::Done::What::kBroken, 0, {}, "broken"});
       break;
+    case kOpen: {
+      const bool rests = what & 128;
+      wire.completions.push_back({rests ? PathWire::Done::What::kResting : PathWire::Done::What::kOpen, 0, {}, ""});
+      break;
+    }
     case kNote: {
       const auto bytes = input.bytes(input.number<uint16_t>());
       const std::string note(bytes.begin(), bytes.end());
@@ -134,9 +139,9 @@ void move(Input& input, AttackedConnection& attacked, Owner& owner) {
       break;
     case kCloseWindow:
       // It waits for reads that are under way, which the card would end.
-      if (!pair.destroyed) pair.read(SIZE_MAX, input.byte());
+      if (!wire.destroyed) wire.read(SIZE_MAX, input.byte());
       attacked.turn();
-      if (pair.reads.empty()) attacked.close_window();
+      if (wire.reads.empty()) attacked.close_window();
       break;
     case kCancel:
       attacked.cancel();
@@ -161,14 +166,15 @@ int attack(const uint8_t* data, size_t size) {
     Owner owner;
     AttackedConnection attacked(endpoint(), !(flags & kDialled));
     if (flags & kTrusted) attacked.authorize();
-    auto first = std::make_shared<RdmaChannel>(attacked.connection(), owner, new_fake_pair(), 1, flags & kDialled);
-    fake_pair().has_keys = !(flags & kNoKeys);
+    auto first = std::make_shared<PathChannel>(attacked.connection(), owner, new_fake_wire(), 1);
+    fake_wire().has_keys = !(flags & kNoKeys);
+    fake_wire().in_place = !(flags & kStaged);
     endpoint().attach(first);
     if (flags & kPosts) attacked.post(flags & kSums);
     while (!input.empty()) move(input, attacked, owner);
     for (bool moved = true; moved;) {
       moved = attacked.turn();
-      if (!fake_pair().destroyed && !fake_pair().reads.empty()) fake_pair().read(SIZE_MAX, 1);
+      if (!fake_wire().destroyed && !fake_wire().reads.empty()) fake_wire().read(SIZE_MAX, 1);
       attacked.take_events();
     }
     owner.settle(input);

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "path/memory_keys.h"
+
+#include <algorithm>
+
+namespace sage_kvt {
+
+const MemoryKeys* find_keys(const KeyTable& table, uint64_t address, uint64_t length) {
+  auto next = std::upper_bound(table.begin(), table.end(), address,
+                               [](uint64_t at, const MemoryKeys& keys) { return at < keys.address; });
+  // Registrations may overlap; those that begin last are tried first.
+  while (next != table.begin())
+    if ((--next)->hold(address, length)) return &*next;
+  return nullptr;
+}
+
+}  // namespace sage_kvt
