@@ -42,6 +42,23 @@ WindowDescriptor sage_kvt::window_descriptor(const nb::bytes& data) {
   return d;
 }
 
+EndpointOptions sage_kvt::options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us, bool measures) {
+  if (lanes < 1 || lanes > 16) throw std::invalid_argument("lanes is " + std::to_string(lanes) + ", allowed: 1 to 16");
+  if (chunk_bytes < 4096 || chunk_bytes > kMaxChunkBytes)
+    throw std::invalid_argument("chunk_bytes is " + std::to_string(chunk_bytes) + ", allowed: 4096 to " +
+                                std::to_string(kMaxChunkBytes));
+  constexpr uint64_t kMaxSpinUs = 100000;
+  if (spin_us > kMaxSpinUs)
+    throw std::invalid_argument("spin_us is " + std::to_string(spin_us) + ", allowed: 0 to " +
+                                std::to_string(kMaxSpinUs));
+  EndpointOptions options;
+  options.lanes = lanes;
+  options.chunk_bytes = chunk_bytes;
+  options.spin_ns = spin_us * 1000;
+  options.measures = measures;
+  return options;
+}
+
 namespace {
 
 using Pairs = nb::ndarray<const uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
@@ -93,24 +110,6 @@ nb::list buckets_of(const Histogram& histogram) {
   nb::list out;
   for (size_t i = 0; i < Histogram::kBuckets; ++i) out.append(nb::make_tuple(histogram.count(i), histogram.sum_ns(i)));
   return out;
-}
-
-constexpr uint64_t kMaxSpinUs = 100000;
-
-EndpointOptions options_of(int lanes, uint64_t chunk_bytes, uint64_t spin_us, bool measures) {
-  if (lanes < 1 || lanes > 16) throw std::invalid_argument("lanes is " + std::to_string(lanes) + ", allowed: 1 to 16");
-  if (chunk_bytes < 4096 || chunk_bytes > kMaxChunkBytes)
-    throw std::invalid_argument("chunk_bytes is " + std::to_string(chunk_bytes) + ", allowed: 4096 to " +
-                                std::to_string(kMaxChunkBytes));
-  if (spin_us > kMaxSpinUs)
-    throw std::invalid_argument("spin_us is " + std::to_string(spin_us) + ", allowed: 0 to " +
-                                std::to_string(kMaxSpinUs));
-  EndpointOptions options;
-  options.lanes = lanes;
-  options.chunk_bytes = chunk_bytes;
-  options.spin_ns = spin_us * 1000;
-  options.measures = measures;
-  return options;
 }
 
 }  // namespace
@@ -233,6 +232,7 @@ NB_MODULE(_data_plane, m) {
           },
           "connection"_a, "encrypts"_a, "send_keys"_a, "receive_keys"_a, "last_plain"_a);
 
+  bind_carried(m);
 #ifdef SAGE_KVT_RDMA
   m.def("rdma_lacks", &rdma_lacks, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<RdmaEndpoint, TcpEndpoint>(m, "RdmaEndpoint")

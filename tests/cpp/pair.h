@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "check.h"
+#include "local_library.h"
 #include "shm/channel.h"
 #include "tcp/tcp_endpoint.h"
 #ifdef SAGE_KVT_RDMA
@@ -25,19 +26,19 @@
 namespace sage_kvt {
 
 // Two are protected, with the tag alone and encrypted.
-enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted, kRdma };
+enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted, kCarried, kRdma };
 
 inline bool is_tcp(Kind kind) { return kind != Kind::kShmDirect && kind != Kind::kShmArena; }
 inline bool is_protected(Kind kind) { return kind == Kind::kTcpAuthenticated || kind == Kind::kTcpEncrypted; }
-// Of sockets; an rdma connection has one, and a path.
+// Of sockets; an rdma or a carried connection has one, and a path.
 inline int lanes_of(Kind kind) {
-  if (kind == Kind::kRdma) return 2;
+  if (kind == Kind::kRdma || kind == Kind::kCarried) return 2;
   return is_tcp(kind) && kind != Kind::kTcp ? 3 : 1;
 }
 
 // Those that are not protected alone where this machine has no libcrypto; rdma alone where it has a device.
 inline std::vector<Kind> kinds() {
-  std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes};
+  std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes, Kind::kCarried};
   std::string why;
 #ifdef SAGE_KVT_RDMA
   if (rdma_lacks().empty()) return {Kind::kRdma};
@@ -79,6 +80,7 @@ inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) 
 #ifdef SAGE_KVT_RDMA
   if (kind == Kind::kRdma) return std::make_unique<RdmaEndpoint>(options, TcpOptions{}, RdmaOptions{});
 #endif
+  if (kind == Kind::kCarried) return std::make_unique<LocallyCarried>(options);
   options.lanes = lanes_of(kind);
   if (is_tcp(kind)) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
   return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});
@@ -141,7 +143,11 @@ class Pair {
     receiver->authorize(to_sender);
     sender->authorize(to_receiver);
     const int lanes = lanes_of(kind);
-    for (int i = 0; sender->info(to_receiver).lanes != lanes || receiver->info(to_sender).lanes != lanes; ++i) {
+    const auto ready = [&](Endpoint& endpoint, uint64_t connection) {
+      const auto info = endpoint.info(connection);
+      return info.lanes == lanes && (kind != Kind::kCarried || info.mode == kLocal);
+    };
+    for (int i = 0; !ready(*sender, to_receiver) || !ready(*receiver, to_sender); ++i) {
       CHECK(i < 10000);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }

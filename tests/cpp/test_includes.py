@@ -18,6 +18,7 @@ MAY = {
     "cpu": (),
     "conversion": ("cpu", "event.h"),
     "parts": (SHARED, "conversion", "paged"),
+    "carried": (SHARED, "tcp", "path"),
     "rdma": (SHARED, "tcp", "path"),
 }
 BACKENDS_MAY = (SHARED,)

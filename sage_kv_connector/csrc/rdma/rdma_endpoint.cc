@@ -74,10 +74,7 @@ void RdmaEndpoint::authorize(uint64_t id) {
 }
 
 void RdmaEndpoint::set_reason(const std::shared_ptr<Connection>& connection, const std::string& why) {
-  auto info = connection->info();
-  info.mode = why.empty() ? "rdma" : "stream";
-  info.reason = why;
-  connection->set_info(info);
+  set_way(*connection, why.empty() ? "rdma" : "stream", why);
 }
 
 bool RdmaEndpoint::on_note(const std::shared_ptr<Connection>& connection, const std::string& note) {

@@ -43,7 +43,7 @@ static_assert(sizeof(FrameTrailer) == 16);
 
 constexpr uint32_t kFrameMagic = 0x54564B53;  // "SKVT"
 constexpr uint8_t kFlagChecksum = 1;
-constexpr size_t kMaxNoteBytes = 4096;
+constexpr size_t kMaxNoteBytes = 20u << 10;
 
 using Token = std::array<uint8_t, 16>;
 bool equal_in_constant_time(const Token& a, const Token& b);

@@ -70,17 +70,18 @@ bool TcpChannel::begin_frame() {
   }
   out_header_ = FrameHeader{};
   out_header_.magic = kFrameMagic;
-  const bool message = connection->take_message(*this, &out_message_);
-  if (message || connection->take_note(*this, &out_message_)) {
-    out_header_.type = static_cast<uint8_t>(message ? FrameType::kMessage : FrameType::kNote);
+  // Notes first: what a chunk's end brings about here is not told there before that end is.
+  const bool note = connection->take_note(*this, &out_message_);
+  if (note || connection->take_message(*this, &out_message_)) {
+    out_header_.type = static_cast<uint8_t>(note ? FrameType::kNote : FrameType::kMessage);
     out_header_.length = out_message_.size();
     out_header_.header_crc = frame_header_crc(out_header_);
     const bool sealed = seals();
-    if (plain_messages_ > 0) --plain_messages_;
+    if (!note && plain_messages_ > 0) --plain_messages_;
     std::vector<iovec> body;
     if (!out_message_.empty()) body.push_back({out_message_.data(), out_message_.size()});
     start_frame(body, sealed);
-    if (message) ++endpoint_.counters.messages_sent;
+    if (!note) ++endpoint_.counters.messages_sent;
     return true;
   }
   Chunk chunk;

@@ -185,6 +185,13 @@ bool TcpEndpoint::dialled(uint64_t connection) {
   return dialled_.count(connection) > 0;
 }
 
+void TcpEndpoint::set_way(Connection& connection, const std::string& mode, const std::string& reason) {
+  auto info = connection.info();
+  info.mode = mode;
+  info.reason = reason;
+  connection.set_info(info);
+}
+
 void TcpEndpoint::authorize(uint64_t id) {
   auto connection = find_connection(id);
   if (!connection || connection->authorized) return;

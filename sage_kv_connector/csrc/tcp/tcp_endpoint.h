@@ -52,6 +52,8 @@ class TcpEndpoint : public Endpoint {
   bool is_protected(uint64_t connection) { return keys_of(connection) != nullptr; }
   // Whether this side connected.
   bool dialled(uint64_t connection);
+  // How chunks go now, and why not better.
+  static void set_way(Connection& connection, const std::string& mode, const std::string& reason);
 
  private:
   void accepted(int fd);
