@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Name → module and class. To add a backend, add its folder and a line.
 BACKENDS = {
+    "mooncake": "sage_kv_connector.backends.mooncake.backend:MooncakeBackend",
+    "nixl": "sage_kv_connector.backends.nixl.backend:NixlBackend",
     "pcie": "sage_kv_connector.backends.pcie.backend:PcieBackend",
     "rdma": "sage_kv_connector.backends.rdma.backend:RdmaBackend",
     "shm": "sage_kv_connector.backends.shm.backend:ShmBackend",
@@ -32,7 +34,8 @@ ENTRY_POINTS = "sage_kv_connector.backends"
 class BackendClass(Protocol):
     """What a row of ``BACKENDS`` names: a class that makes backends from the options.
 
-    It may have a static ``lacks()``: why this machine can't have it, "" if it can.
+    It may have a static ``lacks()``: why this machine can't have it, "" if it can; and a static ``unsuited()``: why
+    ``backend=auto`` leaves out one that it can have.
     """
 
     capabilities: Capabilities
@@ -82,12 +85,26 @@ def backend_class(name: str) -> BackendClass:
 
 def lacks(name: str) -> str:
     """Why this machine can't have a backend, "" if it can. Raises ValueError as ``backend_class``."""
-    ask: Callable[[], str] | None = getattr(backend_class(name), "lacks", None)
+    return _asked(name, "lacks")
+
+
+def unsuited(name: str) -> str:
+    """Why ``backend=auto`` leaves out one that this machine can have, "" if it does not. Raises ValueError as above."""
+    return _asked(name, "unsuited")
+
+
+def _asked(name: str, what: str) -> str:
+    ask: Callable[[], str] | None = getattr(backend_class(name), what, None)
     return ask() if ask is not None else ""
 
 
+def auto_backends() -> tuple[str, ...]:
+    """Those that ``backend=auto`` chooses from, the preferred first."""
+    return tuple(name for name in ranked_backends() if not unsuited(name))
+
+
 def ranked_backends() -> tuple[str, ...]:
-    """Those that this machine can have, in the order in which ``backend=auto`` prefers them."""
+    """Those that this machine can have, the fastest first."""
     found: dict[str, int] = {}
     for name in backend_names():
         try:

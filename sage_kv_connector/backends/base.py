@@ -10,9 +10,8 @@ form one linear space ``[0, size)``. The sending side posts *descriptors*
 or names an address of the receiver: each side maps its own pages, and bounds
 are checked on both sides against what was registered and opened.
 
-How the bytes cross is the backend's own business: shm lets the receiver read
-straight from the sender's pages (or goes through a shared arena), tcp gathers
-and scatters on a socket, rdma has the receiver's card read from the sender's pages.
+How the bytes cross is the backend's own business: shm lets the receiver read straight from the sender's pages (or
+goes through a shared arena), tcp gathers and scatters on a socket, rdma has the receiver's card read.
 
 Integrity
 ---------
@@ -78,9 +77,7 @@ class EventKind(IntEnum):
 
     CONNECTED = 1  #: an outgoing connection is ready (connection; id = the value given to ``connect``)
     ACCEPTED = 2  #: an incoming connection is ready (connection; detail: its peer's address, if it has one)
-    CLOSED = (
-        3  #: a connection is gone (connection, status, detail, offset = bytes sent, length = bytes landed)
-    )
+    CLOSED = 3  #: a connection is gone (connection, status, detail, offset = sent, length = bytes landed)
     MESSAGE = 4  #: a control message arrived (connection, payload)
     SENT = 5  #: a post ended (connection, id = post, status, length = bytes, detail)
     LANDED = 6  #: a chunk landed and held (connection, id = window, offset, length)
@@ -156,16 +153,19 @@ class Capabilities(NamedTuple):
 class BackendOptions(NamedTuple):
     """What a user may choose of any backend; 0 and "" stand for the backend's own measured default.
 
-    ``lanes``: data-plane threads; ``chunk_bytes``: bytes of one chunk; ``direct``: copy straight from and to
-    the peer's pages where that is possible; ``local_address``: the interface that connections leave by;
-    ``measures``: lanes take times, too.
+    ``lanes``: data-plane threads; ``direct``: copy straight from and to the peer's pages where that is possible;
+    ``local_address``: the interface that connections leave by; ``reached_at``: the host at which peers reach this
+    process; ``measures``: lanes take times, too; ``library_…``: for a backend over another library, as it names them.
     """
 
     lanes: int = 0
     chunk_bytes: int = 0
     direct: bool = True
     local_address: str = ""
+    reached_at: str = ""
     measures: bool = True
+    library_transport: str = ""
+    library_device: str = ""
 
 
 class ConnectionInfo(NamedTuple):

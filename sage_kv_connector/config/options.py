@@ -100,6 +100,13 @@ class KVTransportConfig(BaseModel):
         0, ge=0, le=16, description="lanes (data-plane threads) of a backend; 0: chosen from the cores"
     )
     prefetch_depth: int = Field(4, ge=1, le=64, description="chunks in flight in stream_pipeline")
+    library_transport: str = Field(
+        "",
+        description="of nixl a plugin of NIXL's (UCX), of mooncake a protocol (tcp, rdma, …); empty: its own choice",
+    )
+    library_device: str = Field(
+        "", description="network cards that Mooncake uses, as it names them; empty: its own choice"
+    )
     zero_copy: bool = Field(
         True,
         description="read straight from the peer's pages (shm), from device to device (pcie); false: always staged",

@@ -9,12 +9,20 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import numpy as np
 
-from sage_kv_connector.backends import backend_class, backend_names, create_backend, lacks, loopback_address
+from sage_kv_connector.backends import (
+    backend_class,
+    backend_names,
+    create_backend,
+    lacks,
+    loopback_address,
+    unsuited,
+)
 from sage_kv_connector.backends.base import Backend, EventKind
 from sage_kv_connector.bench.peer_libraries import missing_libraries, what_to_install
 from sage_kv_connector.config import SECRET_ENV, SECRET_FILE_ENV, KVTransportConfig
@@ -82,6 +90,7 @@ def _backend(name: str) -> Finding:
         _await(connector, EventKind.CONNECTED)
         for backend, end in ((listener, accepted), (connector, connection)):
             backend.authorize(end)
+        _await_way(connector, connection)
         source, target = np.arange(4096, dtype=np.uint8), np.zeros(4096, dtype=np.uint8)
         listener.register_memory(source.ctypes.data, 4096)
         connector.register_memory(target.ctypes.data, 4096)
@@ -92,10 +101,21 @@ def _backend(name: str) -> Finding:
         if not np.array_equal(source, target):
             return Finding(f"backend {name}", "broken", "a page arrived with other bytes")
         info = connector.connection_info(connection)
-        return Finding(f"backend {name}", "ok", f"{info.mode}{f' ({info.reason})' if info.reason else ''}")
+        detail = f"{info.mode}{f' ({info.reason})' if info.reason else ''}"
+        if why := unsuited(name):
+            detail += f"; auto leaves it out: {why}"
+        return Finding(f"backend {name}", "ok", detail)
     finally:
         connector.close()
         listener.close()
+
+
+def _await_way(backend: Backend, connection: int) -> None:
+    """Until a connection whose way changes has the best one, or none for now."""
+    for _ in range(200):
+        if not backend.capabilities.mode_changes or not backend.connection_info(connection).reason:
+            return
+        time.sleep(0.01)
 
 
 def _await(backend: Backend, kind: EventKind) -> int:

@@ -100,9 +100,11 @@ def _has_folder(name: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
+#: Folders of what several backends share, with a kind of its own.
+SHARED = ("carried",)
 KINDS_OF = {
     name: kinds_of(name)
-    for name in backend_names()
-    if (name in BACKENDS or _has_folder(name)) and not lacks(name)
+    for name in (*backend_names(), *SHARED)
+    if name in SHARED or ((name in BACKENDS or _has_folder(name)) and not lacks(name))
 }
 KINDS = tuple(kind for kinds in KINDS_OF.values() for kind in kinds)

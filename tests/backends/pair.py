@@ -75,6 +75,12 @@ def random_bytes(size: int, seed: int = 0) -> Bytes:
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
+def is_set_up(kind: Kind, backend: Backend, connection: int) -> bool:
+    """Whether a connection has all that its kind has."""
+    info = backend.connection_info(connection)
+    return info.lanes == kind.lanes and (not backend.capabilities.mode_changes or info.mode == kind.mode)
+
+
 class Pair:
     """``receiver`` listens and opens windows, ``sender`` connects and posts; their bytes lie in ``places``."""
 
@@ -96,15 +102,10 @@ class Pair:
         self.sender.authorize(self.to_receiver)
         self.receiver.authorize(self.to_sender)
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            lanes = (
-                self.sender.connection_info(self.to_receiver).lanes,
-                self.receiver.connection_info(self.to_sender).lanes,
-            )
-            if lanes == (self.kind.lanes, self.kind.lanes):
-                return
+        ends = ((self.sender, self.to_receiver), (self.receiver, self.to_sender))
+        while not all(is_set_up(self.kind, *end) for end in ends):
+            assert time.monotonic() < deadline, [backend.connection_info(end) for backend, end in ends]
             time.sleep(0.001)
-        raise AssertionError(f"expected {self.kind.lanes} lanes on both sides, there are {lanes}")
 
     def window(self, memory: Bytes, generation: int = 1, *, notify_chunks: bool = False) -> tuple[int, bytes]:
         """A window over all of ``memory``, which gets registered; returns (window, its descriptor)."""

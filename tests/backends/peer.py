@@ -15,13 +15,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
 
 from sage_kv_connector.backends.base import Event, EventKind
 from tests.backends.kinds import KINDS, Kind
-from tests.backends.pair import of_kind, table, until, until_event
+from tests.backends.pair import PATIENCE_S, is_set_up, of_kind, table, until, until_event
 from tests.backends.places import Places
 
 GENERATION = 1
@@ -107,6 +108,9 @@ class Peer:
             kind.protect(self.backend, self.connection, connects=True, last_plain=PROTECTED)
             assert until_event(self.backend, EventKind.MESSAGE).payload == PROTECTED
         self.backend.authorize(self.connection)
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_set_up(kind, self.backend, self.connection) and time.monotonic() < deadline:
+            time.sleep(0.001)
         self.places = Places(kind.memory)
 
     def order(self, **order: Any) -> None:

@@ -19,7 +19,16 @@ from sage_kv_connector.engine.session.transfer_messages import Runs
 from tests.backends.kinds import KINDS, Kind
 from tests.backends.pair import Pair
 
-KINDS_WITH_PAGES = [kind for kind in KINDS if kind.make().capabilities.pages]
+
+def _has_pages(kind: Kind) -> bool:
+    backend = kind.make()
+    try:
+        return backend.capabilities.pages
+    finally:
+        backend.close()
+
+
+KINDS_WITH_PAGES = [kind for kind in KINDS if _has_pages(kind)]
 PAGES, TOKENS, DIM = 12, 4, 8
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sage_kv_connector.backends import backend_class, lacks, ranked_backends
+from sage_kv_connector.backends import auto_backends, backend_class, lacks, ranked_backends
 from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
 from sage_kv_connector.backends.protecting_backend import ProtectingBackend
 from sage_kv_connector.config import KVTransportConfig, Security
 from sage_kv_connector.contract.node import node_id
+from sage_kv_connector.engine.control.listen_address import advertised_host
 
 
 def backend_options(config: KVTransportConfig) -> BackendOptions:
@@ -20,8 +21,18 @@ def backend_options(config: KVTransportConfig) -> BackendOptions:
         chunk_bytes=config.chunk_size,
         direct=config.zero_copy,
         local_address="" if anywhere else config.host,
+        reached_at=_reached_at(config),
         measures=config.telemetry,
+        library_transport=config.library_transport,
+        library_device=config.library_device,
     )
+
+
+def _reached_at(config: KVTransportConfig) -> str:
+    try:
+        return advertised_host(config)
+    except ValueError:  # who listens says so
+        return ""
 
 
 def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> tuple[str, ...]:
@@ -43,7 +54,7 @@ def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> t
         return (chosen,)
     direct = on_device and config.zero_copy
     return tuple(
-        name for name in ranked_backends() if direct or not backend_class(name).capabilities.device_memory
+        name for name in auto_backends() if direct or not backend_class(name).capabilities.device_memory
     )
 
 
