@@ -6,7 +6,7 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 
 CARD_TESTS = card dashboard
 
-.PHONY: test-rdma ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
+.PHONY: test-rdma test-carriers ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -18,7 +18,7 @@ test:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table --reset
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
-	$(MAKE) MEASURED=--measured test-rdma test-card test-engines
+	$(MAKE) MEASURED=--measured test-rdma test-carriers test-card test-engines
 	$(MAKE) coverage
 
 # Lines of Python and C++ that make test ran, or that parts of it ran with MEASURED=--measured. ARGS="--least 20 --json"
@@ -46,6 +46,10 @@ test-wheel:
 # The rdma backend over soft-RoCE and siw, in guests; needs the packages that it names. ARGS="--full --json"
 test-rdma:
 	$(RUN) python -m integration_tests.rdma.suite $(ARGS)
+
+# The backends over NIXL and Mooncake, alone and in vLLM's servers; installs them, and says what of the system they need.
+test-carriers:
+	$(RUN) --peers python -m pytest -q --durations 10 tests/backends/test_placement.py tests/backends/test_ends.py tests/backends/test_peer_process.py tests/backends/test_resources.py tests/backends/nixl integration_tests/test_carriers.py -k "nixl or mooncake" $(ARGS)
 
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:

@@ -19,6 +19,12 @@ def version() -> str:
     return version_of("nixl", "nixl-cu12")
 
 
+def ucx(transport: str, between: Addresses) -> dict[str, str]:
+    """What UCX is told, for agents of ours too. ``transport``: cma or tcp."""
+    tls = {"cma": "posix,cma,tcp,self", "tcp": "tcp,self"}[transport]
+    return {"UCX_TLS": tls} | ({"UCX_NET_DEVICES": between.device} if between.device else {})
+
+
 def nixl(
     transport: str,
     side_channel_ports: tuple[int, int],
@@ -27,17 +33,14 @@ def nixl(
 ) -> PeerPair:
     """``transport``: cma or tcp; ``connector``: ``PULL``, ``PUSH``, or vLLM's own choice."""
     between = addresses or Addresses()
-    tls = {"cma": "posix,cma,tcp,self", "tcp": "tcp,self"}[transport]
-    device = {"UCX_NET_DEVICES": between.device} if between.device else {}
     config = {"kv_connector": connector, "kv_role": "kv_both", "kv_buffer_device": "cpu"}
     sides = [
         ServerSide(
             config,
             {
-                "UCX_TLS": tls,
                 "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port),
                 "VLLM_NIXL_SIDE_CHANNEL_HOST": address,
-                **device,
+                **ucx(transport, between),
             },
         )
         for port, address in zip(side_channel_ports, (between.prefill, between.decode), strict=True)

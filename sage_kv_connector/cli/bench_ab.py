@@ -15,7 +15,12 @@ from sage_kv_connector.console import emit
 
 
 def ab(
-    suite: Annotated[str, typer.Option(help="ci, quick (a quarter of an hour) or full (hours)")] = "quick",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="ci, quick (a quarter of an hour), carriers (over the peers' libraries) or full (hours)"
+        ),
+    ] = "quick",
     arms: Annotated[str, typer.Option(help="other than the suite's, separated by commas")] = "",
     links: Annotated[str, typer.Option(help="only these of node,10g,1g,100m")] = "",
     tokens: Annotated[str, typer.Option(help="only prompts of these lengths, separated by commas")] = "",

@@ -42,22 +42,31 @@ class Arm:
     is_peer: bool = False
 
 
-def _ours(dtype: str) -> Callable[[Addresses], PeerPair]:
+def _ours(dtype: str, library: str = "") -> Callable[[Addresses], PeerPair]:
+    """``library``: the one that reads the pages, which it does of connections that are not protected."""
+
     def sides(between: Addresses) -> PeerPair:
         from baselines.sides import PeerPair, ServerSide
+        from baselines.vllm_nixl import ucx
 
-        backend, bootstrap = "tcp" if between.device else "shm", free_port()
+        backend, bootstrap = library or ("tcp" if between.device else "shm"), free_port()
+        more = ",security=none" if library else ""
+        env = ucx(_transport(between), between) if library == "nixl" else {}
         prefill, decode = (
-            f"sage_kvt:backend={backend},host={host},target_dtype={dtype}"
+            f"sage_kvt:backend={backend},host={host},target_dtype={dtype}{more}"
             for host in (between.prefill, between.decode)
         )
         return PeerPair(
-            ServerSide(f"{prefill},bootstrap_port={bootstrap}", _host(between, between.prefill)),
-            ServerSide(decode, _host(between, between.decode)),
+            ServerSide(f"{prefill},bootstrap_port={bootstrap}", env | _host(between, between.prefill)),
+            ServerSide(decode, env | _host(between, between.decode)),
             bootstrap,
         )
 
     return sides
+
+
+def _transport(between: Addresses) -> str:
+    return "tcp" if between.device else "cma"
 
 
 def _host(between: Addresses, address: str) -> dict[str, str]:
@@ -68,8 +77,7 @@ def _host(between: Addresses, address: str) -> dict[str, str]:
 def _nixl(between: Addresses, connector: str) -> PeerPair:
     from baselines.vllm_nixl import nixl
 
-    transport = "tcp" if between.device else "cma"
-    return nixl(transport, (free_port(), free_port()), connector, between)
+    return nixl(_transport(between), (free_port(), free_port()), connector, between)
 
 
 def _nixl_pull(between: Addresses) -> PeerPair:
@@ -102,6 +110,8 @@ ARMS = {
     "ours-bf16": Arm(_ours("auto"), dispatches=DISPATCHES),
     "ours-fp8": Arm(_ours("fp8_e4m3"), lossless=False, dispatches=DISPATCHES),
     "ours-int4": Arm(_ours("int4"), lossless=False, dispatches=DISPATCHES),
+    "ours-nixl": Arm(_ours("auto", "nixl"), dispatches=DISPATCHES),
+    "ours-mooncake": Arm(_ours("auto", "mooncake"), dispatches=DISPATCHES),
     "nixl-pull": Arm(_nixl_pull, is_peer=True),
     "nixl-push": Arm(_nixl_push, is_peer=True),
     "mooncake": Arm(_mooncake, dispatches=DISPATCHES, is_peer=True),

@@ -100,6 +100,14 @@ SUITES = {
         _MAIN,
         2,
     ),
+    "carriers": Suite(
+        tuple(
+            Group(link, (8192,), (("closed-1", 4), ("closed-4", 8)), dispatches=DISPATCHES)
+            for link in ("node", "1g")
+        ),
+        ("ours-nixl", "nixl-pull", "ours-mooncake", "mooncake"),
+        2,
+    ),
     "full": Suite(
         (
             Group("1g", (32768,), (*_LOADS, ("chat", 8)), 3, DISPATCHES),
