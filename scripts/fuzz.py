@@ -36,6 +36,7 @@ NATIVE = {
     "shm_ring": (f"{CSRC}/shm/ring.cc", f"{CSRC}/shm/receive.cc", f"{CSRC}/shm/placement.cc"),
     "shm_rendezvous": (f"{CSRC}/shm/shm_endpoint.cc",),
     "path": (f"{CSRC}/path/receive.cc", f"{CSRC}/path/send.cc", f"{CSRC}/rdma/notes.cc"),
+    "carried": (f"{CSRC}/carried/carried_endpoint.cc", f"{CSRC}/carried/notes.cc", f"{CSRC}/carried/wire.cc"),
     "part_streams": (f"{CSRC}/parts/part_encoder.cc", f"{CSRC}/parts/part_decoder.cc"),
 }
 TARGETS = (*NATIVE, *PARSERS)

@@ -85,9 +85,8 @@ class NixlLibrary:
         name = self._names.get(connection)
         if name is None:
             raise LibraryError("the peer's agent is not known")
-        on_host = np.zeros((len(rows), 1), dtype=np.uint64)
-        here = np.hstack([rows[:, [0, 2]], on_host])
-        there = np.hstack([rows[:, [1, 2]], on_host])
+        here, there = np.zeros((2, len(rows), 3), dtype=np.uint64)  # address, bytes, number of the device
+        here[:, :2], there[:, :2] = rows[:, [0, 2]], rows[:, [1, 2]]
         try:
             read = self._agent.initialize_xfer(
                 "READ",

@@ -112,7 +112,10 @@ class Session:
         """Of one transfer, as TransferStats has it."""
         if converted and self.backend.capabilities.device_memory:
             return "read" if read else "staged"
-        return self.way()[0]
+        mode, reason = self.way()
+        if self.backend.capabilities.mode_changes:
+            self.log_once(f"KV goes by {mode}{f', since {reason}' if reason else ''}")
+        return mode
 
     def log_once(self, text: str) -> None:
         if text not in self._said and len(self._said) < MAX_SAID:
