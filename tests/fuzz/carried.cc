@@ -13,7 +13,7 @@ namespace {
 
 using Kind = CarriedNote::Kind;
 // Bits of an input's first byte.
-constexpr uint8_t kTrusted = 1, kPosts = 2, kSums = 4;
+constexpr uint8_t kTrusted = 1, kPosts = 2, kSums = 4, kDescribed = 8;
 constexpr size_t kSlots = 2;
 enum Move : uint8_t {
   kNote,
@@ -170,6 +170,11 @@ int attack(const uint8_t* data, size_t size) {
     Library library;
     AttackedConnection attacked(endpoint(), true);
     if (flags & kTrusted) attacked.authorize();
+    if (flags & kDescribed) {  // there is a path from the beginning
+      hear(attacked, note_of({Kind::kDescription, 1, 0, "x"}));
+      library.take_job();
+      attacked.turn();
+    }
     if (flags & kPosts) attacked.post(flags & kSums);
     while (!input.empty()) move(input, attacked, library);
     attacked.end();
