@@ -89,3 +89,4 @@ def test_a_library_carries_a_hand_over(carried: Carried, tokens: int) -> None:
     assert {record["mode"] for record in records} == {carried.backend}
     assert all(record["checksum"] for record in records)
     assert records[0]["nbytes"] == -(-tokens // 128) * 128 * 4096
+    assert f"KV goes by {carried.backend}\n" in carried.decode.log.read_text()

@@ -99,6 +99,7 @@ def _losses(name: str) -> Callable[[Row], Found]:
 
 
 _OURS = ("ours-bf16", "ours-fp8", "ours-int4")
+_OVER = ("ours-nixl", "ours-mooncake")
 _SLOW: Where = {
     "link": ("1g",),
     "tokens": LONG,
@@ -152,7 +153,16 @@ GOALS = (
         )
         for text, what in (("TTFT", "ttft_p50"), ("TPOT", "tpot"))
     ),
-    Goal("requests of ours that failed or were wrong", _cases(_bad, {"arm": _OURS}), 0, False),
+    *(
+        Goal(
+            f"TTFT p50 of ours over {name}, to vLLM's own connector on it",
+            _ratios("ttft_p50", arm, {}, rival),
+            1.0,
+            False,
+        )
+        for name, arm, rival in (("NIXL", "ours-nixl", BASELINE), ("Mooncake", "ours-mooncake", "mooncake"))
+    ),
+    Goal("requests of ours that failed or were wrong", _cases(_bad, {"arm": (*_OURS, *_OVER)}), 0, False),
     *(
         Goal(f"accuracy: loss of {name} on the average of tasks", _losses(name), bound, False)
         for name, bound in (("fp8_e4m3", 0.002), ("int4", 0.01))

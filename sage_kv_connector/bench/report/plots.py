@@ -22,6 +22,8 @@ COLOURS = {
     "ours-bf16": "#08306b",
     "ours-fp8": "#2171b5",
     "ours-int4": "#6baed6",
+    "ours-nixl": "#08519c",
+    "ours-mooncake": "#9ecae1",
     "nixl-pull": "#a63603",
     "nixl-push": "#e6550d",
     "mooncake": "#fdae6b",

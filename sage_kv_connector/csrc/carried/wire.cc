@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -55,7 +56,13 @@ void WireEnd::wake() {
 }
 
 CarriedWire::CarriedWire(Connection& connection, Reader& reader, Slots& slots, std::shared_ptr<WireEnd> end)
-    : connection_(connection), reader_(reader), slots_(slots), end_(std::move(end)), cells_(2 * kCells * kCellBytes) {}
+    : connection_(connection),
+      reader_(reader),
+      slots_(slots),
+      end_(std::move(end)),
+      cells_(static_cast<uint8_t*>(std::calloc(2 * kCells, kCellBytes))) {
+  if (!cells_) throw std::bad_alloc();
+}
 
 CarriedWire::~CarriedWire() { destroy(); }
 
@@ -189,7 +196,7 @@ PathWire::Done CarriedWire::understood(CarriedNote& note) {
   if (word.what == Told::kChunk ? !has_cell : !note.body.empty())
     return {Done::What::kBroken, 0, {}, "a note is not valid"};
   if (has_cell) {
-    uint8_t* to = cells_.data() + word.cell * kCellBytes;
+    uint8_t* to = cells_.get() + word.cell * kCellBytes;
     std::memcpy(to, note.body.data(), note.body.size());
   }
   return {Done::What::kTold, 0, word, ""};

@@ -6,6 +6,7 @@
 // a connection end, while the library still writes.
 #pragma once
 
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -73,8 +74,8 @@ class CarriedWire : public PathWire {
   ~CarriedWire() override;
 
   void destroy() override;
-  const uint8_t* cell(size_t i) const override { return cells_.data() + i * kCellBytes; }
-  uint8_t* outgoing(size_t i) override { return cells_.data() + (kCells + i) * kCellBytes; }
+  const uint8_t* cell(size_t i) const override { return cells_.get() + i * kCellBytes; }
+  uint8_t* outgoing(size_t i) override { return cells_.get() + (kCells + i) * kCellBytes; }
   uint64_t most_in_chunk() const override { return most_in_chunk_; }
   bool room(size_t) const override { return true; }
   bool room_for_read(uint64_t bytes) override;
@@ -101,7 +102,10 @@ class CarriedWire : public PathWire {
   Reader& reader_;
   Slots& slots_;
   const std::shared_ptr<WireEnd> end_;
-  std::vector<uint8_t> cells_;
+  struct Free {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+  const std::unique_ptr<uint8_t, Free> cells_;  // touched as far as they are used
   uint64_t most_in_chunk_ = 0;
   std::shared_ptr<CarriedRead> ordered_;  // its chunk is not ordered whole
   uint64_t filled_ = 0;                   // bytes of its slot
