@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sage_kv_connector.hardware.probing.accelerator_descriptor import (
     AcceleratorDescriptor,
     Fact,
     LinkFacts,
+    LinkKind,
     VendorDescriptors,
 )
 from sage_kv_connector.hardware.probing.profile import SCHEMA_FILE, schema
@@ -23,6 +25,8 @@ from sage_kv_connector.vendors import VENDORS
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "hardware-matrix.md"
+#: Links between machines; all others are inside one.
+NETWORKS = {LinkKind.roce, LinkKind.infiniband, LinkKind.tcp}
 SCHEMA = ROOT / "sage_kv_connector" / "hardware" / "probing" / SCHEMA_FILE
 
 
@@ -127,6 +131,33 @@ def _section(table: VendorDescriptors) -> list[str]:
     return [*lines, ""]
 
 
+def _backends(tables: Sequence[VendorDescriptors]) -> list[str]:
+    """Of each link: what carries KV over it, and how that was verified."""
+    lines = [
+        "## Which backend carries a link",
+        "",
+        "| link | backend | how | verified |",
+        "| --- | --- | --- | --- |",
+    ]
+    for table in tables:
+        kinds = {str(link.kind) for chip in table.chips for link in chip.links} - NETWORKS
+        runtime = table.chips[0].runtime_api.value.partition(" ")[0]
+        lines.append(
+            f"| {table.title}: {', '.join(sorted(kinds))} | `pcie` | the receiver's device copies out of the sender's "
+            f"memory, or reads it in place; both by IPC of {runtime}, which chooses the link | "
+            "on the vendor's emulated device; never on a card |"
+        )
+    return [
+        *lines,
+        "| roce, infiniband | `rdma`; `nixl` or `mooncake` on request, or where rdma-core is missing "
+        "| the receiver's network card reads host memory; a device's KV is staged in pinned memory "
+        "| `rdma` over soft-RoCE and siw, `nixl` over UCX's tcp and cma, `mooncake` over tcp; never over a card |",
+        "| tcp | `tcp` | gather and scatter on sockets | real servers on loopback and between network namespaces |",
+        "| none: one machine, host memory | `shm` | the receiver reads the sender's pages | real servers |",
+        "",
+    ]
+
+
 def matrix() -> str:
     """The text of docs/hardware-matrix.md."""
     lines = [
@@ -137,7 +168,9 @@ def matrix() -> str:
         "found no document of the vendor. `sage-kvt probe --measure` replaces a machine's values by timed ones.",
         "",
     ]
-    for table in map(descriptors, VENDORS):
+    tables = [descriptors(vendor) for vendor in VENDORS]
+    lines += _backends(tables)
+    for table in tables:
         lines += _section(table)
     return "\n".join(lines).rstrip() + "\n"
 
