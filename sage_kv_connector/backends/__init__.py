@@ -100,15 +100,21 @@ def _asked(name: str, what: str) -> str:
 
 def auto_backends() -> tuple[str, ...]:
     """Those that ``backend=auto`` chooses from, the preferred first."""
-    return tuple(name for name in ranked_backends() if not unsuited(name))
+    return _usable(
+        lambda name: unsuited(name) or lacks(name)
+    )  # in this order: a library is not loaded for nothing
 
 
 def ranked_backends() -> tuple[str, ...]:
-    """Those that this machine can have, the fastest first."""
+    """Those that this machine can have, the preferred first."""
+    return _usable(lacks)
+
+
+def _usable(why_not: Callable[[str], str]) -> tuple[str, ...]:
     found: dict[str, int] = {}
     for name in backend_names():
         try:
-            why = lacks(name)
+            why = why_not(name)
         except ValueError as error:
             logger.warning("%s; it is left out", error)
             continue

@@ -33,6 +33,17 @@ class Backend:
     capabilities = Capabilities("carrier", rank=1, crosses_nodes=True)
     lacks = staticmethod(lambda: "it has no card")
 """
+UNSUITED = """
+from sage_kv_connector.backends.base import Capabilities
+
+class Backend:
+    capabilities = Capabilities("carrier", rank=1, crosses_nodes=True)
+    unsuited = staticmethod(lambda: "tcp is faster")
+
+    @staticmethod
+    def lacks():
+        raise RuntimeError("loaded for nothing")
+"""
 
 
 @pytest.fixture
@@ -62,6 +73,14 @@ def test_broken_code_is_named_and_left_out(
     assert "backend 'carrier': the entry point 'a_broken_carrier:Backend' of" in caplog.text
     with pytest.raises(ValueError, match=f"a_broken_carrier:Backend' of .* can't be loaded: {says}"):
         backends.backend_class("carrier")
+
+
+def test_auto_leaves_out_what_does_not_suit_and_asks_it_nothing_more(ship: Callable[[str], None]) -> None:
+    ship(UNSUITED)
+    assert "carrier" not in backends.auto_backends()
+    assert backends.unsuited("carrier") == "tcp is faster" and backends.unsuited("tcp") == ""
+    with pytest.raises(RuntimeError, match="loaded for nothing"):
+        backends.lacks("carrier")
 
 
 def test_what_this_machine_can_t_have_is_left_out_and_says_why_when_it_is_asked_for(

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import cache
 
-from sage_kv_connector.backends import auto_backends, backend_class, lacks, ranked_backends
+from sage_kv_connector.backends import (
+    auto_backends,
+    backend_class,
+    backend_names,
+    lacks,
+    ranked_backends,
+    unsuited,
+)
 from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
 from sage_kv_connector.backends.protecting_backend import ProtectingBackend
 from sage_kv_connector.config import KVTransportConfig, Security
 from sage_kv_connector.contract.node import node_id
 from sage_kv_connector.engine.control.listen_address import advertised_host
+
+logger = logging.getLogger(__name__)
 
 
 def backend_options(config: KVTransportConfig) -> BackendOptions:
@@ -53,9 +64,25 @@ def enabled_backends(config: KVTransportConfig, *, on_device: bool = False) -> t
     if chosen != "auto" and not moves_devices:
         return (chosen,)
     direct = on_device and config.zero_copy
-    return tuple(
+    found = tuple(
         name for name in auto_backends() if direct or not backend_class(name).capabilities.device_memory
     )
+    _say(found)
+    return found
+
+
+@cache
+def _say(chosen: tuple[str, ...]) -> None:
+    """Once a process: what ``auto`` may take, and why nothing else."""
+    left_out = "; ".join(f"{name}: {_why_not(name)}" for name in backend_names() if name not in chosen)
+    logger.info("backend auto takes the first of %s that reaches a peer (%s)", ", ".join(chosen), left_out)
+
+
+def _why_not(name: str) -> str:
+    try:
+        return unsuited(name) or lacks(name) or "no KV cache on a device"
+    except ValueError as error:  # a third party's that can't be loaded
+        return str(error)
 
 
 def check_protection(security: Security, backends: Iterable[Backend]) -> None:
