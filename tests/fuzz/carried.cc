@@ -6,6 +6,7 @@
 #include "../cpp/check.h"
 #include "attacked_connection.h"
 #include "carried/carried_endpoint.h"
+#include "hostile_notice.h"
 #include "system_calls.h"
 
 namespace sage_kvt::fuzz {
@@ -87,29 +88,6 @@ CarriedNote note_from(Input& input) {
   return note;
 }
 
-std::string notice_from(Input& input, const AttackedConnection& attacked) {
-  CellNotice notice{};
-  const uint8_t how = input.byte();
-  const uint32_t cell = input.byte() % kCells;
-  notice.number = how & 1 ? input.number<uint64_t>() : input.byte();
-  notice.window = attacked.window_named(input.byte());
-  notice.offset = input.number<uint16_t>();
-  notice.length = how & 2 ? input.number<uint64_t>() : input.number<uint16_t>();
-  notice.generation = how & 4 ? input.number<uint64_t>() : kGeneration;
-  notice.flags = how >> 4 & 3;
-  std::vector<RemotePiece> pieces(notice.flags & kNoticeHoldsBytes ? 0 : 1 + input.byte() % 4);
-  uint64_t left = notice.length;
-  for (auto& piece : pieces) {
-    piece.address = input.number<uint64_t>();
-    piece.length = static_cast<uint32_t>(&piece == &pieces.back() ? left : std::min<uint64_t>(left, input.byte() * 8u));
-    left -= piece.length;
-  }
-  notice.pieces = static_cast<uint16_t>(pieces.size());
-  std::string body(reinterpret_cast<const char*>(&notice), sizeof notice);
-  body.append(reinterpret_cast<const char*>(pieces.data()), pieces.size() * sizeof(RemotePiece));
-  return note_of({Kind::kWord, PathWord{Told::kChunk, cell}.packed(), 0, body});
-}
-
 void move(Input& input, AttackedConnection& attacked, Library& library) {
   const uint8_t what = input.byte();
   bool sense = true;
@@ -128,9 +106,11 @@ void move(Input& input, AttackedConnection& attacked, Library& library) {
       sense = hear(attacked, note);
       break;
     }
-    case kNotice:
-      sense = hear(attacked, notice_from(input, attacked));
+    case kNotice: {
+      const auto [cell, bytes] = notice_from(input, attacked);
+      sense = hear(attacked, note_of({Kind::kWord, PathWord{Told::kChunk, cell}.packed(), 0, bytes}));
       break;
+    }
     case kJob:
       library.take_job();
       break;

@@ -6,6 +6,7 @@
 #include "../cpp/check.h"
 #include "attacked_connection.h"
 #include "fake_wire.h"
+#include "hostile_notice.h"
 #include "path/channel.h"
 #include "rdma/notes.h"
 #include "system_calls.h"
@@ -61,34 +62,6 @@ struct Owner : PathOwner {
   std::shared_ptr<Connection> connection;
 };
 
-void write_notice(Input& input, const AttackedConnection& attacked) {
-  CellNotice notice{};
-  const uint8_t how = input.byte();
-  const uint32_t cell = input.byte() % kCells;
-  notice.number = how & 1 ? input.number<uint64_t>() : input.byte();
-  notice.window = attacked.window_named(input.byte());
-  notice.offset = input.number<uint16_t>();
-  notice.length = input.number<uint16_t>();
-  if (how & 2) notice.offset = input.number<uint64_t>();
-  if (how & 4) notice.length = input.number<uint64_t>();
-  notice.generation = how & 8 ? input.number<uint64_t>() : kGeneration;
-  notice.flags = how >> 4 & 3;
-  notice.crc = input.number<uint32_t>();
-  std::vector<RemotePiece> pieces(notice.flags & kNoticeHoldsBytes ? 0 : input.byte() % 8);
-  uint64_t left = notice.length;
-  for (auto& piece : pieces) {
-    piece.address = input.number<uint64_t>();
-    piece.length = static_cast<uint32_t>(&piece == &pieces.back() ? left : std::min<uint64_t>(left, input.byte() * 8u));
-    left -= piece.length;
-  }
-  notice.pieces = static_cast<uint16_t>(pieces.size());
-  if (how & 64) notice.pieces = input.number<uint16_t>();
-  uint8_t* to = fake_wire().cells + cell * kCellBytes;
-  std::memcpy(to, &notice, sizeof notice);
-  if (!pieces.empty()) std::memcpy(to + sizeof notice, pieces.data(), pieces.size() * sizeof(RemotePiece));
-  fake_wire().completions.push_back({PathWire::Done::What::kTold, 0, {Told::kChunk, cell, 0}, ""});
-}
-
 void move(Input& input, AttackedConnection& attacked, Owner& owner) {
   auto& wire = fake_wire();
   const uint8_t what = input.byte();
@@ -97,9 +70,12 @@ void move(Input& input, AttackedConnection& attacked, Owner& owner) {
       wire.completions.push_back(
           {PathWire::Done::What::kTold, 0, PathWord::unpacked(what & 128 ? input.number<uint32_t>() : 1u << 24), ""});
       break;
-    case kNotice:
-      write_notice(input, attacked);
+    case kNotice: {
+      const auto [cell, bytes] = notice_from(input, attacked);
+      std::memcpy(wire.cells + cell * kCellBytes, bytes.data(), bytes.size());
+      wire.completions.push_back({PathWire::Done::What::kTold, 0, {Told::kChunk, cell, 0}, ""});
       break;
+    }
     case kCell: {
       const size_t at = input.number<uint32_t>() % (kCells * kCellBytes);
       const auto bytes = input.bytes(std::min<size_t>(input.byte(), kCells * kCellBytes - at));
