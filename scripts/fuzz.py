@@ -41,7 +41,7 @@ NATIVE = {
 }
 TARGETS = (*NATIVE, *PARSERS)
 #: Of the inputs, beside one for each other target: what takes longer gets less.
-SHARE = {"subscriptions": 0.1, "shm_ring": 0.4, "handshake": 0.5}
+SHARE = {"subscriptions": 0.1, "path": 0.3, "carried": 0.3, "shm_ring": 0.4, "handshake": 0.5}
 #: Kept of a target: so many inputs of at most so many bytes.
 KEPT, KEPT_BYTES = 48, 256
 LIMITS = (
