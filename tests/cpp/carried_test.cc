@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What only carried connections do: their library fails, hangs, or knows nothing of some memory.
+#include <ctime>
+
 #include "local_library.h"
 #include "pair.h"
 
@@ -137,6 +139,30 @@ void few_slots_are_shared() {
   CHECK(receiver.reads >= kPeers * kSize / kChunk);
 }
 
+double cpu_s() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// A thread that waits and the lane arm a path in turns, while its library ends a read.
+void lanes_sleep_when_nothing_moves(int rounds) {
+  for (int i = 0; i < rounds; ++i) {
+    Pair pair(Kind::kCarried, 1u << 20);
+    const Bytes source = random_bytes(300001, 1);
+    Bytes target(source.size());
+    const uint64_t window = pair.open(target);
+    const uint64_t post = pair.post(window, source);
+    pair.received.wait_for(EventKind::kWindowDone, window);
+    pair.sent.wait_for(EventKind::kSent, post);
+    pair.receiver->close_window(window);
+    for (int k = 0; k < 3; ++k) pair.sender->wait(0.01);
+    const double before = cpu_s();
+    std::this_thread::sleep_for(std::chrono::milliseconds(40));
+    CHECK(cpu_s() - before < 0.02);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -148,5 +174,6 @@ int main(int argc, char** argv) {
   RUN(what_is_read_late_lands_in_no_page, false);
   RUN(what_is_read_late_lands_in_no_page, true);
   RUN(few_slots_are_shared);
+  RUN(lanes_sleep_when_nothing_moves, 2 * rounds);
   return 0;
 }

@@ -16,7 +16,7 @@ from sage_kv_connector.backends.carried.library import LibraryError, LibrarySett
 DEFAULT_PLUGIN = "UCX"
 #: NIXL's own thread looks that often, in microseconds, when nothing wakes it. Its Python API sets 0, which takes a
 #: whole core when nothing moves, and is slower than this where cores are few (seen with 1.5.1, UCX over tcp and cma).
-PROGRESS_US = 10_000
+PROGRESS_US = 100_000
 #: NIXL's name of host memory.
 HOST_MEMORY = "DRAM"
 ENDED_WELL, UNDER_WAY = "DONE", "PROC"

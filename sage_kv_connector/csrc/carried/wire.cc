@@ -52,7 +52,15 @@ void WireEnd::look_again() {
 
 void WireEnd::wake() {
   const uint64_t one = 1;
-  if (std::exchange(armed_, false)) (void)!::write(event_, &one, sizeof one);
+  if (!std::exchange(armed_, false)) return;
+  signalled_ = true;
+  (void)!::write(event_, &one, sizeof one);
+}
+
+// Also of one who was not seen: who arms it may be another thread than the one that was woken.
+void WireEnd::calm() {
+  uint64_t value;
+  if (std::exchange(signalled_, false)) (void)!::read(event_, &value, sizeof value);
 }
 
 CarriedWire::CarriedWire(Connection& connection, Reader& reader, Slots& slots, std::shared_ptr<WireEnd> end)
@@ -217,14 +225,15 @@ void CarriedWire::forget_brought() {
 bool CarriedWire::arm() {
   std::lock_guard lock(end_->mutex_);
   if (brought_ || !end_->heard_.empty() || (!end_->reads_.empty() && end_->reads_.front()->ended)) return false;
+  end_->calm();
   end_->armed_ = true;
   return true;
 }
 
 void CarriedWire::disarm() {
-  uint64_t value;
   std::lock_guard lock(end_->mutex_);
-  if (!std::exchange(end_->armed_, false)) (void)!::read(end_->event_, &value, sizeof value);
+  end_->armed_ = false;
+  end_->calm();
 }
 
 }  // namespace sage_kvt

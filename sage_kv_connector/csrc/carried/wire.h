@@ -51,13 +51,15 @@ class WireEnd : public SlotWaiter {
   // So much may be under way of one who keeps to the protocol.
   static constexpr size_t kMostHeard = 4 * kCells;
   void wake();
+  void calm();
 
   Slots& slots_;
   const int event_;
   std::mutex mutex_;
   std::deque<CarriedNote> heard_;
-  std::deque<std::shared_ptr<CarriedRead>> reads_;            // in the order in which they were ordered
-  bool armed_ = false, destroyed_ = false, starved_ = false;  // it waits for a slot
+  std::deque<std::shared_ptr<CarriedRead>> reads_;  // in the order in which they were ordered
+  bool armed_ = false, signalled_ = false, destroyed_ = false;
+  bool starved_ = false;  // it waits for a slot
 };
 
 // Who gives reads to the library.
