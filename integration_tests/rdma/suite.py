@@ -47,7 +47,13 @@ def build() -> None:
 def tested(device: str, *, full: bool) -> dict[str, Any]:
     """``passed``, ``failed``, ``skipped``, ``minutes``; ``failures``: of each its name and what was said."""
     begun = time.monotonic()
-    command = ["sh", "integration_tests/rdma/in_guest.sh", str(BUILD / "tests/cpp"), " ".join(PROGRAMS), device]
+    command = [
+        "sh",
+        "integration_tests/rdma/in_guest.sh",
+        str(BUILD / "tests/cpp"),
+        " ".join(PROGRAMS),
+        device,
+    ]
     if full:
         command += ["-k", "rdma", "tests/backends"]
     with tempfile.TemporaryDirectory(prefix="sage-kvt-guest-") as name:
@@ -84,9 +90,7 @@ def _programs(folder: Path) -> tuple[Counter[str], dict[str, str]]:
         for name in ENDS
         if ended.get(name) != 0
     }
-    left_out = [
-        name for name in ENDS if "left out" in (folder / f"{name}.log").read_text(errors="replace")
-    ]
+    left_out = [name for name in ENDS if "left out" in (folder / f"{name}.log").read_text(errors="replace")]
     failures |= dict.fromkeys(left_out, "the guest has no RDMA device")
     return Counter(passed=len(ENDS) - len(failures), failed=len(failures)), failures
 
