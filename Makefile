@@ -49,7 +49,7 @@ test-rdma:
 
 # The backends over NIXL and Mooncake, alone and in vLLM's servers; installs them, and says what of the system they need.
 test-carriers:
-	$(RUN) --peers python -m pytest -q --durations 10 tests/backends/test_placement.py tests/backends/test_ends.py tests/backends/test_peer_process.py tests/backends/test_resources.py tests/backends/nixl integration_tests/test_carriers.py -k "nixl or mooncake" $(ARGS)
+	$(RUN) --peers python -m pytest -q --durations 10 tests/backends/test_placement.py tests/backends/test_ends.py tests/backends/test_peer_process.py tests/backends/carried integration_tests/test_carriers.py -k "nixl or mooncake" $(ARGS)
 
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:
