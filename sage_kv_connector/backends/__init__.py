@@ -8,13 +8,14 @@ backend's, its value ``module:Class``. Ours win over one of the same name.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Protocol
 
-from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities
+from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilities, ConnectionInfo
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,16 @@ def host_backends() -> tuple[str, ...]:
 def loopback_address(name: str) -> str:
     """What to ``listen`` on for peers on this machine."""
     return f"{name}://127.0.0.1:0" if backend_class(name).capabilities.crosses_nodes else f"{name}://"
+
+
+def settled_info(backend: Backend, connection: int, timeout_s: float) -> ConnectionInfo:
+    """Once there is no better way that may still come, or none came in that time."""
+    deadline = time.monotonic() + timeout_s
+    while (info := backend.connection_info(connection)).reason:
+        if not backend.capabilities.mode_changes or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return info
 
 
 def create_backend(name: str, options: BackendOptions | None = None) -> Backend:

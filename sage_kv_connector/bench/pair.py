@@ -25,11 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sage_kv_connector import _data_plane
-from sage_kv_connector.backends import create_backend, loopback_address
+from sage_kv_connector.backends import create_backend, loopback_address, settled_info
 from sage_kv_connector.backends.base import (
     Backend,
     BackendOptions,
-    ConnectionInfo,
     Event,
     EventKind,
     Segments,
@@ -136,7 +135,7 @@ class Receiver:
         pipe.send("protected")
         self._backend.authorize(self._connection)
         pipe.recv()  # the sender authorized us too
-        info = self._settled_info()
+        info = settled_info(self._backend, self._connection, WAY_S)
         self.mode = info.mode
         self._checksum = info.crosses_wire
         self._port = 0
@@ -173,15 +172,6 @@ class Receiver:
     def limit(self) -> dict[str, Any]:
         crosses_nodes = self._backend.capabilities.crosses_nodes
         return self._limit_socket() if crosses_nodes else self._limit_readv()
-
-    def _settled_info(self) -> ConnectionInfo:
-        """Once there is no better way that may still come, or none came."""
-        deadline = time.monotonic() + WAY_S
-        while (info := self._backend.connection_info(self._connection)).reason:
-            if not self._backend.capabilities.mode_changes or time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
-        return info
 
     def _cpu_s(self) -> float:
         """CPU time of both processes until now."""

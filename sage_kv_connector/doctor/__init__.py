@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
@@ -21,6 +20,7 @@ from sage_kv_connector.backends import (
     create_backend,
     lacks,
     loopback_address,
+    settled_info,
     unsuited,
 )
 from sage_kv_connector.backends.base import Backend, EventKind
@@ -33,6 +33,8 @@ from sage_kv_connector.engine.conversion.peer_reads import runtime_lacks
 from sage_kv_connector.hardware.report.descriptors import torch_devices
 from sage_kv_connector.vendors import VENDORS, open_runtime
 
+#: So long a backend may take to find its best way, in seconds.
+WAY_S = 2.0
 #: Of a KV cache, as far as nothing else is known.
 CACHE_DTYPE = "bf16"
 
@@ -90,7 +92,7 @@ def _backend(name: str) -> Finding:
         _await(connector, EventKind.CONNECTED)
         for backend, end in ((listener, accepted), (connector, connection)):
             backend.authorize(end)
-        _await_way(connector, connection)
+        settled_info(connector, connection, WAY_S)
         source, target = np.arange(4096, dtype=np.uint8), np.zeros(4096, dtype=np.uint8)
         listener.register_memory(source.ctypes.data, 4096)
         connector.register_memory(target.ctypes.data, 4096)
@@ -108,14 +110,6 @@ def _backend(name: str) -> Finding:
     finally:
         connector.close()
         listener.close()
-
-
-def _await_way(backend: Backend, connection: int) -> None:
-    """Until a connection whose way changes has the best one, or none for now."""
-    for _ in range(200):
-        if not backend.capabilities.mode_changes or not backend.connection_info(connection).reason:
-            return
-        time.sleep(0.01)
 
 
 def _await(backend: Backend, kind: EventKind) -> int:

@@ -58,7 +58,7 @@ class CarriedBackend(TcpBackend):
         device: str = "",
     ) -> None:
         name = self.capabilities.name
-        if why := self.library_class.lacks():
+        if why := self.lacks():
             raise OSError(f"backend {name} can't be used here: {why}")
         NativeBackend.__init__(  # over an endpoint of its own
             self,
@@ -97,6 +97,11 @@ class CarriedBackend(TcpBackend):
             transport=options.library_transport,
             device=options.library_device,
         )
+
+    @classmethod
+    def lacks(cls) -> str:
+        """Why this machine can't have it, "" if it can."""
+        return cls.library_class.lacks()
 
     @staticmethod
     def unsuited() -> str:

@@ -18,8 +18,3 @@ class MooncakeBackend(CarriedBackend):
         "mooncake", rank=28, crosses_nodes=True, pages=True, parts=True, protects=True, mode_changes=True
     )
     library_class: ClassVar[LibraryClass] = MooncakeLibrary
-
-    @staticmethod
-    def lacks() -> str:
-        """Why this machine can't have it, "" if it can."""
-        return MooncakeLibrary.lacks()

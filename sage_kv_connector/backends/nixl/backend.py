@@ -18,8 +18,3 @@ class NixlBackend(CarriedBackend):
         "nixl", rank=27, crosses_nodes=True, pages=True, parts=True, protects=True, mode_changes=True
     )
     library_class: ClassVar[LibraryClass] = NixlLibrary
-
-    @staticmethod
-    def lacks() -> str:
-        """Why this machine can't have it, "" if it can."""
-        return NixlLibrary.lacks()

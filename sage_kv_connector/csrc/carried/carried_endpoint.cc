@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "carried/carried_endpoint.h"
 
-#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <utility>
@@ -45,10 +44,9 @@ void CarriedEndpoint::carry(uint64_t region, uint64_t address, uint64_t length) 
 }
 
 void CarriedEndpoint::publish() {
-  auto table = std::make_shared<KeyTable>();
-  for (const auto& [id, region] : regions_) table->push_back({region.address, region.address + region.length, 0, 0});
-  std::sort(table->begin(), table->end(), [](const auto& a, const auto& b) { return a.address < b.address; });
-  readable_ = std::move(table);
+  KeyTable table;
+  for (const auto& [id, region] : regions_) table.push_back({region.address, region.address + region.length, 0, 0});
+  readable_ = by_address(std::move(table));
 }
 
 std::shared_ptr<const KeyTable> CarriedEndpoint::readable() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace sage_kvt {
@@ -16,6 +17,9 @@ struct MemoryKeys {
 
 // A moment's keys, by address.
 using KeyTable = std::vector<MemoryKeys>;
+
+// Of keys in any order.
+std::shared_ptr<const KeyTable> by_address(KeyTable keys);
 
 // nullptr if no registration covers it.
 const MemoryKeys* find_keys(const KeyTable& table, uint64_t address, uint64_t length);

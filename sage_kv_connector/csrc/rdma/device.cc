@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rdma/device.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <system_error>
@@ -58,13 +57,12 @@ void VerbsDevice::remove(uint64_t region) {
 }
 
 void VerbsDevice::publish() {
-  auto table = std::make_shared<KeyTable>();
+  KeyTable table;
   for (const auto& [id, region] : regions_) {
     const auto address = reinterpret_cast<uint64_t>(region->addr);
-    table->push_back({address, address + region->length, region->lkey, region->rkey});
+    table.push_back({address, address + region->length, region->lkey, region->rkey});
   }
-  std::sort(table->begin(), table->end(), [](const auto& a, const auto& b) { return a.address < b.address; });
-  keys_ = std::move(table);
+  keys_ = by_address(std::move(table));
 }
 
 std::shared_ptr<const KeyTable> VerbsDevice::keys() const {
