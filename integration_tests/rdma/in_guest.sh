@@ -10,12 +10,21 @@ for test in $programs; do
     "$folder/$test" >"$OUT/$test.log" 2>&1
     echo "$test $?" >>"$OUT/programs"
 done
-{
-    ip link show dummy0 || ip link add dummy0 type dummy
+# Once soft-RoCE (Linux 6.1) sent while its link was down, it sets up no connection any more: it is made anew each time.
+# siw shows that a path comes back.
+rounds="1 1 1 1"
+[ "$device" = siw ] && rounds=4
+two_cards() {
+    ip link show dummy0 || ip link add dummy0 type dummy || return 1
     ip address add 10.8.0.1/24 dev dummy0
-    ip link set dummy0 up
-    rdma link add "${device}1" type "$device" netdev dummy0 && "$folder/rdma_test" 4 dummy0
-} >"$OUT/two_cards.log" 2>&1
+    for count in $rounds; do
+        ip link set dummy0 up
+        rdma link add "${device}1" type "$device" netdev dummy0 || return 1
+        "$folder/rdma_test" "$count" dummy0 || return 1
+        rdma link delete "${device}1"
+    done
+}
+two_cards >"$OUT/two_cards.log" 2>&1
 echo "two_cards $?" >>"$OUT/programs"
 if [ $# -gt 0 ]; then
     python -m pytest -q -p no:cacheprovider --junitxml "$OUT/pytest.xml" "$@"

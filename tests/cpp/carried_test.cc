@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kSize = 6u << 20;
 constexpr uint64_t kChunk = 64u << 10;
 
-LocallyCarried& carried(const std::unique_ptr<Endpoint>& endpoint) { return static_cast<LocallyCarried&>(*endpoint); }
+LocallyCarried& carried(const std::shared_ptr<Endpoint>& endpoint) { return static_cast<LocallyCarried&>(*endpoint); }
 
 // What arrived is what was sent, and counts once. `more`: while it is under way.
 void transfer(Pair& pair, unsigned seed, const std::function<void()>& more = [] {}) {

@@ -103,8 +103,8 @@ void what_lands_is_what_was_final(Kind kind) {
     Cache to({3, 2}, 2, static_cast<unsigned>(1000 + round));
     Pair pair(kind, round % 3 == 0 ? 4096 : 64u << 10);  // its lanes end before the memory does
     const Bytes before = to.memory;
-    pair.sender->register_memory(address_of(from.memory), from.memory.size());
-    pair.receiver->register_memory(address_of(to.memory), to.memory.size());
+    from.memory.register_at(pair.sender);
+    to.memory.register_at(pair.receiver);
     auto tables = std::make_shared<PageTables>(from.layers);
     const size_t prompt = 6 + random() % 8;
     const std::vector<std::vector<int64_t>> source{some_pages(random, prompt), some_pages(random, prompt)};
@@ -209,8 +209,8 @@ void hanging_up_races_with_streams(Kind kind) {
     const Cache from({4}, 2, 3);
     Cache to({4}, 2, 4);
     Pair pair(kind);  // its lanes end before the memory does
-    pair.sender->register_memory(address_of(from.memory), from.memory.size());
-    pair.receiver->register_memory(address_of(to.memory), to.memory.size());
+    from.memory.register_at(pair.sender);
+    to.memory.register_at(pair.receiver);
     std::vector<std::shared_ptr<PageTables>> all;
     std::vector<uint64_t> posts;
     for (uint64_t i = 0; i < 12; ++i) {
@@ -250,8 +250,8 @@ void a_stream_outlasts_its_credit(Kind kind) {
   const Cache from({3 * kSlots}, 1, 5);
   Cache to({3 * kSlots}, 1, 6);
   Pair pair(kind);  // its lanes end before the memory does
-  pair.sender->register_memory(address_of(from.memory), from.memory.size());
-  pair.receiver->register_memory(address_of(to.memory), to.memory.size());
+  from.memory.register_at(pair.sender);
+  to.memory.register_at(pair.receiver);
   auto tables = std::make_shared<PageTables>(from.layers);
   const std::vector<int64_t> ids{3, 1};
   tables->append(0, ids.data(), ids.size());

@@ -60,7 +60,29 @@ inline void protect(Kind kind, Endpoint& endpoint, uint64_t connection, bool con
 
 constexpr double kPatienceS = 30;
 
-using Bytes = std::vector<uint8_t>;
+// Memory that endpoints forget before it is freed: what lies there later would else be reached by old registrations,
+// which a card keeps to the pages that were there.
+class Bytes : public std::vector<uint8_t> {
+ public:
+  using std::vector<uint8_t>::vector;
+  Bytes(const Bytes& other) : std::vector<uint8_t>(other) {}
+  Bytes(Bytes&&) = default;
+  Bytes& operator=(Bytes&& other) {
+    CHECK(registered_.empty());
+    std::vector<uint8_t>::operator=(std::move(other));
+    return *this;
+  }
+  ~Bytes() {
+    for (const auto& [endpoint, region] : registered_)
+      if (const auto known = endpoint.lock()) known->deregister_memory(region);
+  }
+  void register_at(const std::shared_ptr<Endpoint>& endpoint) const {
+    registered_.emplace_back(endpoint, endpoint->register_memory(reinterpret_cast<uint64_t>(data()), size()));
+  }
+
+ private:
+  mutable std::vector<std::pair<std::weak_ptr<Endpoint>, uint64_t>> registered_;
+};
 
 inline Bytes random_bytes(size_t size, unsigned seed) {
   std::mt19937_64 random(seed);
@@ -94,6 +116,7 @@ class Inbox {
   void until(const std::function<bool()>& done) {
     const uint64_t deadline = now_ns() + static_cast<uint64_t>(kPatienceS * 1e9);
     while (!done()) {
+      if (now_ns() > deadline) tell();
       CHECK(now_ns() < deadline);
       endpoint_.wait(0.05);
       take();
@@ -119,6 +142,15 @@ class Inbox {
   std::vector<Event> events;
 
  private:
+  // What went wrong, if it is waited for in vain.
+  void tell() const {
+    for (const auto& event : events)
+      if (event.status != Status::kOk)
+        std::fprintf(stderr, "event %d of %llu: status %d at %llu, %s\n", static_cast<int>(event.kind),
+                     static_cast<unsigned long long>(event.id), static_cast<int>(event.status),
+                     static_cast<unsigned long long>(event.offset), event.detail.c_str());
+  }
+
   Endpoint& endpoint_;
 };
 
@@ -154,17 +186,17 @@ class Pair {
   }
 
   uint64_t open(Bytes& target, uint64_t generation = 1, bool notify = false) {
-    receiver->register_memory(address_of(target), target.size());
+    target.register_at(receiver);
     return receiver->open_window(to_sender, {{address_of(target), target.size()}}, generation, notify);
   }
 
   uint64_t post(uint64_t window, const Bytes& source, uint64_t generation = 1, int priority = 0) {
-    sender->register_memory(address_of(source), source.size());
+    source.register_at(sender);
     return sender->post(to_receiver, receiver->describe(window), {{address_of(source), 0, source.size()}}, generation,
                         priority, true);
   }
 
-  std::unique_ptr<Endpoint> receiver, sender;
+  std::shared_ptr<Endpoint> receiver, sender;
   Inbox received, sent;
   uint64_t to_receiver = 0, to_sender = 0;
 };

@@ -121,8 +121,8 @@ void what_lands_is_what_was_final(Kind kind) {
     Bytes out = ring_memory(parts, there), in = ring_memory(parts, here);
     auto pool_there = std::make_shared<ConversionPool>(2), pool_here = std::make_shared<ConversionPool>(2);
     Pair pair(kind, round % 3 == 0 ? 4096 : 64u << 10);  // its lanes end before the memory does
-    pair.sender->register_memory(address_of(out), out.size());
-    pair.receiver->register_memory(address_of(in), in.size());
+    out.register_at(pair.sender);
+    in.register_at(pair.receiver);
     auto tables = std::make_shared<PageTables>(kLayers);
     PromptEnd end{fate == Fate::kBeyond ? prompt + 8 : prompt, std::nullopt};
     if (padded) end.padding_page = padding;
@@ -238,8 +238,8 @@ void hanging_up_races_with_parts(Kind kind) {
     for (uint64_t i = 0; i < 4; ++i) {
       rings.push_back(ring_memory(parts, 2));
       rings.push_back(ring_memory(parts, 2));
-      pair.sender->register_memory(address_of(rings[2 * i]), rings[2 * i].size());
-      pair.receiver->register_memory(address_of(rings[2 * i + 1]), rings[2 * i + 1].size());
+      rings[2 * i].register_at(pair.sender);
+      rings[2 * i + 1].register_at(pair.receiver);
       // All write into the same pages, one after the other at most: what lands is of no interest here.
       decoders.push_back(std::make_shared<PartDecoder>(
           pool_here, parts_of(to, tokens), to.terms(),
@@ -292,12 +292,12 @@ void what_was_not_granted_is_refused(Kind kind) {
   Bytes in = ring_memory(parts, 2);
   auto pool = std::make_shared<ConversionPool>(1);
   Pair pair(kind);  // its lanes end before the memory does
-  pair.receiver->register_memory(address_of(in), in.size());
+  in.register_at(pair.receiver);
   auto decoder = std::make_shared<PartDecoder>(
       pool, parts_of(to, 64), to.terms(),
       std::vector<TargetPages>{{0, to.some_pages(random, 64)}, {0, to.some_pages(random, 64)}});
   const uint64_t window = decoder->start(ring_of(in, 2), *pair.receiver, pair.to_sender, 1);
-  pair.sender->register_memory(address_of(noise), noise.size());
+  noise.register_at(pair.sender);
   const uint64_t at = parts[0].nbytes + parts[1].nbytes;  // of the third part
   pair.sender->post(pair.to_receiver, pair.receiver->describe(window), {{address_of(noise), at, parts[2].nbytes}}, 1, 0,
                     true);

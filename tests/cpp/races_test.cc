@@ -69,11 +69,11 @@ void close_window_races_with_the_transfer(Kind kind) {
 void hanging_up_races_with_everything(Kind kind) {
   std::mt19937 random(3);
   for (int round = 0; round < kRounds; ++round) {
-    Pair pair(kind);
     const Bytes source = random_bytes(kSlice, 1);
     Bytes target(kPosters * kSlices * kSlice);
-    pair.sender->register_memory(address_of(source), kSlice);
-    pair.receiver->register_memory(address_of(target), target.size());
+    Pair pair(kind);  // its windows end before the memory does
+    source.register_at(pair.sender);
+    target.register_at(pair.receiver);
     std::atomic<bool> over{false};
     std::atomic<size_t> posted{0}, opened{0};
     std::vector<std::thread> threads;

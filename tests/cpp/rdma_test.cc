@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kSize = 12u << 20;
 constexpr uint64_t kChunk = 64u << 10;
 
-RdmaEndpoint& rdma(const std::unique_ptr<Endpoint>& endpoint) { return static_cast<RdmaEndpoint&>(*endpoint); }
+RdmaEndpoint& rdma(const std::shared_ptr<Endpoint>& endpoint) { return static_cast<RdmaEndpoint&>(*endpoint); }
 
 void wait_for_paths(Pair& pair, int paths = 1) {
   const int lanes = 1 + paths;
@@ -111,7 +111,7 @@ void what_a_card_refuses_goes_by_sockets(bool sends) {
   auto& from = pair.sender;
   auto& to = pair.receiver;
   (sends ? from : to)->register_memory(holed.address(), 2 * kSize);
-  (sends ? to : from)->register_memory(address_of(other), kSize);
+  other.register_at(sends ? to : from);
   if (sends) std::memcpy(holed.begin, bytes.data(), kSize), std::fill(other.begin(), other.end(), 0);
   const uint64_t source = sends ? holed.address() : address_of(other),
                  target = sends ? address_of(other) : holed.address();
@@ -120,6 +120,7 @@ void what_a_card_refuses_goes_by_sockets(bool sends) {
   const uint64_t post = from->post(pair.to_receiver, to->describe(window), {{source, 0, kSize}}, 1, 0, true);
   pair.received.wait_for(EventKind::kWindowDone, window);
   CHECK(pair.sent.wait_for(EventKind::kSent, post).status == Status::kOk);
+  CHECK(to->close_window(window) == kSize);
   CHECK(std::memcmp(reinterpret_cast<void*>(target), bytes.data(), kSize) == 0);
 }
 
@@ -128,8 +129,8 @@ void nothing_is_written_after_a_window_is_closed(int rounds) {
   Pair pair(Kind::kRdma, kChunk);
   const Bytes source = random_bytes(kSize, 3);
   Bytes target(kSize);
-  pair.sender->register_memory(address_of(source), kSize);
-  pair.receiver->register_memory(address_of(target), kSize);
+  source.register_at(pair.sender);
+  target.register_at(pair.receiver);
   for (int i = 0; i < rounds; ++i) {
     const auto generation = static_cast<uint64_t>(i + 1);
     const uint64_t landed = pair.receiver->counters.bytes_landed;

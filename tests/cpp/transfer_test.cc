@@ -11,11 +11,11 @@ namespace {
 
 void shuffled_pages_are_exact(Kind kind) {
   constexpr size_t kPage = 4096, kPages = 1024;
-  Pair pair(kind);
   const Bytes source = random_bytes(kPages * kPage, 1);
   Bytes target(source.size());
+  Pair pair(kind);  // its windows end before the memory does
   const uint64_t window = pair.open(target);
-  pair.sender->register_memory(address_of(source), source.size());
+  source.register_at(pair.sender);
   std::vector<size_t> from(kPages), order(kPages);
   std::iota(from.begin(), from.end(), 0);
   std::iota(order.begin(), order.end(), 0);
@@ -38,8 +38,8 @@ void shuffled_pages_are_exact(Kind kind) {
 // Several threads post at once, each to windows of its own, while another polls.
 void many_threads_post(Kind kind) {
   constexpr size_t kThreads = 4, kPosts = 40, kSize = 70001;
-  Pair pair(kind);
   std::vector<Bytes> sources, targets(kThreads * kPosts, Bytes(kSize));
+  Pair pair(kind);  // its windows end before the memory does
   std::vector<uint64_t> windows;
   for (size_t i = 0; i < targets.size(); ++i) {
     sources.push_back(random_bytes(kSize, static_cast<unsigned>(i)));
@@ -62,9 +62,9 @@ void many_threads_post(Kind kind) {
 }
 
 void urgent_posts_overtake(Kind kind) {
-  Pair pair(kind, 1u << 20, /*trusted=*/false);
   const Bytes source = random_bytes(40u << 20, 1), urgent = random_bytes(100000, 2);
   Bytes target(source.size()), urgent_target(urgent.size());
+  Pair pair(kind, 1u << 20, /*trusted=*/false);  // its windows end before the memory does
   const uint64_t window = pair.open(target), urgent_window = pair.open(urgent_target);
   pair.post(window, source, 1, 5);
   pair.post(urgent_window, urgent, 1, -5);
@@ -102,7 +102,7 @@ void counts_are_right_and_read_at_any_time(Kind kind) {
   Pair pair(kind);
   constexpr size_t kBytes = 4096, kPosts = 200;
   const Bytes source = random_bytes(kBytes, 3);
-  pair.sender->register_memory(address_of(source), source.size());
+  source.register_at(pair.sender);
   std::atomic<bool> over{false};
   std::thread reading([&] {
     uint64_t before = 0;
