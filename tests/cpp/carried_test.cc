@@ -110,6 +110,32 @@ void what_is_read_late_lands_in_no_page(bool loses_connection) {
   transfer(pair, 5);
 }
 
+// The slot that a path waits for comes back before it sleeps: it may not sleep then.
+void a_slot_that_comes_back_at_once_is_seen() {
+  class NoReader : public Reader {
+    void submit(const std::shared_ptr<CarriedRead>&, const std::shared_ptr<WireEnd>&) override {}
+    std::shared_ptr<const KeyTable> readable() const override { return nullptr; }
+  };
+  class Other : public SlotWaiter {
+    void look_again() override {}
+  };
+  Pair pair(Kind::kCarried, kChunk);
+  NoReader reader;
+  Slots slots(1, kChunk);
+  const auto end = std::make_shared<WireEnd>(slots);
+  CarriedWire wire(*pair.receiver->find_connection(pair.to_sender), reader, slots, end);
+  CHECK(wire.arm());
+  wire.disarm();
+  const uint64_t slot = slots.take(std::make_shared<Other>());
+  CHECK(!wire.room_for_read(kChunk));
+  CHECK(wire.arm());  // nothing to do before it is back
+  wire.disarm();
+  slots.give_back(slot);
+  CHECK(!wire.arm());
+  CHECK(wire.room_for_read(kChunk));
+  CHECK(wire.arm());
+}
+
 // One slot for all: chunks wait for it, of several connections.
 void few_slots_are_shared() {
   EndpointOptions options;
@@ -173,6 +199,7 @@ int main(int argc, char** argv) {
   RUN(reads_that_fail_go_by_sockets, rounds);
   RUN(what_is_read_late_lands_in_no_page, false);
   RUN(what_is_read_late_lands_in_no_page, true);
+  RUN(a_slot_that_comes_back_at_once_is_seen);
   RUN(few_slots_are_shared);
   RUN(lanes_sleep_when_nothing_moves, 2 * rounds);
   return 0;

@@ -116,11 +116,13 @@ bool CarriedWire::room_for_read(uint64_t bytes) {
   }
   {
     std::lock_guard lock(end_->mutex_);
+    wants_slot_ = true;
     if (end_->starved_) return false;
     end_->starved_ = true;
   }
   const uint64_t slot = slots_.take(end_);
   if (!slot) return false;
+  wants_slot_ = false;
   {
     std::lock_guard lock(end_->mutex_);
     end_->starved_ = false;
@@ -225,6 +227,7 @@ void CarriedWire::forget_brought() {
 bool CarriedWire::arm() {
   std::lock_guard lock(end_->mutex_);
   if (brought_ || !end_->heard_.empty() || (!end_->reads_.empty() && end_->reads_.front()->ended)) return false;
+  if (wants_slot_ && !end_->starved_) return false;  // one may have come back since
   end_->calm();
   end_->armed_ = true;
   return true;

@@ -111,6 +111,7 @@ class CarriedWire : public PathWire {
   uint64_t most_in_chunk_ = 0;
   std::shared_ptr<CarriedRead> ordered_;  // its chunk is not ordered whole
   uint64_t filled_ = 0;                   // bytes of its slot
+  bool wants_slot_ = false;               // there was none for it
   std::shared_ptr<CarriedRead> brought_;  // by the read that was told of last
 };
 
