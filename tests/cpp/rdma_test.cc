@@ -89,6 +89,43 @@ void chunks_go_over_the_path() {
   CHECK(rdma(pair.sender).unregistered().empty());
 }
 
+// How many paths their accepting side does not get: it is told of a fault where they are established.
+std::atomic<int> g_half_made{0};
+decltype(Verbs::get_cm_event) g_get_cm_event = nullptr;
+
+int get_cm_event(rdma_event_channel* channel, rdma_cm_event** event) {
+  const int error = g_get_cm_event(channel, event);
+  if (error != 0 || (*event)->event != RDMA_CM_EVENT_ESTABLISHED) return error;
+  const bool accepting = (*event)->param.conn.private_data_len < sizeof(PathTerms);
+  if (!accepting || g_half_made-- <= 0) return 0;
+  std::this_thread::sleep_for(std::chrono::milliseconds(1000));  // the other side begins to send
+  (*event)->event = RDMA_CM_EVENT_CONNECT_ERROR;
+  return 0;
+}
+
+// Its dialling side sends over it already.
+void what_a_half_made_path_took_goes_another_way() {
+  std::string why;
+  auto* functions = const_cast<Verbs*>(verbs(&why));  // a test of its own process
+  g_get_cm_event = functions->get_cm_event;
+  functions->get_cm_event = get_cm_event;
+  g_half_made = 1;
+  {
+    const Bytes source = random_bytes(8 * kSize, 9);
+    Bytes target(source.size());
+    Pair pair(Kind::kRdma, kChunk, false);
+    const uint64_t window = pair.open(target), post = pair.post(window, source);
+    pair.receiver->authorize(pair.to_sender);
+    pair.sender->authorize(pair.to_receiver);
+    pair.received.wait_for(EventKind::kWindowDone, window);
+    CHECK(pair.sent.wait_for(EventKind::kSent, post).status == Status::kOk);
+    CHECK(target == source);
+    wait_for_paths(pair);
+    CHECK(g_half_made <= 0);
+  }
+  functions->get_cm_event = g_get_cm_event;
+}
+
 // Memory with a hole can be a region of ours, and is refused by a card.
 class Holed {
  public:
@@ -202,6 +239,7 @@ int main(int argc, char** argv) {
   RUN(a_path_that_breaks_loses_nothing, rounds);
   RUN(what_ended_and_was_not_heard_of_counts_once);
   RUN(both_sides_may_break_it);
+  RUN(what_a_half_made_path_took_goes_another_way);
   RUN(what_a_card_refuses_goes_by_sockets, true);
   RUN(what_a_card_refuses_goes_by_sockets, false);
   RUN(nothing_is_written_after_a_window_is_closed, rounds);

@@ -155,12 +155,18 @@ void Paths::established(const Happened& happened) {
   live_[happened.id] = {channel, key};
   endpoint_.set_reason(setup.connection, "");
   endpoint_.attach(channel);
+  if (told_.count(key) == 0) return;
+  std::lock_guard lock(channel->mutex);
+  channel->end("the peer ended it");
 }
 
 void Paths::failed(rdma_cm_id* id, const std::string& why) {
   const auto found = setups_.find(id);
   const Key key{found->second.connection->id, found->second.path};
   const bool dialled = found->second.dialled;
+  // It may be there for the peer, which would wait for what became of its chunks.
+  if (found->second.pair) found->second.connection->queue_note(note_of(PathEnded{key.second, {}}));
+  told_.erase(key);
   found->second.pair.reset();
   setups_.erase(found);
   verbs_.destroy_id(id);

@@ -69,7 +69,7 @@ struct Loaded {
 }  // namespace
 
 const Verbs* verbs(std::string* why) {
-  static const Loaded loaded;
+  static Loaded loaded;
   if (why) *why = loaded.why;
   return loaded.why.empty() ? &loaded.functions : nullptr;
 }
