@@ -20,6 +20,14 @@ from integration_tests.cluster import PREFILL_PARAMS, gauges
 from sage_kv_connector.launch.process import Process, ServerError
 
 Dispatch = Literal["sequential", "concurrent"]
+#: What routers and orchestrators that ask prefill first send it: the keys of vLLM's NIXL connector.
+NIXL_SHAPED = {
+    **PREFILL_PARAMS,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
 #: A request that took this much longer than the same one on a single server has waited for something.
 STALL_S = 3.0
 TOKENS = 8
@@ -91,9 +99,8 @@ class Pair:
             return ask(self.fronts[dispatch], sent.path, sent.body)
         first = {**sent.body, **(on_prefill or {}), "max_tokens": 1}
         if dispatch == "sequential":
-            params = ask(self.prefill, sent.path, {**first, "kv_transfer_params": PREFILL_PARAMS})[
-                "kv_transfer_params"
-            ]
+            asked = {**first, "kv_transfer_params": NIXL_SHAPED}
+            params = ask(self.prefill, sent.path, asked)["kv_transfer_params"]
             return ask(self.decode, sent.path, {**sent.body, "kv_transfer_params": params})
         dp_rank = random.randrange(self.dp_size)
         prefill_params, decode_params = self.both(dp_rank)
