@@ -5,8 +5,9 @@ BUILD ?= build
 SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine latent_attention sage_sglang hicache_pools hicache
 
 CARD_TESTS = card dashboard
+FLEET_TESTS = manifests ray_serve
 
-.PHONY: test-rdma test-carriers ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
+.PHONY: test-rdma test-carriers test-fleets ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -18,6 +19,7 @@ test:
 	@$(PYTHON) scripts/environment.py python -m scripts.coverage_table --reset
 	$(MAKE) MEASURED=--measured test-unit
 	$(MAKE) test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
+	$(MAKE) test-fleets
 	$(MAKE) MEASURED=--measured test-rdma test-carriers test-card test-engines
 	$(MAKE) coverage
 
@@ -51,6 +53,10 @@ test-rdma:
 test-carriers:
 	$(RUN) --peers python -m pytest -q --durations 10 tests/backends/test_placement.py tests/backends/test_ends.py tests/backends/test_peer_process.py tests/backends/carried integration_tests/test_carriers.py -k "nixl or mooncake" $(ARGS)
 
+# What deploy/ holds: manifests by the schemas of Kubernetes' API; with ARGS=--full Ray Serve's app, while replicas die.
+test-fleets:
+	$(RUN) --fleet python -m pytest -q $(FLEET_TESTS:%=integration_tests/test_%.py) $(ARGS)
+
 # The C++ tests under AddressSanitizer with UBSan, then under ThreadSanitizer.
 test-cpp:
 	$(RUN) sh scripts/test_cpp.sh $(BUILD)
@@ -69,11 +75,11 @@ test-engines: test-vllm test-sglang
 # With the cases that another one of their kind stands for in make test.
 test-full:
 	$(MAKE) test-unit test-simulation test-cpp test-fuzz test-vendor-headers test-wheel
-	$(MAKE) test-rdma test-engines ARGS=--full
+	$(MAKE) test-rdma test-fleets test-engines ARGS=--full
 
 # Tests that want SGLang skip themselves here.
 test-vllm:
-	$(RUN) python -m pytest -q --durations 25 integration_tests $(CARD_TESTS:%=--ignore integration_tests/test_%.py) $(ARGS)
+	$(RUN) python -m pytest -q --durations 25 integration_tests $(CARD_TESTS:%=--ignore integration_tests/test_%.py) $(FLEET_TESTS:%=--ignore integration_tests/test_%.py) $(ARGS)
 
 # SGLang's pins conflict with vLLM's: it has an environment of its own. vLLM's servers come from theirs.
 test-sglang:

@@ -2,12 +2,13 @@
 """Run a command in the project's environment, which is made when it is not there yet.
 
     python3 scripts/environment.py [--measured] [--sglang] [--peers] [--report] [--accuracy] [--fuzz] [--mutation]
-        [--card] COMMAND [ARG ...]
+        [--card] [--fleet] COMMAND [ARG ...]
 
 ``--peers`` adds the transports we are measured against, ``--report`` what draws plots, ``--accuracy`` what evaluates
 models, ``--fuzz`` what finds inputs that break a parser, ``--mutation`` what says which test reaches a line,
-``--card`` what drives a browser. ``--sglang`` is a second environment, ``.venv-sglang``, as SGLang's pins conflict
-with vLLM's; the package in it is the one built for ``.venv``. ``--measured`` is another pair,
+``--card`` what drives a browser, ``--fleet`` Ray Serve and the schemas of Kubernetes' API. ``--sglang`` is a second
+environment, ``.venv-sglang``, as SGLang's pins conflict with vLLM's; the package in it is the one built for ``.venv``.
+``--measured`` is another pair,
 ``.venv-measured`` and ``.venv-sglang-measured``, in which every Python process and the extension count
 the lines that run (scripts/coverage_table.py).
 
@@ -55,6 +56,7 @@ ADDITIONS = {
     "--fuzz": "fuzz",
     "--mutation": "mutation",
     "--card": "card",
+    "--fleet": "fleet",
 }
 #: Layers that resolve their own dependencies; every other lock is complete.
 WITH_DEPENDENCIES = {"torch"}
