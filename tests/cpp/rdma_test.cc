@@ -126,6 +126,58 @@ void what_a_half_made_path_took_goes_another_way() {
   functions->get_cm_event = g_get_cm_event;
 }
 
+// What this side says of memory that peers may read is not what its card knows.
+enum class Claim { kNothing, kKey, kLength };
+Claim g_claim = Claim::kNothing;
+decltype(Verbs::reg_mr) g_reg_mr = nullptr;
+
+ibv_mr* reg_mr(ibv_pd* domain, void* address, size_t length, int access) {
+  const bool readable = access & IBV_ACCESS_REMOTE_READ;
+  const size_t half = g_claim == Claim::kLength && readable ? length / 2 : length;
+  ibv_mr* made = g_reg_mr(domain, address, half, access);
+  if (made && readable) {
+    made->length = length;
+    if (g_claim == Claim::kKey) made->rkey ^= 0x5500;
+  }
+  return made;
+}
+
+// The card refuses the read, and the chunk goes another way. Nothing else arrives instead, and nothing twice.
+void what_a_card_does_not_know_is_not_read(Claim claim) {
+  std::string why;
+  auto* functions = const_cast<Verbs*>(verbs(&why));
+  g_reg_mr = functions->reg_mr;
+  functions->reg_mr = reg_mr;
+  {
+    Pair pair(Kind::kRdma, kChunk);
+    const Bytes source = random_bytes(kSize, 11);
+    Bytes target(kSize);
+    const uint64_t window = pair.open(target, 1);
+    g_claim = claim;
+    const uint64_t post = pair.post(window, source, 1);
+    g_claim = Claim::kNothing;
+    std::atomic<bool> over{false};
+    size_t foreign = 0, looks = 0;
+    std::thread watcher([&] {  // each byte is what was there, or what was sent
+      for (; !over; ++looks)
+        for (size_t i = 0; i < kSize; i += 509) {
+          const uint8_t seen = reinterpret_cast<std::atomic<uint8_t>&>(target[i]);
+          foreign += seen != 0 && seen != source[i];
+        }
+    });
+    pair.received.wait_for(EventKind::kWindowDone, window);
+    CHECK(pair.sent.wait_for(EventKind::kSent, post).status == Status::kOk);
+    over = true;
+    watcher.join();
+    CHECK(foreign == 0 && looks > 0);
+    CHECK(pair.sender->counters.bytes_sent > kSize);  // some went twice
+    CHECK(target == source);
+    CHECK(pair.receiver->counters.bytes_landed == kSize);
+    CHECK(pair.receiver->close_window(window) == kSize);
+  }
+  functions->reg_mr = g_reg_mr;
+}
+
 // Memory with a hole can be a region of ours, and is refused by a card.
 class Holed {
  public:
@@ -240,6 +292,8 @@ int main(int argc, char** argv) {
   RUN(what_ended_and_was_not_heard_of_counts_once);
   RUN(both_sides_may_break_it);
   RUN(what_a_half_made_path_took_goes_another_way);
+  RUN(what_a_card_does_not_know_is_not_read, Claim::kKey);
+  RUN(what_a_card_does_not_know_is_not_read, Claim::kLength);
   RUN(what_a_card_refuses_goes_by_sockets, true);
   RUN(what_a_card_refuses_goes_by_sockets, false);
   RUN(nothing_is_written_after_a_window_is_closed, rounds);
