@@ -85,6 +85,7 @@ class RdmaEndpoint(TcpEndpoint):
         local_address: str,
         measures: bool,
     ) -> None: ...
+    def unregistered(self) -> str: ...
 
 class ShmEndpoint(Endpoint):
     def __init__(

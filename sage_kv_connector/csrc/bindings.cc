@@ -243,7 +243,8 @@ NB_MODULE(_data_plane, m) {
             new (self) RdmaEndpoint(options_of(lanes, chunk_bytes, spin_us, measures), TcpOptions{0, local_address},
                                     RdmaOptions{});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "local_address"_a, "measures"_a);
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "local_address"_a, "measures"_a)
+      .def("unregistered", &RdmaEndpoint::unregistered);
 #else
   m.def("rdma_lacks", [] { return std::string("this build has no rdma: rdma-core's headers were missing"); });
 #endif

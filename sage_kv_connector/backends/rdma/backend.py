@@ -8,6 +8,7 @@ the sockets.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import ClassVar
 
@@ -15,6 +16,8 @@ from sage_kv_connector import _data_plane
 from sage_kv_connector.backends.base import Capabilities
 from sage_kv_connector.backends.native import DEFAULT_SPIN_US, NativeBackend
 from sage_kv_connector.backends.tcp.backend import TcpBackend
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CHUNK_BYTES = 1 << 20
 
@@ -30,6 +33,7 @@ class RdmaBackend(TcpBackend):
         "rdma", rank=25, crosses_nodes=True, pages=True, parts=True, protects=True, mode_changes=True
     )
     default_chunk_bytes: ClassVar[int] = DEFAULT_CHUNK_BYTES
+    _endpoint: _data_plane.RdmaEndpoint
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class RdmaBackend(TcpBackend):
     ) -> None:
         if why := self.lacks():
             raise OSError(f"backend rdma can't be used here: {why}")
+        self._says_unregistered = True
         NativeBackend.__init__(  # over an endpoint of its own
             self,
             _data_plane.RdmaEndpoint(
@@ -52,6 +57,13 @@ class RdmaBackend(TcpBackend):
                 measures=measures,
             ),
         )
+
+    def register_memory(self, address: int, length: int) -> int:
+        region = super().register_memory(address, length)
+        if self._says_unregistered and (why := self._endpoint.unregistered()):
+            self._says_unregistered = False
+            logger.warning("%s; what lies there goes over sockets", why)
+        return region
 
     @staticmethod
     @cache

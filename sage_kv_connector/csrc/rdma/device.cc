@@ -34,7 +34,7 @@ bool VerbsDevice::add(uint64_t region, uint64_t address, uint64_t length, std::s
   ibv_mr* made = verbs_.reg_mr(domain_, reinterpret_cast<void*>(address), length, access);
   if (!made) {
     *why = name() + " can't register " + std::to_string(length) + " bytes: " + std::strerror(errno) +
-           (errno == ENOMEM ? " (ulimit -l?)" : "");
+           (errno == ENOMEM ? " (ulimit -l unlimited; in a container the capability IPC_LOCK)" : "");
     return false;
   }
   std::lock_guard lock(mutex_);
