@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Debian kernel with soft-RoCE (rxe) and soft-iWARP (siw) in QEMU, over this machine's own files.
 
-    python -m integration_tests.rdma.guest [--device rxe|siw] [--timeout S] -- COMMAND [ARG ...]
+    python -m integration_tests.rdma.guest [--device rxe|siw] [--timeout S] [--memory-mib N] -- COMMAND [ARG ...]
 
 The guest's root is this machine's, read-only under a layer in its memory, so that what was built here runs there
 unchanged. ``$OUT`` is a folder that both share. Processors are emulated (no KVM is needed): it proves that things are
@@ -25,6 +25,7 @@ from integration_tests.rdma.kernel import GuestError, kernel
 
 ADDRESS = "10.7.0.1"
 DEVICES = ("rxe", "siw")
+MEMORY_MIB = 3072
 
 
 class Ran(NamedTuple):
@@ -42,7 +43,7 @@ def run(
     cwd: Path | None = None,
     timeout_s: float = 300,
     processors: int = 2,
-    memory_mib: int = 3072,
+    memory_mib: int = MEMORY_MIB,
 ) -> Ran:
     """Run ``command`` with an RDMA device at ``ADDRESS``; ``folder`` is its ``$OUT``. Raises GuestError."""
     vmlinuz, initrd = kernel()
@@ -103,11 +104,18 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=DEVICES, default="rxe")
     parser.add_argument("--timeout", type=float, default=300)
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB)
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sage-kvt-guest-") as name:
         try:
-            ran = run(given.command, Path(name), device=given.device, timeout_s=given.timeout)
+            ran = run(
+                given.command,
+                Path(name),
+                device=given.device,
+                timeout_s=given.timeout,
+                memory_mib=given.memory_mib,
+            )
         except GuestError as error:
             print(error, file=sys.stderr)
             return 125

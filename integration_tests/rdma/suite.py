@@ -4,8 +4,8 @@
     python -m integration_tests.rdma.suite [--device rxe] [--full] [--json]
 
 The C++ tests of every backend run over each device, with those of paths (tests/cpp/rdma_test.cc). With ``--full`` the
-tests of the backends' contract follow (tests/backends), which take a guest half an hour. In an environment that counts
-lines, the C++ tests count theirs.
+tests of the backends' contract follow (tests/backends), which take a guest half an hour, and two engines of vLLM. In an
+environment that counts lines, the C++ tests count theirs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from integration_tests.rdma.guest import DEVICES, run
+from integration_tests.rdma.guest import ADDRESS, DEVICES, run
 from integration_tests.rdma.kernel import GuestError, lacks
+from sage_kv_connector.launch.tiny_model import build as build_model
 from scripts.environment import ROOT
 
 COUNTS = "SAGE_KVT_COUNTED" in os.environ
@@ -33,6 +34,7 @@ PROGRAMS = ("transfer_test", "paged_test", "part_streams_test", "races_test", "r
 #: What in_guest.sh tells the end of.
 ENDS = (*PROGRAMS, "two_cards")
 TIMEOUT_S, FULL_TIMEOUT_S = 600, 3600
+ENGINES_MEMORY_MIB = 6000
 
 
 def build() -> None:
@@ -64,8 +66,8 @@ def tested(device: str, *, full: bool) -> dict[str, Any]:
         _copy_counts(counted, BUILD)
         counts, failures = _programs(folder)
         if full:
-            more, failed = _pytest(folder, ran.log)
-            counts, failures = counts + more, failures | failed
+            for more, failed in (_pytest(folder, ran.log), _engines(device)):
+                counts, failures = counts + more, failures | failed
     return {
         **{what: counts[what] for what in ("passed", "failed", "skipped")},
         "minutes": round((time.monotonic() - begun) / 60, 1),
@@ -110,6 +112,30 @@ def _pytest(folder: Path, log: str) -> tuple[Counter[str], dict[str, str]]:
     if not counts["passed"]:
         return counts + Counter(failed=1), failures | {"pytest": log[-4000:]}
     return counts, failures
+
+
+def _engines(device: str) -> tuple[Counter[str], dict[str, str]]:
+    """vLLM's own hand-over by the device: the tokens of one engine, and by no other way."""
+    with tempfile.TemporaryDirectory(prefix="sage-kvt-guest-") as name:
+        folder = Path(name)
+        command = [
+            sys.executable,
+            "-m",
+            "integration_tests.rdma.vllm_pair",
+            str(build_model(folder, "small")),
+            ADDRESS,
+        ]
+        ran = run(
+            command, folder, device=device, cwd=ROOT, timeout_s=FULL_TIMEOUT_S, memory_mib=ENGINES_MEMORY_MIB
+        )
+    try:
+        found = json.loads(ran.log.splitlines()[-1])
+        right = found["right"] == found["prompts"] and found["ways"] == ["rdma (rdma)"] and found["bytes"] > 0
+    except (ValueError, LookupError, TypeError):
+        right = False
+    if right:
+        return Counter(passed=1), {}
+    return Counter(failed=1), {"vllm": ran.log[-4000:]}
 
 
 def main() -> int:

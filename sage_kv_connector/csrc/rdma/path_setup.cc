@@ -8,11 +8,6 @@
 #include "rdma/rdma_endpoint.h"
 
 namespace sage_kvt {
-namespace {
-
-constexpr int kResolveMs = 2000;
-
-}  // namespace
 
 bool Paths::take_event(Happened* happened) {
   rdma_cm_event* event = nullptr;

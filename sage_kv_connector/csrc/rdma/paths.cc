@@ -19,7 +19,7 @@
 namespace sage_kvt {
 namespace {
 
-constexpr int kResolveMs = 2000, kBacklog = 64;
+constexpr int kBacklog = 64;
 constexpr size_t kMostTasks = 4096;
 constexpr uint64_t kFirstBackoffNs = 250000000, kLongestBackoffNs = 30000000000;
 
@@ -85,9 +85,11 @@ bool Paths::run_tasks() {
 
 int Paths::timeout_ms() const {
   uint64_t nearest = UINT64_MAX;
-  for (const auto& [id, dial] : dials_)
+  for (const auto& [id, dial] : dials_) {
+    if (dial.connection->closed()) continue;  // it is forgotten in a moment
     for (const auto& route : dial.routes)
       if (!route.busy) nearest = std::min(nearest, route.due);
+  }
   if (nearest == UINT64_MAX) return -1;
   const uint64_t now = now_ns();
   return nearest <= now ? 0 : static_cast<int>((nearest - now) / 1000000 + 1);

@@ -88,6 +88,7 @@ class Paths : public PathOwner {
   bool run_tasks();
   int timeout_ms() const;
 
+  static constexpr int kResolveMs = 2000;
   void listen();
   void invite(const std::shared_ptr<Connection>& connection);
   void invited(const std::shared_ptr<Connection>& connection, const Invitation& invitation);
