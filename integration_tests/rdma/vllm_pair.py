@@ -45,7 +45,7 @@ def engine(model: str, options: dict[str, Any], asked: Connection) -> None:
         num_gpu_blocks_override=64,
         distributed_executor_backend="uni",
         disable_log_stats=True,
-        kv_transfer_config=word,  # type: ignore[arg-type]
+        kv_transfer_config=word,
     )
     asked.send("up")
     while (given := asked.recv()) is not None:
