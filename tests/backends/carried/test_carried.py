@@ -63,8 +63,9 @@ def mode(pair: Pair) -> str:
 
 
 def test_a_library_that_fails_is_asked_again(
-    made: Callable[..., Pair], caplog: pytest.LogCaptureFixture
+    made: Callable[..., Pair], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reader, "FIRST_RETRY_S", 2.0)  # longer than a transfer takes on a busy machine
     pair = made()
     transfer(pair, 1)
     reading = library(pair.receiver)
