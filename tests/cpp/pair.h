@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -100,7 +101,11 @@ inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) 
   EndpointOptions options;
   options.chunk_bytes = chunk_bytes;
 #ifdef SAGE_KVT_RDMA
-  if (kind == Kind::kRdma) return std::make_unique<RdmaEndpoint>(options, TcpOptions{}, RdmaOptions{});
+  if (kind == Kind::kRdma) {
+    // siw sends over a socket of the kernel's in the thread that posts, and that may be closed. Python ignores it, too.
+    std::signal(SIGPIPE, SIG_IGN);
+    return std::make_unique<RdmaEndpoint>(options, TcpOptions{}, RdmaOptions{});
+  }
 #endif
   if (kind == Kind::kCarried) return std::make_unique<LocallyCarried>(options);
   options.lanes = lanes_of(kind);
