@@ -33,6 +33,10 @@ def _with_pods_address(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "remote_host": "10.42.0.17"}
 
 
+def _decoded(pair: Pair, sent: Sent, headers: dict[str, str], params: dict[str, Any]) -> dict[str, Any]:
+    return ask(pair.decode, sent.path, {**sent.body, "kv_transfer_params": params}, headers=headers)
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Asks prefill first. ``capped``: what limits prefill to one token; ``passed_on``: its parameters, to decode."""
@@ -45,7 +49,7 @@ class Fleet:
         """What decode answers."""
         same_id = {"x-request-id": str(uuid.uuid4())}
         params = self.passed_on(self.prefilled(pair, sent, same_id))
-        return ask(pair.decode, sent.path, {**sent.body, "kv_transfer_params": params}, headers=same_id)
+        return _decoded(pair, sent, same_id, params)
 
     def prefilled(self, pair: Pair, sent: Sent, headers: dict[str, str], **more: Any) -> dict[str, Any]:
         """The parameters that prefill answers. ``more``: what it is sent besides."""
@@ -79,15 +83,10 @@ class PushingSidecar:
             params = self._sidecar.prefilled(pair, sent, headers, **transfer)
             assert params["transfer_mode"] == "push", "else it never asks both at once"
             self._remembered = {key: params[key] for key in PUSH_IDENTITY if key in params}
-            return self._decoded(pair, sent, headers, {**params, **transfer})
+            return _decoded(pair, sent, headers, {**params, **transfer})
         shared = {"do_remote_prefill": True, "do_remote_decode": False, "remote_request_id": request_id}
         with ThreadPoolExecutor(1) as pool:
             prefill = pool.submit(self._sidecar.prefilled, pair, sent, headers, **transfer)
-            answer = self._decoded(pair, sent, headers, {**self._remembered, **shared, **transfer})
+            answer = _decoded(pair, sent, headers, {**self._remembered, **shared, **transfer})
             prefill.result()
         return answer
-
-    def _decoded(
-        self, pair: Pair, sent: Sent, headers: dict[str, str], params: dict[str, Any]
-    ) -> dict[str, Any]:
-        return ask(pair.decode, sent.path, {**sent.body, "kv_transfer_params": params}, headers=headers)

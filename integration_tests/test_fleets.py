@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from integration_tests.cluster import Cluster, new_prompt
@@ -26,7 +28,7 @@ def chat() -> Sent:
     return Sent("/v1/chat/completions", body, [])
 
 
-def check(pair: Pair, cluster: Cluster, sent: Sent, answer: dict) -> None:  # type: ignore[type-arg]
+def check(pair: Pair, cluster: Cluster, sent: Sent, answer: dict[str, Any]) -> None:
     records = cluster.audited(1)
     assert choices(answer) == choices(ask(pair.alone, sent.path, sent.body))
     assert len(choices(answer)[0]) == TOKENS
