@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 pytest.importorskip("playwright", reason="make test-card installs it (locks/card.txt)")
 
 from fastapi import FastAPI, Response
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from integration_tests.card_browser import browser, chromium, serving
 from sage_kv_connector.integrations.sage.gateway import create_app as create_gateway
@@ -185,6 +186,41 @@ def test_languages_and_themes_are_chosen_and_kept(where: str, opened: Opened) ->
     page.reload()
     expect(page.get_by_role("heading", name="Last transfers")).to_be_visible()
     expect(page.get_by_label("Theme")).to_have_value("light")
+
+
+def test_no_card_is_seen_without_its_style(where: str, opened: Opened) -> None:
+    """However late style sheets come: not at the start, and not when a choice makes the card anew."""
+    page = opened("about:blank")
+    asked: list[str] = []
+
+    def late(route: Route) -> None:
+        asked.append(route.request.url.rpartition("/")[2])
+        time.sleep(0.3)
+        route.continue_()
+
+    page.route("**/*.css", late)
+    page.add_init_script(
+        "window.looks = new Set(); (function look() {"
+        "  const card = document.querySelector('kv-transport-card')?.shadowRoot?.querySelector('article');"
+        "  if (card?.checkVisibility()) window.looks.add(getComputedStyle(card).backgroundColor);"
+        "  requestAnimationFrame(look) })()"
+    )
+    page.goto(where)
+    expect(page.locator(".throughput canvas")).to_be_visible(timeout=10_000)
+    page.get_by_label("Theme").select_option("dark")
+    page.get_by_label("Language").select_option("zh")
+    expect(page.get_by_role("heading", name="KV 传输")).to_be_visible()
+    expect(page.locator(".throughput canvas")).to_be_visible(timeout=10_000)
+    page.wait_for_timeout(500)
+    assert set(page.evaluate("[...window.looks]")) == {"rgb(255, 255, 255)", "rgb(20, 26, 34)"}
+    assert sorted(asked) == ["card.css", "charts.css", "page.css"], "each is asked for once"
+
+
+def test_a_card_whose_style_cannot_be_had_is_shown_all_the_same(where: str, opened: Opened) -> None:
+    page = opened("about:blank", quiet=False)
+    page.route("**/card.css", lambda route: route.abort())
+    page.goto(where)
+    expect(row(page, "transfers", "req-")).to_be_visible()
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

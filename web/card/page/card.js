@@ -21,6 +21,7 @@ class KvTransportCard extends HTMLElement {
   static observedAttributes = ["src", "lang", "theme"];
 
   #shadow = this.attachShadow({ mode: "open" });
+  #sheets = new Map();
   #history = new History();
   #answers = [];
   #paused = false;
@@ -33,6 +34,7 @@ class KvTransportCard extends HTMLElement {
 
   connectedCallback() {
     document.addEventListener("visibilitychange", this.#onVisible);
+    this.#sheet("card.css").then(() => this.#frame && (this.#frame.hidden = false));
     this.#build();
     this.#next(0);
   }
@@ -43,6 +45,8 @@ class KvTransportCard extends HTMLElement {
     this.#asking?.abort();
     this.#parts?.destroy();
     this.#parts = null;
+    this.#shadow.replaceChildren();
+    this.#sheets.clear();
   }
 
   attributeChangedCallback(name, before, now) {
@@ -98,7 +102,9 @@ class KvTransportCard extends HTMLElement {
     this.#answers.push({ at: Date.now() / 1000, answer });
     while (this.#answers.length > 2 && this.#answers[1].at <= this.#answers.at(-1).at - STEADY_S) this.#answers.shift();
     if (answer.charts && !this.#charts) {
+      const dressed = Promise.all(["card.css", "charts.css"].map((name) => this.#sheet(name)));
       this.#charts = await import(beside("charts.js")).catch(() => null);
+      await dressed;
       if (this.#charts && this.isConnected) this.#build();
     }
     this.#show();
@@ -111,7 +117,23 @@ class KvTransportCard extends HTMLElement {
 
   // -- showing
 
+  /** A style sheet of the card, asked for once; resolves when it holds, or can't be had. */
+  #sheet(name) {
+    if (!this.#sheets.has(name)) {
+      const link = element("link", { rel: "stylesheet", href: beside(name) });
+      this.#sheets.set(name, new Promise((done) => (link.onload = link.onerror = done)));
+      this.#shadow.append(link);
+    }
+    return this.#sheets.get(name);
+  }
+
+  get #frame() {
+    return this.#shadow.querySelector("article");
+  }
+
   #build() {
+    // A card without its style is never seen: the first waits for it, later ones take the place of one that has it.
+    const hidden = this.#frame?.hidden ?? true;
     const focused = this.#shadow.activeElement?.id;
     this.#parts?.destroy();
     const t = wordsOf(this.#language);
@@ -131,7 +153,7 @@ class KvTransportCard extends HTMLElement {
     const [links, failures, choices, conversion, hot] = panels.map((one) => one.element);
     const frame = element(
       "article",
-      { class: `card ${this.#theme}`, lang: this.#language === "zh" ? "zh-CN" : "en", "aria-labelledby": "title" },
+      { class: `card ${this.#theme}`, lang: this.#language === "zh" ? "zh-CN" : "en", "aria-labelledby": "title", hidden },
       element(
         "header",
         {},
@@ -148,8 +170,8 @@ class KvTransportCard extends HTMLElement {
     const noCharts = element("p", { class: "empty", text: t("no_charts"), hidden: true });
     charts.append(noCharts);
     frame.append(links, charts, failures, choices, element("div", { class: "pair" }, conversion, element("div", {}, hot, transfers.averages)), transfers.element);
-    const sheets = ["card.css", ...(this.#charts ? ["charts.css"] : [])];
-    this.#shadow.replaceChildren(...sheets.map((name) => element("link", { rel: "stylesheet", href: beside(name) })), frame);
+    this.#frame?.remove();
+    this.#shadow.append(frame);
 
     let lines = [];
     if (this.#charts) {
