@@ -47,6 +47,7 @@ class TcpEndpoint(Endpoint):
         spin_us: int,
         socket_buffer: int,
         local_address: str,
+        links: list[str],
         measures: bool,
     ) -> None: ...
     def protect(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What wire formats cost in accuracy: small real models over running prefill/decode pairs; docs/accuracy.md says how.
 
-    make accuracy ARGS="[--quick] [--json] [--state FILE] [--models smollm2,gemma3] [--formats fp8_e4m3,int4]"
+    make accuracy ARGS="[--quick] [--json] [--state FILE] [--models gemma3 …] [--formats int4 …]"
 
 JSON: arguments, models, tasks, formats (name, model, bytes_ratio, loss, interval, …), control (the same), void
 (reasons), versions, commit, date, machine.
@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few items: does it run?")
     parser.add_argument("--state", type=Path, help="JSON lines of answers: a run goes on from them")
     parser.add_argument(
-        "--models", type=lambda text: text.split(","), default=list(MODELS), help=", ".join(MODELS)
+        "--models", action="append", choices=MODELS, help="one; may be given again; default: all"
     )
     parser.add_argument(
         "--formats",
@@ -115,8 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, help="passages whose continuation is scored")
     parser.add_argument("--logs", type=Path, help="keep the servers' logs in this folder")
     given = parser.parse_args()
-    if unknown := [name for name in given.models if name not in MODELS]:
-        parser.error(f"--models has {unknown}, allowed: {', '.join(MODELS)}")
+    given.models = given.models or list(MODELS)
     given.tasks = given.tasks or list(TASKS)
     given.formats = given.formats or [*FORMATS, MIXED, *CONTROLS, *(CONSIDERED if given.considered else ())]
     return given

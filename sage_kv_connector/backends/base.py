@@ -155,7 +155,8 @@ class BackendOptions(NamedTuple):
 
     ``lanes``: data-plane threads; ``direct``: copy straight from and to the peer's pages where that is possible;
     ``local_address``: the interface that connections leave by; ``reached_at``: the host at which peers reach this
-    process; ``measures``: lanes take times, too; ``library_…``: for a backend over another library, as it names them.
+    process; ``links``: addresses of this host over which peers take lanes, each; ``measures``: lanes take times, too;
+    ``library_…``: for a backend over another library, as it names them.
     """
 
     lanes: int = 0
@@ -163,6 +164,7 @@ class BackendOptions(NamedTuple):
     direct: bool = True
     local_address: str = ""
     reached_at: str = ""
+    links: tuple[str, ...] = ()
     measures: bool = True
     library_transport: str = ""
     library_device: str = ""

@@ -120,6 +120,12 @@ class KVTransportConfig(BaseModel):
         "auto",
         description="address to listen on and to advertise; auto: all interfaces when a secret is set, else loopback",
     )
+    links: tuple[str, ...] = Field(
+        (),
+        max_length=8,
+        description="this host's interfaces, or its addresses there, that KV is striped over by tcp (A+B); a link that "
+        "fails is left within 200 ms; empty: one, which reaches the peer",
+    )
     advertise_host: str | None = Field(
         None, description="address that peers connect to, if not host (NAT, proxies)"
     )
@@ -207,6 +213,14 @@ class KVTransportConfig(BaseModel):
     def _not_empty(cls, value: SecretStr | str | None) -> SecretStr | str | None:
         if value is not None and not len(value):
             raise ValueError("text that is not empty; leave the option out for none")
+        return value
+
+    @field_validator("links", mode="before")
+    @classmethod
+    def _each_once(cls, value: object) -> object:
+        value = tuple(value.split("+")) if isinstance(value, str) and value else value or ()
+        if isinstance(value, (tuple, list)) and ("" in value or len(set(value)) < len(value)):
+            raise ValueError("names of interfaces or addresses of this host, each once, joined by +")
         return value
 
     @field_validator("target_dtype", mode="before")

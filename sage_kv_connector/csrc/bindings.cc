@@ -201,14 +201,15 @@ NB_MODULE(_data_plane, m) {
       .def(
           "__init__",
           [](TcpEndpoint* self, int lanes, uint64_t chunk_bytes, uint64_t spin_us, int socket_buffer,
-             const std::string& local_address, bool measures) {
+             const std::string& local_address, const std::vector<std::string>& links, bool measures) {
             if (socket_buffer < 0)
               throw std::invalid_argument("socket_buffer is " + std::to_string(socket_buffer) +
                                           ", must be 0 (the kernel's own) or a size in bytes");
             new (self) TcpEndpoint(options_of(lanes, chunk_bytes, spin_us, measures),
-                                   TcpOptions{socket_buffer, local_address});
+                                   TcpOptions{socket_buffer, local_address, links});
           },
-          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a, "measures"_a)
+          nb::kw_only(), "lanes"_a, "chunk_bytes"_a, "spin_us"_a, "socket_buffer"_a, "local_address"_a, "links"_a,
+          "measures"_a)
       .def(
           "protect",
           [](TcpEndpoint& e, uint64_t connection, bool encrypts, const nb::bytes& send, const nb::bytes& receive,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the channels of every backend do alike: they break, and look after their peer.
+#include <algorithm>
 #include <cstdio>
 
 #include "endpoint.h"
@@ -9,7 +10,8 @@ namespace sage_kvt {
 
 uint64_t Channel::due() const {
   if (const uint64_t until = deadline; until != 0) return until;
-  return first ? connection->liveness.due() : 0;
+  const uint64_t peer = first ? connection->liveness.due() : 0, own = alarm;
+  return peer == 0 || own == 0 ? peer | own : std::min(peer, own);
 }
 
 void Channel::on_time(uint64_t now) {
@@ -17,6 +19,12 @@ void Channel::on_time(uint64_t now) {
     if (now >= until) expire();
     return;
   }
+  if (const uint64_t own = alarm; own != 0 && now >= own) {
+    alarm = 0;
+    alarmed(now);
+    if (dead) return;
+  }
+  if (!first) return;
   // What is not read can't be a sign of life.
   if (connection->inbox_full()) connection->liveness.heard();
   switch (connection->liveness.look(now)) {
@@ -48,11 +56,9 @@ void Channel::rouse(bool lane_sleeps) {
 
 void Channel::broken(Status status, const std::string& detail) {
   if (dead.exchange(true)) return;
+  broke_with_ = status;
   shut();
-  if (expendable())
-    connection->drop_channel(*this);
-  else
-    connection->endpoint.doom(connection, status, detail);
+  if (!expendable() || !connection->drop_channel(*this)) connection->endpoint.doom(connection, status, detail);
 }
 
 }  // namespace sage_kvt

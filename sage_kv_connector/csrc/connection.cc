@@ -2,6 +2,7 @@
 #include "connection.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "endpoint.h"
@@ -14,9 +15,11 @@ constexpr size_t kMaxQueuedMessageBytes = 16u << 20;
 constexpr size_t kMaxInboxBytes = 16u << 20, kMaxUnauthorizedInboxBytes = 1u << 20;
 }  // namespace
 
+bool Connection::ordered_may_leave(const Channel& channel) const { return channel.first && held_ == 0; }
+
 bool Connection::take_message(const Channel& channel, std::string* message) {
   std::lock_guard lock(mutex_);
-  if (messages_.empty() || !channel.first) return false;
+  if (messages_.empty() || !ordered_may_leave(channel)) return false;
   *message = std::move(messages_.front());
   messages_.pop_front();
   message_bytes_ -= message->size();
@@ -25,7 +28,7 @@ bool Connection::take_message(const Channel& channel, std::string* message) {
 
 bool Connection::take_note(const Channel& channel, std::string* note) {
   std::lock_guard lock(mutex_);
-  if (notes_.empty() || !channel.first) return false;
+  if (notes_.empty() || !ordered_may_leave(channel)) return false;
   *note = std::move(notes_.front());
   notes_.pop_front();
   return true;
@@ -33,7 +36,7 @@ bool Connection::take_note(const Channel& channel, std::string* note) {
 
 bool Connection::take_grant(const Channel& channel, Grant* grant) {
   std::lock_guard lock(mutex_);
-  if (grants_.empty() || !channel.first) return false;
+  if (grants_.empty() || !ordered_may_leave(channel)) return false;
   const auto next = grants_.begin();
   *grant = {next->first, next->second};
   grants_.erase(next);
@@ -134,7 +137,7 @@ bool Connection::has_work_for(const Channel& channel) const {
   std::lock_guard lock(mutex_);
   const bool path = channel.is_path();
   if (next_for(path) != queue_.end() || returned_for(path) != returned_.end()) return true;
-  return (!messages_.empty() || !notes_.empty() || !grants_.empty()) && channel.first;
+  return (!messages_.empty() || !notes_.empty() || !grants_.empty()) && ordered_may_leave(channel);
 }
 
 bool Connection::queue_message(std::string message) {
@@ -152,6 +155,19 @@ void Connection::queue_note(std::string note) {
     if (closed_) return;
     notes_.push_back(std::move(note));
   }
+  kick();
+}
+
+void Connection::send_again(std::deque<std::string> messages, std::deque<std::string> notes) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return;
+  for (const auto& message : messages) message_bytes_ += message.size();
+  messages_.insert(messages_.begin(), std::move_iterator(messages.begin()), std::move_iterator(messages.end()));
+  notes_.insert(notes_.begin(), std::move_iterator(notes.begin()), std::move_iterator(notes.end()));
+}
+
+void Connection::let_go() {
+  --held_;
   kick();
 }
 
@@ -258,9 +274,31 @@ void Connection::drop_channels() {
   dropped.swap(channels_);
 }
 
-void Connection::drop_channel(const Channel& channel) {
+bool Connection::drop_channel(const Channel& channel) {
   std::lock_guard lock(mutex_);
+  auto* const next = heir(channel);
   std::erase_if(channels_, [&](const auto& known) { return known.get() == &channel; });
+  if (next && channel.first) {
+    next->first = true;
+    next->woken = true;
+    next->lane->kick();
+  }
+  return next != nullptr;
+}
+
+bool Connection::survives_without(const Channel& channel) const {
+  std::lock_guard lock(mutex_);
+  return !sealed_ && heir(channel) != nullptr;
+}
+
+// The best over another link: what ended one channel may be about to end those beside it.
+Channel* Connection::heir(const Channel& channel) const {
+  Channel* found = nullptr;
+  for (const auto& other : channels_)
+    if (other.get() != &channel && !other->dead && other->carries_messages() &&
+        (!found || (found->link() == channel.link() && other->link() != channel.link())))
+      found = other.get();
+  return found;
 }
 
 std::vector<std::shared_ptr<Channel>> Connection::seal(Status status, const std::string& detail) {
@@ -275,7 +313,10 @@ std::vector<std::shared_ptr<Channel>> Connection::seal(Status status, const std:
 ConnectionInfo Connection::info() const {
   std::lock_guard lock(mutex_);
   ConnectionInfo info = info_;
-  info.lanes = static_cast<int>(channels_.size());
+  // Not those that are only being set up.
+  info.lanes = static_cast<int>(std::count_if(channels_.begin(), channels_.end(), [](const auto& channel) {
+    return !channel->dead && (channel->is_path() || channel->carries_messages());
+  }));
   return info;
 }
 

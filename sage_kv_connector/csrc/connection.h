@@ -60,8 +60,8 @@ class Connection {
 
   // -- work for channels
 
-  // False if none waits; messages, notes and grants go over the first channel only, chunks once authorized. While there
-  // are paths, they take all chunks that they can carry.
+  // False if none waits; messages, notes and grants go over the first channel only, and not while the connection is
+  // held; chunks once authorized. While there are paths, they take all chunks that they can carry.
   bool take_message(const Channel& channel, std::string* message);
   bool take_note(const Channel& channel, std::string* note);
   bool take_grant(const Channel& channel, Grant* grant);
@@ -80,6 +80,11 @@ class Connection {
   bool queue_message(std::string message);
   // What one endpoint tells the other, and not the layer above.
   void queue_note(std::string note);
+  // They left by a channel that is gone, and did not get there: they go before those that wait.
+  void send_again(std::deque<std::string> messages, std::deque<std::string> notes);
+  // A channel is gone that carried what has an order, and nobody knows yet what of it got there. Once for each.
+  void hold() { ++held_; }
+  void let_go();
   bool queue_post(const std::shared_ptr<Post>& post);
   // The last one of a window stands for those before it.
   void queue_grant(const Grant& grant);
@@ -105,7 +110,10 @@ class Connection {
   void path_opened() { ++paths_; }
   void path_closed() { --paths_; }
   void drop_channels();
-  void drop_channel(const Channel& channel);
+  // Another one is the first if it was that. False if none is left that carries messages.
+  bool drop_channel(const Channel& channel);
+  // Whether another one carries messages, and the connection goes on.
+  bool survives_without(const Channel& channel) const;
   // From now on add_channel refuses; returns what is there. The first caller says why CLOSED comes.
   std::vector<std::shared_ptr<Channel>> seal(Status status, const std::string& detail);
   ConnectionInfo info() const;
@@ -120,6 +128,8 @@ class Connection {
   using Queue = std::map<std::pair<int, uint64_t>, std::shared_ptr<Post>>;
   Queue::const_iterator next_for(bool path) const;
   bool carries(bool path, const Post& post) const { return path ? !post.plain : post.plain || paths_ == 0; }
+  bool ordered_may_leave(const Channel& channel) const;
+  Channel* heir(const Channel& channel) const;
   struct Returned {
     std::shared_ptr<Post> post;
     Chunk chunk;
@@ -137,7 +147,7 @@ class Connection {
   std::map<uint64_t, uint64_t> grants_;  // parts by window
   Queue queue_;
   std::deque<Returned> returned_;  // chunks that count as in flight
-  std::atomic<int> paths_{0};
+  std::atomic<int> paths_{0}, held_{0};
   std::unordered_map<uint64_t, std::shared_ptr<Post>> posts_;
   std::vector<std::shared_ptr<Channel>> channels_;
   ConnectionInfo info_;

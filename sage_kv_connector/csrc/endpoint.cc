@@ -6,7 +6,7 @@
 namespace sage_kvt {
 Endpoint::Endpoint(const EndpointOptions& options) : options_(options), wait_spin_ns_(options.spin_ns) {
   for (int i = 0; i < options.lanes; ++i)
-    lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { bury_doomed(); }, options.stepped));
+    lanes_.push_back(std::make_unique<Lane>(options.spin_ns, [this] { tend(); }, options.stepped));
 }
 
 Endpoint::~Endpoint() { Endpoint::close(); }
@@ -186,6 +186,11 @@ void Endpoint::doom(const std::shared_ptr<Connection>& connection, Status status
     any_doomed_ = true;
   }
   lanes_[0]->kick();
+}
+
+void Endpoint::tend() {
+  bury_doomed();
+  if (auto* tender = tender_.load()) tender->tend();
 }
 
 void Endpoint::bury_doomed() {

@@ -58,6 +58,13 @@ constexpr uint64_t kSetUpNs = 5000000000;
 constexpr size_t kMaxPieces = 512;
 constexpr uint64_t kMaxChunkBytes = 64u << 20;
 
+// Whatever a backend does between its lanes' turns, with no channel's mutex held; several lanes may be there at once.
+class Tender {
+ public:
+  virtual ~Tender() = default;
+  virtual void tend() = 0;
+};
+
 class Endpoint {
  public:
   explicit Endpoint(const EndpointOptions& options);
@@ -134,11 +141,14 @@ class Endpoint {
   Lane& lane(size_t index) { return *lanes_[index % lanes_.size()]; }
   const std::vector<std::unique_ptr<Lane>>& lanes() const { return lanes_; }
   bool has_doomed() const { return any_doomed_; }
+  // From now on until it is closed, beside the endpoint's own: from its constructor on, when lanes run already.
+  void set_tender(Tender* tender) { tender_ = tender; }
 
  private:
   static uint64_t nanoseconds(double timeout_s);
   void no_longer_counted(Connection& connection);
   bool make_place();
+  void tend();
   std::vector<std::shared_ptr<Channel>> all_channels();
   void bury_doomed();
   void tell_end(const Connection& connection, Status status, const std::string& detail);
@@ -161,6 +171,7 @@ class Endpoint {
   std::mutex doomed_mutex_;
   std::vector<Doomed> doomed_;
   std::atomic<bool> any_doomed_{false};
+  std::atomic<Tender*> tender_{nullptr};
   std::atomic<uint64_t> wait_spin_ns_;
   std::atomic<size_t> unauthorized_{0};
   std::atomic<uint64_t> next_id_{1}, next_lane_{0};

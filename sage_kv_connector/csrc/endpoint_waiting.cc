@@ -59,7 +59,7 @@ bool Endpoint::wait(double timeout_s) {
         if (lock.owns_lock() && !channel->dead && channel->progress())
           spin_until = std::min(now_ns() + spin_ns, deadline);
       }
-      bury_doomed();
+      tend();
       spinner.turn();
     }
     bool left = false;

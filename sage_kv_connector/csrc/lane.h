@@ -39,11 +39,12 @@ class Channel {
   std::mutex mutex;
   const std::shared_ptr<Connection> connection;
   Lane* lane = nullptr;                // set once, before the channel is published, as is
-  bool first = false;                  // of its connection: it carries messages, and looks after the peer
+  std::atomic<bool> first{false};      // of its connection: it carries messages, and looks after the peer
   std::atomic<uint64_t> hot_until{0};  // spinning is worth it until then
   std::atomic<bool> woken{true};       // something happened that `progress` has not seen yet
   std::atomic<bool> resting{false};    // whatever happens makes it `woken`: nothing is to be looked at before
   std::atomic<uint64_t> deadline{0};   // set-up must be over by then (now_ns), 0: it is
+  std::atomic<uint64_t> alarm{0};      // `alarmed` is to be called then (now_ns), 0: it is not
   std::atomic<bool> dead{false};
 
   // When something is to be done even if nothing happens (now_ns), 0: never.
@@ -59,10 +60,15 @@ class Channel {
   virtual bool stuck() const = 0;
   virtual void expire() = 0;  // the deadline is over
   virtual void ping() = 0;    // have the peer's lane show that it lives
+  virtual void alarmed(uint64_t) {}
   // Chunks go over such channels first, and nothing else does.
   virtual bool is_path() const { return false; }
   // Its connection does without: it ends alone.
   virtual bool expendable() const { return false; }
+  // It may be the first of its connection. Without its mutex.
+  virtual bool carries_messages() const { return !is_path(); }
+  // Of those that a connection has: which network it goes by.
+  virtual size_t link() const { return 0; }
   // It is due.
   void on_time(uint64_t now);
   // `arm`, and `disarm`.
@@ -78,6 +84,8 @@ class Channel {
  protected:
   // Shuts it, and ends its connection a moment later.
   void broken(Status status, const std::string& detail);
+  // Why it is being shut; kOk: its connection ends.
+  Status broke_with_ = Status::kOk;
 };
 
 class Lane {

@@ -122,9 +122,10 @@ class EngineCore:
         Raises OSError naming the address that can't be bound.
         """
         if listen:
-            self.addresses = tuple(
+            listening = (
                 listen_on(backend, self._host, self.config, self.rank) for backend in self.backends.values()
             )
+            self.addresses = tuple(address for addresses in listening for address in addresses)
         self.sessions.addresses = self.addresses
         self._loop.start()
         if self.config.telemetry:

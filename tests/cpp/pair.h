@@ -27,10 +27,25 @@
 namespace sage_kvt {
 
 // Two are protected, with the tag alone and encrypted.
-enum class Kind { kShmDirect, kShmArena, kTcp, kTcpLanes, kTcpAuthenticated, kTcpEncrypted, kCarried, kRdma };
+enum class Kind {
+  kShmDirect,
+  kShmArena,
+  kTcp,
+  kTcpLanes,
+  kTcpLinks,
+  kTcpAuthenticated,
+  kTcpEncrypted,
+  kTcpLinksEncrypted,
+  kCarried,
+  kRdma
+};
 
 inline bool is_tcp(Kind kind) { return kind != Kind::kShmDirect && kind != Kind::kShmArena; }
-inline bool is_protected(Kind kind) { return kind == Kind::kTcpAuthenticated || kind == Kind::kTcpEncrypted; }
+inline bool is_protected(Kind kind) {
+  return kind == Kind::kTcpAuthenticated || kind == Kind::kTcpEncrypted || kind == Kind::kTcpLinksEncrypted;
+}
+inline bool is_encrypted(Kind kind) { return kind == Kind::kTcpEncrypted || kind == Kind::kTcpLinksEncrypted; }
+inline bool has_links(Kind kind) { return kind == Kind::kTcpLinks || kind == Kind::kTcpLinksEncrypted; }
 // Of sockets; an rdma or a carried connection has one, and a path.
 inline int lanes_of(Kind kind) {
   if (kind == Kind::kRdma || kind == Kind::kCarried) return 2;
@@ -39,13 +54,14 @@ inline int lanes_of(Kind kind) {
 
 // Those that are not protected alone where this machine has no libcrypto; rdma alone where it has a device.
 inline std::vector<Kind> kinds() {
-  std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp, Kind::kTcpLanes, Kind::kCarried};
+  std::vector<Kind> all{Kind::kShmDirect, Kind::kShmArena, Kind::kTcp,
+                        Kind::kTcpLanes,  Kind::kTcpLinks, Kind::kCarried};
   std::string why;
 #ifdef SAGE_KVT_RDMA
   if (rdma_lacks().empty()) return {Kind::kRdma};
 #endif
   if (libcrypto(&why))
-    all.insert(all.end(), {Kind::kTcpAuthenticated, Kind::kTcpEncrypted});
+    all.insert(all.end(), {Kind::kTcpAuthenticated, Kind::kTcpEncrypted, Kind::kTcpLinksEncrypted});
   else
     std::fprintf(stderr, "protected kinds are left out: %s\n", why.c_str());
   return all;
@@ -55,7 +71,7 @@ inline std::vector<Kind> kinds() {
 inline void protect(Kind kind, Endpoint& endpoint, uint64_t connection, bool connects) {
   if (!is_protected(kind)) return;
   const std::string one(kLaneKeysBytes, '\1'), other(kLaneKeysBytes, '\2');
-  static_cast<TcpEndpoint&>(endpoint).protect(connection, kind == Kind::kTcpEncrypted, connects ? one : other,
+  static_cast<TcpEndpoint&>(endpoint).protect(connection, is_encrypted(kind), connects ? one : other,
                                               connects ? other : one);
 }
 
@@ -109,7 +125,9 @@ inline std::unique_ptr<Endpoint> make_endpoint(Kind kind, uint64_t chunk_bytes) 
 #endif
   if (kind == Kind::kCarried) return std::make_unique<LocallyCarried>(options);
   options.lanes = lanes_of(kind);
-  if (is_tcp(kind)) return std::make_unique<TcpEndpoint>(options, TcpOptions{});
+  TcpOptions tcp;
+  if (has_links(kind)) tcp.links = {"127.0.0.1", "127.0.0.2"};
+  if (is_tcp(kind)) return std::make_unique<TcpEndpoint>(options, tcp);
   return std::make_unique<ShmEndpoint>(options, ShmOptions{kind == Kind::kShmDirect, 2u << 20});
 }
 

@@ -95,8 +95,8 @@ def test_a_restarted_engine_and_another_version_are_named() -> None:
     assert isinstance(hello, m.Hello)
     with pytest.raises(HandshakeRefused, match="new lives at this address now, not old"):
         acceptor.on_hello(hello, stale.hello)
-    future = msgspec.structs.replace(hello, versions=(9,), want="")
-    with pytest.raises(HandshakeRefused, match=f"{m.PROTOCOL_VERSION} here, \\[9\\] at the peer"):
+    future = msgspec.structs.replace(hello, versions=(99,), want="")
+    with pytest.raises(HandshakeRefused, match=f"{m.PROTOCOL_VERSION} here, \\[99\\] at the peer"):
         acceptor.on_hello(future, m.encode(future))
 
 

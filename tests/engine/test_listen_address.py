@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from sage_kv_connector.config import KVTransportConfig
-from sage_kv_connector.engine.control.listen_address import advertised_host, listen_host
+from sage_kv_connector.engine import EngineCore
+from sage_kv_connector.engine.control import listen_address
+from sage_kv_connector.engine.control.listen_address import advertised_host, link_addresses, listen_host
 
 WITH_SECRET = KVTransportConfig.load({"secret": "s"})
 
@@ -53,3 +55,34 @@ def test_the_same_in_a_network_namespace_without_one() -> None:
         [unshare, "-rn", sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.returncode != 0 and "ValueError: advertise_host is not set" in done.stderr
+
+
+def test_links_are_interfaces_or_addresses_of_this_host() -> None:
+    both = KVTransportConfig.load({"secret": "s", "links": "lo+127.0.0.2"})
+    assert both.links == ("lo", "127.0.0.2")
+    assert link_addresses(both) == ("127.0.0.1", "127.0.0.2")
+    assert advertised_host(both) == "127.0.0.1"
+    for wrong in ("192.0.2.7", "nosuch0", "2001:db8::7"):
+        with pytest.raises(
+            ValueError, match=rf"links has '{wrong}', which is no address of this host.*among .*lo"
+        ):
+            link_addresses(KVTransportConfig.load({"secret": "s", "links": wrong}))
+
+
+def test_links_beyond_loopback_want_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen_address, "_own_address", str)
+    assert link_addresses(KVTransportConfig.load({"links": "127.0.0.1+127.0.0.2"}))
+    with pytest.raises(ValueError, match=r"links 10\.1\.0\.1 are reachable from other machines"):
+        link_addresses(KVTransportConfig.load({"links": "127.0.0.1+10.1.0.1"}))
+
+
+def test_a_peer_may_begin_over_any_link() -> None:
+    config = KVTransportConfig.load({"secret": "s", "links": "127.0.0.1+127.0.0.2", "backend": "tcp"})
+    core = EngineCore(config)
+    core.start()
+    try:
+        hosts = [address.rpartition(":")[0] for address in core.addresses]
+        assert hosts == ["tcp://127.0.0.1", "tcp://127.0.0.2"]
+        assert len({address.rpartition(":")[2] for address in core.addresses}) == 1
+    finally:
+        core.close()

@@ -13,6 +13,8 @@ namespace {
 constexpr uint8_t kIncoming = 1, kTrusted = 2, kJoins = 4, kSealed = 8, kTrueSums = 16, kReset = 32, kSecondLane = 64,
                   kComposed = 128;
 constexpr size_t kMaxSteps = 24, kMaxComposed = 16u << 10;
+// Of the second: the connection has several links.
+constexpr uint8_t kLinked = 128;
 
 SteppedEndpoint<TcpEndpoint>& endpoint() {
   static auto* made = new SteppedEndpoint<TcpEndpoint>(stepped_options(3), TcpOptions{});
@@ -55,7 +57,7 @@ std::vector<uint8_t> composed(const std::vector<uint8_t>& bytes, const AttackedC
   while (!input.empty() && stream.size() < kMaxComposed) {
     FrameHeader header{};
     header.magic = kFrameMagic;
-    header.type = input.byte() % 9;
+    header.type = input.byte() % 11;
     const uint8_t how = input.byte();
     header.window = how & 1 ? input.number<uint64_t>() : attacked.window_named(input.byte() % 4);
     header.offset = how & 2 ? input.number<uint64_t>() : input.number<uint16_t>();
@@ -79,12 +81,13 @@ std::vector<uint8_t> composed(const std::vector<uint8_t>& bytes, const AttackedC
 }
 
 std::shared_ptr<TcpChannel> channel_of(const std::shared_ptr<Connection>& connection, bool incoming,
-                                       const Token& preface, std::vector<uint8_t> stream, bool reset, int* fd) {
+                                       const Token& preface, std::vector<uint8_t> stream, bool reset, int* fd,
+                                       bool linked = false) {
   *fd = machine().new_fd();
   auto& socket = machine().sockets[*fd];
   socket.stream = std::move(stream);
   socket.reset = reset;
-  auto channel = std::make_shared<TcpChannel>(connection, endpoint(), *fd, false, incoming, preface);
+  auto channel = std::make_shared<TcpChannel>(connection, endpoint(), *fd, false, incoming, preface, LaneId{}, linked);
   channel->deadline = now_ns() + kSetUpNs;
   endpoint().attach(channel);
   return channel;
@@ -108,7 +111,9 @@ int attack(const uint8_t* data, size_t size) {
   machine().reset();
   const uint8_t flags = input.byte();
   const bool incoming = flags & kIncoming;
-  const auto steps = input.bytes(input.byte() % kMaxSteps);
+  const uint8_t second_byte = input.byte();
+  const bool linked = second_byte & kLinked;
+  const auto steps = input.bytes((second_byte & ~kLinked) % kMaxSteps);
   const size_t for_second_lane = flags & kSecondLane ? input.number<uint16_t>() : 0;
   AttackedConnection attacked(endpoint(), incoming);
   if (flags & kTrusted) attacked.authorize();
@@ -125,7 +130,10 @@ int attack(const uint8_t* data, size_t size) {
   if (!incoming && flags & kJoins) joining.fill(9);
   int fd = -1, second_fd = -1;
   std::shared_ptr<Connection> joins;
-  channel_of(attacked.connection(), incoming, joining, std::move(stream), flags & kReset, &fd);
+  channel_of(attacked.connection(), incoming, joining, std::move(stream), flags & kReset, &fd, linked);
+  Token link_token{};
+  link_token.fill(9);
+  if (linked) endpoint().links().accepted(attacked.connection(), {link_token, 2});
   const auto turn = [&] {
     if (joins)
       for (const auto& channel : joins->channels()) channel->woken = true;
@@ -149,8 +157,8 @@ int attack(const uint8_t* data, size_t size) {
         attacked.say(step);
         if (flags & kSecondLane && second_fd < 0) {
           // A lane that joins, or a stranger that tries to.
-          const Token token = token_sent(socket.sent);
-          FrameHeader preface = control_frame(FrameType::kPreface, token, 0);
+          const Token token = linked ? link_token : token_sent(socket.sent);
+          FrameHeader preface = control_frame(FrameType::kPreface, token, linked ? 1 : 0);
           std::vector<uint8_t> bytes(sizeof preface);
           std::memcpy(bytes.data(), &preface, sizeof preface);
           bytes.insert(bytes.end(), second.begin(), second.end());

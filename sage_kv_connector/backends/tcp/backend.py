@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from sage_kv_connector import _data_plane
@@ -31,6 +32,7 @@ class TcpBackend(NativeBackend):
         spin_us: int = DEFAULT_SPIN_US,
         socket_buffer: int = 0,
         local_address: str = "",
+        links: Sequence[str] = (),
         measures: bool = True,
     ) -> None:
         super().__init__(
@@ -40,6 +42,7 @@ class TcpBackend(NativeBackend):
                 spin_us=spin_us,
                 socket_buffer=socket_buffer,
                 local_address=local_address,
+                links=list(links),
                 measures=measures,
             )
         )
@@ -50,6 +53,7 @@ class TcpBackend(NativeBackend):
             lanes=options.lanes or default_lanes(),
             chunk_bytes=options.chunk_bytes or cls.default_chunk_bytes,
             local_address=options.local_address,
+            links=options.links,
             measures=options.measures,
         )
 

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 #: Name → Mb/s from prefill to decode.
 LINKS: dict[str, float | None] = {"node": None, "10g": 10_000, "1g": 1_000, "100m": 100}
-#: The link's device at both hosts.
+#: The link's device at both hosts; of more than one, a number follows from the second on.
 DEVICE = "kvlink"
 #: How the names of a run's namespaces and devices begin; its process id follows.
 TAG = "kvab"
 PREFILL, DECODE = "10.231.77.1", "10.231.77.2"
+#: Networks of further links.
+FURTHER = "10.231.{}.{}"
 IPERF_S = 3
 
 
@@ -61,8 +63,11 @@ class Measured(NamedTuple):
 
 
 @contextlib.contextmanager
-def two_hosts(mbit: float) -> Iterator[Hosts]:
-    """Raises LinkError where namespaces can't be made. What a run left that was killed is removed first."""
+def two_hosts(mbit: float, links: int = 1) -> Iterator[Hosts]:
+    """Each of the links has this rate, and a network of its own (``device``, ``address``).
+
+    Raises LinkError where namespaces can't be made. What a run left that was killed is removed first.
+    """
     for left in left_over(_quiet("ip", "netns", "list")):
         _remove(left)
     tag = f"{TAG}{os.getpid()}"
@@ -71,23 +76,50 @@ def two_hosts(mbit: float) -> Iterator[Hosts]:
         for host in hosts:
             _run("ip", "netns", "add", host.namespace)
             _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
-        one, other = hosts
-        _run(
-            "ip", "link", "add", DEVICE, "netns", one.namespace, "type", "veth", "peer", DEVICE,
-            "netns", other.namespace,
-        )  # fmt: skip
+        for link in range(links):
+            _connect(hosts, link, mbit)
         for number, host in enumerate(hosts):
-            _run("ip", "-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", DEVICE)
-            _run("ip", "-n", host.namespace, "link", "set", DEVICE, "up")
             _reach(host, f"{tag}{number}", f"10.231.{78 + number}")
-        burst = max(1 << 20, int(mbit * 1e6 / 8 / 100))  # what 10 ms carry, for kernels with a slow tick
-        _run(
-            "tc", "-n", one.namespace, "qdisc", "add", "dev", DEVICE, "root", "tbf",
-            "rate", f"{int(mbit)}mbit", "burst", str(burst), "latency", "50ms",
-        )  # fmt: skip
         yield hosts
     finally:
         _remove(tag)
+
+
+def device(link: int) -> str:
+    """Of a link, at both hosts."""
+    return f"{DEVICE}{link or ''}"
+
+
+def address(host: Host, link: int) -> str:
+    """A host's, on a link."""
+    return FURTHER.format(90 + link, host.address.rpartition(".")[2]) if link else host.address
+
+
+def _connect(hosts: Hosts, link: int, mbit: float) -> None:
+    one, other = hosts
+    name = device(link)
+    _run(
+        "ip",
+        "link",
+        "add",
+        name,
+        "netns",
+        one.namespace,
+        "type",
+        "veth",
+        "peer",
+        name,
+        "netns",
+        other.namespace,
+    )
+    for host in hosts:
+        _run("ip", "-n", host.namespace, "addr", "add", f"{address(host, link)}/24", "dev", name)
+        _run("ip", "-n", host.namespace, "link", "set", name, "up")
+    burst = max(1 << 20, int(mbit * 1e6 / 8 / 100))  # what 10 ms carry, for kernels with a slow tick
+    _run(
+        "tc", "-n", one.namespace, "qdisc", "add", "dev", name, "root", "tbf",
+        "rate", f"{int(mbit)}mbit", "burst", str(burst), "latency", "50ms",
+    )  # fmt: skip
 
 
 def left_over(namespaces: str) -> set[str]:

@@ -23,8 +23,6 @@ struct PathEnded {
   Results results{};
 };
 
-constexpr size_t kMostAddresses = 16;
-
 std::string note_of(const Invitation& invitation);
 std::string note_of(const PathEnded& ended);
 // Nothing if it is none.

@@ -5,37 +5,44 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "tcp/tcp_endpoint.h"
 
 namespace sage_kvt {
 TcpChannel::TcpChannel(std::shared_ptr<Connection> connection, TcpEndpoint& endpoint, int fd, bool connecting,
-                       bool incoming, const Token& preface, size_t lane)
+                       bool incoming, const Token& preface, const LaneId& id, bool linked, size_t link)
     : Channel(std::move(connection)),
       endpoint_(endpoint),
       fd_(fd),
       connecting_(connecting),
       incoming_(incoming),
       joins_(!incoming && preface != Token{}),
+      id_(id),
+      link_(link),
       announce_(!incoming && !joins_),
-      armed_events_(EPOLLIN | EPOLLRDHUP) {
-  if (!incoming) queue_control(FrameType::kPreface, preface, lane);
+      armed_events_(EPOLLIN | EPOLLRDHUP),
+      counts_(linked) {
+  if (linked) kept_ = std::make_unique<Kept>();
+  if (!incoming) queue_control(FrameType::kPreface, preface, id.packed());
 }
 
 TcpChannel::~TcpChannel() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-void TcpChannel::queue_control(FrameType type, const Token& token, uint64_t number) {
-  control_.push_back(control_frame(type, token, number));
+void TcpChannel::queue_control(FrameType type, const Token& token, uint64_t number, uint64_t window) {
+  control_.push_back(control_frame(type, token, number, window));
 }
 
-void TcpChannel::protect(const std::shared_ptr<const ConnectionKeys>& keys, size_t lane_number,
-                         std::unique_ptr<LaneCipher> open) {
+void TcpChannel::queue_join(const Joinable& joinable) { joins_told_.push_back(joinable); }
+
+void TcpChannel::protect(const std::shared_ptr<const ConnectionKeys>& keys, std::unique_ptr<LaneCipher> open) {
   plain_messages_ = connection->queued_messages();
-  seal_ = std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kSeal, lane_number);
-  open_ = open ? std::move(open) : std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kOpen, lane_number);
+  seal_ = std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kSeal, id_);
+  open_ = open ? std::move(open) : std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kOpen, id_);
 }
 
 int TcpChannel::release_fd() {
@@ -52,11 +59,22 @@ void TcpChannel::shut() {
     ::close(fd_);
   }
   fd_ = -1;
-  in_window_.reset();
-  if (out_post_) {
-    auto post = std::move(out_post_);
-    connection->chunk_failed(post, Status::kConnectionLost, "");
-  }
+  const auto window = std::move(in_window_);
+  const auto post = std::move(out_post_);
+  if (post && !kept_) connection->chunk_failed(post, Status::kConnectionLost, "");
+  // What the peer did wrong ends the connection, as its silence does.
+  const bool may = broke_with_ == Status::kConnectionLost || (broke_with_ != Status::kOk && joins_ && !established_);
+  ends_alone_ = may && linked() && connection->survives_without(*this);
+  if (!ends_alone_) return;
+  // Nothing of it is written any more: the chunk may come another way.
+  if (window) window->release(in_start_.header.offset, in_start_.header.length);
+  endpoint_.links().ended({connection, id_, first, stalled_ ? progress_.slow_since() : 0, std::move(*kept_), taken_});
+}
+
+void TcpChannel::show_life() {
+  asked_for_life_ = true;
+  woken = true;
+  lane->kick();
 }
 
 void TcpChannel::expire() {
@@ -66,6 +84,22 @@ void TcpChannel::expire() {
 void TcpChannel::ping() {
   owes_ping_ = true;
   send_some();
+}
+
+void TcpChannel::alarmed(uint64_t now) {
+  uint64_t next = endpoint_.links().next_due();
+  if (linked() && connection->survives_without(*this)) {
+    const auto verdict = progress_.look(fd_, now);
+    // This machine, or the peer's, may be slow: another network is to be better.
+    if (verdict == SocketProgress::Verdict::kStalled && Links::another_lives(*this, progress_.slow_since())) {
+      stalled_ = true;
+      return end("its network acknowledges nothing");
+    }
+    if (verdict == SocketProgress::Verdict::kSlow || verdict == SocketProgress::Verdict::kStalled)
+      Links::ask_others(*this);
+    if (verdict != SocketProgress::Verdict::kIdle || out_active_) next = std::min(next, now + SocketProgress::kLookNs);
+  }
+  if (next != Links::kNever) alarm = next;
 }
 
 bool TcpChannel::progress() {
@@ -89,6 +123,7 @@ bool TcpChannel::progress() {
   }
   const bool received = receive_some();
   if (dead) return true;
+  if (asked_for_life_.exchange(false) && linked()) owes_ping_ = true;
   const bool sent = send_some();
   return received || sent;
 }
@@ -98,7 +133,8 @@ bool TcpChannel::arm() {
     want_write_ = true;
   } else if (announce_) {
     return false;
-  } else if (!want_write_ && (out_active_ || owes_control() || (may_send() && connection->has_work_for(*this)))) {
+  } else if (!want_write_ &&
+             (out_active_ || owes_control() || (carries_messages() && connection->has_work_for(*this)))) {
     return false;
   }
   // Edge-triggered while nothing is read, so that a hang-up wakes once.

@@ -16,8 +16,25 @@ enum class FrameType : uint8_t {
   kPing = 5,
   kPong = 6,
   kGrant = 7,
-  kNote = 8
+  kNote = 8,
+  kTaken = 9,
+  kEnded = 10
 };
+
+// One of a connection's lanes: its number, and how often it was dialled before.
+struct LaneId {
+  size_t lane = 0;
+  uint32_t turn = 0;
+
+  uint64_t packed() const { return lane | uint64_t{turn} << 8; }
+  // Any number makes one; whether it is allowed is another matter.
+  static LaneId unpacked(uint64_t number) {
+    return {number & 0xff, static_cast<uint32_t>(number >> 8 > UINT32_MAX ? UINT32_MAX : number >> 8)};
+  }
+  bool operator==(const LaneId&) const = default;
+};
+// Two sides that lost a lane so often do without it.
+constexpr uint32_t kMostTurns = 4096;
 
 struct FrameHeader {
   uint32_t magic;

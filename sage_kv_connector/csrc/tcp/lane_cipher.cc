@@ -12,6 +12,9 @@ namespace {
 // OpenSSL's names for `control`.
 constexpr int kGetTag = 0x10, kSetTag = 0x11;
 constexpr size_t kMostAtOnce = 1u << 30;  // lengths are int there
+// One turn of a lane seals fewer messages than two to the power of this: each counts a byte, and `kMaxBytes` ends it.
+constexpr int kTurnBits = 50;
+static_assert(LaneCipher::kMaxBytes <= uint64_t{1} << kTurnBits && uint64_t{kMostTurns} << kTurnBits < UINT64_MAX / 2);
 
 const LibCrypto& needed() {
   std::string why;
@@ -39,12 +42,13 @@ ConnectionKeys::~ConnectionKeys() {
   crypto.cleanse(receive.data(), kLaneKeysBytes);
 }
 
-LaneCipher::LaneCipher(const std::shared_ptr<const ConnectionKeys>& keys, Direction direction, size_t lane)
+LaneCipher::LaneCipher(const std::shared_ptr<const ConnectionKeys>& keys, Direction direction, const LaneId& lane)
     : crypto_(keys->crypto),
       seals_(direction == Direction::kSeal),
       encrypts_(keys->encrypts),
-      context_(crypto_.new_context()) {
-  const LaneKey& key = (seals_ ? keys->send : keys->receive).at(lane);
+      context_(crypto_.new_context()),
+      number_(uint64_t{lane.turn} << kTurnBits) {
+  const LaneKey& key = (seals_ ? keys->send : keys->receive).at(lane.lane);
   iv_ = key.iv;
   if (!context_ || crypto_.init(context_, crypto_.aes_128_gcm(), nullptr, key.key.data(), nullptr, seals_) != 1)
     throw std::runtime_error("libcrypto does not offer AES-128-GCM");
@@ -102,7 +106,7 @@ bool LaneCipher::end(Tag* tag) {
 
 double measure_cipher(bool encrypts, uint64_t bytes, uint64_t slice) {
   const std::string any(kLaneKeysBytes, '\1');
-  LaneCipher cipher(std::make_shared<const ConnectionKeys>(encrypts, any, any), LaneCipher::Direction::kSeal, 0);
+  LaneCipher cipher(std::make_shared<const ConnectionKeys>(encrypts, any, any), LaneCipher::Direction::kSeal, LaneId{});
   std::vector<char> from(slice, 1), to(slice);
   FrameHeader header{};
   Tag tag;

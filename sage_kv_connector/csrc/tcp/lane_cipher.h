@@ -43,7 +43,8 @@ class LaneCipher {
   // Bytes under one key, so that what GCM promises holds with room to spare.
   static constexpr uint64_t kMaxBytes = uint64_t{1} << 46;
 
-  LaneCipher(const std::shared_ptr<const ConnectionKeys>& keys, Direction direction, size_t lane);
+  // A lane's key goes on each time that it is dialled again, with numbers that it never had.
+  LaneCipher(const std::shared_ptr<const ConnectionKeys>& keys, Direction direction, const LaneId& lane);
   ~LaneCipher();
   LaneCipher(const LaneCipher&) = delete;
   LaneCipher& operator=(const LaneCipher&) = delete;
@@ -67,7 +68,7 @@ class LaneCipher {
   const bool seals_, encrypts_;
   std::array<uint8_t, 12> iv_;
   LibCrypto::Context* context_;
-  uint64_t number_ = 0, bytes_ = 0;
+  uint64_t number_, bytes_ = 0;
 };
 
 // Seconds in which one thread seals `bytes`, a slice of `slice` bytes at a time. Throws as ConnectionKeys.

@@ -16,6 +16,8 @@ namespace {
 // Bytes of one receive call, so that the CRC finds them in the cache.
 constexpr uint64_t kReceiveBytes = 256u << 10;
 constexpr uint64_t kDiscardBytes = 64u << 10;
+// So much may be taken before the peer hears of it, unless nothing more comes.
+constexpr uint64_t kUntoldBytes = 1u << 20, kUntoldFrames = 64;
 }  // namespace
 
 bool TcpChannel::receive_some() {
@@ -61,7 +63,10 @@ bool TcpChannel::receive_some() {
     }();
     if (n < 0) {
       if (errno == EINTR) continue;
-      if (errno == EAGAIN || errno == EWOULDBLOCK) return moved;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        say_taken();
+        return moved;
+      }
       broken(Status::kConnectionLost, std::strerror(errno));
       return true;
     }
@@ -71,6 +76,7 @@ bool TcpChannel::receive_some() {
     }
     moved = true;
     connection->liveness.heard();
+    if (counts_) heard_ = now_ns();
     turn += static_cast<uint64_t>(n);
     if (!on_payload(static_cast<size_t>(n))) return true;
   }
@@ -145,9 +151,12 @@ bool TcpChannel::finish_body() {
   in_have_ = 0;
   const auto& h = in_start_.header;
   const auto type = static_cast<FrameType>(h.type);
-  const bool message = type == FrameType::kMessage || type == FrameType::kNote;
+  const bool message = type != FrameType::kData;
   auto window = std::move(in_window_);
-  if (!message && !window) return true;  // discarded: nothing of it is believed
+  if (!message && !window) {  // discarded: nothing of it is believed
+    took();
+    return true;
+  }
   if (open_) {
     auto& trailer = in_end_.trailer;
     if ((!message && !open_->pass(&trailer, &trailer, sizeof trailer)) || !open_->end(&in_end_.tag)) {
@@ -156,6 +165,8 @@ bool TcpChannel::finish_body() {
       return forged();
     }
   }
+  if (type == FrameType::kJoin) return on_join_body();
+  took();
   if (type == FrameType::kNote) return on_note();
   if (message)
     endpoint_.emit_message(*connection, std::move(in_message_));
@@ -168,6 +179,63 @@ bool TcpChannel::finish_body() {
   else
     endpoint_.window_landed(*connection, window, h.offset, h.length);
   return true;
+}
+
+// A frame that the peer counts is over.
+void TcpChannel::took() {
+  if (!counts_) return;
+  ++taken_;
+  if (in_start_.header.type == static_cast<uint8_t>(FrameType::kData)) bytes_untold_ += in_start_.header.length;
+  if (bytes_untold_ >= kUntoldBytes || taken_ - taken_told_ >= kUntoldFrames) say_taken();
+}
+
+// Of messages alone nobody waits to hear.
+void TcpChannel::say_taken() {
+  if (bytes_untold_ == 0 && taken_ - taken_told_ < kUntoldFrames) return;
+  bytes_untold_ = 0;
+  owes_taken_ = true;
+}
+
+bool TcpChannel::on_join(const FrameHeader& h) {
+  if (h.length == 0) {
+    if (incoming_) return on_join_answer(h.offset);
+    endpoint_.join(connection, {h.token, h.offset});
+    return true;
+  }
+  if (incoming_ || h.length > kMostAddresses * sizeof(WrittenAddress) || std::exchange(answered_, true)) return false;
+  in_message_.assign(h.length, '\0');
+  if (open_ && !open_->begin(h)) return forged();
+  state_ = Receive::kMessage;
+  return true;
+}
+
+bool TcpChannel::on_join_body() {
+  const auto& h = in_start_.header;
+  const auto addresses = read_addresses(in_message_.data(), in_message_.size());
+  if (!addresses) {
+    broken(Status::kProtocolError, "a join of " + std::to_string(h.length) + " bytes names no addresses");
+    return false;
+  }
+  const uint64_t lanes = endpoint_.join(connection, {h.token, h.offset, *addresses});
+  queue_control(FrameType::kJoin, {}, lanes);
+  counts_ = lanes > 0;
+  return true;
+}
+
+// To our own, which told of links. Without lanes of the other side it stays as it was.
+bool TcpChannel::on_join_answer(uint64_t lanes) {
+  if (!kept_ || std::exchange(answered_, true)) return false;
+  counts_ = lanes > 0;
+  if (counts_) return true;
+  kept_->taken(*connection, kept_->sent() - (out_kept_ ? 1 : 0));
+  kept_.reset();
+  out_kept_ = false;
+  return true;
+}
+
+// What has not left can't be there, whatever the peer says.
+bool TcpChannel::on_taken(uint64_t count) {
+  return linked() && count <= kept_->sent() - (out_kept_ ? 1 : 0) && kept_->taken(*connection, count);
 }
 
 bool TcpChannel::on_note() {
@@ -204,6 +272,7 @@ bool TcpChannel::on_header() {
       }
       in_message_.assign(h.length, '\0');
       if (h.length == 0) {
+        took();
         endpoint_.emit_message(*connection, std::move(in_message_));
         return true;
       }
@@ -222,9 +291,9 @@ bool TcpChannel::on_header() {
       state_ = Receive::kMessage;
       return true;
     case FrameType::kJoin:
-      if (incoming_) break;
-      endpoint_.join(connection, h.token, h.offset);
-      return true;
+      if (on_join(h)) return true;
+      if (dead) return false;
+      break;
     case FrameType::kPing:
     case FrameType::kPong:
       if (!connection->authorized || h.length != 0) break;
@@ -233,6 +302,14 @@ bool TcpChannel::on_header() {
     case FrameType::kGrant:
       if (!connection->authorized || h.length != 0) break;
       connection->granted({h.window, h.offset});
+      took();
+      return true;
+    case FrameType::kTaken:
+      if (h.length != 0 || !on_taken(h.offset)) break;
+      return true;
+    case FrameType::kEnded:
+      if (h.length != 0 || !(kept_ || counts_)) break;
+      endpoint_.links().peer_ended(connection, LaneId::unpacked(h.window), h.offset);
       return true;
     case FrameType::kPreface:
       break;

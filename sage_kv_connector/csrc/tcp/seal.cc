@@ -76,8 +76,7 @@ void TcpChannel::revoke_sealed() {
     body_next_ = 0;
     out_trailer_.aborted = 1;
   }
-  auto ended = std::move(out_post_);
-  connection->chunk_failed(ended, Status::kCancelled, "");
+  void_chunk();
 }
 
 // Not of the frame's own fields, which this channel holds.

@@ -17,6 +17,7 @@ const char zeros[64u << 10] = {};  // payload of a revoked chunk
 }  // namespace
 
 void TcpChannel::revoke(const Post& post) {
+  if (kept_) kept_->revoke(*connection, post);
   if (!out_post_ || out_post_->id != post.id) return;
   if (seal_) {
     revoke_sealed();
@@ -39,33 +40,76 @@ void TcpChannel::revoke(const Post& post) {
   rest.push_back(out_.back());
   out_ = std::move(rest);
   out_next_ = 0;
-  auto ended = std::move(out_post_);
-  connection->chunk_failed(ended, Status::kCancelled, "");
+  void_chunk();
+}
+
+// The chunk that leaves counts no more.
+void TcpChannel::void_chunk() {
+  const auto ended = std::move(out_post_);
+  if (!kept_) connection->chunk_failed(ended, Status::kCancelled, "");
+}
+
+void TcpChannel::begin_control() {
+  if (!control_.empty()) {
+    out_header_ = control_.front();
+    control_.erase(control_.begin());
+  } else if (std::exchange(owes_pong_, false)) {
+    out_header_ = control_frame(FrameType::kPong, {}, 0);
+  } else if (std::exchange(owes_taken_, false)) {
+    taken_told_ = taken_;
+    out_header_ = control_frame(FrameType::kTaken, {}, taken_);
+  } else {
+    owes_ping_ = false;
+    out_header_ = control_frame(FrameType::kPing, {}, 0);
+  }
+  start_frame({}, seals());
+  const auto type = static_cast<FrameType>(out_header_.type);
+  static Tag nothing{};
+  if (!seals() && type == FrameType::kPreface && out_header_.token != Token{})
+    out_.push_back({&nothing, sizeof nothing});
+  // An answer: what comes behind it is counted.
+  if (type == FrameType::kJoin && out_header_.offset > 0) kept_ = std::make_unique<Kept>();
+}
+
+void TcpChannel::begin_join() {
+  const auto joinable = std::move(joins_told_.front());
+  joins_told_.erase(joins_told_.begin());
+  out_message_ = written(joinable.addresses);
+  out_header_ = control_frame(FrameType::kJoin, joinable.token, joinable.lanes);
+  out_header_.length = out_message_.size();
+  out_header_.header_crc = frame_header_crc(out_header_);
+  std::vector<iovec> body;
+  if (!out_message_.empty()) body.push_back({out_message_.data(), out_message_.size()});
+  start_frame(body, seals());
+  if (!joinable.addresses.empty()) kept_ = std::make_unique<Kept>();
+}
+
+// The frame that leaves, until the peer took it.
+void TcpChannel::keep(Kept::Frame frame) {
+  if (!kept_) return;
+  kept_->add(std::move(frame));
+  out_kept_ = true;
+  const uint64_t look = now_ns() + SocketProgress::kLookNs;
+  if (const uint64_t next = alarm; next == 0 || next > look) alarm = look;
 }
 
 bool TcpChannel::begin_frame() {
   out_.clear();
   out_next_ = 0;
-  if (owes_control()) {
-    if (!control_.empty()) {
-      out_header_ = control_.front();
-      control_.erase(control_.begin());
-    } else {
-      const bool pong = std::exchange(owes_pong_, false);
-      out_header_ = control_frame(pong ? FrameType::kPong : FrameType::kPing, {}, 0);
-      if (!pong) owes_ping_ = false;
-    }
-    start_frame({}, seals());
-    static Tag nothing{};
-    if (!seals() && out_header_.type == static_cast<uint8_t>(FrameType::kPreface) && out_header_.token != Token{})
-      out_.push_back({&nothing, sizeof nothing});
+  if (!joins_told_.empty() && control_.empty()) {
+    begin_join();
     return true;
   }
-  if (!may_send()) return false;
+  if (owes_control()) {
+    begin_control();
+    return true;
+  }
+  if (!carries_messages()) return false;
   Grant grant;
   if (connection->take_grant(*this, &grant)) {
     out_header_ = control_frame(FrameType::kGrant, {}, grant.parts, grant.window);
     start_frame({}, seals());
+    keep(grant);
     return true;
   }
   out_header_ = FrameHeader{};
@@ -82,6 +126,7 @@ bool TcpChannel::begin_frame() {
     if (!out_message_.empty()) body.push_back({out_message_.data(), out_message_.size()});
     start_frame(body, sealed);
     if (!note) ++endpoint_.counters.messages_sent;
+    if (kept_) keep(note ? Kept::Frame(Kept::Note{out_message_}) : Kept::Frame(out_message_));
     return true;
   }
   Chunk chunk;
@@ -99,6 +144,7 @@ bool TcpChannel::begin_frame() {
     Stopwatch watch(endpoint_.options().measures, endpoint_.counters.verify_ns);
     for (const auto& piece : chunk.pieces) out_trailer_.crc = crc32c(out_trailer_.crc, piece.iov_base, piece.iov_len);
   }
+  if (kept_) keep(Kept::Flight{out_post_, chunk});
   chunk.pieces.push_back({&out_trailer_, sizeof out_trailer_});
   start_frame(chunk.pieces, seals());
   return true;
@@ -123,13 +169,13 @@ void TcpChannel::start_frame(const std::vector<iovec>& body, bool sealed) {
 }
 
 void TcpChannel::end_frame() {
-  out_active_ = false;
+  out_active_ = out_kept_ = false;
   out_message_.clear();
   if (!out_post_) return;
   endpoint_.counters.bytes_sent += out_length_;
   ++endpoint_.counters.chunks_sent;
-  auto post = std::move(out_post_);
-  connection->chunk_sent(post, out_header_.offset, out_length_);
+  const auto post = std::move(out_post_);
+  if (!kept_) connection->chunk_sent(post, out_header_.offset, out_length_);
 }
 
 bool TcpChannel::send_some() {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tcp/tcp_endpoint.h"
 
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
@@ -36,53 +36,24 @@ class OwnedFd {
   int fd_;
 };
 
-const sockaddr* raw(const SocketAddress& address) { return reinterpret_cast<const sockaddr*>(&address.storage); }
-
-std::vector<SocketAddress> resolve(const std::string& address, bool passive) {
-  const auto colon = address.rfind(':');
-  if (colon == std::string::npos)
-    throw std::invalid_argument("address '" + address + "' must be host:port or [v6 host]:port");
-  std::string host = address.substr(0, colon), port = address.substr(colon + 1);
-  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
-  if (!digits || std::stoi(port) > 65535)
-    throw std::invalid_argument("address '" + address + "': port '" + port + "' must be a number from 0 to 65535");
-  addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-  addrinfo* first = nullptr;
-  if (int error = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &first); error != 0)
-    throw std::invalid_argument("address '" + address + "': " + ::gai_strerror(error));
-  std::vector<SocketAddress> found;
-  for (auto* a = first; a; a = a->ai_next) {
-    auto& copy = found.emplace_back(SocketAddress{{}, a->ai_addrlen});
-    std::memcpy(&copy.storage, a->ai_addr, a->ai_addrlen);
-  }
-  ::freeaddrinfo(first);
-  return found;
+// Each link has a lane.
+EndpointOptions with_lane_each(EndpointOptions options, size_t links) {
+  options.lanes = std::max(options.lanes, static_cast<int>(std::min(links, kMaxLanes)));
+  return options;
 }
 
-std::string show(const sockaddr* address, socklen_t size);
-
-// Of a socket: its own address, or its peer's.
-std::string name_of(int fd, int (*name)(int, sockaddr*, socklen_t*)) {
-  sockaddr_storage address{};
-  socklen_t size = sizeof address;
-  if (name(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "?";
-  return show(reinterpret_cast<sockaddr*>(&address), size);
-}
-
-std::string show(const sockaddr* address, socklen_t size) {
-  char host[NI_MAXHOST], port[NI_MAXSERV];
-  if (::getnameinfo(address, size, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-    return "?";
-  return address->sa_family == AF_INET6 ? std::string("[") + host + "]:" + port : std::string(host) + ":" + port;
+// A slow link is not to take what a fast one would have sent long ago.
+void keep_queue_short(int fd) {
+  const int bytes = 128 << 10;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes);
 }
 
 }  // namespace
 
-TcpEndpoint::TcpEndpoint(const EndpointOptions& options, const TcpOptions& tcp) : Endpoint(options), tcp_(tcp) {}
+TcpEndpoint::TcpEndpoint(const EndpointOptions& options, const TcpOptions& tcp)
+    : Endpoint(with_lane_each(options, tcp.links.size())), tcp_(tcp), links_(*this) {
+  set_tender(&links_);
+}
 
 TcpEndpoint::~TcpEndpoint() { Endpoint::close(); }
 
@@ -99,6 +70,16 @@ void TcpEndpoint::set_options(int fd) {
 
 std::string TcpEndpoint::listen(const std::string& address) {
   throw_if_closed();
+  const auto bound = listen_at(address);
+  for (const auto& link : tcp_.links) {
+    const auto at = resolve(listen_at("[" + link + "]:0"), true).front();
+    std::lock_guard lock(mutex_);
+    if (listening_.size() < kMostAddresses) listening_.push_back(at);
+  }
+  return bound;
+}
+
+std::string TcpEndpoint::listen_at(const std::string& address) {
   int error = EADDRNOTAVAIL;
   for (const auto& candidate : resolve(address, true)) {
     OwnedFd fd(::socket(candidate.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -196,21 +177,36 @@ void TcpEndpoint::authorize(uint64_t id) {
   auto connection = find_connection(id);
   if (!connection || connection->authorized) return;
   const bool dialled = this->dialled(id);
-  if (!dialled && options().lanes > 1) {
-    Pending pending{id, Token{}, static_cast<uint64_t>(options().lanes - 1)};
-    auto channels = connection->channels();
-    if (!channels.empty() &&
-        ::getrandom(pending.token.data(), pending.token.size(), 0) == static_cast<ssize_t>(pending.token.size())) {
-      {
-        std::lock_guard lock(mutex_);
-        joinable_.push_back(pending);
-      }
-      std::lock_guard lock(channels.front()->mutex);
-      static_cast<TcpChannel&>(*channels.front()).queue_control(FrameType::kJoin, pending.token, pending.lanes);
-    }
-  }
+  if (!dialled && options().lanes > 1) let_join(connection);
   Endpoint::authorize(id);
   if (dialled) open_lanes(connection);
+}
+
+void TcpEndpoint::let_join(const std::shared_ptr<Connection>& connection) {
+  Joinable joinable{{}, static_cast<uint64_t>(options().lanes - 1), other_links(*connection)};
+  const auto channels = connection->channels();
+  const auto bytes = static_cast<ssize_t>(joinable.token.size());
+  if (channels.empty() || ::getrandom(joinable.token.data(), joinable.token.size(), 0) != bytes) return;
+  if (joinable.addresses.empty()) {
+    std::lock_guard lock(mutex_);
+    joinable_.push_back({connection->id, joinable.token, joinable.lanes});
+  } else {
+    links_.accepted(connection, joinable);
+  }
+  std::lock_guard lock(channels.front()->mutex);
+  static_cast<TcpChannel&>(*channels.front()).queue_join(joinable);
+}
+
+// Those of ours that the peer did not dial.
+std::vector<SocketAddress> TcpEndpoint::other_links(const Connection& connection) {
+  std::vector<SocketAddress> others;
+  const auto local = connection.info().local;
+  if (tcp_.links.empty() || local == "?") return others;
+  const auto here = resolve(local, true).front();
+  std::lock_guard lock(mutex_);
+  for (const auto& link : listening_)
+    if (!same_host(link, here)) others.push_back(link);
+  return others;
 }
 
 void TcpEndpoint::protect(uint64_t id, bool encrypts, const std::string& send_keys, const std::string& receive_keys,
@@ -231,7 +227,7 @@ void TcpEndpoint::protect(uint64_t id, bool encrypts, const std::string& send_ke
     }
     // With the lock: no lane sends it, and hears a sealed answer, before the keys are there.
     if (!last_plain.empty()) connection->queue_message(std::move(last_plain));
-    static_cast<TcpChannel&>(*channels.front()).protect(keys, 0);
+    static_cast<TcpChannel&>(*channels.front()).protect(keys);
   }
   connection->kick();
 }
@@ -242,16 +238,18 @@ std::shared_ptr<const ConnectionKeys> TcpEndpoint::keys_of(uint64_t connection) 
   return found == keys_.end() ? nullptr : found->second;
 }
 
-void TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes) {
+uint64_t TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Joinable& joinable) {
+  const uint64_t lanes = std::min<uint64_t>(joinable.lanes, static_cast<uint64_t>(options().lanes - 1));
   {
     std::lock_guard lock(mutex_);
     auto found = dialled_.find(connection->id);
-    if (found == dialled_.end() || found->second.invited) return;
+    if (found == dialled_.end() || found->second.invited) return 0;
     found->second.invited = true;
-    found->second.token = token;
-    found->second.lanes = std::min<uint64_t>(lanes, static_cast<uint64_t>(options().lanes - 1));
+    found->second.may = joinable;
+    found->second.may.lanes = lanes;
   }
   if (connection->authorized) open_lanes(connection);
+  return lanes;
 }
 
 void TcpEndpoint::open_lanes(const std::shared_ptr<Connection>& connection) {
@@ -259,24 +257,34 @@ void TcpEndpoint::open_lanes(const std::shared_ptr<Connection>& connection) {
   {
     std::lock_guard lock(mutex_);
     auto found = dialled_.find(connection->id);
-    if (found == dialled_.end()) return;
+    if (found == dialled_.end() || found->second.may.lanes == 0) return;
     dialled = found->second;
-    found->second.lanes = 0;
+    found->second.may.lanes = 0;
   }
-  const auto keys = keys_of(connection->id);
-  for (uint64_t number = 1; number <= dialled.lanes; ++number) {
-    try {
-      bool connecting = false;
-      SocketAddress used;
-      const int fd = open_socket({dialled.address}, &used, &connecting);
-      auto channel = std::make_shared<TcpChannel>(connection, *this, fd, connecting, false, dialled.token, number);
-      if (keys) channel->protect(keys, number);
-      channel->deadline = now_ns() + kSetUpNs;
-      attach(channel);
-    } catch (const std::exception&) {
-      return;  // the first lane alone carries everything, only slower
-    }
+  if (!dialled.may.addresses.empty()) {
+    dialled.may.addresses.insert(dialled.may.addresses.begin(), dialled.address);
+    links_.dialled(connection, dialled.may);
+    return;
   }
+  try {
+    for (size_t number = 1; number <= dialled.may.lanes; ++number)
+      open_lane(connection, dialled.address, dialled.may.token, {number});
+  } catch (const std::exception&) {
+    // the first lane alone carries everything, only slower
+  }
+}
+
+void TcpEndpoint::open_lane(const std::shared_ptr<Connection>& connection, const SocketAddress& address,
+                            const Token& token, const LaneId& id, bool linked, size_t link) {
+  bool connecting = false;
+  SocketAddress used;
+  OwnedFd fd(open_socket({address}, &used, &connecting));
+  if (linked) keep_queue_short(fd.get());
+  auto channel =
+      std::make_shared<TcpChannel>(connection, *this, fd.release(), connecting, false, token, id, linked, link);
+  if (const auto keys = keys_of(connection->id)) channel->protect(keys);
+  channel->deadline = now_ns() + kSetUpNs;
+  attach(channel);
 }
 
 void TcpEndpoint::forgotten(uint64_t connection) {
@@ -284,38 +292,53 @@ void TcpEndpoint::forgotten(uint64_t connection) {
   dialled_.erase(connection);
   keys_.erase(connection);
   std::erase_if(joinable_, [&](const Pending& p) { return p.connection == connection; });
+  links_.forget(connection);
 }
 
 bool TcpEndpoint::adopt(TcpChannel& channel, const FrameStart& preface) {
-  uint64_t target = 0;
-  const uint64_t number = preface.header.offset;
-  if (number == 0 || number >= kMaxLanes) return false;
+  const auto id = LaneId::unpacked(preface.header.offset);
+  if (id.lane >= kMaxLanes || id.turn > kMostTurns) return false;
+  const auto holds = [&](uint64_t target, std::shared_ptr<const ConnectionKeys>* keys,
+                         std::unique_ptr<LaneCipher>* open) {
+    *keys = keys_of(target);
+    if (!*keys) return true;
+    *open = std::make_unique<LaneCipher>(*keys, LaneCipher::Direction::kOpen, id);
+    Tag tag = preface.tag;
+    return (*open)->header(preface.header, &tag);
+  };
+  const uint64_t plain = joins(preface.header.token, id), linked = plain ? 0 : links_.joins(preface.header.token, id);
+  auto connection = find_connection(plain | linked);
   std::shared_ptr<const ConnectionKeys> keys;
   std::unique_ptr<LaneCipher> open;
-  {
-    std::lock_guard lock(mutex_);
-    for (auto& pending : joinable_) {
-      if (pending.lanes == 0 || !equal_in_constant_time(pending.token, preface.header.token)) continue;
-      if (pending.used >> number & 1) return false;
-      if (auto found = keys_.find(pending.connection); found != keys_.end()) {
-        keys = found->second;
-        open = std::make_unique<LaneCipher>(keys, LaneCipher::Direction::kOpen, number);
-        Tag tag = preface.tag;
-        if (!open->header(preface.header, &tag)) return false;
-      }
-      pending.used |= 1u << number;
-      --pending.lanes;
-      target = pending.connection;
-    }
-    std::erase_if(joinable_, [](const Pending& p) { return p.lanes == 0; });
-  }
-  auto connection = target ? find_connection(target) : nullptr;
-  if (!connection) return false;
+  if (!connection || !holds(connection->id, &keys, &open)) return false;
+  // Whose tag holds is the peer: only then a number is used.
+  if (linked ? !links_.admit(linked, id) : !admit(plain, id)) return false;
   forget(channel.connection);
-  auto joined = std::make_shared<TcpChannel>(connection, *this, channel.release_fd(), false, true, Token{});
-  if (keys) joined->protect(keys, number, std::move(open));
+  const int fd = channel.release_fd();
+  if (linked) keep_queue_short(fd);
+  auto joined = std::make_shared<TcpChannel>(connection, *this, fd, false, true, Token{}, id, linked != 0,
+                                             linked ? links_.link_of(linked, id) : 0);
+  if (keys) joined->protect(keys, std::move(open));
   joined->welcome();
   attach(joined);
+  return true;
+}
+
+uint64_t TcpEndpoint::joins(const Token& token, const LaneId& id) {
+  std::lock_guard lock(mutex_);
+  for (const auto& pending : joinable_)
+    if (pending.lanes > 0 && equal_in_constant_time(pending.token, token))
+      return id.lane > 0 && id.turn == 0 ? pending.connection : 0;
+  return 0;
+}
+
+bool TcpEndpoint::admit(uint64_t connection, const LaneId& id) {
+  std::lock_guard lock(mutex_);
+  const auto found = std::find_if(joinable_.begin(), joinable_.end(),
+                                  [&](const Pending& pending) { return pending.connection == connection; });
+  if (found == joinable_.end() || found->used >> id.lane & 1) return false;
+  found->used |= 1u << id.lane;
+  if (--found->lanes == 0) joinable_.erase(found);
   return true;
 }
 

@@ -2,8 +2,6 @@
 // Sockets of one backend: listening, dialling, and lanes that join a connection by its token.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <memory>
 #include <mutex>
 #include <string>
@@ -12,17 +10,16 @@
 
 #include "endpoint.h"
 #include "tcp/channel.h"
+#include "tcp/links.h"
+#include "tcp/socket_address.h"
 
 namespace sage_kvt {
-
-struct SocketAddress {
-  sockaddr_storage storage;
-  socklen_t size;
-};
 
 struct TcpOptions {
   int socket_buffer = 0;      // bytes, 0: the kernel's own tuning
   std::string local_address;  // bind outgoing connections to it, "" for any
+  // Hosts at which this side is reached by several networks: peers take lanes over each.
+  std::vector<std::string> links{};
 };
 
 class TcpEndpoint : public Endpoint {
@@ -44,8 +41,12 @@ class TcpEndpoint : public Endpoint {
   bool adopt(TcpChannel& channel, const FrameStart& preface);
   // What the peer's endpoint says to this one; false if it makes no sense. A channel's mutex is held.
   virtual bool on_note(const std::shared_ptr<Connection>&, const std::string&) { return false; }
-  // The acceptor lets us open more lanes with this token: once, and not before we trust it too.
-  void join(const std::shared_ptr<Connection>& connection, const Token& token, uint64_t lanes);
+  // The acceptor lets us open more lanes: once, and not before we trust it too. Returns how many these are.
+  uint64_t join(const std::shared_ptr<Connection>& connection, const Joinable& joinable);
+  // Dial one more lane. Throws std::system_error.
+  void open_lane(const std::shared_ptr<Connection>& connection, const SocketAddress& address, const Token& token,
+                 const LaneId& id, bool linked = false, size_t link = 0);
+  Links& links() { return links_; }
 
  protected:
   void forgotten(uint64_t connection) override;
@@ -60,15 +61,20 @@ class TcpEndpoint : public Endpoint {
   void set_options(int fd);
   // Begins to connect to the first address that can be tried; `used` says which.
   int open_socket(const std::vector<SocketAddress>& addresses, SocketAddress* used, bool* connecting);
+  std::string listen_at(const std::string& address);
+  void let_join(const std::shared_ptr<Connection>& connection);
   void open_lanes(const std::shared_ptr<Connection>& connection);
+  std::vector<SocketAddress> other_links(const Connection& connection);
   std::shared_ptr<const ConnectionKeys> keys_of(uint64_t connection);
+  // The connection whose token lets this lane join, 0 if there is none; and its place there, once.
+  uint64_t joins(const Token& token, const LaneId& id);
+  bool admit(uint64_t connection, const LaneId& id);
 
   const TcpOptions tcp_;
   std::mutex mutex_;
   struct Dialled {
     SocketAddress address;
-    Token token;
-    uint64_t lanes = 0;  // still to be opened
+    Joinable may{};  // that is not opened yet
     bool invited = false;
   };
   std::unordered_map<uint64_t, Dialled> dialled_;
@@ -80,6 +86,8 @@ class TcpEndpoint : public Endpoint {
   };
   std::vector<Pending> joinable_;
   std::unordered_map<uint64_t, std::shared_ptr<const ConnectionKeys>> keys_;  // of protected connections
+  std::vector<SocketAddress> listening_;                                      // of `links`
+  Links links_;
 };
 
 }  // namespace sage_kvt

@@ -19,7 +19,7 @@ from sage_kv_connector.backends.base import Backend, BackendOptions, Capabilitie
 from sage_kv_connector.backends.protecting_backend import ProtectingBackend
 from sage_kv_connector.config import KVTransportConfig, Security
 from sage_kv_connector.contract.node import node_id
-from sage_kv_connector.engine.control.listen_address import advertised_host
+from sage_kv_connector.engine.control.listen_address import advertised_host, link_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def backend_options(config: KVTransportConfig) -> BackendOptions:
         direct=config.zero_copy,
         local_address="" if anywhere else config.host,
         reached_at=_reached_at(config),
+        links=link_addresses(config),
         measures=config.telemetry,
         library_transport=config.library_transport,
         library_device=config.library_device,

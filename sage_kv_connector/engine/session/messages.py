@@ -31,7 +31,7 @@ from sage_kv_connector.engine.session.transfer_messages import (
     SubscribeParts,
 )
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 NONCE_BYTES = 32
 #: Of who says hello: its name in characters, its rank, and the versions it knows.

@@ -20,6 +20,10 @@ def _two_lanes(**options: Any) -> TcpBackend:
     return TcpBackend(lanes=2, **options)
 
 
+def _two_links(**options: Any) -> TcpBackend:
+    return TcpBackend(links=("127.0.0.1", "127.0.0.2"), **options)
+
+
 _kind = partial(
     Kind,
     listen_on="tcp://127.0.0.1:0",
@@ -32,6 +36,7 @@ _kind = partial(
 KINDS = (
     _kind("tcp-1-lane", TcpBackend, bounds=(("lanes", 0), *BOUNDS)),
     _kind("tcp-2-lanes", _two_lanes, lanes=2, bounds=BOUNDS),
+    _kind("tcp-2-links", _two_links, lanes=2, bounds=BOUNDS),
     _kind("tcp-authenticated", _two_lanes, lanes=2, encrypts=False),
     _kind("tcp-encrypted", _two_lanes, lanes=2, encrypts=True),
 )

@@ -13,6 +13,7 @@ from sage_kv_connector._data_plane import crc32c
 
 MAGIC = 0x54564B53
 PREFACE, MESSAGE, DATA, JOIN, PING, PONG = 1, 2, 3, 4, 5, 6
+TAKEN, ENDED = 9, 10
 HEADER_BYTES, TAG_BYTES = 64, 16
 
 
@@ -35,6 +36,12 @@ def header(
 def joining(token: bytes, number: int = 1, tag: bytes = bytes(16)) -> bytes:
     """What a lane that joins begins with."""
     return header(PREFACE, token=token, offset=number) + tag
+
+
+def written(address: tuple[str, int], family: int = 4) -> bytes:
+    """An IPv4 address as endpoints tell it to each other."""
+    host, port = address
+    return struct.pack("<H", family) + struct.pack(">HI4s12x", port, 0, socket.inet_aton(host))
 
 
 def trailer(crc: int, generation: int, *, aborted: int = 0) -> bytes:
