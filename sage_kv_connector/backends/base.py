@@ -2,13 +2,11 @@
 
 Memory model
 ------------
-A backend moves bytes between *memory regions* (``register_memory``) of two
-processes. The receiving side opens a *window* for one connection: an ordered
-list of segments (address, length) of its own registered memory that together
-form one linear space ``[0, size)``. The sending side posts *descriptors*
-(local address, offset in the peer's window, length). So a sender never learns
-or names an address of the receiver: each side maps its own pages, and bounds
-are checked on both sides against what was registered and opened.
+A backend moves bytes between *memory regions* (``register_memory``) of two processes. The receiving side opens a
+*window* for one connection: an ordered list of segments (address, length) of its own registered memory that together
+form one linear space ``[0, size)``. The sending side posts *descriptors* (local address, offset in the peer's window,
+length). So a sender never learns or names an address of the receiver: each side maps its own pages, and bounds are
+checked on both sides against what was registered and opened.
 
 How the bytes cross is the backend's own business: shm lets the receiver read straight from the sender's pages (or
 goes through a shared arena), tcp gathers and scatters on a socket, rdma has the receiver's card read.
@@ -153,10 +151,9 @@ class Capabilities(NamedTuple):
 class BackendOptions(NamedTuple):
     """What a user may choose of any backend; 0 and "" stand for the backend's own measured default.
 
-    ``lanes``: data-plane threads; ``direct``: copy straight from and to the peer's pages where that is possible;
-    ``local_address``: the interface that connections leave by; ``reached_at``: the host at which peers reach this
-    process; ``links``: addresses of this host over which peers take lanes, each; ``measures``: lanes take times, too;
-    ``library_…``: for a backend over another library, as it names them.
+    ``lanes``: data-plane threads; ``direct``: copy straight from and to the peer's pages where possible; ``links``: our
+    hosts that peers take lanes over, ``reached_at``: the one they dial; ``local_address``: what connections leave by;
+    ``measures``: lanes take times; ``library_…``: of another library, as it names them.
     """
 
     lanes: int = 0

@@ -123,8 +123,7 @@ class KVTransportConfig(BaseModel):
     links: tuple[str, ...] = Field(
         (),
         max_length=8,
-        description="this host's interfaces, or its addresses there, that KV is striped over by tcp (A+B); a link that "
-        "fails is left within 200 ms; empty: one, which reaches the peer",
+        description="this host's interfaces, or its addresses there, that KV is striped over by tcp (A+B)",
     )
     advertise_host: str | None = Field(
         None, description="address that peers connect to, if not host (NAT, proxies)"

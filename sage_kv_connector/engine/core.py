@@ -122,10 +122,7 @@ class EngineCore:
         Raises OSError naming the address that can't be bound.
         """
         if listen:
-            listening = (
-                listen_on(backend, self._host, self.config, self.rank) for backend in self.backends.values()
-            )
-            self.addresses = tuple(address for addresses in listening for address in addresses)
+            self.addresses = listen_on(self.backends.values(), self._host, self.config, self.rank)
         self.sessions.addresses = self.addresses
         self._loop.start()
         if self.config.telemetry:

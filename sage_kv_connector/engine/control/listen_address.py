@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+from collections.abc import Iterable
 
 from sage_kv_connector.backends.base import Backend
 from sage_kv_connector.config import SECRET_ENV, KVTransportConfig
@@ -79,11 +80,15 @@ def advertised_host(config: KVTransportConfig) -> str:
     return config.advertise_host or _reachable_host(listen_host(config, config.resolved_secret()))
 
 
-def listen_on(backend: Backend, host: str, config: KVTransportConfig, rank: int) -> tuple[str, ...]:
-    """Let a backend of this rank listen on ``host``; returns what peers dial. Raises OSError as the backend does.
+def listen_on(
+    backends: Iterable[Backend], host: str, config: KVTransportConfig, rank: int
+) -> tuple[str, ...]:
+    """Let the backends of this rank listen on ``host``; returns what peers dial. Raises OSError as they do."""
+    return tuple(address for backend in backends for address in _listen_on(backend, host, config, rank))
 
-    Where it listens on all interfaces, a peer may begin over any of ``links``.
-    """
+
+def _listen_on(backend: Backend, host: str, config: KVTransportConfig, rank: int) -> Iterable[str]:
+    """Where it listens on all interfaces, a peer may begin over any of ``links``."""
     name = backend.capabilities.name
     if not backend.capabilities.crosses_nodes:
         return (backend.listen(f"{name}://"),)
@@ -92,4 +97,4 @@ def listen_on(backend: Backend, host: str, config: KVTransportConfig, rank: int)
     if config.advertise_port is not None:
         bound = str(config.advertise_port + rank)
     reached = dict.fromkeys((advertised_host(config), *(link_addresses(config) if host in ANY else ())))
-    return tuple(f"{name}://{bracket(host)}:{bound}" for host in reached)
+    return [f"{name}://{bracket(host)}:{bound}" for host in reached]
