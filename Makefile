@@ -7,7 +7,7 @@ SGLANG_TESTS = sglang sglang_traces sglang_windows window_pools cross_engine lat
 CARD_TESTS = card dashboard
 FLEET_TESTS = manifests ray_serve
 
-.PHONY: test-rdma test-carriers test-fleets ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
+.PHONY: test-rdma test-carriers test-fleets ab performance report coverage demo test test-unit test-simulation test-wheel test-cpp test-card test-engines test-vllm test-sglang test-vendor-headers test-fuzz test-full fuzz faults two-links lint matrix bench device-check soak simulate mutate check-telemetry accuracy shell build wheel clean
 
 # Two vLLM servers and a router on a small built-in model: what moved, and how fast.
 # make demo ARGS="--engine sglang --json": the same with SGLang's.
@@ -135,6 +135,10 @@ accuracy:
 
 lint:
 	$(RUN) sh scripts/lint.sh
+
+# Two links between two hosts (namespaces, root), one of which goes down again and again. ARGS="--rounds 1000"
+two-links:
+	$(RUN) python -m scripts.two_links $(ARGS)
 
 # Many requests while links break and servers die (docs/reliability.md). ARGS="--requests 10000 --json"
 soak:

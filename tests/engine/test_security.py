@@ -91,10 +91,14 @@ def refused(core: EngineCore, code: str) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("security", ["none", "authenticated", "encrypted"])
-def test_equal_levels_hand_over(make: Cores, security: str) -> None:
-    prefill, decode = make({"security": security}), make({"security": security})
-    stats = fetch(decode, prefill).stats
+@pytest.mark.parametrize("links", ["", "127.0.0.1+127.0.0.2"])
+def test_equal_levels_hand_over(make: Cores, security: str, links: str) -> None:
+    prefill, decode = make({"security": security, "links": links}), make({"security": security})
+    stats = fetch(decode, prefill, size=16 << 20).stats
     assert stats is not None and stats.security == security
+    (session,) = decode.sessions
+    lanes = 2 if links else 1
+    wait_until(lambda: session.backend.connection_info(session.connection).lanes >= lanes)
     assert prefill.counters()["forged_frames"] == decode.counters()["forged_frames"] == 0
 
 

@@ -239,7 +239,9 @@ std::shared_ptr<const ConnectionKeys> TcpEndpoint::keys_of(uint64_t connection) 
 }
 
 uint64_t TcpEndpoint::join(const std::shared_ptr<Connection>& connection, const Joinable& joinable) {
-  const uint64_t lanes = std::min<uint64_t>(joinable.lanes, static_cast<uint64_t>(options().lanes - 1));
+  // Each link has one, however few lanes (threads) there are here.
+  const uint64_t wanted = std::max<uint64_t>(static_cast<uint64_t>(options().lanes - 1), joinable.addresses.size());
+  const uint64_t lanes = std::min(joinable.lanes, wanted);
   {
     std::lock_guard lock(mutex_);
     auto found = dialled_.find(connection->id);

@@ -83,14 +83,14 @@ def test_each_link_has_a_lane_once_the_acceptor_is_trusted(acceptor: Acceptor) -
         assert (preface[4], preface[40:56], struct.unpack_from("<Q", preface, 24)) == (PREFACE, TOKEN, (1,))
 
 
-def test_who_has_one_lane_says_so_and_nothing_is_counted() -> None:
+def test_each_link_has_a_lane_however_few_threads_there_are() -> None:
     alone = Acceptor(lanes=1)
-    alone.tell()
+    alone.tell(lanes=3)
     answer = alone.frame()
-    assert (answer[4], struct.unpack_from("<Q", answer, 24)) == (JOIN, (0,))
+    assert (answer[4], struct.unpack_from("<Q", answer, 24)) == (JOIN, (1,))
     alone.client.authorize(alone.connection)
-    alone.first.sendall(header(TAKEN))
-    assert alone.closed_with() == Status.PROTOCOL_ERROR
+    joined, _ = alone.servers[1].accept()
+    joined.close()
     alone.close()
 
 
@@ -205,4 +205,19 @@ def test_a_lane_joins_once_and_with_the_token_alone() -> None:
             for number in (1, 0, 1 + (1 << 8), 2, 15, 2**64 - 1):
                 assert refused(joining(token, number)), number
             assert refused(joining(bytes(16 * b"x"), 1))
+    listener.close()
+
+
+def test_who_opens_no_lane_is_sent_no_counts() -> None:
+    listener = TcpBackend(links=("127.0.0.1", "127.0.0.2"))
+    address = parse_address(listener.listen("tcp://127.0.0.1:0"))
+    with socket.create_connection(address, timeout=PATIENCE_S) as first:
+        first.sendall(header(PREFACE))
+        listener.authorize(until_event(listener, EventKind.ACCEPTED).connection)
+        assert first.recv(HEADER_BYTES, socket.MSG_WAITALL)[4] == JOIN
+        first.recv(24, socket.MSG_WAITALL)
+        first.sendall(header(JOIN, offset=0) + header(MESSAGE, length=3) + b"hey")
+        assert until_event(listener, EventKind.MESSAGE).payload == b"hey"
+        first.sendall(header(TAKEN))
+        assert until_event(listener, EventKind.CLOSED).status == Status.PROTOCOL_ERROR
     listener.close()

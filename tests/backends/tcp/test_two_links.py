@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from integration_tests.two_links import rounds_of
 from sage_kv_connector.bench.ab.links import LinkError
+from scripts.two_links import rounds_of
 
 
 def test_a_link_that_goes_down_costs_no_byte() -> None:

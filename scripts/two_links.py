@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two hosts, two links, one of which is taken down in mid-transfer, again and again: nothing is lost or wrong.
 
-    python -m integration_tests.two_links [--rounds N] [--mbit N] [--seed N]
+    python -m scripts.two_links [--rounds N] [--mbit N] [--seed N]
 
 Hosts are network namespaces (root, iproute2). Each round moves bytes from one to the other by backend tcp, takes a link
 down at either end at a random moment, and puts it up again. JSON: rounds; wrong; gap_ms: from bytes that landed to the
@@ -111,7 +111,7 @@ class Side:
 
     def __init__(self, enter: tuple[str, ...], *words: str) -> None:
         self.process = subprocess.Popen(
-            [*enter, sys.executable, "-m", __spec__.name if __spec__ else __name__, *words],
+            [*enter, sys.executable, "-m", "scripts.two_links", *words],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
